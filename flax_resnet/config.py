@@ -1,0 +1,369 @@
+"""Typed, frozen, validated configuration, and the plan derived from it.
+
+The dataclasses below are the one statement of every setting: name, type, default, allowed values,
+meaning. `default_config()` gives them as a locked `ConfigDict`, a file in configs/ changes what its
+recipe changes, the command line overrides single keys, and `freeze()` turns the result into the
+dataclasses, once. Nothing behind that line reads a default or a `ConfigDict`.
+
+A zero or an empty string stands for "as the data says" where the help text says so; no default is None,
+because ml_collections cannot override a None.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_type_hints
+
+from ml_collections import ConfigDict
+
+from flax_resnet.errors import ConfigError, DataError, suggestion
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words that say so."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def one_of(*choices: str) -> Rule:
+    """The value is one of the named choices."""
+    return Rule(lambda v: v in choices, f"one of {', '.join(choices)}")
+
+
+def at_least(low: float) -> Rule:
+    """The value is finite and not below `low`."""
+    return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    """The value is finite and above `low`."""
+    return Rule(lambda v: math.isfinite(v) and v > low, f"above {low}")
+
+
+def within(low: float, high: float) -> Rule:
+    """The value lies in [low, high]."""
+    return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
+
+
+def each_within(low: float, high: float, count: int) -> Rule:
+    """The value is a tuple of `count` numbers, each in [low, high]."""
+    return Rule(
+        lambda v: len(v) == count and all(low <= x <= high for x in v),
+        f"{count} numbers between {low} and {high}",
+    )
+
+
+def ascending_pair(low: float, high: float) -> Rule:
+    """The value is (a, b) with low <= a <= b <= high and b > 0."""
+    return Rule(
+        lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high and v[1] > 0,
+        f"two ascending numbers between {low} and {high}",
+    )
+
+
+ANY = Rule(lambda v: True, "any value")
+
+
+def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True) -> Any:
+    """One field: its default, its rule, its meaning, and whether it changes what is trained."""
+    return dataclasses.field(
+        default=default, metadata={"rule": rule, "help": help, "changes_result": changes_result}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, and how the host cuts them to size."""
+
+    source: str = setting("tfds", one_of("tfds", "folder"), "where the images come from")
+    name: str = setting("digits", ANY, "TFDS dataset, as name, name/config or name:version")
+    path: str = setting("", ANY, "folder of images, for source=folder", changes_result=False)
+    data_dir: str = setting(
+        "", ANY, "TFDS data folder; empty for TFDS's own", changes_result=False
+    )
+    train_split: str = setting("train", ANY, "TFDS split expression, or folder split, to train on")
+    eval_split: str = setting("test", ANY, "split to evaluate on")
+    holdout: float = setting(
+        0.2, within(0.01, 0.99), "share kept for evaluation from a folder without train/"
+    )
+    image_size: int = setting(8, at_least(1), "height and width of the network's input, pixels")
+    train_crop: str = setting(
+        "resize", one_of("resize", "center", "random_resized"), "how a training image is cut"
+    )
+    eval_crop: str = setting("resize", one_of("resize", "center"), "how a test image is cut")
+    eval_crop_fraction: float = setting(
+        0.875, within(0.01, 1), "side of the centre crop over the image's short side"
+    )
+    crop_area: tuple = setting((0.08, 1.0), ascending_pair(0, 1), "area share of a random crop")
+    crop_aspect: tuple = setting(
+        (0.75, 4 / 3), ascending_pair(0.01, 100), "width over height of a random crop"
+    )
+    interpolation: str = setting(
+        "bilinear", one_of("bilinear", "bicubic"), "resampling filter, antialiased as Pillow's"
+    )
+    max_bad_images: int = setting(
+        10, at_least(0), "unreadable images named and replaced before the run stops"
+    )
+    threads: int = setting(
+        0, at_least(0), "decoding threads; 0 for one per core", changes_result=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What the device does to a batch of uint8 images."""
+
+    mean: tuple = setting((0.485, 0.456, 0.406), each_within(0, 1, 3), "subtracted, per channel")
+    std: tuple = setting((0.229, 0.224, 0.225), each_within(1e-6, 10, 3), "divided by, per channel")
+    flip: bool = setting(False, ANY, "mirror every other training image, left to right")
+    shift: int = setting(0, at_least(0), "pad by this many black pixels and crop back at random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    name: str = setting("resnet18", ANY, "a name of flax_resnet.list_models()")
+    num_classes: int = setting(0, at_least(0), "size of the logits; 0 for the dataset's classes")
+    stem: str = setting(
+        "imagenet", one_of("imagenet", "cifar"), "7x7/2 and max-pool, or 3x3 without pool"
+    )
+    width: int = setting(64, at_least(1), "channels of the first stage")
+    dtype: str = setting(
+        "float32", one_of("float32", "bfloat16", "float64"), "compute dtype; logits stay float32"
+    )
+    zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
+    norm_momentum: float = setting(0.1, within(0, 1), "weight of the newest batch in the statistics")
+    norm_epsilon: float = setting(1e-5, above(0), "added to the variance")
+    norm_groups: int = setting(
+        1, at_least(1), "groups of the batch with statistics of their own; 1: the global batch"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """SGD with momentum; weight decay enters the gradient, as in torch."""
+
+    learning_rate: float = setting(0.1, above(0), "peak, reached at the end of the warm-up")
+    momentum: float = setting(0.9, within(0, 0.9999), "of the gradient's running sum")
+    nesterov: bool = setting(False, ANY, "look ahead by one momentum step")
+    weight_decay: float = setting(1e-4, at_least(0), "times the weights, added to the gradient")
+    decay: str = setting(
+        "kernels", one_of("kernels", "all"), "what decays: kernels only, or norms and biases too"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over time."""
+
+    name: str = setting("cosine", one_of("cosine", "step", "constant"), "shape after the warm-up")
+    warmup_epochs: float = setting(0.0, at_least(0), "linear rise from 0")
+    step_epochs: int = setting(30, at_least(1), "for step: epochs between two drops")
+    step_factor: float = setting(0.1, within(0, 1), "for step: what a drop multiplies by")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The run."""
+
+    batch_size: int = setting(128, at_least(1), "images per step, over all devices")
+    epochs: int = setting(10, at_least(1), "passes over the data; more of them extend a run")
+    seed: int = setting(0, within(0, 2**31 - 1), "of weights, order and augmentation")
+    label_smoothing: float = setting(0.0, within(0, 0.99), "share of the label spread over all")
+    matmul_precision: str = setting(
+        "default", one_of("default", "tf32", "float32"), "of float32 products on GPU and TPU"
+    )
+    eval_batch_size: int = setting(
+        0, at_least(0), "images per evaluation step; 0 for batch_size", changes_result=False
+    )
+    log_every: int = setting(
+        10, at_least(1), "steps between records of training", changes_result=False
+    )
+    eval_every: float = setting(
+        1.0, above(0), "epochs between evaluations; the last step is always one", changes_result=False
+    )
+    checkpoint_every: float = setting(
+        1.0, above(0), "epochs between checkpoints; the last step is always one", changes_result=False
+    )
+    prefetch: int = setting(
+        2, at_least(1), "batches placed on the device ahead of the step", changes_result=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: Data = Data()
+    augment: Augment = Augment()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+
+
+def default_config() -> ConfigDict:
+    """Returns every setting at its default; locked, so that an unknown key is refused."""
+    return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def settings() -> dict[str, dataclasses.Field]:
+    """Returns every field by its dotted key, such as ``train.batch_size``."""
+    return {
+        f"{section.name}.{field.name}": field
+        for section in dataclasses.fields(Config)
+        for field in dataclasses.fields(section.type)
+    }
+
+
+def freeze(values: Mapping[str, Any]) -> Config:
+    """Makes the frozen configuration of a nested mapping (a ConfigDict, or parsed config.json).
+
+    Missing keys keep their defaults.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type, or a value out of range; one line with key, value and
+        what is allowed.
+    """
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
+    known = settings()
+    sections = {section.name: section.type for section in dataclasses.fields(Config)}
+    built = {}
+    for name, section in values.items():
+        if name not in sections or not isinstance(section, Mapping):
+            raise ConfigError(f"config key {name!r} is unknown: {suggestion(name, sections)}")
+        types, fields = get_type_hints(sections[name]), {}
+        for key, value in section.items():
+            dotted = f"{name}.{key}"
+            if dotted not in known:
+                raise ConfigError(f"config key {dotted!r} is unknown: {suggestion(dotted, known)}")
+            fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
+        built[name] = sections[name](**fields)
+    config = Config(**built)
+    _check_together(config)
+    return config
+
+
+def _checked(key: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{key}={value!r}: must be {kind.__name__} ({metadata['help']})")
+    if kind is tuple and not all(isinstance(x, int | float) for x in value):
+        raise ConfigError(f"{key}={value!r}: must be numbers ({metadata['help']})")
+    if not metadata["rule"].holds(value):
+        raise ConfigError(f"{key}={value!r}: must be {metadata['rule'].words} ({metadata['help']})")
+    return value
+
+
+def _check_together(config: Config) -> None:
+    """Refuses values that are each allowed but do not go together."""
+    if config.data.source == "folder" and not config.data.path:
+        raise ConfigError("data.path='': must name the folder of images when data.source='folder'")
+    if config.augment.shift >= config.data.image_size:
+        raise ConfigError(
+            f"augment.shift={config.augment.shift}: must be below "
+            f"data.image_size={config.data.image_size}"
+        )
+    if config.train.batch_size % config.model.norm_groups:
+        raise ConfigError(
+            f"model.norm_groups={config.model.norm_groups}: must divide "
+            f"train.batch_size={config.train.batch_size}"
+        )
+    if config.train.batch_size == config.model.norm_groups and config.data.image_size <= 32:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size}: must be at least 2 images per "
+            "normalisation group (one value per channel has no variance)"
+        )
+    if config.schedule.warmup_epochs >= config.train.epochs and config.schedule.warmup_epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs}: must be below "
+            f"train.epochs={config.train.epochs}"
+        )
+
+
+def differences(stored: Config, wanted: Config) -> list[str]:
+    """Returns ``key: stored -> wanted`` for every setting that changes the result, bar train.epochs."""
+    flat_stored, flat_wanted = flatten(stored), flatten(wanted)
+    return [
+        f"{key}: {flat_stored[key]!r} -> {flat_wanted[key]!r}"
+        for key, field in settings().items()
+        if field.metadata["changes_result"]
+        and key != "train.epochs"
+        and flat_stored[key] != flat_wanted[key]
+    ]
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Returns every value by its dotted key."""
+    return {
+        f"{section}.{key}": value
+        for section, values in dataclasses.asdict(config).items()
+        for key, value in values.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a configuration means for a dataset of a given size; all in optimizer steps."""
+
+    num_train: int
+    num_eval: int
+    num_classes: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    step_steps: int
+    eval_every: int
+    checkpoint_every: int
+    eval_batch_size: int
+
+
+def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
+    """Derives steps from epochs. The remainder of an epoch is dropped: no batch crosses an epoch.
+
+    Args:
+      config: the frozen configuration.
+      num_train: examples to train on.
+      num_eval: examples to evaluate on.
+      num_classes: classes of the dataset.
+
+    Raises:
+      ConfigError: `model.num_classes` is set to fewer classes than the dataset has.
+      DataError: the dataset has no examples, or fewer than one batch.
+    """
+    batch = config.train.batch_size
+    if num_train < batch:
+        raise ConfigError(
+            f"train.batch_size={batch}: must be at most the {num_train} images of "
+            f"data.train_split={config.data.train_split!r}"
+        )
+    if num_eval < 1:
+        raise DataError(f"data.eval_split={config.data.eval_split!r} holds no images")
+    if config.model.num_classes and config.model.num_classes < num_classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
+            f"{num_classes} classes, or 0 for exactly these"
+        )
+    steps = num_train // batch
+
+    def in_steps(epochs: float) -> int:
+        return max(1, round(epochs * steps))
+
+    return Plan(
+        num_train=num_train,
+        num_eval=num_eval,
+        num_classes=config.model.num_classes or num_classes,
+        steps_per_epoch=steps,
+        total_steps=config.train.epochs * steps,
+        warmup_steps=round(config.schedule.warmup_epochs * steps),
+        step_steps=config.schedule.step_epochs * steps,
+        eval_every=in_steps(config.train.eval_every),
+        checkpoint_every=in_steps(config.train.checkpoint_every),
+        eval_batch_size=config.train.eval_batch_size or batch,
+    )

@@ -1,0 +1,1 @@
+"""The embedded dataset: handwritten digits, without a network."""

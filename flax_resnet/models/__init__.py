@@ -1,0 +1,5 @@
+"""Names to linen modules: layers, blocks, the ResNet, its variants as rows of data, the registry."""
+
+from flax_resnet.models.registry import create_model, list_models
+
+__all__ = ["create_model", "list_models"]
