@@ -1,0 +1,1 @@
+"""State, step, feed, checkpoint, writers, and the loop that reads as prose."""

@@ -1,0 +1,377 @@
+"""Training from a configuration to a finished run, in the order in which it happens."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import optax
+
+from flax_resnet.config import Config, Plan
+from flax_resnet.config import plan as make_plan
+from flax_resnet.data.source import Source, open_source
+from flax_resnet.errors import DivergedError, WorkdirError
+from flax_resnet.training import sharding, workdir
+from flax_resnet.training.checkpoint import Checkpoints
+from flax_resnet.training.optimizer import learning_rate, make_optimizer
+from flax_resnet.training.state import TrainState, build_model, make_state
+from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
+
+log = logging.getLogger("flax_resnet")
+
+
+class Interrupted(Exception):
+    """A signal asked training to stop; the state is saved. Holds the signal's number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: accuracies are shares of the evaluation split, 0 to 1."""
+
+    step: int
+    final_top1: float
+    best_top1: float
+    best_step: int
+
+
+def train(
+    config: Config, run_dir: str | pathlib.Path, *, resume: str = "auto", dry_run: bool = False
+) -> Result | None:
+    """Trains, or goes on training, or finds that there is nothing left to do.
+
+    Args:
+      config: what to train.
+      run_dir: the run folder, made where absent. Holds checkpoints/, config.json, metrics.jsonl, TensorBoard
+        event files and summary.txt afterwards.
+      resume: "auto" or "force"; see `workdir.claim`.
+      dry_run: show the plan and stop; nothing is written.
+
+    Returns:
+      The result, or None after a dry run.
+
+    Raises:
+      UserError: see errors.py. Whatever was saved stays as it was.
+      Interrupted: SIGINT or SIGTERM came; the state was saved.
+    """
+    began = time.perf_counter()
+    run_dir = pathlib.Path(run_dir).expanduser().resolve()
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
+
+    # What can be refused is refused before anything is compiled or written: network, data, folder.
+    build_model(config, config.model.num_classes or 1)
+    stored = workdir.read_config(run_dir)
+    train_source = open_source(config.data, train=True)
+    eval_source = open_source(config.data, train=False)
+    plan = make_plan(
+        config,
+        num_train=len(train_source),
+        num_eval=len(eval_source),
+        num_classes=max(len(train_source.class_names), len(eval_source.class_names)),
+    )
+    mesh = sharding.make_mesh()
+    sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
+    sharding.check_batch(mesh, plan.eval_batch_size, "train.eval_batch_size")
+
+    model = build_model(config, plan.num_classes)
+    optimizer = make_optimizer(config, plan)
+    abstract = abstract_state(config, model, optimizer, mesh)
+    if dry_run:
+        log.info("%s", describe(config, plan, abstract, train_source))
+        return None
+    stored = workdir.claim(run_dir, config, resume=resume)
+
+    checkpoints = Checkpoints(run_dir)
+    try:
+        finished = _finished(checkpoints, run_dir, plan, config)
+        if finished is not None:
+            return finished
+        log.info("%s", describe(config, plan, abstract, train_source))
+        restored = checkpoints.restore_last_good(abstract)
+        if restored is None:
+            init = jax.jit(
+                lambda: make_state(config, model, optimizer),
+                out_shardings=sharding.replicated(mesh),
+            )
+            start, state, bad = 0, init(), {}
+            if stored is not None:
+                log.info("no checkpoint yet: starting from the beginning")
+        else:
+            start, state = restored.step, restored.state
+            bad = {int(k): v for k, v in restored.run["bad_images"].items()}
+            log.info("going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch)
+        return _run(
+            config,
+            plan,
+            run_dir,
+            checkpoints,
+            _compile(config, model, optimizer, mesh, train_source, eval_source, bad),
+            state,
+            start,
+            train_source.class_names,
+            began,
+        )
+    finally:
+        checkpoints.close()
+
+
+PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
+
+
+def abstract_state(
+    config: Config, model: object, optimizer: optax.GradientTransformation, mesh: object
+) -> TrainState:
+    """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
+    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
+    )
+
+
+def _finished(
+    checkpoints: Checkpoints, run_dir: pathlib.Path, plan: Plan, config: Config
+) -> Result | None:
+    """Says so, and returns the result, where the last checkpoint is already the end of the plan."""
+    steps = checkpoints.steps()
+    if not steps or steps[-1] < plan.total_steps:
+        return None
+    if steps[-1] > plan.total_steps:
+        raise WorkdirError(
+            f"train.epochs={config.train.epochs}: workdir {run_dir} has already trained "
+            f"{steps[-1] / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
+        )
+    result = _result(workdir.read_records(run_dir), config.data.eval_split, plan.total_steps)
+    if result is not None:
+        log.info(
+            "%s is finished: %d epochs, final top-1 %.2f %% on %s (more epochs extend it)",
+            run_dir,
+            config.train.epochs,
+            100 * result.final_top1,
+            config.data.eval_split,
+        )
+    return result
+
+
+def _result(records: list[dict], split: str, step: int) -> Result | None:
+    scores = {r["step"]: r["top1"] for r in records if r["split"] == split}
+    if step not in scores:
+        return None
+    best = max(scores, key=lambda s: scores[s])
+    return Result(step, scores[step], scores[best], best)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Machinery:
+    """The compiled functions and the feeds that supply them."""
+
+    train_step: object
+    eval_step: object
+    train_feed: object
+    eval_feed: object
+    learning_rate: optax.Schedule
+
+
+def _compile(
+    config: Config,
+    model: object,
+    optimizer: optax.GradientTransformation,
+    mesh: object,
+    train_source: Source,
+    eval_source: Source,
+    bad: dict[int, int],
+) -> _Machinery:
+    from flax_resnet.training.feed import StreamingFeed  # imports TensorFlow, which takes seconds
+
+    plan = make_plan(
+        config,
+        num_train=len(train_source),
+        num_eval=len(eval_source),
+        num_classes=len(train_source.class_names),
+    )
+    return _Machinery(
+        train_step=make_train_step(config, model, optimizer, mesh),
+        eval_step=make_eval_step(config, model, mesh),
+        train_feed=StreamingFeed(train_source, config, mesh, bad),
+        eval_feed=StreamingFeed(eval_source, config, mesh),
+        learning_rate=learning_rate(config, plan),
+    )
+
+
+def _run(
+    config: Config,
+    plan: Plan,
+    run_dir: pathlib.Path,
+    checkpoints: Checkpoints,
+    machinery: _Machinery,
+    state: TrainState,
+    start: int,
+    class_names: tuple[str, ...],
+    began: float,
+) -> Result:
+    from flax_resnet.training.writers import Progress, RecordWriter, clock
+
+    writer = RecordWriter(run_dir, start)
+    progress = Progress(plan.total_steps, start)
+    window: list[dict[str, float]] = []
+    window_began = time.perf_counter()
+    late: tuple[int, dict] | None = None  # the step before's metrics, still on the device
+
+    def read_late() -> None:
+        """Reads the metrics of the step before: by now they are there, so the host does not wait."""
+        nonlocal late, window_began
+        if late is None:
+            return
+        step, on_device = late
+        late = None
+        values = {k: float(np.asarray(v.addressable_data(0))) for k, v in on_device.items()}
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(diverged(f"the loss is {values['loss']}", step))
+        window.append(values)
+        progress.advance(mean(window))
+        if step % config.train.log_every == 0 or step == plan.total_steps:
+            spent = time.perf_counter() - window_began
+            record = mean(window) | {
+                "learning_rate": float(machinery.learning_rate(step - 1)),
+                "images_per_second": len(window) * config.train.batch_size / spent,
+            }
+            writer.write(step, step / plan.steps_per_epoch, "train", record)
+            progress.record(step, "train", record)
+            window.clear()
+            window_began = time.perf_counter()
+
+    def diverged(what: str, step: int) -> str:
+        saved = checkpoints.steps()
+        last = f"checkpoint {saved[-1]} in {run_dir} is the last good one" if saved else "none was saved"
+        return (
+            f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
+            f"{config.optimizer.learning_rate} is too high, schedule.warmup_epochs="
+            f"{config.schedule.warmup_epochs} too short, model.dtype={config.model.dtype} too narrow"
+        )
+
+    def save(step: int, metrics: dict | None) -> None:
+        run = {
+            "config": dataclasses.asdict(config),
+            "class_names": list(class_names),
+            "num_classes": plan.num_classes,
+            "bad_images": {str(k): v for k, v in machinery.train_feed.bad.items()},
+        }
+        try:
+            checkpoints.save(step, state, run, metrics)
+        except DivergedError as error:
+            raise DivergedError(diverged(str(error), step)) from error
+
+    try:
+        with stop_requested() as stop:
+            for step, batch in enumerate(machinery.train_feed.training(start, plan.total_steps), start + 1):
+                state, on_device = machinery.train_step(state, batch)
+                read_late()
+                late = (step, on_device)
+                last_step = step == plan.total_steps
+                metrics = None
+                if last_step or step % plan.eval_every == 0:
+                    read_late()
+                    paused = time.perf_counter()
+                    batches = machinery.eval_feed.evaluation(plan.eval_batch_size)
+                    metrics = evaluate(machinery.eval_step, state, batches)
+                    if not math.isfinite(metrics["loss"]):
+                        raise DivergedError(diverged("the evaluation's loss is not finite", step))
+                    writer.write(step, step / plan.steps_per_epoch, config.data.eval_split, metrics)
+                    progress.record(step, config.data.eval_split, metrics)
+                    window_began += time.perf_counter() - paused
+                if last_step or stop or step % plan.checkpoint_every == 0:
+                    read_late()
+                    save(step, metrics)
+                if stop and not last_step:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"interrupted after step {step}, which is saved: the same command goes on from there",
+                        stop[0],
+                    )
+        checkpoints.wait()
+    finally:
+        progress.close()
+        writer.close()
+    result = _result(writer.records, config.data.eval_split, plan.total_steps)
+    summary = (
+        f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
+        f"({plan.num_eval} images) after {config.train.epochs} epochs; "
+        f"best {result.best_top1:.2%} at step {result.best_step}\n"
+        f"time {clock(time.perf_counter() - began)}, of which this start trained "
+        f"{plan.total_steps - start} steps\n"
+        f"checkpoints {run_dir / 'checkpoints'}\n"
+        f"records     {run_dir / workdir.METRICS}; TensorBoard: tensorboard --logdir {run_dir}\n"
+        f'in Python   flax_resnet.load("{run_dir}").predict(images)\n'
+    )
+    (run_dir / workdir.SUMMARY).write_text(summary)
+    log.info("%s", summary.rstrip())
+    return result
+
+
+def mean(window: list[dict[str, float]]) -> dict[str, float]:
+    """Averages records key by key."""
+    return {k: sum(values[k] for values in window) / len(window) for k in window[0]}
+
+
+@contextmanager
+def stop_requested() -> Iterator[list[int]]:
+    """Gives a list that holds the signal once SIGINT or SIGTERM came; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe(config: Config, plan: Plan, abstract: TrainState, source: Source) -> str:
+    """Returns the plan as a few lines for a person."""
+    data = config.data
+    where = data.path if data.source == "folder" else data.name
+    size = data.image_size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    kinds = {d.device_kind for d in jax.devices()}
+    rows = {
+        "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
+        "dataset": (
+            f"{where}: {plan.num_train:,} images to train on ({data.train_split}), {plan.num_eval:,} to "
+            f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
+        ),
+        "model": (
+            f"{config.model.name}, {config.model.stem} stem, {parameters:,} parameters, "
+            f"computing in {config.model.dtype}"
+        ),
+        "steps": (
+            f"{plan.total_steps:,} of {config.train.batch_size} images: {config.train.epochs} epochs of "
+            f"{plan.steps_per_epoch:,}, warm-up {plan.warmup_steps:,}"
+        ),
+        "optimizer": (
+            f"SGD, learning rate {config.optimizer.learning_rate:g} ({config.schedule.name}), momentum "
+            f"{config.optimizer.momentum:g}{' (nesterov)' if config.optimizer.nesterov else ''}, weight "
+            f"decay {config.optimizer.weight_decay:g} on {config.optimizer.decay}"
+        ),
+    }
+    del source
+    return "\n".join(f"{key:<10}{text}" for key, text in rows.items())

@@ -1,0 +1,61 @@
+"""What training changes from step to step, and nothing else."""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from flax_resnet.config import Config
+from flax_resnet.models import create_model
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step reads and writes. Random keys are not here: they are made of seed and step.
+
+    Attributes:
+      step: int32 scalar, number of updates made.
+      params: weights, at least float32.
+      batch_stats: running statistics, at least float32.
+      opt_state: of the optimizer; the momentum.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """Returns the configured network."""
+    section = config.model
+    return create_model(
+        section.name,
+        num_classes=num_classes,
+        stem=section.stem,
+        width=section.width,
+        dtype=section.dtype,
+        zero_init_last=section.zero_init_last,
+        norm_momentum=section.norm_momentum,
+        norm_epsilon=section.norm_epsilon,
+        norm_groups=section.norm_groups,
+    )
+
+
+def make_state(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Initialises the state from the seed; jit or eval_shape it."""
+    size = config.data.image_size
+    image = jnp.zeros((1, size, size, 3), jnp.float32)
+    variables = model.init(jax.random.key(config.train.seed), image, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(params),
+    )
