@@ -21,10 +21,12 @@ from flax_resnet.errors import DivergedError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
-from flax_resnet.training.state import TrainState, build_model, make_state
+from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
 
 log = logging.getLogger("flax_resnet")
+
+PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
 
 
 class Interrupted(Exception):
@@ -46,13 +48,13 @@ class Result:
 
 
 def train(
-    config: Config, run_dir: str | pathlib.Path, *, resume: str = "auto", dry_run: bool = False
+    config: Config, run_dir: str | pathlib.Path | None, *, resume: str = "auto", dry_run: bool = False
 ) -> Result | None:
     """Trains, or goes on training, or finds that there is nothing left to do.
 
     Args:
       config: what to train.
-      run_dir: the run folder, made where absent. Holds checkpoints/, config.json, metrics.jsonl, TensorBoard
+      run_dir: the run folder, made where absent (None for a dry run only). Holds checkpoints/, config.json, metrics.jsonl, TensorBoard
         event files and summary.txt afterwards.
       resume: "auto" or "force"; see `workdir.claim`.
       dry_run: show the plan and stop; nothing is written.
@@ -65,12 +67,13 @@ def train(
       Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     began = time.perf_counter()
-    run_dir = pathlib.Path(run_dir).expanduser().resolve()
+    run_dir = pathlib.Path(run_dir).expanduser().resolve() if run_dir else None
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     build_model(config, config.model.num_classes or 1)
-    stored = workdir.read_config(run_dir)
+    if run_dir is not None:
+        workdir.read_config(run_dir)
     train_source = open_source(config.data, train=True)
     eval_source = open_source(config.data, train=False)
     plan = make_plan(
@@ -87,7 +90,7 @@ def train(
     optimizer = make_optimizer(config, plan)
     abstract = abstract_state(config, model, optimizer, mesh)
     if dry_run:
-        log.info("%s", describe(config, plan, abstract, train_source))
+        log.info("%s", describe(config, plan, abstract))
         return None
     stored = workdir.claim(run_dir, config, resume=resume)
 
@@ -96,7 +99,7 @@ def train(
         finished = _finished(checkpoints, run_dir, plan, config)
         if finished is not None:
             return finished
-        log.info("%s", describe(config, plan, abstract, train_source))
+        log.info("%s", describe(config, plan, abstract))
         restored = checkpoints.restore_last_good(abstract)
         if restored is None:
             init = jax.jit(
@@ -115,7 +118,7 @@ def train(
             plan,
             run_dir,
             checkpoints,
-            _compile(config, model, optimizer, mesh, train_source, eval_source, bad),
+            _machinery(config, plan, model, optimizer, mesh, train_source, eval_source, bad),
             state,
             start,
             train_source.class_names,
@@ -123,20 +126,6 @@ def train(
         )
     finally:
         checkpoints.close()
-
-
-PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
-
-
-def abstract_state(
-    config: Config, model: object, optimizer: optax.GradientTransformation, mesh: object
-) -> TrainState:
-    """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
-    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer))
-    whole = sharding.replicated(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
-    )
 
 
 def _finished(
@@ -182,8 +171,9 @@ class _Machinery:
     learning_rate: optax.Schedule
 
 
-def _compile(
+def _machinery(
     config: Config,
+    plan: Plan,
     model: object,
     optimizer: optax.GradientTransformation,
     mesh: object,
@@ -193,12 +183,6 @@ def _compile(
 ) -> _Machinery:
     from flax_resnet.training.feed import StreamingFeed  # imports TensorFlow, which takes seconds
 
-    plan = make_plan(
-        config,
-        num_train=len(train_source),
-        num_eval=len(eval_source),
-        num_classes=len(train_source.class_names),
-    )
     return _Machinery(
         train_step=make_train_step(config, model, optimizer, mesh),
         eval_step=make_eval_step(config, model, mesh),
@@ -346,7 +330,7 @@ def stop_requested() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def describe(config: Config, plan: Plan, abstract: TrainState, source: Source) -> str:
+def describe(config: Config, plan: Plan, abstract: TrainState) -> str:
     """Returns the plan as a few lines for a person."""
     data = config.data
     where = data.path if data.source == "folder" else data.name
@@ -373,5 +357,4 @@ def describe(config: Config, plan: Plan, abstract: TrainState, source: Source) -
             f"decay {config.optimizer.weight_decay:g} on {config.optimizer.decay}"
         ),
     }
-    del source
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())

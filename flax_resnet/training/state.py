@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from flax_resnet.config import Config
 from flax_resnet.models import create_model
+from flax_resnet.training import sharding
 
 
 @flax.struct.dataclass
@@ -58,4 +60,15 @@ def make_state(
         params=params,
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(params),
+    )
+
+
+def abstract_state(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
+    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
     )

@@ -1,0 +1,32 @@
+"""The console script: flax-resnet COMMAND ..., each command a module of that name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from flax_resnet.errors import suggestion
+
+COMMANDS = {
+    "main": "train a network, or go on training",
+    "evaluate": "evaluate a saved run on any split",
+    "report": "draw a run's curves and some of its predictions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hands the arguments behind the command's name to its module; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("flax-resnet COMMAND [--help] ...\n")
+        print("\n".join(f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()))
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: command {name!r} is unknown: {suggestion(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"flax_resnet.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""What every command shares: flags of its own, one line for a user's mistake, quiet libraries."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+from tqdm import tqdm
+
+from flax_resnet.config import Config, freeze, settings
+from flax_resnet.errors import ConfigError, UserError, one_line, suggestion
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        tqdm.write(text if record.levelno < logging.WARNING else f"warning: {text}", file=sys.stderr)
+
+
+def run(
+    name: str,
+    doc: str,
+    define: Callable[[flags.FlagValues, list[str]], None],
+    body: Callable[[flags.FlagValues], int | None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+      name: as the user types it, such as ``flax_resnet.main``.
+      doc: what --help prints above the flags.
+      define: adds the command's flags. They live in a FlagValues of their own, so that two commands in one
+        process do not clash.
+      body: does the work.
+      argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+      0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    # A private handler, so that a program that uses the package keeps its own logging.
+    log, handler = logging.getLogger("flax_resnet"), _TqdmHandler()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+        argv = resolve_config(argv)
+        define(values, argv)
+        if {"--help", "-h", "-help"} & set(argv):
+            print(f"{doc}\n\nflags of {name}:\n{_help(values)}")
+            return 0
+        _parse(values, argv)
+        return body(values) or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BaseException as error:
+        signal_number = getattr(error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0)
+        if not signal_number:
+            raise
+        print(one_line(error), file=sys.stderr)
+        return 128 + signal_number
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
+
+
+def _help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if flag.name == name:
+            default = f" (default: {flag.default_as_str})" if flag.default else ""
+            lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Parses; whatever absl and ml_collections raise becomes one line."""
+    try:
+        rest = values([sys.argv[0], *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [n for n in values if len(n) > 1]
+        raise ConfigError(f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise _readable(error, argv) from error
+    if rest:
+        raise ConfigError(f"argument {rest[0]!r} is not expected: flags start with --")
+
+
+def _readable(error: Exception, argv: list[str]) -> UserError:
+    """Turns what ml_collections says of an override into key, value and what is allowed."""
+    cause: BaseException | None = error  # what a get_config() raises comes wrapped, with its traceback
+    while cause := cause.__context__:
+        if isinstance(cause, UserError) and "Traceback" not in str(cause):
+            return cause
+    known = settings()
+    for position, argument in enumerate(argv):
+        if argument.startswith("--config."):
+            key, equals, value = argument.removeprefix("--config.").partition("=")
+            if not equals:
+                value = argv[position + 1] if position + 1 < len(argv) else ""
+            if key not in known:
+                return ConfigError(f"config key {key!r} is unknown: {suggestion(key, known)}")
+            if f"config.{key}" in str(error):
+                field = known[key]
+                kind = getattr(field.type, "__name__", field.type)
+                return ConfigError(f"{key}={value!r}: must be {kind} ({field.metadata['help']})")
+    return ConfigError(one_line(error))
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+    """Adds --config, whose every key can be overridden as --config.section.key=value."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configuration: a file, or the name of a packaged one (resnet18), with an optional :argument; "
+        "--config.SECTION.KEY=VALUE overrides one value",
+        flag_values=values,
+        sys_argv=["", *argv],
+    )
+
+
+def resolve_config(argv: Sequence[str]) -> list[str]:
+    """Replaces the name of a packaged configuration by its file in the --config argument.
+
+    Raises:
+      ConfigError: there is no such file and no such packaged configuration.
+    """
+    argv = list(argv)
+    for position, argument in enumerate(argv):
+        if argument in ("--config", "-config") and position + 1 < len(argv):
+            argv[position + 1] = _config_file(argv[position + 1])
+        elif argument.startswith(("--config=", "-config=")):
+            argv[position] = "--config=" + _config_file(argument.partition("=")[2])
+    return argv
+
+
+def _config_file(text: str) -> str:
+    name, colon, argument = text.partition(":")
+    if not pathlib.Path(name).is_file():
+        packaged = {file.stem: file for folder in _config_folders() for file in folder.glob("[!_]*.py")}
+        wanted = pathlib.Path(name).name.removesuffix(".py")
+        if wanted not in packaged or name not in (wanted, f"{wanted}.py", f"configs/{wanted}.py"):
+            raise ConfigError(
+                f"--config={name}: is neither a file nor a packaged configuration: "
+                + suggestion(wanted, packaged)
+            )
+        name = str(packaged[wanted])
+    return name + colon + argument
+
+
+def _config_folders() -> list[pathlib.Path]:
+    """The checkout's configs/, or in an installed package its copy, flax_resnet/configs/."""
+    package = pathlib.Path(__file__).parent
+    return [f for f in (package.parent / "configs", package / "configs") if (f / "resnet18.py").is_file()]
+
+
+def frozen_config(values: flags.FlagValues) -> Config:
+    """Returns the parsed --config, validated. Raises ConfigError."""
+    if not isinstance(values["config"].value, ConfigDict):
+        raise ConfigError("--config is needed: a file such as configs/resnet18.py, or a packaged name")
+    return freeze(values["config"].value)
+
+
+def set_up_jax(compilation_cache: str) -> None:
+    """Turns the persistent compilation cache on (a folder) or off ("off")."""
+    import jax
+
+    if compilation_cache != "off":
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def define_common(values: flags.FlagValues) -> None:
+    """Adds the flags that every command running a network has."""
+    flags.DEFINE_string("data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values)
+    flags.DEFINE_string(
+        "compilation_cache",
+        "~/.cache/flax_resnet/xla",
+        "folder that keeps compiled programs for the next start, or off",
+        flag_values=values,
+    )

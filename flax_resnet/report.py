@@ -1,0 +1,111 @@
+"""Draws a run: python -m flax_resnet.report --workdir /tmp/run
+
+Writes report.png into the workdir: loss and top-1 over the epochs, and test images with what the network
+makes of them, the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
+"""
+
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from flax_resnet import command
+from flax_resnet.errors import ConfigError, WorkdirError, one_line
+
+SHOWN = (3, 8)  # rows and columns of example images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return command.run("flax_resnet.report", __doc__, _define, _report, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    command.define_common(values)
+    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    flags.DEFINE_string("output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values)
+
+
+def _report(values: flags.FlagValues) -> None:
+    if not values["workdir"].value:
+        raise ConfigError("--workdir is needed: the folder of the run to draw")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("a report needs matplotlib: pip install 'flax_resnet[plot]'")
+    command.set_up_jax(values["compilation_cache"].value)
+    workdir = pathlib.Path(values["workdir"].value).expanduser()
+    output = pathlib.Path(values["output"].value or workdir / "report.png").expanduser()
+    try:
+        draw(workdir, output, data_dir=values["data_dir"].value)
+    except OSError as error:
+        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
+    print(output)
+
+
+def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> None:
+    """Draws the run in `workdir` into the picture `output`.
+
+    Raises:
+      UserError: no such run, or its data is not there.
+      OSError: the picture cannot be written.
+    """
+    import dataclasses
+    import io
+
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from flax_resnet.classifier import load
+    from flax_resnet.data.source import open_source
+    from flax_resnet.training.workdir import read_records
+
+    classifier = load(workdir)
+    records = read_records(workdir)
+    data = classifier.config.data
+    if data_dir:
+        data = dataclasses.replace(data, data_dir=data_dir)
+    source = open_source(data, train=False)
+    rows, columns = SHOWN
+    some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
+    examples = source.read(some)
+    images = [Image.open(io.BytesIO(encoded)).convert("RGB") for encoded in examples.images]
+    prediction = classifier.predict(images)
+    certainty = prediction.probabilities.max(axis=1)
+    certainty[prediction.labels != examples.labels] -= 1  # mistakes come first
+
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    curves, pictures = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    for axes, key, name in zip(curves.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True):
+        for split in dict.fromkeys(r["split"] for r in records):
+            points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
+            marker = "" if split == "train" else "o"
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
+        axes.set(xlabel="epoch", title=name, **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    grid = pictures.subplots(rows, columns).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, place in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
+        axes.imshow(images[place], interpolation="nearest")
+        guess, truth = prediction.labels[place], examples.labels[place]
+        names = classifier.class_names
+        text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
+        right = guess == truth
+        axes.set_title(
+            text if right else f"{text}, is {names[truth]}", fontsize=9, color="green" if right else "red"
+        )
+    final = [r for r in records if r["split"] == data.eval_split][-1]
+    figure.suptitle(
+        f"{classifier.config.model.name} on {data.path or data.name}: top-1 {final['top1']:.2%} "
+        f"on {data.eval_split}; below, mistakes and the least certain images"
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
