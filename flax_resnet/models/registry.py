@@ -47,10 +47,14 @@ def create_model(name: str, **options: Any) -> nn.Module:
             raise ConfigError(f"model option {key!r} is unknown: {suggestion(key, fields)}")
         if key in CHOICES and value not in CHOICES[key]:
             raise ConfigError(f"model option {key}={value!r}: {suggestion(value, CHOICES[key])}")
-    row = {**VARIANTS[name], **options}
-    dtype = jnp.dtype(row.pop("dtype", "float32"))
-    if dtype.name not in COMPUTE_DTYPES:
-        raise ConfigError(f"model option dtype={dtype.name!r}: {suggestion(dtype.name, COMPUTE_DTYPES)}")
+    row = {**VARIANTS[name], "dtype": "float32", **options}
+    try:
+        row["dtype"] = jnp.dtype(row["dtype"])
+        allowed = row["dtype"].name in COMPUTE_DTYPES
+    except TypeError:
+        allowed = False
+    if not allowed:
+        raise ConfigError(f"model option dtype={row['dtype']!s}: allowed: {', '.join(COMPUTE_DTYPES)}")
     if row.get("num_classes", 1) < 1:
         raise ConfigError(f"model option num_classes={row['num_classes']}: must be at least 1")
-    return ResNet(**row, dtype=dtype)
+    return ResNet(**row)

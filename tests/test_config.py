@@ -1,0 +1,85 @@
+import dataclasses
+import json
+
+import pytest
+
+from flax_resnet.config import Config, Plan, default_config, differences, freeze, plan, settings
+from flax_resnet.errors import ConfigError, DataError
+
+
+def test_defaults_are_valid_and_survive_json():
+    config = freeze(default_config())
+    assert config == Config()
+    assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_no_default_is_none():
+    assert all(field.default is not None for field in settings().values())
+
+
+def test_the_dict_is_locked():
+    with pytest.raises(AttributeError):
+        default_config().train.batchsize = 3
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "batch_size", 0, "at least 1"),
+        ("train", "batch_size", "many", "int"),
+        ("train", "batch_size", True, "int"),
+        ("train", "batch_size", 1, "at least 2 images"),
+        ("data", "image_size", 0, "at least 1"),
+        ("optimizer", "learning_rate", -0.1, "above 0"),
+        ("optimizer", "learning_rate", float("nan"), "above 0"),
+        ("optimizer", "momentum", 1.5, "between 0 and 0.9999"),
+        ("data", "source", "folders", "one of tfds, folder"),
+        ("data", "source", "folder", "data.path"),
+        ("data", "crop_area", (0.9, 0.1), "two ascending numbers"),
+        ("augment", "mean", (0.1, 0.2), "3 numbers"),
+        ("augment", "mean", ("a", "b", "c"), "numbers"),
+        ("augment", "shift", 8, "below data.image_size=8"),
+        ("model", "norm_groups", 3, "must divide train.batch_size"),
+        ("schedule", "warmup_epochs", 10.0, "below train.epochs"),
+        ("train", "batchsize", 3, "did you mean 'train.batch_size'"),
+        ("trian", "batch_size", 3, "did you mean 'train'"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_key_and_cure(section, key, value, words):
+    with pytest.raises(ConfigError) as error:
+        freeze({section: {key: value}})
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    if section != "trian":
+        assert f"{section}.{key}" in str(error.value)
+
+
+def test_an_int_serves_as_a_float_and_a_list_as_a_tuple():
+    config = freeze({"optimizer": {"learning_rate": 1}, "data": {"crop_area": [0.5, 1.0]}})
+    assert config.optimizer.learning_rate == 1.0
+    assert config.data.crop_area == (0.5, 1.0)
+
+
+def test_plan_drops_the_remainder_of_an_epoch():
+    config = freeze(
+        {"train": {"batch_size": 64, "epochs": 3, "eval_every": 0.5}, "schedule": {"warmup_epochs": 1.5}}
+    )
+    result = plan(config, num_train=1437, num_eval=360, num_classes=10)
+    assert result == Plan(1437, 360, 10, 22, 66, 33, 660, 11, 22, 64)
+
+
+def test_plan_refuses_what_the_data_cannot_give():
+    config = freeze({"train": {"batch_size": 64}, "model": {"num_classes": 5}})
+    with pytest.raises(ConfigError, match="at most the 63 images"):
+        plan(config, num_train=63, num_eval=1, num_classes=5)
+    with pytest.raises(DataError, match="holds no images"):
+        plan(config, num_train=64, num_eval=0, num_classes=5)
+    with pytest.raises(ConfigError, match="num_classes=5"):
+        plan(config, num_train=64, num_eval=1, num_classes=6)
+
+
+def test_differences_name_what_changes_the_result_and_nothing_else():
+    wanted = freeze(
+        {"train": {"epochs": 99, "log_every": 3, "seed": 1}, "data": {"data_dir": "/elsewhere"}}
+    )
+    assert differences(Config(), wanted) == ["train.seed: 0 -> 1"]

@@ -1,0 +1,202 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flax_resnet import create_model, list_models
+from flax_resnet.errors import ConfigError
+from flax_resnet.models import layers
+
+
+def shapes_of(model, size=224):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters", "statistics"),
+    [  # as published by torchvision for its weights; the stem variants by plain arithmetic
+        ("resnet18", {}, 11_689_512, 9_600),
+        ("resnet34", {}, 21_797_672, 17_024),
+        ("resnet50", {}, 25_557_032, 53_120),
+        ("resnet101", {}, 44_549_160, 105_344),
+        ("resnet152", {}, 60_192_808, 151_424),
+        ("resnet18", {"stem": "cifar", "num_classes": 10}, 11_173_962, 9_600),
+        ("resnet50", {"stem": "cifar", "num_classes": 10}, 23_520_842, 53_120),
+    ],
+)
+def test_exact_parameter_counts(name, options, parameters, statistics):
+    shapes = shapes_of(create_model(name, **options))
+    assert count(shapes["params"]) == parameters
+    assert count(shapes["batch_stats"]) == statistics
+
+
+def test_names_follow_torchvision():
+    params = shapes_of(create_model("resnet50"))["params"]
+    assert params["layer3_5"].keys() == {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3"}
+    assert params["layer1_0"].keys() > {"downsample_conv", "downsample_bn"}
+    assert params["fc"]["kernel"].shape == (2048, 1000)
+    assert params["conv1"]["kernel"].shape == (7, 7, 3, 64)
+
+
+def test_list_models():
+    assert list_models("*18") == ["resnet18"]
+    assert len(list_models()) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("resnet19", {}, "did you mean 'resnet18'"),
+        ("resnet18", {"stem": "cifra"}, "did you mean 'cifar'"),
+        ("resnet18", {"num_class": 3}, "did you mean 'num_classes'"),
+        ("resnet18", {"num_classes": 0}, "at least 1"),
+        ("resnet18", {"dtype": "int8"}, "float16"),
+        ("resnet18", {"dtype": "floaty"}, "dtype"),
+    ],
+)
+def test_a_wrong_name_is_one_line(name, options, words):
+    with pytest.raises(ConfigError, match=words):
+        create_model(name, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_logits_and_variables_are_at_least_float32(dtype):
+    model = create_model("resnet50", dtype=dtype, num_classes=10)
+    shapes = shapes_of(model, 32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    apply = lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], capture_intermediates=True)  # noqa: E731
+    logits, updated = jax.eval_shape(apply, shapes, image)
+    assert logits.dtype == jnp.float32
+    blocks = {k: v for k, v in updated["intermediates"].items() if k.startswith("layer")}
+    assert len(blocks) == 16
+    assert all(v["__call__"][0].dtype == jnp.dtype(dtype) for v in blocks.values())
+
+
+def plain_convolution(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_the_lowering_for_tiny_maps_equals_the_plain_convolution(size, stride, kernel_size):
+    draw = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(draw.normal(size=(3, size, size, 5)))
+        kernel = jnp.asarray(draw.normal(size=(kernel_size, kernel_size, 5, 7)))
+        padding = (kernel_size - 1) // 2
+
+        def ours(x, kernel):
+            return layers.convolution(x, kernel, stride=stride, padding=padding)
+
+        def plain(x, kernel):
+            return plain_convolution(x, kernel, stride, padding)
+
+        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), rtol=1e-10, atol=1e-10)
+        loss = lambda f: lambda x, k: jnp.sin(f(x, k)).sum()  # noqa: E731
+        for got, wanted in zip(
+            jax.grad(loss(ours), (0, 1))(x, kernel), jax.grad(loss(plain), (0, 1))(x, kernel), strict=True
+        ):
+            np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_tiny_maps_avoid_the_convolution_on_cpu():
+    lowered = jax.jit(lambda x, k: layers.convolution(x, k, padding=1)).lower(
+        jnp.zeros((4, 2, 2, 8)), jnp.zeros((3, 3, 8, 8))
+    )
+    assert "convolution" not in lowered.compile().as_text()
+
+
+def test_batch_norm_against_torchs_rule():
+    draw = np.random.default_rng(0)
+    x = draw.normal(3, 2, (4, 5, 6, 7)).astype(np.float32)
+    layer = layers.BatchNorm(momentum=0.1)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=2e-5)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+    evaluated = layer.apply({**variables, **updated}, x, train=False)
+    expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    np.testing.assert_allclose(evaluated, expected, atol=2e-5)
+
+
+def test_batch_norm_keeps_its_digits_far_from_zero():
+    draw = np.random.default_rng(0)
+    x = (1e4 + draw.normal(size=(8, 4, 4, 3))).astype(np.float32)
+    layer = layers.BatchNorm()
+    variables = layer.init(jax.random.key(0), x, train=False)
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(y, exact, atol=2e-2)
+
+
+def test_batch_norm_groups_are_batches_of_their_own():
+    x = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32)
+    whole, grouped = layers.BatchNorm(), layers.BatchNorm(groups=4)
+    variables = whole.init(jax.random.key(0), x, train=False)
+    y, updated = grouped.apply(variables, x, train=True, mutable=["batch_stats"])
+    parts = [whole.apply(variables, x[i : i + 2], train=True, mutable=["batch_stats"]) for i in (0, 2, 4, 6)]
+    np.testing.assert_allclose(y, np.concatenate([p[0] for p in parts]), atol=1e-6)
+    for key in ("mean", "var"):
+        expected = np.mean([p[1]["batch_stats"][key] for p in parts], axis=0)
+        np.testing.assert_allclose(updated["batch_stats"][key], expected, atol=1e-6)
+
+
+def test_frozen_batch_norm_ignores_the_batch():
+    x = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32)
+    layer = layers.BatchNorm(frozen=True)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+
+
+def test_batch_norm_refuses_a_variance_of_one_value():
+    layer, x = layers.BatchNorm(), np.ones((1, 1, 1, 3), np.float32)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    with pytest.raises(ValueError, match="no variance"):
+        layer.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+def test_a_strided_block_of_constant_width_keeps_its_projection_on_a_1x1_map():
+    from functools import partial
+
+    from flax.linen import initializers
+
+    from flax_resnet.models.blocks import BasicBlock
+
+    block = BasicBlock(8, 2, True, layers.Conv, layers.BatchNorm, initializers.ones)
+    shapes = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), jnp.zeros((2, 1, 1, 8)))
+    assert "downsample_conv" in shapes["params"]
+
+
+def test_convolutions_start_he_normal_by_fan_out():
+    kernel = layers.Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"]["kernel"]
+    assert abs(float(kernel.std()) / np.sqrt(2 / (9 * 256)) - 1) < 0.02
+
+
+def test_zero_init_last_starts_blocks_as_identities():
+    model = create_model("resnet18", width=4, num_classes=3, zero_init_last=True, stem="cifar")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+    assert not np.asarray(params["layer2_1"]["bn2"]["scale"]).any()
+    assert np.asarray(params["layer2_0"]["downsample_bn"]["scale"]).all()
+
+
+def test_max_pool_pads_with_nothing_that_could_win():
+    x = -1 - np.random.default_rng(0).random((1, 4, 4, 1)).astype(np.float32)
+    y = layers.max_pool(jnp.asarray(x), size=3, stride=2, padding=1)
+    expected = [[x[0, 0:2, 0:2].max(), x[0, 0:2, 1:4].max()], [x[0, 1:4, 0:2].max(), x[0, 1:4, 1:4].max()]]
+    np.testing.assert_array_equal(y[0, :, :, 0], expected)
