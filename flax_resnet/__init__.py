@@ -9,5 +9,4 @@ from flax_resnet.classifier import Classifier, Prediction, load
 from flax_resnet.models import create_model, list_models
 from flax_resnet.version import __version__
 
-
 __all__ = ["Classifier", "Prediction", "__version__", "create_model", "list_models", "load"]

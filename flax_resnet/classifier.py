@@ -63,9 +63,14 @@ class Classifier:
           DataError: a file cannot be read, or an array is not uint8 [H, W, 3].
         """
         pixels = prepare(images, self.config.data)
-        rows = [self._probabilities(pixels[i : i + batch_size], batch_size) for i in range(0, len(pixels), batch_size)]
+        rows = [
+            self._probabilities(pixels[i : i + batch_size], batch_size)
+            for i in range(0, len(pixels), batch_size)
+        ]
         if not rows:
-            return Prediction(np.zeros(0, np.int32), np.zeros((0, self.model.num_classes), np.float32))
+            return Prediction(
+                np.zeros(0, np.int32), np.zeros((0, self.model.num_classes), np.float32)
+            )
         probabilities = np.concatenate(rows)
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 
@@ -97,7 +102,9 @@ def load(path: str | pathlib.Path, checkpoint: str | int = "last") -> Classifier
     return classifier
 
 
-def load_state(path: str | pathlib.Path, checkpoint: str | int = "last") -> tuple[Classifier, TrainState]:
+def load_state(
+    path: str | pathlib.Path, checkpoint: str | int = "last"
+) -> tuple[Classifier, TrainState]:
     """Loads a classifier and the whole training state behind it; raises as `load` does."""
     folder = pathlib.Path(path).expanduser().resolve()
     if not (folder / "checkpoints").is_dir():
@@ -109,7 +116,9 @@ def load_state(path: str | pathlib.Path, checkpoint: str | int = "last") -> tupl
         config, num_classes = freeze(run["config"]), int(run["num_classes"])
         model = build_model(config, num_classes)
         optimizer = make_optimizer(config, Plan.nominal(num_classes))
-        state = checkpoints.restore(step, abstract_state(config, model, optimizer, sharding.make_mesh())).state
+        state = checkpoints.restore(
+            step, abstract_state(config, model, optimizer, sharding.make_mesh())
+        ).state
     finally:
         checkpoints.close()
     variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -20,7 +20,9 @@ class _TqdmHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        tqdm.write(text if record.levelno < logging.WARNING else f"warning: {text}", file=sys.stderr)
+        tqdm.write(
+            text if record.levelno < logging.WARNING else f"warning: {text}", file=sys.stderr
+        )
 
 
 def run(
@@ -63,7 +65,9 @@ def run(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BaseException as error:
-        signal_number = getattr(error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0)
+        signal_number = getattr(
+            error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0
+        )
         if not signal_number:
             raise
         print(one_line(error), file=sys.stderr)
@@ -89,8 +93,12 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
         rest = values([sys.argv[0], *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         known = [n for n in values if len(n) > 1]
-        raise ConfigError(f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # the file of a configuration is the user's code: it may raise anything
         raise _readable(error, argv) from error
     if rest:
         raise ConfigError(f"argument {rest[0]!r} is not expected: flags start with --")
@@ -98,7 +106,9 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _readable(error: Exception, argv: list[str]) -> UserError:
     """Turns what ml_collections says of an override into key, value and what is allowed."""
-    cause: BaseException | None = error  # what a get_config() raises comes wrapped, with its traceback
+    cause: BaseException | None = (
+        error  # what a get_config() raises comes wrapped, with its traceback
+    )
     while cause := cause.__context__:
         if isinstance(cause, UserError) and "Traceback" not in str(cause):
             return cause
@@ -114,7 +124,8 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
                 field = known[key]
                 kind = getattr(field.type, "__name__", field.type)
                 return ConfigError(f"{key}={value!r}: must be {kind} ({field.metadata['help']})")
-    return ConfigError(one_line(error))
+    kind = "" if isinstance(error, flags.Error | OSError) else f"{type(error).__name__}: "
+    return ConfigError(f"--config: {kind}{one_line(error)}")
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -147,7 +158,9 @@ def resolve_config(argv: Sequence[str]) -> list[str]:
 def _config_file(text: str) -> str:
     name, colon, argument = text.partition(":")
     if not pathlib.Path(name).is_file():
-        packaged = {file.stem: file for folder in _config_folders() for file in folder.glob("[!_]*.py")}
+        packaged = {
+            file.stem: file for folder in _config_folders() for file in folder.glob("[!_]*.py")
+        }
         wanted = pathlib.Path(name).name.removesuffix(".py")
         if wanted not in packaged or name not in (wanted, f"{wanted}.py", f"configs/{wanted}.py"):
             raise ConfigError(
@@ -161,13 +174,19 @@ def _config_file(text: str) -> str:
 def _config_folders() -> list[pathlib.Path]:
     """The checkout's configs/, or in an installed package its copy, flax_resnet/configs/."""
     package = pathlib.Path(__file__).parent
-    return [f for f in (package.parent / "configs", package / "configs") if (f / "resnet18.py").is_file()]
+    return [
+        f
+        for f in (package.parent / "configs", package / "configs")
+        if (f / "resnet18.py").is_file()
+    ]
 
 
 def frozen_config(values: flags.FlagValues) -> Config:
     """Returns the parsed --config, validated. Raises ConfigError."""
     if not isinstance(values["config"].value, ConfigDict):
-        raise ConfigError("--config is needed: a file such as configs/resnet18.py, or a packaged name")
+        raise ConfigError(
+            "--config is needed: a file such as configs/resnet18.py, or a packaged name"
+        )
     return freeze(values["config"].value)
 
 
@@ -182,7 +201,9 @@ def set_up_jax(compilation_cache: str) -> None:
 
 def define_common(values: flags.FlagValues) -> None:
     """Adds the flags that every command running a network has."""
-    flags.DEFINE_string("data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values)
+    flags.DEFINE_string(
+        "data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values
+    )
     flags.DEFINE_string(
         "compilation_cache",
         "~/.cache/flax_resnet/xla",

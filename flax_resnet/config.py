@@ -79,9 +79,7 @@ class Data:
     source: str = setting("tfds", one_of("tfds", "folder"), "where the images come from")
     name: str = setting("digits", ANY, "TFDS dataset, as name, name/config or name:version")
     path: str = setting("", ANY, "folder of images, for source=folder", changes_result=False)
-    data_dir: str = setting(
-        "", ANY, "TFDS data folder; empty for TFDS's own", changes_result=False
-    )
+    data_dir: str = setting("", ANY, "TFDS data folder; empty for TFDS's own", changes_result=False)
     train_split: str = setting("train", ANY, "TFDS split expression, or folder split, to train on")
     eval_split: str = setting("test", ANY, "split to evaluate on")
     holdout: float = setting(
@@ -134,7 +132,9 @@ class Model:
         "float32", one_of("float32", "bfloat16", "float64"), "compute dtype; logits stay float32"
     )
     zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
-    norm_momentum: float = setting(0.1, within(0, 1), "weight of the newest batch in the statistics")
+    norm_momentum: float = setting(
+        0.1, within(0, 1), "weight of the newest batch in the statistics"
+    )
     norm_epsilon: float = setting(1e-5, above(0), "added to the variance")
     norm_groups: int = setting(
         1, at_least(1), "groups of the batch with statistics of their own; 1: the global batch"
@@ -182,10 +182,16 @@ class Train:
         10, at_least(1), "steps between records of training", changes_result=False
     )
     eval_every: float = setting(
-        1.0, above(0), "epochs between evaluations; the last step is always one", changes_result=False
+        1.0,
+        above(0),
+        "epochs between evaluations; the last step is always one",
+        changes_result=False,
     )
     checkpoint_every: float = setting(
-        1.0, above(0), "epochs between checkpoints; the last step is always one", changes_result=False
+        1.0,
+        above(0),
+        "epochs between checkpoints; the last step is always one",
+        changes_result=False,
     )
     prefetch: int = setting(
         2, at_least(1), "batches placed on the device ahead of the step", changes_result=False

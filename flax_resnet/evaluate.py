@@ -25,9 +25,15 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_common(values)
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
-    flags.DEFINE_string("split", "", "split to evaluate on (default: the run's own)", flag_values=values)
+    flags.DEFINE_string(
+        "split", "", "split to evaluate on (default: the run's own)", flag_values=values
+    )
     flags.DEFINE_integer(
-        "batch_size", 0, "images per step (default: the run's own)", lower_bound=0, flag_values=values
+        "batch_size",
+        0,
+        "images per step (default: the run's own)",
+        lower_bound=0,
+        flag_values=values,
     )
 
 
@@ -49,7 +55,12 @@ def _evaluate(values: flags.FlagValues) -> None:
 
 
 def evaluate_run(
-    workdir: str, *, checkpoint: str = "last", split: str = "", data_dir: str = "", batch_size: int = 0
+    workdir: str,
+    *,
+    checkpoint: str = "last",
+    split: str = "",
+    data_dir: str = "",
+    batch_size: int = 0,
 ) -> dict:
     """Evaluates a checkpoint and appends the record to the run's evaluations.jsonl.
 
@@ -75,7 +86,9 @@ def evaluate_run(
     classifier, state = load_state(workdir, checkpoint)
     config = classifier.config
     if data_dir:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
     if source.class_names != classifier.class_names:
@@ -84,7 +97,9 @@ def evaluate_run(
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     sharding.check_batch(mesh, batch_size, "--batch_size")
     feed = StreamingFeed(source, config, mesh)
-    metrics = evaluate(make_eval_step(config, classifier.model, mesh), state, feed.evaluation(batch_size))
+    metrics = evaluate(
+        make_eval_step(config, classifier.model, mesh), state, feed.evaluation(batch_size)
+    )
     record = {"step": classifier.step, "split": split, **metrics}
     try:
         with (pathlib.Path(workdir).expanduser() / "evaluations.jsonl").open("a") as file:

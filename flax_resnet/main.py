@@ -23,7 +23,9 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_config(values, argv)
     command.define_common(values)
     flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "print the plan and stop; nothing is written", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "print the plan and stop; nothing is written", flag_values=values
+    )
     flags.DEFINE_enum(
         "resume",
         "auto",

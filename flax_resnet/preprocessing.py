@@ -53,7 +53,9 @@ def _opened(image: np.ndarray | str | pathlib.Path | Image.Image) -> Image.Image
 def _resized(image: Image.Image, config: Data) -> np.ndarray:
     width, height = image.size
     if config.eval_crop == "center":
-        side = max(1, int(np.rint(np.float32(config.eval_crop_fraction) * np.float32(min(width, height)))))
+        side = max(
+            1, int(np.rint(np.float32(config.eval_crop_fraction) * np.float32(min(width, height))))
+        )
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     if image.size != (config.image_size, config.image_size):

@@ -27,7 +27,9 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     command.define_common(values)
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
-    flags.DEFINE_string("output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values)
+    flags.DEFINE_string(
+        "output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values
+    )
 
 
 def _report(values: flags.FlagValues) -> None:
@@ -78,12 +80,18 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     curves, pictures = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    for axes, key, name in zip(curves.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True):
+    for axes, key, name in zip(
+        curves.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True
+    ):
         for split in dict.fromkeys(r["split"] for r in records):
             points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
             marker = "" if split == "train" else "o"
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
-        axes.set(xlabel="epoch", title=name, **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}))
+        axes.set(
+            xlabel="epoch",
+            title=name,
+            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
+        )
         axes.grid(alpha=0.3)
         axes.legend()
     grid = pictures.subplots(rows, columns).ravel()
@@ -96,7 +104,9 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
         text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
         right = guess == truth
         axes.set_title(
-            text if right else f"{text}, is {names[truth]}", fontsize=9, color="green" if right else "red"
+            text if right else f"{text}, is {names[truth]}",
+            fontsize=9,
+            color="green" if right else "red",
         )
     final = [r for r in records if r["split"] == data.eval_split][-1]
     figure.suptitle(

@@ -16,7 +16,10 @@ def augmented(**options):
 def test_normalisation():
     config = Augment()
     expected = (IMAGES / 255 - np.array(config.mean)) / np.array(config.std)
-    for images in (evaluation_images(IMAGES, config), training_images(jax.random.key(0), IMAGES, config)):
+    for images in (
+        evaluation_images(IMAGES, config),
+        training_images(jax.random.key(0), IMAGES, config),
+    ):
         np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
@@ -33,7 +36,12 @@ def test_shift_moves_by_at_most_its_pixels_and_fills_with_black():
     moves = set()
     for got, image in zip(augmented(shift=1), IMAGES, strict=True):
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-        found = [(t, l) for t in range(3) for l in range(3) if (padded[t : t + 6, l : l + 5] == got).all()]  # noqa: E741
+        found = [
+            (t, l)
+            for t in range(3)
+            for l in range(3)
+            if (padded[t : t + 6, l : l + 5] == got).all()
+        ]  # noqa: E741
         assert len(found) == 1
         moves.update(found)
     assert len(moves) == 9
@@ -51,4 +59,5 @@ def test_a_row_is_augmented_by_its_place_alone():
         in_shardings=sharding.split(mesh),
         out_shardings=sharding.split(mesh),
     )
-    np.testing.assert_array_equal(split(IMAGES), training_images(jax.random.key(4), IMAGES, config))
+    alone = jax.jit(lambda x: training_images(jax.random.key(4), x, config))
+    np.testing.assert_array_equal(split(IMAGES), alone(IMAGES))

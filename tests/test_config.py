@@ -62,7 +62,10 @@ def test_an_int_serves_as_a_float_and_a_list_as_a_tuple():
 
 def test_plan_drops_the_remainder_of_an_epoch():
     config = freeze(
-        {"train": {"batch_size": 64, "epochs": 3, "eval_every": 0.5}, "schedule": {"warmup_epochs": 1.5}}
+        {
+            "train": {"batch_size": 64, "epochs": 3, "eval_every": 0.5},
+            "schedule": {"warmup_epochs": 1.5},
+        }
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
     assert result == Plan(1437, 360, 10, 22, 66, 33, 660, 11, 22, 64)

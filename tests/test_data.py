@@ -37,7 +37,7 @@ def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
         ("digit", "train", "did you mean 'digits'"),
         ("digits", "tain", "splits: train, test"),
         ("digits", "train[", "slices"),
-        ("digits", "train[:0]", "is empty"),
+        ("digits", "train[:0]", "0 length"),
         ("cifar10", "train", "tfds build cifar10 --file_format=array_record --data_dir="),
         ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
     ],
@@ -53,10 +53,10 @@ def test_absent_data_is_one_line_with_the_cure(data_dir, name, split, words):
 def test_any_tfds_dataset_opens_with_mock_data():
     import tensorflow_datasets as tfds
 
-    with tfds.testing.mock_data(num_examples=20):
+    with tfds.testing.mock_data(num_examples=20):  # made-up pixels behind the real interface
         source = TfdsSource("cifar10", "train")
         assert len(source) == 20
-        assert source.class_names[:2] == ("airplane", "automobile")
+        assert len(source.class_names) == 10
         data = Data(name="cifar10", image_size=32)
         (batch,) = batches(source, data, total_steps=1)
         assert batch["image"].shape == (16, 32, 32, 3)
@@ -79,13 +79,19 @@ def test_a_training_batch_holds_what_the_order_says(data_dir):
 
 def test_the_stream_does_not_depend_on_processes_threads_or_restarts(photographs):
     data = Data(
-        source="folder", path=str(photographs), image_size=24, train_crop="random_resized", holdout=0.2
+        source="folder",
+        path=str(photographs),
+        image_size=24,
+        train_crop="random_resized",
+        holdout=0.2,
     )
     source = open_source(data, train=True)
     batch = len(source) - 1 - len(source) % 2
     whole = batches(source, data, batch_size=batch, rows=slice(0, batch), total_steps=6)
     assert len(whole) == 6
-    again = batches(source, data, batch_size=batch, rows=slice(0, batch), total_steps=6, start_step=4)
+    again = batches(
+        source, data, batch_size=batch, rows=slice(0, batch), total_steps=6, start_step=4
+    )
     halves = [
         batches(source, data, batch_size=batch, rows=rows, total_steps=6)
         for rows in (slice(0, batch // 2), slice(batch // 2, batch))
@@ -115,7 +121,10 @@ def test_random_windows_follow_torchvisions_rule():
 
     shape = tf.constant([300, 200])
     boxes = np.stack(
-        [pipeline.random_window(shape, (0.08, 1.0), (0.75, 4 / 3), tf.constant([1, i])) for i in range(2000)]
+        [
+            pipeline.random_window(shape, (0.08, 1.0), (0.75, 4 / 3), tf.constant([1, i]))
+            for i in range(2000)
+        ]
     )
     top, left, height, width = boxes.T
     assert (top >= 0).all()
@@ -130,7 +139,9 @@ def test_random_windows_follow_torchvisions_rule():
     small = area < 0.4  # there no try is turned down, so the draws are even
     assert abs(area[small].mean() - 0.24) < 0.01
     assert abs(np.log(aspect[small]).mean()) < 0.02
-    fallback = pipeline.random_window(tf.constant([10, 400]), (1.0, 1.0), (0.75, 4 / 3), tf.constant([0, 0]))
+    fallback = pipeline.random_window(
+        tf.constant([10, 400]), (1.0, 1.0), (0.75, 4 / 3), tf.constant([0, 0])
+    )
     np.testing.assert_array_equal(fallback, [0, 193, 10, 13])
 
 
@@ -157,14 +168,20 @@ def test_pillow_and_tensorflow_see_the_same_pixels(photographs):
             theirs = pipeline.decode_image(file.read_bytes(), data, crop=data.eval_crop).numpy()
             ours = prepare([file], data)[0]
             difference = np.abs(ours.astype(int) - theirs)
-            assert difference.max() <= 2, (data, file)
-            assert difference.mean() < 0.3
+            # Where a filter's edge falls on a half pixel, the two round it to different sides.
+            assert difference.mean() < 0.3, (data.image_size, file)
+            assert (difference > 2).mean() < 1e-3
 
 
 def test_prepare_takes_arrays_of_any_size_and_refuses_others():
     data = Data(image_size=8)
     assert prepare(np.zeros((2, 20, 30, 3), np.uint8), data).shape == (2, 8, 8, 3)
-    assert prepare([np.zeros((5, 6, 1), np.uint8), np.zeros((8, 8, 3), np.uint8)], data).shape == (2, 8, 8, 3)
+    assert prepare([np.zeros((5, 6, 1), np.uint8), np.zeros((8, 8, 3), np.uint8)], data).shape == (
+        2,
+        8,
+        8,
+        3,
+    )
     for wrong in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 2), np.uint8)):
         with pytest.raises(DataError, match="must be uint8"):
             prepare(wrong, data)
@@ -176,7 +193,9 @@ def test_prepare_takes_arrays_of_any_size_and_refuses_others():
 def test_every_suffix_can_be_decoded(tmp_path, kind):
     pixels = np.zeros((9, 7, 3), np.uint8)
     pixels[:5] = 255
-    Image.fromarray(pixels).save(tmp_path / f"x.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    Image.fromarray(pixels).save(
+        tmp_path / f"x.{kind}", **({"lossless": True} if kind == "webp" else {})
+    )
     encoded = (tmp_path / f"x.{kind}").read_bytes()
     image = pipeline.decode_image(encoded, Data(image_size=7), crop="center").numpy()
     assert image.shape == (7, 7, 3)
@@ -204,10 +223,15 @@ def test_a_folder_with_train_and_test(tmp_path, photographs):
 
 def test_a_folders_split_is_stable(photographs):
     data = Data(source="folder", path=str(photographs), holdout=0.4)
-    sides = [{s.describe(i) for i in range(len(s))} for s in (open_source(data, train=t) for t in (True, False))]
+    sides = [
+        {s.describe(i) for i in range(len(s))}
+        for s in (open_source(data, train=t) for t in (True, False))
+    ]
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 12
-    (photographs / "china" / "another.jpg").write_bytes((photographs / "china" / "0.jpg").read_bytes())
+    (photographs / "china" / "another.jpg").write_bytes(
+        (photographs / "china" / "0.jpg").read_bytes()
+    )
     after = open_source(data, train=True)
     assert sides[0] <= {after.describe(i) for i in range(len(after))}
 

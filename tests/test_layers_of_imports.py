@@ -48,10 +48,17 @@ def test_imports_run_one_way(file):
     modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
     for name in imported(file):
         parts = name.split(".")
-        if parts[0] == "flax_resnet" and len(parts) > 1 and parts[1] in modules and room not in COMMANDS:
+        if (
+            parts[0] == "flax_resnet"
+            and len(parts) > 1
+            and parts[1] in modules
+            and room not in COMMANDS
+        ):
             assert parts[1] in ALLOWED[room], f"{file}: {room} must not import {parts[1]}"
         if parts[0] in HEAVY:
-            assert room == "data" or file.name == "feed.py", f"{file}: only data/ imports {parts[0]}"
+            assert room == "data" or file.name == "feed.py", (
+                f"{file}: only data/ imports {parts[0]}"
+            )
         if parts[0] == "orbax":
             assert file.name == "checkpoint.py", f"{file}: only checkpoint.py imports Orbax"
         assert parts[0] != "torch", f"{file}: imports torch"
@@ -64,7 +71,16 @@ def test_no_room_for_odds_and_ends():
 
 def test_importing_the_package_is_cheap():
     code = "import sys, flax_resnet; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = set(ast.literal_eval(out.stdout))
     assert {"jax", "flax"} <= loaded
-    assert not loaded & {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "clu", "sklearn"}
+    assert not loaded & {
+        "tensorflow",
+        "tensorflow_datasets",
+        "torch",
+        "matplotlib",
+        "clu",
+        "sklearn",
+    }

@@ -71,7 +71,9 @@ def test_logits_and_variables_are_at_least_float32(dtype):
     shapes = shapes_of(model, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    apply = lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], capture_intermediates=True)  # noqa: E731
+    apply = lambda v, x: model.apply(
+        v, x, train=True, mutable=["batch_stats"], capture_intermediates=True
+    )  # noqa: E731
     logits, updated = jax.eval_shape(apply, shapes, image)
     assert logits.dtype == jnp.float32
     blocks = {k: v for k, v in updated["intermediates"].items() if k.startswith("layer")}
@@ -81,7 +83,11 @@ def test_logits_and_variables_are_at_least_float32(dtype):
 
 def plain_convolution(x, kernel, stride, padding):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -104,7 +110,9 @@ def test_the_lowering_for_tiny_maps_equals_the_plain_convolution(size, stride, k
         np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), rtol=1e-10, atol=1e-10)
         loss = lambda f: lambda x, k: jnp.sin(f(x, k)).sum()  # noqa: E731
         for got, wanted in zip(
-            jax.grad(loss(ours), (0, 1))(x, kernel), jax.grad(loss(plain), (0, 1))(x, kernel), strict=True
+            jax.grad(loss(ours), (0, 1))(x, kernel),
+            jax.grad(loss(plain), (0, 1))(x, kernel),
+            strict=True,
         ):
             np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)
 
@@ -113,7 +121,9 @@ def test_tiny_maps_avoid_the_convolution_on_cpu():
     lowered = jax.jit(lambda x, k: layers.convolution(x, k, padding=1)).lower(
         jnp.zeros((4, 2, 2, 8)), jnp.zeros((3, 3, 8, 8))
     )
-    assert "convolution" not in lowered.compile().as_text()
+    operations = [line.split("metadata")[0] for line in lowered.compile().as_text().splitlines()]
+    assert any(" dot(" in line or "custom-call" in line for line in operations)
+    assert not any(" convolution(" in line for line in operations)
 
 
 def test_batch_norm_against_torchs_rule():
@@ -124,7 +134,7 @@ def test_batch_norm_against_torchs_rule():
     y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=2e-5)
-    stats = updated["batch_stats"]
+    stats = jax.tree.map(np.asarray, updated["batch_stats"])
     np.testing.assert_allclose(stats["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
     evaluated = layer.apply({**variables, **updated}, x, train=False)
@@ -148,7 +158,10 @@ def test_batch_norm_groups_are_batches_of_their_own():
     whole, grouped = layers.BatchNorm(), layers.BatchNorm(groups=4)
     variables = whole.init(jax.random.key(0), x, train=False)
     y, updated = grouped.apply(variables, x, train=True, mutable=["batch_stats"])
-    parts = [whole.apply(variables, x[i : i + 2], train=True, mutable=["batch_stats"]) for i in (0, 2, 4, 6)]
+    parts = [
+        whole.apply(variables, x[i : i + 2], train=True, mutable=["batch_stats"])
+        for i in (0, 2, 4, 6)
+    ]
     np.testing.assert_allclose(y, np.concatenate([p[0] for p in parts]), atol=1e-6)
     for key in ("mean", "var"):
         expected = np.mean([p[1]["batch_stats"][key] for p in parts], axis=0)
@@ -179,12 +192,16 @@ def test_a_strided_block_of_constant_width_keeps_its_projection_on_a_1x1_map():
     from flax_resnet.models.blocks import BasicBlock
 
     block = BasicBlock(8, 2, True, layers.Conv, layers.BatchNorm, initializers.ones)
-    shapes = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), jnp.zeros((2, 1, 1, 8)))
+    shapes = jax.eval_shape(
+        partial(block.init, train=False), jax.random.key(0), jnp.zeros((2, 1, 1, 8))
+    )
     assert "downsample_conv" in shapes["params"]
 
 
 def test_convolutions_start_he_normal_by_fan_out():
-    kernel = layers.Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"]["kernel"]
+    kernel = layers.Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"][
+        "kernel"
+    ]
     assert abs(float(kernel.std()) / np.sqrt(2 / (9 * 256)) - 1) < 0.02
 
 
@@ -198,5 +215,8 @@ def test_zero_init_last_starts_blocks_as_identities():
 def test_max_pool_pads_with_nothing_that_could_win():
     x = -1 - np.random.default_rng(0).random((1, 4, 4, 1)).astype(np.float32)
     y = layers.max_pool(jnp.asarray(x), size=3, stride=2, padding=1)
-    expected = [[x[0, 0:2, 0:2].max(), x[0, 0:2, 1:4].max()], [x[0, 1:4, 0:2].max(), x[0, 1:4, 1:4].max()]]
+    expected = [
+        [x[0, 0:2, 0:2].max(), x[0, 0:2, 1:4].max()],
+        [x[0, 1:4, 0:2].max(), x[0, 1:4, 1:4].max()],
+    ]
     np.testing.assert_array_equal(y[0, :, :, 0], expected)

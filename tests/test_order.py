@@ -33,7 +33,9 @@ def test_the_largest_size_wraps_nowhere():
 def test_every_permutation_is_equally_likely():
     epochs, size = 100_000, 5
     places = np.broadcast_to(np.arange(size, dtype=np.uint32), (epochs, size))
-    orders = order.permute(np, places, size=size, seed=0, epoch=np.arange(epochs, dtype=np.uint32)[:, None])
+    orders = order.permute(
+        np, places, size=size, seed=0, epoch=np.arange(epochs, dtype=np.uint32)[:, None]
+    )
     codes = (orders * size ** np.arange(size, dtype=np.uint32)).sum(axis=1)
     _, counts = np.unique(codes, return_counts=True)
     freedom = math.factorial(size) - 1
@@ -46,7 +48,10 @@ def test_every_permutation_is_equally_likely():
 def test_neighbours_are_scattered_and_epochs_unrelated():
     size, epochs = 1437, 100
     orders = np.stack(
-        [order.permute(np, np.arange(size, dtype=np.uint32), size=size, seed=1, epoch=e) for e in range(epochs)]
+        [
+            order.permute(np, np.arange(size, dtype=np.uint32), size=size, seed=1, epoch=e)
+            for e in range(epochs)
+        ]
     ).astype(np.int64)
     steps = np.bincount((np.diff(orders, axis=1) % size).ravel(), minlength=size)[1:]
     expected = steps.sum() / (size - 1)

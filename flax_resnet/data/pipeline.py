@@ -66,7 +66,13 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: Source, config: Data, *, batch_size: int, start_step: int, rows: slice, bad: frozenset[int]
+    source: Source,
+    config: Data,
+    *,
+    batch_size: int,
+    start_step: int,
+    rows: slice,
+    bad: frozenset[int],
 ) -> Iterator[Batch]:
     """Yields every example once, in order; the last batch is padded with masked repeats of example 0.
 

@@ -63,7 +63,7 @@ class TfdsSource:
 
         self._split = split
         self._name = name
-        builder = _prepared_builder(name, data_dir)
+        builder = _builder(name, data_dir)
         features = builder.info.features
         if not {"image", "label"} <= set(features):
             raise DataError(
@@ -73,6 +73,8 @@ class TfdsSource:
             self._records = builder.as_data_source(
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )
+        except (AssertionError, KeyError) as error:  # no folder, no splits
+            raise DataError(_not_prepared(builder, name, data_dir)) from error
         except NotImplementedError as error:
             raise DataError(
                 f"dataset {name!r} in {builder.data_path} is not stored as array_record, which random "
@@ -108,43 +110,42 @@ def _preparation(name: str, data_dir: str) -> str:
     return f"tfds build {name} --file_format=array_record{where}"
 
 
-def _prepared_builder(name: str, data_dir: str):  # noqa: ANN202 - the caller alone imports TFDS
-    """Returns the builder of a prepared dataset; prepares an embedded one on first use."""
+def _builder(name: str, data_dir: str):
+    """Returns the builder of a dataset; prepares an embedded one on first use."""
     import tensorflow_datasets as tfds
 
     where = str(pathlib.Path(data_dir).expanduser().resolve()) if data_dir else None
-    options = {"data_dir": where, "file_format": "array_record"}
-    if name in EMBEDDED:
-        from flax_resnet.data.digits.digits_dataset_builder import Builder
+    as_array_record = {"data_dir": where, "file_format": "array_record"}
+    try:
+        if name in EMBEDDED:
+            from flax_resnet.data.digits.digits_dataset_builder import Builder
 
-        builder = Builder(**options)
-        tfds.disable_progress_bar()
-        try:
+            builder = Builder(**as_array_record)
+            tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
-        except OSError as error:
-            raise DataError(f"dataset {name!r} cannot be written: {one_line(error)}") from error
-        return builder
-    try:
+            return builder
         builder = tfds.builder(name, data_dir=where)
-        prepared = builder.data_path.exists()
-        if not prepared:
-            builder = tfds.builder(name, **options)
+        return builder if builder.data_path.exists() else tfds.builder(name, **as_array_record)
     except tfds.core.DatasetNotFoundError as error:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
         raise DataError(f"data.name={name!r} is no TFDS dataset: {hint}") from error
-    except (ValueError, AssertionError, OSError, ImportError) as error:
+    except OSError as error:
+        raise DataError(
+            f"dataset {name!r} cannot be written to {where}: {one_line(error)}"
+        ) from error
+    except (ValueError, AssertionError, ImportError) as error:
         raise DataError(f"data.name={name!r}: {one_line(error)}") from error
-    if not prepared:
-        message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
-        manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-        if manual:
-            folder = pathlib.Path(where or tfds.core.constants.DATA_DIR).expanduser()
-            message += f"put the archives into {folder / 'downloads' / 'manual'} ({' '.join(manual.split())}), then "
-        raise DataError(message + f"run: {_preparation(name, data_dir)}")
-    return builder
+
+
+def _not_prepared(builder: object, name: str, data_dir: str) -> str:
+    message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
+    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        folder = builder.data_path.parents[1] / "downloads" / "manual"
+        message += f"put the archives into {folder} ({' '.join(manual.split())}), then "
+    return message + f"run: {_preparation(name, data_dir)}"
 
 
 class FolderSource:
@@ -218,7 +219,9 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
     classes = _class_folders(root)
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
-        raise DataError(f"{root}: needs one sub-folder of images per class, at least two; found {found}")
+        raise DataError(
+            f"{root}: needs one sub-folder of images per class, at least two; found {found}"
+        )
     files, labels = [], []
     for label, name in enumerate(classes):
         here = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in SUFFIXES)

@@ -170,8 +170,8 @@ class BatchNorm(nn.Module):
                     raise ValueError("BatchNorm: one value per channel has no variance to train on")
                 unbiased = var.mean(axis=(0, 1, 2, 3)) * (count / (count - 1))
                 keep = 1 - self.momentum
-                running_mean.value = (
-                    keep * running_mean.value + self.momentum * mean.mean(axis=(0, 1, 2, 3))
+                running_mean.value = keep * running_mean.value + self.momentum * mean.mean(
+                    axis=(0, 1, 2, 3)
                 )
                 running_var.value = keep * running_var.value + self.momentum * unbiased
         else:

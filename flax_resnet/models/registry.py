@@ -54,7 +54,9 @@ def create_model(name: str, **options: Any) -> nn.Module:
     except TypeError:
         allowed = False
     if not allowed:
-        raise ConfigError(f"model option dtype={row['dtype']!s}: allowed: {', '.join(COMPUTE_DTYPES)}")
+        raise ConfigError(
+            f"model option dtype={row['dtype']!s}: allowed: {', '.join(COMPUTE_DTYPES)}"
+        )
     if row.get("num_classes", 1) < 1:
         raise ConfigError(f"model option num_classes={row['num_classes']}: must be at least 1")
     return ResNet(**row)

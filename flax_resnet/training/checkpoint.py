@@ -35,7 +35,9 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run folder."""
 
-    def __init__(self, workdir: pathlib.Path, *, best_metric: str = "top1", read_only: bool = False):
+    def __init__(
+        self, workdir: pathlib.Path, *, best_metric: str = "top1", read_only: bool = False
+    ):
         self._folder = workdir.resolve() / "checkpoints"
         self._best_metric = best_metric
         self._read_only = read_only
@@ -112,7 +114,9 @@ class Checkpoints:
     def run(self, step: int) -> dict[str, Any]:
         """Reads what was saved beside the state. Raises CheckpointError where it cannot be read."""
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+            )
             run = restored["run"]
             if not isinstance(run, dict) or "checksums" not in run:
                 raise ValueError("its description is incomplete")
@@ -137,7 +141,9 @@ class Checkpoints:
         except Exception as error:  # truncated files raise many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
         found = checksums(state)
-        wrong = sorted(k for k in found.keys() | run["checksums"] if found.get(k) != run["checksums"].get(k))
+        wrong = sorted(
+            k for k in found.keys() | run["checksums"] if found.get(k) != run["checksums"].get(k)
+        )
         if wrong:
             raise CheckpointError(
                 f"checkpoint {step} is not what was saved: {len(wrong)} of {len(found)} arrays differ, "
@@ -201,8 +207,12 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
     sums = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         # Replicated over the mesh: any one device holds all of it.
-        array = np.ascontiguousarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
-        name = "/".join(str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path)
+        array = np.ascontiguousarray(
+            leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+        )
+        name = "/".join(
+            str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path
+        )
         if must_be_finite and not np.isfinite(array).all():
             raise DivergedError(f"{name} is not finite")
         sums[name] = zlib.crc32(array.tobytes())

@@ -27,7 +27,9 @@ class StreamingFeed:
         checkpoint must hold to resume exactly.
     """
 
-    def __init__(self, source: Source, config: Config, mesh: Mesh, bad: dict[int, int] | None = None):
+    def __init__(
+        self, source: Source, config: Config, mesh: Mesh, bad: dict[int, int] | None = None
+    ):
         self.bad = dict(bad or {})
         self._source, self._config, self._mesh = source, config, mesh
 
@@ -56,7 +58,12 @@ class StreamingFeed:
             indices = order.training_batch(
                 np, step, size=size, batch_size=train.batch_size, seed=train.seed
             )
-            return np.array([order.substitute(int(i), size=size, bad=frozenset(self.bad)) for i in indices[rows]])
+            return np.array(
+                [
+                    order.substitute(int(i), size=size, bad=frozenset(self.bad))
+                    for i in indices[rows]
+                ]
+            )
 
         return self._ahead(self._mended(batches, candidates, start_step))
 
@@ -99,7 +106,7 @@ class StreamingFeed:
 
     def _note_bad(self, found: list[int], step: int) -> None:
         if not found:
-            raise  # noqa: PLE0704 - called while the decoder's error is handled: it names no image
+            raise
         limit = self._config.data.max_bad_images
         for index in found:
             if len(self.bad) >= limit:

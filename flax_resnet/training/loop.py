@@ -19,7 +19,7 @@ from flax_resnet.config import plan as make_plan
 from flax_resnet.data.source import Source, open_source
 from flax_resnet.errors import DivergedError, WorkdirError
 from flax_resnet.training import sharding, workdir
-from flax_resnet.training.checkpoint import Checkpoints
+from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
 from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
@@ -48,7 +48,11 @@ class Result:
 
 
 def train(
-    config: Config, run_dir: str | pathlib.Path | None, *, resume: str = "auto", dry_run: bool = False
+    config: Config,
+    run_dir: str | pathlib.Path | None,
+    *,
+    resume: str = "auto",
+    dry_run: bool = False,
 ) -> Result | None:
     """Trains, or goes on training, or finds that there is nothing left to do.
 
@@ -96,11 +100,11 @@ def train(
 
     checkpoints = Checkpoints(run_dir)
     try:
-        finished = _finished(checkpoints, run_dir, plan, config)
+        restored = checkpoints.restore_last_good(abstract)
+        finished = _finished(restored, run_dir, plan, config)
         if finished is not None:
             return finished
         log.info("%s", describe(config, plan, abstract))
-        restored = checkpoints.restore_last_good(abstract)
         if restored is None:
             init = jax.jit(
                 lambda: make_state(config, model, optimizer),
@@ -112,7 +116,9 @@ def train(
         else:
             start, state = restored.step, restored.state
             bad = {int(k): v for k, v in restored.run["bad_images"].items()}
-            log.info("going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch)
+            log.info(
+                "going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch
+            )
         return _run(
             config,
             plan,
@@ -129,16 +135,15 @@ def train(
 
 
 def _finished(
-    checkpoints: Checkpoints, run_dir: pathlib.Path, plan: Plan, config: Config
+    restored: Restored | None, run_dir: pathlib.Path, plan: Plan, config: Config
 ) -> Result | None:
     """Says so, and returns the result, where the last checkpoint is already the end of the plan."""
-    steps = checkpoints.steps()
-    if not steps or steps[-1] < plan.total_steps:
+    if restored is None or restored.step < plan.total_steps:
         return None
-    if steps[-1] > plan.total_steps:
+    if restored.step > plan.total_steps:
         raise WorkdirError(
             f"train.epochs={config.train.epochs}: workdir {run_dir} has already trained "
-            f"{steps[-1] / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
+            f"{restored.step / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
         )
     result = _result(workdir.read_records(run_dir), config.data.eval_split, plan.total_steps)
     if result is not None:
@@ -236,7 +241,11 @@ def _run(
 
     def diverged(what: str, step: int) -> str:
         saved = checkpoints.steps()
-        last = f"checkpoint {saved[-1]} in {run_dir} is the last good one" if saved else "none was saved"
+        last = (
+            f"checkpoint {saved[-1]} in {run_dir} is the last good one"
+            if saved
+            else "none was saved"
+        )
         return (
             f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
             f"{config.optimizer.learning_rate} is too high, schedule.warmup_epochs="
@@ -257,7 +266,9 @@ def _run(
 
     try:
         with stop_requested() as stop:
-            for step, batch in enumerate(machinery.train_feed.training(start, plan.total_steps), start + 1):
+            for step, batch in enumerate(
+                machinery.train_feed.training(start, plan.total_steps), start + 1
+            ):
                 state, on_device = machinery.train_step(state, batch)
                 read_late()
                 late = (step, on_device)

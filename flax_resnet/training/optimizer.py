@@ -17,7 +17,9 @@ def learning_rate(config: Config, plan: Plan) -> optax.Schedule:
         main = optax.cosine_decay_schedule(peak, max(1, remaining))
     elif schedule.name == "step":
         drops = range(plan.step_steps, plan.total_steps, plan.step_steps)
-        boundaries = {d - plan.warmup_steps: schedule.step_factor for d in drops if d > plan.warmup_steps}
+        boundaries = {
+            d - plan.warmup_steps: schedule.step_factor for d in drops if d > plan.warmup_steps
+        }
         main = optax.piecewise_constant_schedule(peak, boundaries)
     else:
         main = optax.constant_schedule(peak)

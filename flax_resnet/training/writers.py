@@ -82,7 +82,11 @@ class Progress:
 
 def shown(values: dict[str, float]) -> str:
     """Formats the values a person looks at."""
-    formats = {"loss": "loss {:.4f}", "top1": "top-1 {:.2%}", "images_per_second": "{:.0f} images/s"}
+    formats = {
+        "loss": "loss {:.4f}",
+        "top1": "top-1 {:.2%}",
+        "images_per_second": "{:.0f} images/s",
+    }
     return ", ".join(text.format(values[k]) for k, text in formats.items() if k in values)
 
 

@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing to download
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
-    def _generate_examples(self, test: bool):  # noqa: ANN202 - TFDS's own generator type is private
+    def _generate_examples(self, test: bool):
         from sklearn.datasets import load_digits
 
         digits = load_digits()

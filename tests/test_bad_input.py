@@ -1,0 +1,190 @@
+"""A user's mistake, through the command line: exit code 2, one line, nothing lost."""
+
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from flax_resnet import cli, main
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Runs the command, expects exit code 2 and one line with these words."""
+
+    def run(arguments, *words):
+        assert main.main(arguments) == 2
+        captured = capsys.readouterr()
+        (line,) = captured.err.splitlines()
+        assert line.startswith("error: ")
+        for word in words:
+            assert word in line
+        assert "Traceback" not in line
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config is needed"]),
+        (["--config=nowhere.py"], ["--config=nowhere.py", "packaged", "resnet18"]),
+        (["--config=configs/resnet81.py"], ["did you mean 'resnet18'"]),
+        (["--config=setup.cfg"], ["--config: SyntaxError"]),
+        (["--config=resnet18:digit"], ["did you mean 'digits'"]),
+        (["--config=resnet18", "--config.train.batchsize=3"], ["did you mean 'train.batch_size'"]),
+        (["--config=resnet18", "--config.nothing.at_all=3"], ["'nothing.at_all' is unknown"]),
+        (
+            ["--config=resnet18", "--config.train.batch_size=many"],
+            ["train.batch_size='many'", "int"],
+        ),
+        (
+            ["--config=resnet18", "--config.train.batch_size", "2.5"],
+            ["train.batch_size='2.5'", "int"],
+        ),
+        (
+            ["--config=resnet18", "--config.augment.flip=perhaps"],
+            ["augment.flip='perhaps'", "bool"],
+        ),
+        (["--config=resnet18", "--config.augment.mean=(1,"], ["augment.mean", "tuple"]),
+        (
+            ["--config=resnet18", "--config.train.batch_size=0"],
+            ["train.batch_size=0", "at least 1"],
+        ),
+        (
+            ["--config=resnet18", "--config.optimizer.learning_rate=-1"],
+            ["learning_rate=-1.0", "above 0"],
+        ),
+        (
+            ["--config=resnet18", "--config.optimizer.learning_rate=nan"],
+            ["learning_rate=nan", "above 0"],
+        ),
+        (["--config=resnet18", "--config.data.image_size=0"], ["data.image_size=0", "at least 1"]),
+        (["--config=resnet18", "--workdri=x"], ["--workdri is unknown", "did you mean 'workdir'"]),
+        (["--config=resnet18", "--resume=maybe", "--workdir=x"], ["resume", "auto|force"]),
+        (["--config=resnet18", "stray"], ["'stray' is not expected"]),
+        (["--config=resnet18"], ["--workdir is needed"]),
+    ],
+)
+def test_flags_and_configuration(refuse, arguments, words):
+    refuse(arguments, *words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.name=resnet81", ["did you mean 'resnet18'"]),
+        ("data.name=digit", ["did you mean 'digits'"]),
+        ("data.name=cifar10", ["not prepared", "tfds build cifar10 --file_format=array_record"]),
+        ("data.name=imagenet2012", ["ILSVRC2012_img_train.tar", "downloads/manual"]),
+        ("data.eval_split=valid", ["'valid'", "train, test"]),
+        ("train.batch_size=1438", ["train.batch_size=1438", "1437 images"]),
+        ("train.batch_size=12", ["train.batch_size=12", "multiple of the 8 devices"]),
+        ("model.num_classes=9", ["model.num_classes=9", "10 classes"]),
+    ],
+)
+def test_models_and_datasets(refuse, tiny, tmp_path, override, words):
+    refuse([*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"], *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders(refuse, tmp_path, photographs, cache_dir):
+    def arguments(path):
+        return [f"--config=resnet18:folder={path}", f"--workdir={tmp_path / 'run'}"]
+
+    (tmp_path / "empty").mkdir()
+    refuse(arguments(tmp_path / "absent"), "is not a folder")
+    refuse(arguments(tmp_path / "empty"), "found none")
+    refuse(arguments(""), "data.path")
+    (tmp_path / "hollow" / "a").mkdir(parents=True)
+    (tmp_path / "hollow" / "b").mkdir()
+    refuse(arguments(tmp_path / "hollow"), "holds no images")
+    shutil.rmtree(photographs / "china")
+    refuse(arguments(photographs), "found only 'flower'")
+
+
+def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, capsys):
+    for file in (photographs / "flower").iterdir():
+        file.write_bytes(file.read_bytes()[:300])
+    arguments = [
+        f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
+        "--config.data.max_bad_images=0", "--config.train.batch_size=8", "--config.model.width=4",
+        "--config.data.image_size=32", "--config.data.holdout=0.1", f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    assert main.main(arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: cannot decode {photographs / 'flower'}")
+    assert "data.max_bad_images=0" in line
+
+
+def test_workdirs(refuse, tiny, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refuse([*tiny, f"--workdir={tmp_path / 'file'}"], "is a file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    refuse([*tiny, f"--workdir={tmp_path / 'other'}"], "holds something else")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text("{")
+    refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read")
+
+
+def test_a_read_only_workdir(refuse, tiny, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    if os.access(locked, os.W_OK):  # root may write there: take a file system that refuses root too
+        locked = pathlib.Path("/sys")
+    refuse([*tiny, f"--workdir={locked / 'run'}"], f"workdir {locked / 'run'} cannot be written")
+
+
+def test_a_relative_workdir_works(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*tiny, "--workdir=here/run", "--config.train.epochs=1"]) == 0
+    assert (tmp_path / "here" / "run" / "summary.txt").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = [*tiny, f"--workdir={workdir}", "--config.schedule.name=constant"]
+    assert main.main([*arguments, "--config.train.epochs=1"]) == 0
+    before = {p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    wild = ["--resume=force", "--config.optimizer.learning_rate=1e30"]
+    assert main.main([*arguments, *wild]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    for words in ("at step", "checkpoint 5 in", "learning_rate=1e+30 is too high"):
+        assert words in line
+    assert {
+        p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()
+    } == before
+    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()] == ["5"]
+
+
+def test_a_program_mistake_keeps_its_traceback(tiny, tmp_path, monkeypatch):
+    from flax_resnet.training import loop
+
+    monkeypatch.setattr(loop, "open_source", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main([*tiny, f"--workdir={tmp_path / 'run'}"])
+
+
+def test_the_console_script(capsys):
+    assert cli.main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert cli.main(["evalute"]) == 2
+    assert "did you mean 'evaluate'" in capsys.readouterr().err
+    assert cli.main(["main", "--config=nowhere"]) == 2
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert "--checkpoint" in capsys.readouterr().out
+    assert cli.main(["evaluate", "--workdir=/nowhere"]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_two_commands_in_one_process_do_not_clash(capsys):
+    for _ in range(2):
+        assert main.main(["--config=resnet18", "--config.train.batch_size=0"]) == 2
+        assert cli.main(["evaluate"]) == 2

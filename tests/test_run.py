@@ -1,0 +1,270 @@
+"""Whole runs through the command line: train, stop, go on, finish, extend, evaluate, load."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import flax_resnet
+from flax_resnet import evaluate, main
+from flax_resnet.training.workdir import read_config, read_records
+
+
+def records_of(workdir, split):
+    return [r for r in read_records(workdir) if r["split"] == split]
+
+
+def saved(workdir, step):
+    return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir, cache_dir):
+    """A finished tiny run of 2 epochs x 5 steps, and the arguments that made it."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    arguments = [
+        "--config=resnet18",
+        "--config.model.width=4",
+        "--config.train.batch_size=240",
+        "--config.train.eval_batch_size=360",
+        "--config.train.epochs=2",
+        "--config.schedule.warmup_epochs=0",
+        f"--data_dir={data_dir}",
+        f"--compilation_cache={cache_dir}",
+    ]
+    assert main.main([*arguments, f"--workdir={workdir}"]) == 0
+    return workdir, arguments
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    workdir, arguments = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    return tmp_path / "copy", [*arguments, f"--workdir={tmp_path / 'copy'}"]
+
+
+def test_the_run_folder_holds_what_was_promised(finished):
+    workdir, _ = finished
+    names = {p.name for p in workdir.iterdir()}
+    assert names >= {"checkpoints", "config.json", "metrics.jsonl", "summary.txt"}
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert [r["step"] for r in records_of(workdir, "test")] == [5, 10]
+    assert records_of(workdir, "train")[-1].keys() == {
+        "step", "epoch", "split", "loss", "top1", "learning_rate", "images_per_second",
+    }  # fmt: skip
+    assert records_of(workdir, "test")[-1]["count"] == 360
+    summary = (workdir / "summary.txt").read_text()
+    assert f"final top-1 {records_of(workdir, 'test')[-1]['top1']:.2%}" in summary
+    assert read_config(workdir).model.width == 4
+    assert saved(workdir, 10)["versions"]["jax"]
+
+
+def test_the_same_command_again_says_finished(copy, capsys):
+    workdir, arguments = copy
+    before = (workdir / "metrics.jsonl").read_text()
+    assert main.main(arguments) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is finished" in line
+    assert f"{100 * records_of(workdir, 'test')[-1]['top1']:.2f} %" in line
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_more_epochs_extend_and_fewer_are_refused(copy, capsys):
+    workdir, arguments = copy
+    assert main.main([*arguments, "--config.train.epochs=3"]) == 0
+    assert [r["step"] for r in records_of(workdir, "test")] == [5, 10, 15]
+    assert main.main([*arguments, "--config.train.epochs=1"]) == 2
+    assert "has already trained 3 epochs" in capsys.readouterr().err
+
+
+def test_another_configuration_is_refused_or_taken_over(copy, capsys):
+    workdir, arguments = copy
+    other = [*arguments, "--config.train.seed=5", "--config.optimizer.momentum=0.8"]
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    assert main.main(other) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "optimizer.momentum: 0.9 -> 0.8; train.seed: 0 -> 5" in line
+    assert "--resume=force" in line
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+    assert main.main([*other, "--resume=force", "--config.train.epochs=3"]) == 0
+    assert "going on from checkpoint 10" in capsys.readouterr().err
+    assert read_config(workdir).train.seed == 5
+
+
+def test_settings_that_change_no_result_may_change(copy):
+    _, arguments = copy
+    assert main.main([*arguments, "--config.train.log_every=1", "--config.data.threads=1"]) == 0
+
+
+def test_records_after_the_restored_step_are_cut_and_hidden(copy, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    workdir, arguments = copy
+    shutil.rmtree(workdir / "checkpoints" / "10" / "state")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "split": "test", "top1": 9}\n{"step": 12, "spl')
+    assert main.main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "checkpoint 10 cannot be read" in err
+    assert "going on from checkpoint 5" in err
+    assert [r["step"] for r in records_of(workdir, "test")] == [5, 10]
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+    events.Reload()
+    assert [e.step for e in events.Tensors("test/top1")] == [5, 10]
+
+
+def test_a_run_repeated_after_damage_gives_the_same_bits(finished, copy):
+    workdir, arguments = copy
+    shutil.rmtree(workdir / "checkpoints" / "10" / "state")
+    assert main.main(arguments) == 0
+    assert saved(workdir, 10)["checksums"] == saved(finished[0], 10)["checksums"]
+
+
+def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, capsys, tmp_path):
+    import io
+
+    from flax_resnet.config import Data
+    from flax_resnet.data.source import open_source
+
+    workdir, _ = copy
+    options = [f"--workdir={workdir}", f"--compilation_cache={cache_dir}"]
+    assert evaluate.main(options) == 0
+    assert "(360 images), checkpoint 10" in capsys.readouterr().out
+    record = json.loads((workdir / "evaluations.jsonl").read_text())
+    assert record["top1"] == records_of(workdir, "test")[-1]["top1"]
+
+    classifier = flax_resnet.load(workdir)
+    assert classifier.class_names == tuple("0123456789")
+    images, labels = open_source(Data(data_dir=data_dir), train=False).read(range(360))
+    pixels = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
+    prediction = classifier.predict(np.stack([np.asarray(p) for p in pixels]), batch_size=50)
+    assert prediction.probabilities.shape == (360, 10)
+    np.testing.assert_allclose(prediction.probabilities.sum(1), 1, rtol=1e-5)
+    assert (prediction.labels == labels).mean() == pytest.approx(record["top1"], abs=1e-9)
+    pixels[3].save(tmp_path / "3.png")
+    single = classifier.predict(tmp_path / "3.png")
+    np.testing.assert_allclose(single.probabilities[0], prediction.probabilities[3], atol=1e-6)
+    assert classifier.predict([]).labels.shape == (0,)
+
+    assert (
+        evaluate.main([*options, "--split=train[1200:]", "--checkpoint=5", "--batch_size=64"]) == 0
+    )
+    assert "(237 images), checkpoint 5" in capsys.readouterr().out
+    for wrong, words in (
+        (["--split=valid"], "splits: train, test"),
+        (["--checkpoint=7"], "allowed: 10, 5, best, last"),
+        (["--batch_size=-1"], "batch_size"),
+    ):
+        assert evaluate.main([*options, *wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_load_refuses_what_is_no_run(tmp_path, copy):
+    from flax_resnet.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="no run folder"):
+        flax_resnet.load(tmp_path / "nothing")
+    workdir, _ = copy
+    shutil.rmtree(workdir / "checkpoints" / "10" / "state")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        flax_resnet.load(workdir)
+    assert flax_resnet.load(workdir, checkpoint=5).step == 5
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
+    assert main.main([*tiny, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
+    plan = capsys.readouterr().err
+    for words in (
+        "digits: 1,437 images",
+        "10 of 240 images",
+        "parameters",
+        "float32",
+        "warm-up",
+        "cpu",
+    ):
+        assert words in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
+    workdir = tmp_path / "run"
+    arguments = [
+        f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.width=4",
+        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
+        "--config.schedule.warmup_epochs=0", "--config.data.holdout=0.3",
+        f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    (photographs / "china" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")
+    assert main.main(arguments) == 0
+    assert f"cannot decode {photographs / 'china' / '1.jpg'}" in capsys.readouterr().err
+    classifier = flax_resnet.load(workdir)
+    files = sorted((photographs / "flower").iterdir())
+    assert classifier.predict(files).labels.shape == (6,)
+    assert classifier.class_names == ("china", "flower")
+
+
+# --- real processes, real signals ---
+
+
+def start(arguments, **options):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "flax_resnet.main", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_step(workdir, step, process, seconds=120):
+    deadline = time.time() + seconds
+    while time.time() < deadline and process.poll() is None:
+        folder = workdir / "checkpoints"
+        if folder.is_dir() and any(
+            p.name.isdigit() and int(p.name) >= step for p in folder.iterdir()
+        ):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint {step}: {process.stderr.read()}")
+
+
+def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path):
+    options = [*tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1"]
+    whole = start([*options, f"--workdir={tmp_path / 'whole'}"])
+    assert whole.wait(180) == 0, whole.stderr.read()
+    last = 2 * (1437 // 24)
+
+    killed = tmp_path / "killed"
+    draw = np.random.default_rng()
+    for kill_after in sorted(draw.integers(1, 100, 2)):
+        process = start([*options, f"--workdir={killed}"])
+        wait_for_step(killed, kill_after // 6 * 6, process)
+        time.sleep(draw.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    again = start([*options, f"--workdir={killed}"])
+    err = again.communicate(timeout=180)[1]
+    assert again.returncode == 0, err
+    assert "going on from checkpoint" in err
+    assert saved(killed, last)["checksums"] == saved(tmp_path / "whole", last)["checksums"]
+    assert records_of(killed, "test")[-1] == records_of(tmp_path / "whole", "test")[-1]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
+    workdir = tmp_path / "run"
+    options = [*tiny, "--config.train.batch_size=24", "--config.train.epochs=50"]
+    process = start([*options, f"--workdir={workdir}", "--config.train.checkpoint_every=0.1"])
+    wait_for_step(workdir, 6, process)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGINT
+    step = int(re.search(r"interrupted after step (\d+)", err).group(1))
+    assert "Traceback" not in err
+    assert (workdir / "checkpoints" / str(step)).is_dir()

@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from flax_resnet.config import freeze, plan
+from flax_resnet.training import sharding
+from flax_resnet.training.optimizer import decays, learning_rate, make_optimizer
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import cross_entropy, evaluate, make_eval_step, make_train_step
+
+CONFIG = freeze(
+    {
+        "model": {"stem": "cifar", "width": 4},
+        "train": {"batch_size": 16, "epochs": 2, "label_smoothing": 0.1},
+        "augment": {"shift": 1, "flip": True},
+        "optimizer": {"learning_rate": 0.05, "nesterov": True},
+    }
+)
+PLAN = plan(CONFIG, num_train=160, num_eval=40, num_classes=10)
+
+
+def plan_of(**sections):
+    return plan(freeze(sections), num_train=100, num_eval=1, num_classes=2)
+
+
+def batch_of(rows, draw=None):
+    draw = draw or np.random.default_rng(0)
+    return {
+        "image": draw.integers(0, 256, (rows, 8, 8, 3)).astype(np.uint8),
+        "label": draw.integers(0, 10, rows).astype(np.int32),
+        "index": np.arange(rows, dtype=np.int32),
+        "mask": np.ones(rows, bool),
+    }
+
+
+def two_meshes():
+    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    return one, sharding.make_mesh()
+
+
+@pytest.fixture(scope="module")
+def machinery():
+    model, optimizer = build_model(CONFIG, 10), make_optimizer(CONFIG, PLAN)
+    return model, optimizer, jax.jit(lambda: make_state(CONFIG, model, optimizer))
+
+
+def test_one_device_and_eight_give_the_same_step(machinery):
+    model, optimizer, init = machinery
+    results = []
+    for mesh in two_meshes():
+        step = make_train_step(CONFIG, model, optimizer, mesh)
+        state = jax.device_put(init(), sharding.replicated(mesh))
+        state, metrics = step(state, sharding.place(batch_of(16), mesh))
+        results.append(jax.device_get((state, metrics)))
+    assert int(results[0][0].step) == 1
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_state_is_donated_and_the_loss_falls(machinery):
+    model, optimizer, init = machinery
+    mesh = sharding.make_mesh()
+    step = make_train_step(CONFIG, model, optimizer, mesh)
+    state = jax.device_put(init(), sharding.replicated(mesh))
+    first, batch, losses = state, sharding.place(batch_of(16), mesh), []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert first.params["conv1"]["kernel"].is_deleted()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery):
+    model, _, init = machinery
+    examples = batch_of(40)
+    scores = []
+    for mesh, size in zip((*two_meshes(), two_meshes()[0]), (40, 16, 7), strict=True):
+        step = make_eval_step(CONFIG, model, mesh)
+        state = jax.device_put(init(), sharding.replicated(mesh))
+
+        def batches(size=size, mesh=mesh):
+            for start in range(0, 40, size):
+                rows = np.arange(start, start + size)
+                part = {k: v[rows % 40] for k, v in examples.items()}
+                yield sharding.place({**part, "mask": rows < 40}, mesh)
+
+        scores.append(evaluate(step, state, batches()))
+    variables = {"params": init().params, "batch_stats": init().batch_stats}
+    images = (examples["image"] / 255 - CONFIG.augment.mean) / CONFIG.augment.std
+    logits = model.apply(variables, jnp.asarray(images, jnp.float32), train=False)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, examples["label"])
+    for score in scores:
+        assert score["count"] == 40
+        assert score["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
+        assert score["top1"] == pytest.approx((np.argmax(logits, 1) == examples["label"]).mean())
+
+
+def test_cross_entropy_with_smoothing():
+    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    labels = np.array([0, 3, 1, 1, 2])
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = 0.9 * np.eye(4)[labels] + 0.1 / 4
+    np.testing.assert_allclose(
+        cross_entropy(logits, labels, 0.1), -(targets * log_probabilities).sum(1), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_optimizer_is_torchs_sgd(nesterov):
+    section = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01, "learning_rate": 0.1}
+    config = freeze({"optimizer": section, "schedule": {"name": "constant"}})
+    optimizer = make_optimizer(config, PLAN)
+    params = {"conv1": {"kernel": jnp.array([1.0, -2.0])}, "bn1": {"scale": jnp.array([1.0])}}
+    grads = {"conv1": {"kernel": jnp.array([0.5, 0.25])}, "bn1": {"scale": jnp.array([2.0])}}
+    state = optimizer.init(params)
+    expected = {"kernel": np.array([1.0, -2.0]), "scale": np.array([1.0])}
+    velocity = {"kernel": 0.0, "scale": 0.0}
+    for _ in range(3):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for key, decay, g in (
+            ("kernel", 0.01, np.array([0.5, 0.25])),
+            ("scale", 0.0, np.array([2.0])),
+        ):
+            g = g + decay * expected[key]
+            velocity[key] = 0.9 * velocity[key] + g
+            expected[key] = expected[key] - 0.1 * (
+                g + 0.9 * velocity[key] if nesterov else velocity[key]
+            )
+    np.testing.assert_allclose(params["conv1"]["kernel"], expected["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(params["bn1"]["scale"], expected["scale"], rtol=1e-6)
+
+
+def test_what_decays(machinery):
+    params = machinery[2]().params
+    chosen = jax.tree.leaves_with_path(decays(params, "kernels"))
+    assert all(decay == (path[-1].key == "kernel") for path, decay in chosen)
+    assert all(jax.tree.leaves(decays(params, "all")))
+
+
+def test_cosine_with_warm_up():
+    config = freeze(
+        {
+            "train": {"batch_size": 10, "epochs": 10},
+            "schedule": {"warmup_epochs": 2.0},
+            "optimizer": {"learning_rate": 0.4},
+        }
+    )
+    schedule = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    for step, expected in ((0, 0.0), (10, 0.2), (20, 0.4), (60, 0.2), (100, 0.0)):
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_steps_drop_where_torchvision_drops_them():
+    section = {"name": "step", "step_epochs": 3, "warmup_epochs": 1.0}
+    config = freeze({"train": {"batch_size": 10, "epochs": 10}, "schedule": section})
+    schedule = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    for step, expected in ((10, 0.1), (29, 0.1), (31, 0.01), (61, 1e-3), (95, 1e-4)):
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
