@@ -37,11 +37,11 @@ def test_shift_moves_by_at_most_its_pixels_and_fills_with_black():
     for got, image in zip(augmented(shift=1), IMAGES, strict=True):
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
         found = [
-            (t, l)
-            for t in range(3)
-            for l in range(3)
-            if (padded[t : t + 6, l : l + 5] == got).all()
-        ]  # noqa: E741
+            (top, left)
+            for top in range(3)
+            for left in range(3)
+            if (padded[top : top + 6, left : left + 5] == got).all()
+        ]
         assert len(found) == 1
         moves.update(found)
     assert len(moves) == 9

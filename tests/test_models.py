@@ -71,9 +71,10 @@ def test_logits_and_variables_are_at_least_float32(dtype):
     shapes = shapes_of(model, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    apply = lambda v, x: model.apply(
-        v, x, train=True, mutable=["batch_stats"], capture_intermediates=True
-    )  # noqa: E731
+
+    def apply(v, x):
+        return model.apply(v, x, train=True, mutable=["batch_stats"], capture_intermediates=True)
+
     logits, updated = jax.eval_shape(apply, shapes, image)
     assert logits.dtype == jnp.float32
     blocks = {k: v for k, v in updated["intermediates"].items() if k.startswith("layer")}

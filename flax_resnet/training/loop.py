@@ -58,8 +58,8 @@ def train(
 
     Args:
       config: what to train.
-      run_dir: the run folder, made where absent (None for a dry run only). Holds checkpoints/, config.json, metrics.jsonl, TensorBoard
-        event files and summary.txt afterwards.
+      run_dir: the run folder, made where absent (None for a dry run only). Afterwards it holds
+        checkpoints/, config.json, metrics.jsonl, TensorBoard event files and summary.txt.
       resume: "auto" or "force"; see `workdir.claim`.
       dry_run: show the plan and stop; nothing is written.
 

@@ -53,12 +53,11 @@ def claim(workdir: pathlib.Path, config: Config, *, resume: str) -> Config | Non
       WorkdirError: it cannot be written, holds something else, or another configuration.
     """
     stored = read_config(workdir)
-    if stored is not None and resume != "force":
-        if changed := differences(stored, config):
-            raise WorkdirError(
-                f"workdir {workdir} was trained with another configuration ({'; '.join(changed)}): "
-                "name another workdir, or go on from its last checkpoint with --resume=force"
-            )
+    if stored is not None and resume != "force" and (changed := differences(stored, config)):
+        raise WorkdirError(
+            f"workdir {workdir} was trained with another configuration ({'; '.join(changed)}): "
+            "name another workdir, or go on from its last checkpoint with --resume=force"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         part = workdir / f".{CONFIG}.part"
