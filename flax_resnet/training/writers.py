@@ -8,8 +8,6 @@ import sys
 import time
 
 from clu import metric_writers
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from flax_resnet.training import workdir as folder
@@ -22,25 +20,31 @@ class RecordWriter:
 
     Args:
       workdir: the run folder.
-      start_step: step training goes on from; records after it are cut, and TensorBoard hides them.
+      start_step: step training goes on from; records after it are cut. TensorBoard's files are derived
+        from the records, so they are made anew: its own marker of a restart (SessionLog.START) does
+        not hide what TensorFlow 2 writes.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
         self.records = folder.cut_records(workdir, start_step)
         self._file = (workdir / folder.METRICS).open("a", buffering=1)  # a line at a time
-        if start_step:
-            marker = EventFileWriter(str(workdir))
-            start = SessionLog(status=SessionLog.START)
-            marker.add_event(Event(step=start_step + 1, wall_time=time.time(), session_log=start))
-            marker.close()
+        for events in workdir.glob("events.out.tfevents.*"):
+            events.unlink()
         self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        for record in self.records:
+            self._show(record)
+
+    def _show(self, record: dict) -> None:
+        values = {k: v for k, v in record.items() if k not in ("step", "epoch", "split")}
+        scalars = {f"{record['split']}/{k}": v for k, v in values.items()}
+        self._tensorboard.write_scalars(record["step"], scalars)
 
     def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Writes one record: step, epoch, split, and the values."""
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
-        self._tensorboard.write_scalars(step, {f"{split}/{k}": v for k, v in values.items()})
+        self._show(record)
 
     def close(self) -> None:
         """Writes out what is buffered."""
