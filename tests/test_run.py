@@ -1,5 +1,6 @@
 """Whole runs through the command line: train, stop, go on, finish, extend, evaluate, load."""
 
+import dataclasses
 import json
 import os
 import re
@@ -210,6 +211,18 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     files = sorted((photographs / "flower").iterdir())
     assert classifier.predict(files).labels.shape == (6,)
     assert classifier.class_names == ("china", "flower")
+
+    # Resized by Pillow here and by TensorFlow there, a photograph gets the same probabilities.
+    from flax_resnet.data.pipeline import decode_image
+
+    data = classifier.config.data
+    theirs = [decode_image(f.read_bytes(), data, crop=data.eval_crop).numpy() for f in files]
+    whole = dataclasses.replace(data, eval_crop="resize")  # they are cut already
+    as_cut = dataclasses.replace(
+        classifier, config=dataclasses.replace(classifier.config, data=whole)
+    )
+    expected = as_cut.predict(theirs).probabilities
+    np.testing.assert_allclose(classifier.predict(files).probabilities, expected, atol=1e-2)
 
 
 # --- real processes, real signals ---
