@@ -9,6 +9,7 @@ from flax_resnet.errors import suggestion
 COMMANDS = {
     "main": "train a network, or go on training",
     "evaluate": "evaluate a saved run on any split",
+    "prepare": "download a TFDS dataset and store it for random access",
     "report": "draw a run's curves and some of its predictions",
 }
 

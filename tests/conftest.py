@@ -69,7 +69,7 @@ def photographs(tmp_path):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(data_dir, cache_dir):
     """Arguments that train a very small network on the digits in a few seconds."""
     return [

@@ -77,7 +77,7 @@ def test_flags_and_configuration(refuse, arguments, words):
     [
         ("model.name=resnet81", ["did you mean 'resnet18'"]),
         ("data.name=digit", ["did you mean 'digits'"]),
-        ("data.name=cifar10", ["not prepared", "tfds build cifar10 --file_format=array_record"]),
+        ("data.name=cifar10", ["not prepared", "python -m flax_resnet.prepare --name=cifar10"]),
         ("data.name=imagenet2012", ["ILSVRC2012_img_train.tar", "downloads/manual"]),
         ("data.eval_split=valid", ["'valid'", "train, test"]),
         ("train.batch_size=1438", ["train.batch_size=1438", "1437 images"]),
@@ -188,3 +188,16 @@ def test_two_commands_in_one_process_do_not_clash(capsys):
     for _ in range(2):
         assert main.main(["--config=resnet18", "--config.train.batch_size=0"]) == 2
         assert cli.main(["evaluate"]) == 2
+
+
+def test_prepare(capsys, tmp_path):
+    assert cli.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "digits" / "1.0.0")
+    for arguments, words in (
+        ([], "--name is needed"),
+        (["--name=digitz"], "did you mean 'digits'"),
+        (["--name=imagenet2012", f"--data_dir={tmp_path}"], "ILSVRC2012_img_train.tar"),
+    ):
+        assert cli.main(["prepare", *arguments]) == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert words in line

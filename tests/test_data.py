@@ -38,7 +38,7 @@ def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
         ("digits", "tain", "splits: train, test"),
         ("digits", "train[", "slices"),
         ("digits", "train[:0]", "0 length"),
-        ("cifar10", "train", "tfds build cifar10 --file_format=array_record --data_dir="),
+        ("cifar10", "train", "python -m flax_resnet.prepare --name=cifar10 --data_dir="),
         ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
     ],
 )
@@ -46,7 +46,7 @@ def test_absent_data_is_one_line_with_the_cure(data_dir, name, split, words):
     with pytest.raises(DataError) as error:
         TfdsSource(name, split, data_dir)
     assert words in str(error.value)
-    if "build" in words:
+    if "prepare" in words:
         assert data_dir in str(error.value)
 
 

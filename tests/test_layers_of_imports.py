@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "flax_resnet"
-COMMANDS = {"main", "evaluate", "report", "cli", "command", "__init__"}
+COMMANDS = {"main", "evaluate", "report", "prepare", "cli", "command", "__init__"}
 # Each room, and the rooms it may import from.
 BASE = {"errors", "config", "version"}
 ALLOWED = {

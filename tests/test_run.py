@@ -29,21 +29,11 @@ def saved(workdir, step):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir, cache_dir):
+def finished(tmp_path_factory, tiny):
     """A finished tiny run of 2 epochs x 5 steps, and the arguments that made it."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    arguments = [
-        "--config=resnet18",
-        "--config.model.width=4",
-        "--config.train.batch_size=240",
-        "--config.train.eval_batch_size=360",
-        "--config.train.epochs=2",
-        "--config.schedule.warmup_epochs=0",
-        f"--data_dir={data_dir}",
-        f"--compilation_cache={cache_dir}",
-    ]
-    assert main.main([*arguments, f"--workdir={workdir}"]) == 0
-    return workdir, arguments
+    assert main.main([*tiny, f"--workdir={workdir}"]) == 0
+    return workdir, tiny
 
 
 @pytest.fixture

@@ -4,11 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -20,6 +16,7 @@ from flax_resnet.data.source import Source, open_source
 from flax_resnet.errors import DivergedError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
+from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
 from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
@@ -27,14 +24,6 @@ from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
 log = logging.getLogger("flax_resnet")
 
 PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
-
-
-class Interrupted(Exception):
-    """A signal asked training to stop; the state is saved. Holds the signal's number."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,29 +305,6 @@ def _run(
 def mean(window: list[dict[str, float]]) -> dict[str, float]:
     """Averages records key by key."""
     return {k: sum(values[k] for values in window) / len(window) for k in window[0]}
-
-
-@contextmanager
-def stop_requested() -> Iterator[list[int]]:
-    """Gives a list that holds the signal once SIGINT or SIGTERM came; a second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: object) -> None:
-        del frame
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def describe(config: Config, plan: Plan, abstract: TrainState) -> str:
