@@ -172,13 +172,9 @@ def _config_file(text: str) -> str:
 
 
 def _config_folders() -> list[pathlib.Path]:
-    """The checkout's configs/, or in an installed package its copy, flax_resnet/configs/."""
+    """An installed package carries its copy of configs/; a checkout has the folder beside it."""
     package = pathlib.Path(__file__).parent
-    return [
-        f
-        for f in (package.parent / "configs", package / "configs")
-        if (f / "resnet18.py").is_file()
-    ]
+    return [f for f in (package / "configs", package.parent / "configs") if f.is_dir()][:1]
 
 
 def frozen_config(values: flags.FlagValues) -> Config:
