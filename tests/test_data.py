@@ -287,6 +287,15 @@ def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
             np.testing.assert_array_equal(got["index"], expected)
 
 
+def test_a_bad_image_is_replaced_from_the_step_on_at_which_it_was_found(data_dir):
+    data = Data(data_dir=data_dir)
+    source = open_source(data, train=True)
+    size = len(source)  # every step holds every example
+    steps = batches(source, data, batch_size=size, rows=slice(0, size), total_steps=3, bad={7: 1})
+    assert [7 in batch["index"] for batch in steps] == [True, False, False]
+    assert [(batch["index"] == 8).sum() for batch in steps] == [1, 2, 2]
+
+
 def test_an_unreadable_image_is_left_out_of_an_evaluation(photographs):
     (photographs / "flower" / "2.jpg").write_bytes(b"not an image")
     feed, source = feed_of(photographs)
