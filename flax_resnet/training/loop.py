@@ -216,13 +216,11 @@ def _run(
         if not math.isfinite(values["loss"]):
             raise DivergedError(diverged(f"the loss is {values['loss']}", step))
         window.append(values)
-        progress.advance(mean(window))
+        spent = time.perf_counter() - window_began
+        record = mean(window) | {"images_per_second": len(window) * config.train.batch_size / spent}
+        progress.advance(record)
         if step % config.train.log_every == 0 or step == plan.total_steps:
-            spent = time.perf_counter() - window_began
-            record = mean(window) | {
-                "learning_rate": float(machinery.learning_rate(step - 1)),
-                "images_per_second": len(window) * config.train.batch_size / spent,
-            }
+            record["learning_rate"] = float(machinery.learning_rate(step - 1))
             writer.write(step, step / plan.steps_per_epoch, "train", record)
             progress.record(step, "train", record)
             window.clear()
