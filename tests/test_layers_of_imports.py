@@ -56,9 +56,7 @@ def test_imports_run_one_way(file):
         ):
             assert parts[1] in ALLOWED[room], f"{file}: {room} must not import {parts[1]}"
         if parts[0] in HEAVY:
-            assert room == "data" or file.name == "feed.py", (
-                f"{file}: only data/ imports {parts[0]}"
-            )
+            assert room == "data", f"{file}: only data/ imports {parts[0]}"
         if parts[0] == "orbax":
             assert file.name == "checkpoint.py", f"{file}: only checkpoint.py imports Orbax"
         assert parts[0] != "torch", f"{file}: imports torch"

@@ -19,6 +19,7 @@ from flax_resnet.data.source import Source
 tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds; the GPU belongs to JAX
 
 Batch = dict[str, np.ndarray]
+DECODE_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
 
 
 def training_batches(
@@ -46,7 +47,7 @@ def training_batches(
         of the index alone. (The step matters: a truncated JPEG may serve for one crop and not for the next.)
 
     Raises:
-      tf.errors.InvalidArgumentError: an image cannot be decoded (`find_bad` says which).
+      DECODE_ERRORS: an image cannot be decoded (`find_bad` says which).
     """
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +145,7 @@ def find_bad(source: Source, indices: np.ndarray) -> list[int]:
     for index in dict.fromkeys(int(i) for i in indices):
         try:
             tf.io.decode_image(source.read([index]).images[0], channels=3, expand_animations=False)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+        except DECODE_ERRORS:
             bad.append(index)
     return bad
 

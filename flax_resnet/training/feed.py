@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-import tensorflow as tf
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config
@@ -95,7 +94,7 @@ class StreamingFeed:
         while True:
             try:
                 batch = next(iterator, None)
-            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            except pipeline.DECODE_ERRORS:
                 self._note_bad(pipeline.find_bad(self._source, candidates(step)), step)
                 iterator = batches(step)
                 continue
