@@ -124,8 +124,9 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
                 field = known[key]
                 kind = getattr(field.type, "__name__", field.type)
                 return ConfigError(f"{key}={value!r}: must be {kind} ({field.metadata['help']})")
-    kind = "" if isinstance(error, flags.Error | OSError) else f"{type(error).__name__}: "
-    return ConfigError(f"--config: {kind}{one_line(error)}")
+    if isinstance(error, flags.Error):
+        return ConfigError(one_line(error))
+    return ConfigError(f"--config: {type(error).__name__}: {one_line(error)}")
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:

@@ -129,7 +129,7 @@ class Model:
     )
     width: int = setting(64, at_least(1), "channels of the first stage")
     dtype: str = setting(
-        "float32", one_of("float32", "bfloat16", "float64"), "compute dtype; logits stay float32"
+        "float32", one_of("float32", "bfloat16"), "compute dtype; logits stay float32"
     )
     zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
     norm_momentum: float = setting(

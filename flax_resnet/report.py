@@ -40,6 +40,8 @@ def _report(values: flags.FlagValues) -> None:
     command.set_up_jax(values["compilation_cache"].value)
     workdir = pathlib.Path(values["workdir"].value).expanduser()
     output = pathlib.Path(values["output"].value or workdir / "report.png").expanduser()
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--output={output}: must end in .png, .pdf or .svg")
     try:
         draw(workdir, output, data_dir=values["data_dir"].value)
     except OSError as error:
@@ -108,9 +110,10 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
             fontsize=9,
             color="green" if right else "red",
         )
-    final = [r for r in records if r["split"] == data.eval_split][-1]
+    scores = [r["top1"] for r in records if r["split"] == data.eval_split]
+    score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
-        f"{classifier.config.model.name} on {data.path or data.name}: top-1 {final['top1']:.2%} "
+        f"{classifier.config.model.name} on {data.path or data.name}: {score} "
         f"on {data.eval_split}; below, mistakes and the least certain images"
     )
     output.parent.mkdir(parents=True, exist_ok=True)

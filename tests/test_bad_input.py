@@ -201,3 +201,20 @@ def test_prepare(capsys, tmp_path):
         assert cli.main(["prepare", *arguments]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
         assert words in line
+
+
+def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
+    refuse, tiny, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    arguments = [*tiny, f"--workdir={workdir}", "--config.train.epochs=1"]
+    assert main.main(arguments) == 0
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    wider = [*arguments, "--resume=force", "--config.model.width=8", "--config.train.epochs=2"]
+    assert main.main(wider) == 2
+    assert "checkpoint 5 holds another network" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+    # A split that the finished run was not evaluated on is evaluated now.
+    assert main.main([*arguments, "--resume=force", "--config.data.eval_split=train[:100]"]) == 0
+    assert "on train[:100]" in capsys.readouterr().err

@@ -193,11 +193,13 @@ class FolderSource:
         if not root.is_dir():
             raise DataError(f"data.path={config.path!r}: is not a folder")
         if (root / "train").is_dir():
-            names = [split] if train else dict.fromkeys([split, "test", "val", "validation"])
+            default = split == Data().eval_split  # not asked for: take what the folder calls it
+            names = [split, "val", "validation"] if default and not train else [split]
             found = [root / name for name in names if (root / name).is_dir()]
             if not found:
                 raise DataError(
-                    f"data.path={config.path!r}: has train/ but none of {', '.join(names)} to evaluate on"
+                    f"data.path={config.path!r}: has train/ but none of {', '.join(names)} "
+                    f"(found: {', '.join(_class_folders(root))})"
                 )
             files, labels, classes = _list_classes(found[0])
             expected = _class_folders(root / "train")
@@ -207,6 +209,11 @@ class FolderSource:
                     f"{found[0]}: classes differ from those of train/: {', '.join(odd[:5])}"
                 )
         else:
+            if split not in (config.train_split, config.eval_split):
+                raise DataError(
+                    f"split {split!r} of data.path={config.path!r}: the folder has only "
+                    f"{config.train_split!r} and {config.eval_split!r}"
+                )
             files, labels, classes = _list_classes(root)
             kept = [_held_out(root, f, config.holdout) != train for f in files]
             files = [f for f, keep in zip(files, kept, strict=True) if keep]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flax_resnet.errors import CheckpointError, DivergedError, one_line, suggestion
+from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError, one_line, suggestion
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
@@ -82,7 +82,13 @@ class Checkpoints:
         """
         self.wait()
         sums = checksums(state, must_be_finite=True)
-        run = {**run, "checksums": sums, "versions": versions(), "metrics": metrics}
+        run = {
+            **run,
+            "shapes": shapes(state),
+            "checksums": sums,
+            "versions": versions(),
+            "metrics": metrics,
+        }
         try:
             started = self._manager.save(
                 step,
@@ -118,7 +124,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
             )
             run = restored["run"]
-            if not isinstance(run, dict) or "checksums" not in run:
+            if not isinstance(run, dict) or not {"checksums", "shapes"} <= run.keys():
                 raise ValueError("its description is incomplete")
         except Exception as error:  # a damaged checkpoint raises many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
@@ -132,9 +138,17 @@ class Checkpoints:
           abstract: pytree of ShapeDtypeStructs with shardings.
 
         Raises:
-          CheckpointError: it is damaged, or holds another tree.
+          CheckpointError: it is damaged.
+          WorkdirError: it is intact but holds another network.
         """
         run = self.run(step)
+        stored, wanted = run.get("shapes"), shapes(abstract)
+        if stored != wanted:  # not damaged, so it must not be moved aside
+            odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
+            raise WorkdirError(
+                f"checkpoint {step} holds another network: {odd[0]} is {stored.get(odd[0])}, not "
+                f"{wanted.get(odd[0])}; name another workdir"
+            )
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
@@ -210,13 +224,20 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
         array = np.ascontiguousarray(
             leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
         )
-        name = "/".join(
-            str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path
-        )
+        name = _name(path)
         if must_be_finite and not np.isfinite(array).all():
             raise DivergedError(f"{name} is not finite")
         sums[name] = zlib.crc32(array.tobytes())
     return sums
+
+
+def shapes(state: Any) -> dict[str, list[int]]:
+    """Returns the shape of every leaf by its path."""
+    return {_name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path)
 
 
 def versions() -> dict[str, str]:

@@ -114,6 +114,8 @@ class StreamingFeed:
                     "unreadable images are allowed: mend or remove it, or allow more"
                 )
             self.bad[index] = step
+            if len(self.bad) == len(self._source):
+                raise DataError(f"none of the {len(self.bad)} images can be decoded")
             log.warning(
                 "cannot decode %s: left out (%d of at most %d)",
                 self._source.describe(index),

@@ -93,6 +93,9 @@ def train(
         finished = _finished(restored, run_dir, plan, config)
         if finished is not None:
             return finished
+        if restored is not None and resume != "force":
+            _check_data(restored, plan, train_source, run_dir)
+        workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
         log.info("%s", describe(config, plan, abstract))
         if restored is None:
             init = jax.jit(
@@ -144,6 +147,17 @@ def _finished(
             config.data.eval_split,
         )
     return result
+
+
+def _check_data(restored: Restored, plan: Plan, source: Source, run_dir: pathlib.Path) -> None:
+    """Raises WorkdirError where the data is not what the run was trained on."""
+    now = {"class_names": list(source.class_names), "num_train": plan.num_train}
+    for key, value in now.items():
+        if restored.run[key] != value:
+            raise WorkdirError(
+                f"workdir {run_dir} was trained on other data ({key}: {restored.run[key]} -> {value}): "
+                "name another workdir, or go on with --resume=force"
+            )
 
 
 def _result(records: list[dict], split: str, step: int) -> Result | None:
@@ -244,6 +258,7 @@ def _run(
             "config": dataclasses.asdict(config),
             "class_names": list(class_names),
             "num_classes": plan.num_classes,
+            "num_train": plan.num_train,
             "bad_images": {str(k): v for k, v in machinery.train_feed.bad.items()},
         }
         try:
@@ -281,6 +296,12 @@ def _run(
                         stop[0],
                     )
         checkpoints.wait()
+        if _result(writer.records, config.data.eval_split, plan.total_steps) is None:
+            # Nothing was left to train, but this split was not evaluated yet.
+            metrics = evaluate(
+                machinery.eval_step, state, machinery.eval_feed.evaluation(plan.eval_batch_size)
+            )
+            writer.write(plan.total_steps, config.train.epochs, config.data.eval_split, metrics)
     finally:
         progress.close()
         writer.close()

@@ -44,7 +44,7 @@ def claim(workdir: pathlib.Path, config: Config, *, resume: str) -> Config | Non
       workdir: the folder; made where absent.
       config: what is to be trained.
       resume: "auto" refuses a folder whose configuration would give another result; "force" takes it
-        over: the new configuration is stored, and training goes on from the last checkpoint under it.
+        over: training goes on from the last checkpoint under it.
 
     Returns:
       The configuration stored before, or None in a new folder.
@@ -60,12 +60,21 @@ def claim(workdir: pathlib.Path, config: Config, *, resume: str) -> Config | Non
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        part = workdir / f".{CONFIG}.part"
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
+    if stored is None:
+        store_config(workdir, config)
+    return stored
+
+
+def store_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes config.json whole or not at all. Raises WorkdirError."""
+    part = workdir / f".{CONFIG}.part"
+    try:
         part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         os.replace(part, workdir / CONFIG)
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
-    return stored
 
 
 def read_records(workdir: pathlib.Path) -> list[dict]:
