@@ -105,7 +105,9 @@ class StreamingFeed:
 
     def _note_bad(self, found: list[int], step: int) -> None:
         if not found:
-            raise
+            raise DataError(
+                f"cannot decode the images of step {step}, though each can be decoded whole"
+            )
         limit = self._config.data.max_bad_images
         for index in found:
             if len(self.bad) >= limit:
