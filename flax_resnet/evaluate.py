@@ -95,7 +95,7 @@ def evaluate_run(
         raise DataError(f"split {split!r} has other classes than {workdir} was trained on")
     mesh = sharding.make_mesh()
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
-    sharding.check_batch(mesh, batch_size, "--batch_size")
+    batch_size = sharding.round_up(mesh, batch_size)
     feed = StreamingFeed(source, config, mesh)
     metrics = evaluate(
         make_eval_step(config, classifier.model, mesh), state, feed.evaluation(batch_size)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.data import order, pipeline
 from flax_resnet.data.source import Source
-from flax_resnet.errors import DataError
+from flax_resnet.errors import DataError, one_line
 from flax_resnet.training import sharding
 
 log = logging.getLogger("flax_resnet")
@@ -94,8 +94,11 @@ class StreamingFeed:
         while True:
             try:
                 batch = next(iterator, None)
-            except pipeline.DECODE_ERRORS:
-                self._note_bad(pipeline.find_bad(self._source, candidates(step)), step)
+            except pipeline.DECODE_ERRORS as error:
+                found = pipeline.find_bad(self._source, candidates(step))
+                if not found:  # the decoder names no image; what it says is all there is
+                    raise DataError(f"cannot read step {step}: {one_line(error)}") from error
+                self._note_bad(found, step)
                 iterator = batches(step)
                 continue
             if batch is None:
@@ -104,10 +107,6 @@ class StreamingFeed:
             step += 1
 
     def _note_bad(self, found: list[int], step: int) -> None:
-        if not found:
-            raise DataError(
-                f"cannot decode the images of step {step}, though each can be decoded whole"
-            )
         limit = self._config.data.max_bad_images
         for index in found:
             if len(self.bad) >= limit:

@@ -77,7 +77,8 @@ def train(
     )
     mesh = sharding.make_mesh()
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
-    sharding.check_batch(mesh, plan.eval_batch_size, "train.eval_batch_size")
+    rounded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads, so any size will do
+    plan = dataclasses.replace(plan, eval_batch_size=rounded)
 
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
@@ -90,11 +91,11 @@ def train(
     checkpoints = Checkpoints(run_dir)
     try:
         restored = checkpoints.restore_last_good(abstract)
+        if restored is not None and resume != "force":
+            _check_data(restored, plan, train_source, run_dir)
         finished = _finished(restored, run_dir, plan, config)
         if finished is not None:
             return finished
-        if restored is not None and resume != "force":
-            _check_data(restored, plan, train_source, run_dir)
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
         log.info("%s", describe(config, plan, abstract))
         if restored is None:

@@ -28,6 +28,11 @@ def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
         raise ConfigError(f"{key}={batch_size}: must be a multiple of the {mesh.size} devices")
 
 
+def round_up(mesh: Mesh, batch_size: int) -> int:
+    """Returns the next batch size that divides over the devices, for batches that are padded anyway."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def local_rows(batch_size: int) -> slice:
     """Returns this process's rows of the global batch."""
     share = batch_size // jax.process_count()
