@@ -26,9 +26,9 @@ class Rule(NamedTuple):
     words: str
 
 
-def one_of(*choices: str) -> Rule:
+def one_of(*choices: Any) -> Rule:
     """The value is one of the named choices."""
-    return Rule(lambda v: v in choices, f"one of {', '.join(choices)}")
+    return Rule(lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def at_least(low: float) -> Rule:
@@ -46,11 +46,11 @@ def within(low: float, high: float) -> Rule:
     return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
 
 
-def each_within(low: float, high: float, count: int) -> Rule:
-    """The value is a tuple of `count` numbers, each in [low, high]."""
+def per_channel(low: float, high: float) -> Rule:
+    """The value is a tuple of three numbers, or of one for grey images, each in [low, high]."""
     return Rule(
-        lambda v: len(v) == count and all(low <= x <= high for x in v),
-        f"{count} numbers between {low} and {high}",
+        lambda v: len(v) in (1, 3) and all(low <= x <= high for x in v),
+        f"3 numbers (1 for grey) between {low} and {high}",
     )
 
 
@@ -112,33 +112,59 @@ class Data:
 class Augment:
     """What the device does to a batch of uint8 images."""
 
-    mean: tuple = setting((0.485, 0.456, 0.406), each_within(0, 1, 3), "subtracted, per channel")
-    std: tuple = setting((0.229, 0.224, 0.225), each_within(1e-6, 10, 3), "divided by, per channel")
+    mean: tuple = setting((0.485, 0.456, 0.406), per_channel(0, 1), "subtracted, per channel")
+    std: tuple = setting((0.229, 0.224, 0.225), per_channel(1e-6, 10), "divided by, per channel")
     flip: bool = setting(False, ANY, "mirror every other training image, left to right")
     shift: int = setting(0, at_least(0), "pad by this many black pixels and crop back at random")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network."""
+    """The network. An option at its default is left as the named network has it.
+
+    What an option may be is said, and checked, where networks are made: models/registry.py.
+    """
 
     name: str = setting("resnet18", ANY, "a name of flax_resnet.list_models()")
-    num_classes: int = setting(0, at_least(0), "size of the logits; 0 for the dataset's classes")
-    stem: str = setting(
-        "imagenet", one_of("imagenet", "cifar"), "7x7/2 and max-pool, or 3x3 without pool"
+    pretrained: str = setting(
+        "", ANY, "weights to start from: a timm name such as resnet50.a1_in1k, or a file of weights"
     )
-    width: int = setting(64, at_least(1), "channels of the first stage")
+    num_classes: int = setting(0, at_least(0), "size of the logits; 0 for the dataset's classes")
+    in_channels: int = setting(3, one_of(1, 3), "3 for colour, 1 for grey")
     dtype: str = setting(
         "float32", one_of("float32", "bfloat16"), "compute dtype; logits stay float32"
     )
-    zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
+    depths: tuple = setting((), ANY, "blocks per stage")
+    widths: tuple = setting((), ANY, "channels per stage, before a bottleneck's expansion")
+    stem: str = setting("", ANY, "imagenet (7x7/2, pool), cifar (3x3, no pool), deep or tiered")
+    shortcut: str = setting("", ANY, "projection (B), average (D), pad (A), or none (plain)")
+    output_stride: int = setting(32, ANY, "8, 16 or 32: later stages are dilated, not strided")
+    attention: str = setting("", ANY, "none, se or eca")
+    anti_alias: str = setting("", ANY, "none, blur or average, before subsampling")
+    act: str = setting("", ANY, "relu, silu, gelu, leaky_relu or elu")
+    norm: str = setting("", ANY, "batch, frozen, group, evonorm_s0 or frn")
+    norm_scope: str = setting(
+        "global",
+        one_of("global", "local", "ghost"),
+        "whose statistics batch normalisation takes: the batch's, each device's, each group's",
+    )
+    norm_groups: int = setting(1, at_least(1), "groups of the batch, for norm_scope=ghost")
     norm_momentum: float = setting(
         0.1, within(0, 1), "weight of the newest batch in the statistics"
     )
     norm_epsilon: float = setting(1e-5, above(0), "added to the variance")
-    norm_groups: int = setting(
-        1, at_least(1), "groups of the batch with statistics of their own; 1: the global batch"
-    )
+    zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
+    dropout: float = setting(-1.0, ANY, "rate; -1 for the network's own (0 but for AlexNet, VGG)")
+    drop_path: float = setting(0.0, ANY, "rate of stochastic depth in the last block")
+    global_pool: str = setting("avg", one_of("avg", "max", "avgmax"), "how the last map is pooled")
+    remat: str = setting("none", ANY, "compute again in the backward pass: none, block or stage")
+    scan: bool = setting(False, ANY, "identical blocks as one loop: compiles faster, slower on CPU")
+
+    def options(self) -> dict[str, Any]:
+        """Returns what differs from the named network, as options of `create_model`."""
+        apart = ("name", "pretrained", "num_classes", "norm_scope")
+        values, unset = dataclasses.asdict(self), dataclasses.asdict(Model())
+        return {k: v for k, v in values.items() if k not in apart and v != unset[k]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +301,17 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"augment.shift={config.augment.shift}: must be below "
             f"data.image_size={config.data.image_size}"
+        )
+    for key in ("mean", "std"):
+        if len(getattr(config.augment, key)) != config.model.in_channels:
+            raise ConfigError(
+                f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
+                f"numbers, as model.in_channels={config.model.in_channels}"
+            )
+    if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
+        raise ConfigError(
+            f"model.norm_groups={config.model.norm_groups}: must be above 1 with "
+            f"model.norm_scope='ghost', and 1 without (norm_scope={config.model.norm_scope!r})"
         )
     if config.train.batch_size % config.model.norm_groups:
         raise ConfigError(

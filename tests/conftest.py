@@ -74,7 +74,7 @@ def tiny(data_dir, cache_dir):
     """Arguments that train a very small network on the digits in a few seconds."""
     return [
         "--config=resnet18",
-        "--config.model.width=4",
+        "--config.model.widths=(4,8,16,32)",
         "--config.train.batch_size=240",
         "--config.train.eval_batch_size=360",
         "--config.train.epochs=2",

@@ -110,7 +110,7 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
         file.write_bytes(file.read_bytes()[:300])
     arguments = [
         f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
-        "--config.data.max_bad_images=0", "--config.train.batch_size=8", "--config.model.width=4",
+        "--config.data.max_bad_images=0", "--config.train.batch_size=8", "--config.model.widths=(4,8,16,32)",
         "--config.data.image_size=32", "--config.data.holdout=0.1", f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
     assert main.main(arguments) == 2
@@ -211,7 +211,8 @@ def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
     assert main.main(arguments) == 0
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     capsys.readouterr()
-    wider = [*arguments, "--resume=force", "--config.model.width=8", "--config.train.epochs=2"]
+    wider = [a.replace("widths=(4,8,", "widths=(8,8,") for a in arguments]
+    wider += ["--resume=force", "--config.train.epochs=2"]
     assert main.main(wider) == 2
     assert "checkpoint 5 holds another network" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before

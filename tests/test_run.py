@@ -55,7 +55,7 @@ def test_the_run_folder_holds_what_was_promised(finished):
     assert records_of(workdir, "test")[-1]["count"] == 360
     summary = (workdir / "summary.txt").read_text()
     assert f"final top-1 {records_of(workdir, 'test')[-1]['top1']:.2%}" in summary
-    assert read_config(workdir).model.width == 4
+    assert read_config(workdir).model.widths == (4, 8, 16, 32)
     assert saved(workdir, 10)["versions"]["jax"]
 
 
@@ -189,7 +189,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
 def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
     workdir = tmp_path / "run"
     arguments = [
-        f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.width=4",
+        f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,16,32)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
         "--config.schedule.warmup_epochs=0", "--config.data.holdout=0.3",
         f"--compilation_cache={cache_dir}",

@@ -13,8 +13,8 @@ from flax_resnet.training.step import cross_entropy, evaluate, make_eval_step, m
 
 CONFIG = freeze(
     {
-        "model": {"stem": "cifar", "width": 4},
-        "train": {"batch_size": 16, "epochs": 2, "label_smoothing": 0.1},
+        "model": {"stem": "cifar", "widths": (16, 32, 32, 32)},
+        "train": {"batch_size": 16, "epochs": 4, "label_smoothing": 0.1},
         "augment": {"shift": 1, "flip": True},
         "optimizer": {"learning_rate": 0.05, "nesterov": True},
     }
@@ -66,11 +66,11 @@ def test_the_state_is_donated_and_the_loss_falls(machinery):
     step = make_train_step(CONFIG, model, optimizer, mesh)
     state = jax.device_put(init(), sharding.replicated(mesh))
     first, batch, losses = state, sharding.place(batch_of(16), mesh), []
-    for _ in range(20):
+    for _ in range(40):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert first.params["conv1"]["kernel"].is_deleted()
-    assert losses[-1] < 0.7 * losses[0]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]  # 0.48-0.70 over five seeds
 
 
 def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery):

@@ -11,10 +11,17 @@ Array = jax.Array
 
 
 def normalize(images: Array, config: Augment) -> Array:
-    """Maps uint8 [N, H, W, 3] to float32: (x / 255 - mean) / std, per channel."""
-    mean = jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, 3)
-    std = jnp.array(config.std, jnp.float32).reshape(1, 1, 1, 3)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    """Maps uint8 [N, H, W, 3] to float32: (x / 255 - mean) / std, per channel.
+
+    With one mean the images become grey, [N, H, W, 1], by ITU-R 601's luma as Pillow has it.
+    """
+    mean = jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.array(config.std, jnp.float32).reshape(1, 1, 1, -1)
+    pixels = images.astype(jnp.float32)
+    if len(config.mean) == 1:
+        luma = jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)
+        pixels = jnp.round((pixels * luma).sum(axis=-1, keepdims=True))
+    return (pixels / 255 - mean) / std
 
 
 def flip(key: Array, image: Array) -> Array:
@@ -41,7 +48,7 @@ def training_images(key: Array, images: Array, config: Augment) -> Array:
       config: the augment section.
 
     Returns:
-      float32 [N, H, W, 3].
+      float32 [N, H, W, 3], or [N, H, W, 1] where `config.mean` is one number.
     """
 
     def one(row: Array, image: Array) -> Array:

@@ -1,79 +1,284 @@
-"""The residual blocks: each adds a shortcut to what two or three convolutions make of its input."""
+"""The residual blocks: each adds a shortcut to what two or three convolutions make of its input.
 
-from typing import Any
+What differs from block to block within a network is a `BlockSpec`; what is the same all over it are
+its `Parts`. Both are plain data, made by resnet.py.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-Array = jax.Array
+from flax_resnet.models.convolution import Array
+from flax_resnet.models.pooling import average_pool, pad_bottom_right
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions. Source: He et al. 2016, figure 5, left.
+class BlockSpec(NamedTuple):
+    """The shape of one block.
 
     Attributes:
-      width: channels of the convolutions, and of the output (expansion 1).
-      stride: of the first 3x3.
-      project: whether the shortcut is a 1x1 convolution. Told, not guessed from shapes: a strided
-        block of constant width on a 1x1 map changes no shape, yet needs its projection.
-      conv: convolution module, called with (features, size, stride, name).
-      norm: normalisation module; called with `train`.
-      last_scale_init: initialiser of the scale of the last normalisation.
+      kind: a key of `BLOCKS`.
+      channels: output channels of each convolution; the last are the block's.
+      nominal: the output channels by which attention is sized (a pruned network keeps them).
+      stride: from input to output.
+      dilation: of the 3x3 convolutions.
+      first_dilation: of the first 3x3, in the first block of a dilated stage that of the stage before.
+      project: whether the shortcut changes the map. Told, not guessed from shapes: a strided block
+        of constant width on a 1x1 map changes no shape, yet needs its projection.
+      drop_path: rate at which an example skips the residual branch in training.
     """
 
-    width: int
-    stride: int
-    project: bool
-    conv: Any
-    norm: Any
-    last_scale_init: Any
-    expansion = 1
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, width]."""
-        shortcut = _shortcut(self, x, self.width, train)
-        y = self.conv(self.width, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, 3, name="conv2")(y)
-        y = self.norm(name="bn2", scale_init=self.last_scale_init)(y, train=train)
-        return nn.relu(y + shortcut)
+    kind: str
+    channels: tuple[int, ...]
+    nominal: int
+    stride: int = 1
+    dilation: int = 1
+    first_dilation: int = 1
+    project: bool = False
+    drop_path: float = 0.0
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with the stride in the 3x3 ("v1.5"). Source: He et al. 2016, figure 5, right.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the blocks of one network share.
 
-    Attributes are those of `BasicBlock`; the output has 4 x width channels.
+    Attributes:
+      conv: convolution module, called with (features, size, ..., name=).
+      norm: normalisation module, followed by the activation unless act=None; called with `train`.
+      act: the activation.
+      attention: channel attention module, called with (channels, name=); None for none.
+      anti_alias: low-pass filter (x, stride=) in place of a strided 3x3; None for none.
+      shortcut: a key of `SHORTCUTS`.
+      shortcut_size: kernel size of a strided projection.
+      cardinality: groups of the 3x3 of a bottleneck.
+      stride_first: the stride is in the first 1x1 of a bottleneck ("v1"), not in its 3x3 ("v1.5").
+      dropout: rate before the last convolution.
+      zero_init_last: the residual branch starts at zero.
     """
 
-    width: int
-    stride: int
-    project: bool
     conv: Any
     norm: Any
-    last_scale_init: Any
-    expansion = 4
+    act: Any
+    attention: Any = None
+    anti_alias: Any = None
+    shortcut: str = "projection"
+    shortcut_size: int = 1
+    cardinality: int = 1
+    stride_first: bool = False
+    dropout: float = 0.0
+    zero_init_last: bool = False
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """How the last normalisation differs from the others: no activation, and its scale."""
+        scale = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
+        return {"act": None, "scale_init": scale}
+
+    @property
+    def last_conv(self) -> dict[str, Any]:
+        """How the last convolution of a pre-activation block differs from the others."""
+        return {"kernel_init": nn.initializers.zeros} if self.zero_init_last else {}
+
+
+class _Block(nn.Module):
+    """What all blocks have and do.
+
+    All are called with the map, whether to train, and, where blocks are scanned, the rate `drop_path`
+    of this one in place of the specification's: a float scalar.
+    """
+
+    spec: BlockSpec
+    parts: Parts
+
+    def _dropped(self, x: Array, train: bool) -> Array:
+        rate = self.parts.dropout
+        return nn.Dropout(rate, deterministic=not train)(x) if rate else x
+
+    def _strided_3x3(self, x: Array, features: int, norm: str, train: bool) -> Array:
+        """Conv, norm and activation with the block's stride, or a low-pass filter in its place."""
+        spec, parts = self.spec, self.parts
+        filtered = parts.anti_alias and (spec.stride > 1 or spec.first_dilation != spec.dilation)
+        x = parts.conv(
+            features,
+            3,
+            stride=1 if filtered or (self._is_bottleneck and parts.stride_first) else spec.stride,
+            dilation=spec.first_dilation,
+            groups=parts.cardinality if self._is_bottleneck else 1,
+            name=norm.replace("bn", "conv"),
+        )(x)
+        x = parts.norm(name=norm)(x, train=train)
+        return parts.anti_alias(x, stride=spec.stride) if filtered else x
+
+    @property
+    def _is_bottleneck(self) -> bool:
+        return len(self.spec.channels) == 3
+
+    def _sum(self, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
+        """Adds the residual branch y, dropped for some of the examples, to the shortcut x."""
+        if self.parts.shortcut == "none":
+            return y
+        if train and (self.spec.drop_path or drop_path is not None):
+            rate = self.spec.drop_path if drop_path is None else drop_path
+            keep = 1 - jnp.asarray(rate, y.dtype)
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1, 1))
+            y = jnp.where(kept, y / keep, 0)
+        return y + x
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions. Source: He et al. 2016, figure 5, left."""
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, 4 width]."""
-        features = self.width * self.expansion
-        shortcut = _shortcut(self, x, features, train)
-        y = self.conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, 3, self.stride, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(features, 1, name="conv3")(y)
-        y = self.norm(name="bn3", scale_init=self.last_scale_init)(y, train=train)
-        return nn.relu(y + shortcut)
+    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        first, features = self.spec.channels
+        y = self._strided_3x3(x, first, "bn1", train)
+        y = self._dropped(y, train)
+        y = self.parts.conv(features, 3, dilation=self.spec.dilation, name="conv2")(y)
+        y = self.parts.norm(name="bn2", **self.parts.last)(y, train=train)
+        return _activated_sum(self, x, y, train, drop_path)
 
 
-def _shortcut(block: nn.Module, x: Array, features: int, train: bool) -> Array:
-    """Identity, or torchvision's `downsample`: 1x1 convolution and normalisation (option B)."""
-    if not block.project:
+class Bottleneck(_Block):
+    """1x1, 3x3, 1x1, with the stride in the 3x3 unless told otherwise.
+
+    Source: He et al. 2016, figure 5, right; grouped, Xie et al. 2017, figure 3c.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        first, middle, features = self.spec.channels
+        stride = self.spec.stride if self.parts.stride_first else 1
+        y = self.parts.conv(first, 1, stride=stride, name="conv1")(x)
+        y = self.parts.norm(name="bn1")(y, train=train)
+        y = self._strided_3x3(y, middle, "bn2", train)
+        y = self._dropped(y, train)
+        y = self.parts.conv(features, 1, name="conv3")(y)
+        y = self.parts.norm(name="bn3", **self.parts.last)(y, train=train)
+        return _activated_sum(self, x, y, train, drop_path)
+
+
+def _activated_sum(
+    block: _Block, x: Array, y: Array, train: bool, drop_path: Array | None
+) -> Array:
+    """Attention, shortcut and the activation of the sum."""
+    if block.parts.attention:
+        y = block.parts.attention(block.spec.nominal, name="se")(y)
+    shortcut = SHORTCUTS[block.parts.shortcut](block, x, train) if block.spec.project else x
+    return block.parts.act(block._sum(shortcut, y, train, drop_path))
+
+
+class PreactBasic(_Block):
+    """Normalisation and activation before each of two 3x3 convolutions.
+
+    Source: He et al. 2016, "Identity mappings in deep residual networks", figure 4e.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        spec, parts = self.spec, self.parts
+        first, features = spec.channels
+        activated = parts.norm(name="norm1")(x, train=train)
+        y = parts.conv(first, 3, stride=spec.stride, dilation=spec.first_dilation, name="conv1")(
+            activated
+        )
+        y = self._dropped(parts.norm(name="norm2")(y, train=train), train)
+        y = parts.conv(features, 3, dilation=spec.dilation, name="conv2", **parts.last_conv)(y)
+        return self._sum(_preact_shortcut(self, x, activated), y, train, drop_path)
+
+
+class PreactBottleneck(_Block):
+    """Normalisation and activation before each of 1x1, 3x3 and 1x1; the stride is in the 3x3.
+
+    Source: He et al. 2016, "Identity mappings in deep residual networks", section 4.1.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        spec, parts = self.spec, self.parts
+        first, middle, features = spec.channels
+        activated = parts.norm(name="norm1")(x, train=train)
+        stride = spec.stride if parts.stride_first else 1
+        y = parts.conv(first, 1, stride=stride, name="conv1")(activated)
+        y = parts.norm(name="norm2")(y, train=train)
+        y = parts.conv(
+            middle,
+            3,
+            stride=1 if parts.stride_first else spec.stride,
+            dilation=spec.first_dilation,
+            groups=parts.cardinality,
+            name="conv2",
+        )(y)
+        y = self._dropped(parts.norm(name="norm3")(y, train=train), train)
+        y = parts.conv(features, 1, name="conv3", **parts.last_conv)(y)
+        return self._sum(_preact_shortcut(self, x, activated), y, train, drop_path)
+
+
+def _preact_shortcut(block: _Block, x: Array, activated: Array) -> Array:
+    """Identity, or a projection of the activated input, without normalisation."""
+    spec, parts = block.spec, block.parts
+    if not spec.project:
         return x
-    y = block.conv(features, 1, block.stride, name="downsample_conv")(x)
-    return block.norm(name="downsample_bn")(y, train=train)
+    if parts.shortcut == "projection":
+        return parts.conv(spec.channels[-1], 1, stride=spec.stride, name="downsample_conv")(
+            activated
+        )
+    if parts.shortcut == "average":
+        return parts.conv(spec.channels[-1], 1, name="downsample_conv")(_averaged(spec, activated))
+    return SHORTCUTS[parts.shortcut](block, x, False)
 
 
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+def _averaged(spec: BlockSpec, x: Array) -> Array:
+    """Averages 2x2 windows at the block's stride; in a dilated stage at stride 1."""
+    if spec.stride == 1 and spec.dilation == 1:
+        return x
+    if spec.stride == 1 or spec.dilation > 1:
+        return average_pool(pad_bottom_right(x), size=2, stride=1)
+    return average_pool(x, size=2, stride=spec.stride, partial=True)
+
+
+def _projection(block: _Block, x: Array, train: bool) -> Array:
+    """Option B, torchvision's `downsample`: a convolution at the block's stride, and normalisation."""
+    spec, parts = block.spec, block.parts
+    size = parts.shortcut_size if spec.stride > 1 or spec.dilation > 1 else 1
+    dilation = spec.first_dilation if size > 1 else 1
+    y = parts.conv(
+        spec.channels[-1], size, stride=spec.stride, dilation=dilation, name="downsample_0"
+    )(x)
+    return parts.norm(name="downsample_1", act=None)(y, train=train)
+
+
+def _average_projection(block: _Block, x: Array, train: bool) -> Array:
+    """ResNet-D's: the stride is in an average pool. Source: He et al. 2019, "Bag of tricks", figure 2c."""
+    y = _averaged(block.spec, x)
+    y = block.parts.conv(block.spec.channels[-1], 1, name="downsample_1")(y)
+    return block.parts.norm(name="downsample_2", act=None)(y, train=train)
+
+
+def _pad(block: _Block, x: Array, train: bool) -> Array:
+    """Option A: subsampled, with zeros for the new channels, half of them on either side."""
+    del train
+    x = x[:, :: block.spec.stride, :: block.spec.stride]
+    new = block.spec.channels[-1] - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+
+
+# What a shortcut does where the block changes the map; elsewhere it is the identity.
+SHORTCUTS = {
+    "projection": _projection,
+    "average": _average_projection,
+    "pad": _pad,
+    "none": lambda block, x, train: x,  # a plain network: nothing is added
+}
+BLOCKS = {
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+    "preact_basic": PreactBasic,
+    "preact_bottleneck": PreactBottleneck,
+}
+EXPANSION = {"basic": 1, "bottleneck": 4, "preact_basic": 1, "preact_bottleneck": 4}

@@ -1,27 +1,153 @@
-"""From a name to a network."""
+"""From a name to a network; what makes no sense is refused by name."""
 
 import dataclasses
 import fnmatch
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError, suggestion
-from flax_resnet.models.resnet import STEMS, ResNet
+from flax_resnet.models.attention import ATTENTION
+from flax_resnet.models.baselines import BASELINES, ConvNet
+from flax_resnet.models.blocks import BLOCKS, SHORTCUTS
+from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS
+from flax_resnet.models.resnet import (
+    ACTIVATIONS,
+    NORMS,
+    STEM_POOLS,
+    STEMS,
+    ResNet,
+    block_specs,
+)
 from flax_resnet.models.variants import VARIANTS
 
-CHOICES = {"stem": tuple(STEMS)}
+CHOICES: dict[str, tuple] = {
+    "block": tuple(BLOCKS),
+    "stem": tuple(STEMS),
+    "stem_pool": ("", *STEM_POOLS),
+    "shortcut": tuple(SHORTCUTS),
+    "shortcut_size": (1, 3),
+    "output_stride": (8, 16, 32),
+    "attention": ("none", *ATTENTION),
+    "anti_alias": ("none", *ANTI_ALIAS),
+    "norm": tuple(NORMS),
+    "act": tuple(ACTIVATIONS),
+    "dropout_at": ("head", "blocks"),
+    "global_pool": tuple(GLOBAL_POOLS),
+    "remat": ("none", "block", "stage"),
+}
+LEAST = {
+    "num_classes": 0, "in_channels": 1, "stem_width": 0, "cardinality": 1, "base_width": 1,
+    "reduce_first": 1, "norm_groups": 1, "norm_momentum": 0, "norm_epsilon": 0,
+    "attention_ratio": 0, "dropout": 0, "drop_path": 0, "depths": 1, "widths": 1,
+}  # fmt: skip
+BELOW = {"dropout": 1, "drop_path": 1, "norm_momentum": 1.000001}
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32", "float64")
+# What of torchvision's AlexNet and VGG can be chosen.
+BASELINE_OPTIONS = ("num_classes", "in_channels", "dtype", "dropout")
+
+
+class Clash(NamedTuple):
+    """Options of a ResNet that are each allowed but make no sense together, and why."""
+
+    holds: Callable[[ResNet], bool]
+    options: tuple[str, ...]
+    reason: str
+
+
+def _any_block(net: ResNet, *kinds: str) -> bool:
+    return bool({*net.blocks} & {*kinds})
+
+
+CLASHES = (
+    Clash(lambda n: len(n.depths) != len(n.widths), ("depths", "widths"), "one of each per stage"),
+    Clash(
+        lambda n: len(n.blocks) != len(n.depths),
+        ("block", "depths"),
+        "one block for all stages, or one per stage",
+    ),
+    Clash(
+        lambda n: len({b.startswith("preact") for b in n.blocks}) > 1,
+        ("block",),
+        "all stages normalise before the convolutions, or none",
+    ),
+    Clash(
+        lambda n: n.cardinality > 1 and _any_block(n, "basic", "preact_basic"),
+        ("cardinality", "block"),
+        "only bottlenecks have grouped convolutions",
+    ),
+    Clash(
+        lambda n: n.stride_first and _any_block(n, "basic", "preact_basic"),
+        ("stride_first", "block"),
+        "only bottlenecks have a 1x1 before the 3x3",
+    ),
+    Clash(
+        lambda n: n.stride_first and n.anti_alias != "none",
+        ("stride_first", "anti_alias"),
+        "the filter takes the place of the 3x3's stride",
+    ),
+    Clash(
+        lambda n: n.is_preact and n.attention != "none",
+        ("attention", "block"),
+        "attention belongs behind the last normalisation, which these blocks do not have",
+    ),
+    Clash(
+        lambda n: n.is_preact and n.anti_alias != "none",
+        ("anti_alias", "block"),
+        "the filter belongs behind an activated 3x3, before which these blocks have theirs",
+    ),
+    Clash(
+        lambda n: n.shortcut_size > 1 and (n.shortcut != "projection" or n.is_preact),
+        ("shortcut_size", "shortcut"),
+        "only the projection of a post-activation block has another size",
+    ),
+    Clash(
+        lambda n: n.shortcut == "none" and n.zero_init_last,
+        ("shortcut", "zero_init_last"),
+        "without shortcuts all would start at zero",
+    ),
+    Clash(
+        lambda n: n.shortcut == "none" and n.drop_path > 0,
+        ("shortcut", "drop_path"),
+        "without shortcuts there is no other path",
+    ),
+    Clash(
+        lambda n: n.norm_groups > 1 and n.norm != "batch",
+        ("norm_groups", "norm"),
+        "only batch normalisation has groups of the batch",
+    ),
+    Clash(
+        lambda n: n.global_pool == "none" and n.num_classes > 0,
+        ("global_pool", "num_classes"),
+        "a map has no logits: num_classes=0 leaves the head out",
+    ),
+    Clash(
+        lambda n: n.output_stride < 32 and n.stem == "cifar",
+        ("output_stride", "stem"),
+        "the cifar stem does not reduce the map",
+    ),
+    Clash(
+        lambda n: bool(n.block_widths) and tuple(map(len, n.block_widths)) != n.depths,
+        ("block_widths", "depths"),
+        "a pruned network's blocks are what they are",
+    ),
+    Clash(
+        lambda n: bool(n.block_widths) and n.scan,
+        ("scan", "block_widths"),
+        "only identical blocks can be scanned",
+    ),
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names that match a shell pattern, sorted.
 
-    >>> list_models("*18")
-    ['resnet18']
+    >>> list_models("resnet18*")
+    ['resnet18', 'resnet18_cifar', 'resnet18d']
     """
-    return sorted(fnmatch.filter(VARIANTS, pattern))
+    return sorted(fnmatch.filter([*VARIANTS, *BASELINES], pattern))
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
@@ -30,33 +156,82 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Args:
       name: one of `list_models()`.
       **options: fields of `ResNet` to set or override, such as ``num_classes=10``,
-        ``stem="cifar"``, ``dtype="bfloat16"``, ``width=16``.
+        ``stem="cifar"``, ``dtype="bfloat16"``, ``depths=(2, 2)``, ``widths=(32, 64)``; of AlexNet and
+        VGG only num_classes, in_channels, dtype and dropout.
 
     Returns:
       A linen module; ``model.init(key, jnp.zeros((1, 224, 224, 3)), train=False)`` makes its
-      variables (`params`, `batch_stats`).
+      variables (`params` and, with batch normalisation, `batch_stats`).
 
     Raises:
-      ConfigError: unknown name or option, or a value that is not allowed; one line.
+      ConfigError: unknown name or option, a value that is not allowed, or options that make no sense
+        together; one line.
     """
-    if name not in VARIANTS:
-        raise ConfigError(f"model {name!r} is unknown: {suggestion(name, VARIANTS)}")
-    fields = {f.name for f in dataclasses.fields(ResNet)} - {"parent", "name"}
+    if name in BASELINES:
+        make, row, known = ConvNet, BASELINES[name], set(BASELINE_OPTIONS)
+    elif name in VARIANTS:
+        make, row = ResNet, VARIANTS[name]
+        known = {f.name for f in dataclasses.fields(ResNet)} - {"parent", "name"}
+    else:
+        hint = suggestion(name, [*VARIANTS, *BASELINES])
+        hint = hint if hint.startswith("did") else "flax_resnet.list_models() names them all"
+        raise ConfigError(f"model {name!r} is unknown: {hint}")
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(make)}
     for key, value in options.items():
-        if key not in fields:
-            raise ConfigError(f"model option {key!r} is unknown: {suggestion(key, fields)}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(f"model option {key}={value!r}: {suggestion(value, CHOICES[key])}")
-    row = {**VARIANTS[name], "dtype": "float32", **options}
-    try:
-        row["dtype"] = jnp.dtype(row["dtype"])
-        allowed = row["dtype"].name in COMPUTE_DTYPES
-    except TypeError:
-        allowed = False
-    if not allowed:
-        raise ConfigError(
-            f"model option dtype={row['dtype']!s}: allowed: {', '.join(COMPUTE_DTYPES)}"
-        )
-    if row.get("num_classes", 1) < 1:
-        raise ConfigError(f"model option num_classes={row['num_classes']}: must be at least 1")
-    return ResNet(**row)
+        if key not in known:
+            raise ConfigError(
+                f"model option {key!r} of {name} is unknown: {suggestion(key, known)}"
+            )
+        options[key] = _checked(key, value, kinds[key])
+    model = make(**{**row, "dtype": jnp.dtype("float32"), **options})
+    for clash in CLASHES if make is ResNet else ():
+        if clash.holds(model):
+            given = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
+            raise ConfigError(f"{given} do not go together ({name}): {clash.reason}")
+    if make is ResNet and model.scan:
+        _check_scan(name, model)
+    return model
+
+
+def _checked(key: str, value: Any, kind: type) -> Any:
+    """Returns the value of an option as the module takes it. Raises ConfigError."""
+    if key == "dtype":
+        try:
+            if jnp.dtype(value).name in COMPUTE_DTYPES:
+                return jnp.dtype(value)
+        except TypeError:
+            pass
+        raise ConfigError(f"model.dtype={value!s}: allowed: {', '.join(COMPUTE_DTYPES)}")
+    if isinstance(value, list):
+        value = tuple(value)
+    if key in CHOICES:
+        for choice in value if key == "block" and isinstance(value, tuple) else (value,):
+            if choice not in CHOICES[key] or isinstance(choice, bool):
+                near = suggestion(str(choice), map(str, CHOICES[key]))
+                raise ConfigError(f"model.{key}={value!r}: {near}")
+        return value
+    numbers = value if isinstance(value, tuple) else (value,)
+    if kind is bool:
+        fits, words = isinstance(value, bool), "True or False"
+    elif key in ("depths", "widths"):
+        fits = bool(numbers) and isinstance(value, tuple)
+        fits, words = fits and all(type(n) is int for n in numbers), "whole numbers, one per stage"
+    elif kind is int:
+        fits, words = type(value) is int, "a whole number"
+    elif kind is float:
+        fits, words = type(value) in (int, float), "a number"
+    else:
+        fits, words = True, ""
+    if not fits:
+        raise ConfigError(f"model.{key}={value!r}: must be {words}")
+    if key in LEAST and min(numbers) < LEAST[key]:
+        raise ConfigError(f"model.{key}={value!r}: must be at least {LEAST[key]}")
+    if key in BELOW and not max(numbers) < BELOW[key]:
+        raise ConfigError(f"model.{key}={value!r}: must be below {BELOW[key]:g}")
+    return value
+
+
+def _check_scan(name: str, model: ResNet) -> None:
+    for number, specs in enumerate(block_specs(model), 1):
+        if len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
+            raise ConfigError(f"model.scan=True: the blocks of stage {number} of {name} differ")

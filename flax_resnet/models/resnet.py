@@ -1,88 +1,341 @@
-"""One ResNet, assembled from a stem, four stages of residual blocks, and a linear head."""
+"""One ResNet, assembled from a stem, stages of residual blocks, and a linear head."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.models.blocks import BLOCKS
-from flax_resnet.models.layers import BatchNorm, Classifier, Conv, max_pool
+from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.models.attention import ATTENTION
+from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
+from flax_resnet.models.convolution import Conv, Linear, at_least_float32
+from flax_resnet.models.normalization import (
+    BatchNorm,
+    EvoNormS0,
+    FilterResponseNorm,
+    GroupNorm,
+)
+from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS, max_pool
+
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+}
+NORMS = {
+    "batch": BatchNorm,
+    "frozen": partial(BatchNorm, frozen=True),
+    "group": GroupNorm,
+    "evonorm_s0": EvoNormS0,
+    "frn": FilterResponseNorm,
+}
+
+
+class Stem(NamedTuple):
+    """Convolutions as (kernel size, stride, share of the stem's width), and the pool behind them."""
+
+    layers: tuple[tuple[int, int, float], ...]
+    pool: str
+
+
+STEMS = {
+    "imagenet": Stem(((7, 2, 1.0),), "max"),
+    "deep": Stem(((3, 2, 0.5), (3, 1, 0.5), (3, 1, 1.0)), "max"),
+    "tiered": Stem(((3, 2, 0.375), (3, 1, 0.5), (3, 1, 1.0)), "max"),
+    "cifar": Stem(((3, 1, 1.0),), "none"),
+}
+STEM_POOLS = ("max", "max_zero", "conv", "none")
 
 
 class ResNet(nn.Module):
-    """Residual network for [N, H, W, 3] images, modules named as in torchvision.
+    """Residual network for [N, H, W, C] images, modules named as in torchvision.
 
     Attributes:
-      block: a key of `BLOCKS`.
-      depths: blocks per stage; each stage after the first halves the map and doubles the width.
-      width: channels of the stem and of the first stage's convolutions.
-      num_classes: size of the logits.
-      stem: a key of `STEMS`.
-      dtype: compute dtype; parameters, statistics and logits are at least float32.
-      zero_init_last: start the last scale of every block at 0, so that blocks start as identities
-        (Goyal et al. 2017, section 5.1).
+      block: a key of `BLOCKS`, or one per stage.
+      depths: blocks per stage; each stage after the first halves the map.
+      widths: channels of each stage's 3x3 convolutions; bottlenecks put out four times as many.
+      num_classes: size of the logits; 0 for a network without a head, which puts out the pooled map.
+      in_channels: of the images.
+      stem: a key of `STEMS`; "cifar" keeps the size, the others halve it.
+      stem_width: channels that the stem puts out; 0 for those of the first stage.
+      stem_pool: what halves the map behind the stem: "max" (3x3), "max_zero" (3x3, where the padding
+        of zeros may win, as in BiT), "conv" (3x3, normalised), or "none"; empty for the stem's own.
+      cardinality: groups of a bottleneck's 3x3 (ResNeXt).
+      base_width: of a bottleneck's 3x3: widths x base_width / 64 x cardinality channels.
+      reduce_first: what a block's first convolution has fewer channels by (SENet).
+      block_widths: per stage and block, the channels of each convolution (pruned networks); empty
+        for what `widths` says.
+      stride_first: the stride of a bottleneck is in its first 1x1 ("v1"), not in its 3x3 ("v1.5").
+      shortcut: a key of `blocks.SHORTCUTS`, where the map changes: "projection" (option B),
+        "average" (ResNet-D), "pad" (option A), or "none" for a plain network without shortcuts.
+      shortcut_size: kernel size of a strided projection.
+      output_stride: of the last stage, 8, 16 or 32: later stages are dilated instead of strided.
+      attention: "none", or a key of `ATTENTION`, at the end of each block.
+      attention_ratio: hidden width of squeeze-and-excitation over the channels.
+      anti_alias: "none", or a key of `ANTI_ALIAS`, in place of strides.
+      norm: a key of `NORMS`.
       norm_momentum: of `BatchNorm`, in torch's sense.
-      norm_epsilon: of `BatchNorm`.
+      norm_epsilon: of the normalisation.
       norm_groups: of `BatchNorm`; 1 for statistics of the global batch.
+      act: a key of `ACTIVATIONS`.
+      standardize: epsilon of weight standardisation of the convolutions; None for none.
+      dropout: rate, before the head or within the blocks.
+      dropout_at: "head" or "blocks".
+      drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first
+        (Huang et al. 2016, section 3).
+      zero_init_last: start the residual branches at zero, so that blocks start as identities
+        (Goyal et al. 2017, section 5.1).
+      global_pool: a key of `GLOBAL_POOLS`.
+      remat: what the backward pass computes again instead of keeping: "none", each "block", each "stage".
+      scan: run the identical blocks of a stage as one `nn.scan`: faster to compile. Their variables
+        are stacked; `models.scan` converts either way.
+      dtype: compute dtype; parameters, statistics and logits are at least float32.
 
     Source: He et al. 2016, "Deep residual learning for image recognition", table 1.
     """
 
-    block: str
+    block: str | tuple[str, ...]
     depths: tuple[int, ...]
-    width: int = 64
+    widths: tuple[int, ...] = (64, 128, 256, 512)
     num_classes: int = 1000
+    in_channels: int = 3
     stem: str = "imagenet"
-    dtype: Any = jnp.float32
-    zero_init_last: bool = False
+    stem_width: int = 0
+    stem_pool: str = ""
+    cardinality: int = 1
+    base_width: int = 64
+    reduce_first: int = 1
+    block_widths: tuple = ()
+    stride_first: bool = False
+    shortcut: str = "projection"
+    shortcut_size: int = 1
+    output_stride: int = 32
+    attention: str = "none"
+    attention_ratio: float = 1 / 16
+    anti_alias: str = "none"
+    norm: str = "batch"
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     norm_groups: int = 1
+    act: str = "relu"
+    standardize: float | None = None
+    dropout: float = 0.0
+    dropout_at: str = "head"
+    drop_path: float = 0.0
+    zero_init_last: bool = False
+    global_pool: str = "avg"
+    remat: str = "none"
+    scan: bool = False
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps normalised images to logits.
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, features: tuple[str, ...] = ()
+    ) -> Any:
+        """Maps normalised images to logits, or to feature maps.
 
         Args:
-          images: float [N, H, W, 3].
-          train: normalise by the batch and update `batch_stats` (pass it as mutable).
+          images: float [N, H, W, in_channels].
+          train: normalise by the batch and update `batch_stats` (pass it as mutable); dropout and
+            stochastic depth draw from the stream `dropout`.
+          features: names of `feature_info()` to return instead.
 
         Returns:
-          Logits [N, num_classes], at least float32.
+          Logits [N, num_classes], at least float32; or, with `features`, a dict of arrays by name:
+          maps [N, H / stride, W / stride, channels], `pre_logits` [N, channels] and `logits`.
+
+        Raises:
+          ConfigError: a feature of that name does not exist, or the images have other channels.
         """
-        conv = partial(Conv, dtype=self.dtype)
+        _check_call(self, images, features)
+        found: dict[str, jax.Array] = {}
         norm = partial(
-            BatchNorm,
-            momentum=self.norm_momentum,
+            NORMS[self.norm],
             epsilon=self.norm_epsilon,
-            groups=self.norm_groups,
+            act=ACTIVATIONS[self.act],
             dtype=self.dtype,
         )
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        block = partial(
-            BLOCKS[self.block],
+        if self.norm == "batch":
+            norm = partial(norm, momentum=self.norm_momentum, groups=self.norm_groups)
+        conv = partial(Conv, dtype=self.dtype, standardize=self.standardize)
+        parts = Parts(
             conv=conv,
             norm=norm,
-            last_scale_init=zeros if self.zero_init_last else ones,
+            act=ACTIVATIONS[self.act],
+            attention=None
+            if self.attention == "none"
+            else partial(ATTENTION[self.attention], ratio=self.attention_ratio, dtype=self.dtype),
+            anti_alias=ANTI_ALIAS.get(self.anti_alias),
+            shortcut=self.shortcut,
+            shortcut_size=self.shortcut_size,
+            cardinality=self.cardinality,
+            stride_first=self.stride_first,
+            dropout=self.dropout if self.dropout_at == "blocks" else 0.0,
+            zero_init_last=self.zero_init_last,
         )
+        x = found["stem"] = _stem(self, parts, images.astype(self.dtype), train)
+        x = _stem_pool(self, parts, x, train)
+        for number, specs in enumerate(block_specs(self), 1):
+            x = found[f"stage{number}"] = _stage(self, number, specs, parts, x, train)
+        if self.is_preact:
+            x = norm(name="norm")(x, train=train)
+        x = found["pre_logits"] = GLOBAL_POOLS[self.global_pool](x)
+        if self.num_classes:
+            if self.dropout_at == "head" and self.dropout:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Linear(self.num_classes, at_least_float32(self.dtype), name="fc")(x)
+            found["logits"] = x
+        return {name: found[name] for name in features} if features else x
 
-        size, stride, pooled = STEMS[self.stem]
-        x = conv(self.width, size, stride, name="conv1")(images.astype(self.dtype))
-        x = nn.relu(norm(name="bn1")(x, train=train))
-        if pooled:
-            x = max_pool(x, size=3, stride=2, padding=1)
-        for stage, depth in enumerate(self.depths):
-            width = self.width * 2**stage
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                project = stride != 1 or x.shape[-1] != width * BLOCKS[self.block].expansion
-                name = f"layer{stage + 1}_{index}"
-                x = block(width=width, stride=stride, project=project, name=name)(x, train=train)
-        x = x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        return Classifier(self.num_classes, self.dtype, name="fc")(x)
+    @property
+    def is_preact(self) -> bool:
+        """Whether normalisation and activation come before the convolutions of a block."""
+        return self.blocks[0].startswith("preact")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The kind of block of every stage."""
+        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+
+    @property
+    def stem_channels(self) -> int:
+        """The channels that the stem puts out."""
+        return self.stem_width or self.widths[0]
+
+    @property
+    def pool(self) -> str:
+        """What halves the map behind the stem, one of `STEM_POOLS`."""
+        return self.stem_pool or STEMS[self.stem].pool
+
+    def feature_info(self) -> dict[str, tuple[int, int]]:
+        """Returns stride (0 for a vector) and channels of every named feature, in order."""
+        stride = STEMS[self.stem].layers[0][1]
+        info = {"stem": (stride, self.stem_channels)}
+        stride *= 1 if self.pool == "none" else 2
+        for number, specs in enumerate(block_specs(self), 1):
+            stride *= specs[0].stride
+            info[f"stage{number}"] = (stride, specs[-1].channels[-1])
+        pooled = self.global_pool != "none"
+        info["pre_logits"] = (0 if pooled else stride, specs[-1].channels[-1])
+        if self.num_classes:
+            info["logits"] = (0, self.num_classes)
+        return info
 
 
-# kernel size, stride, whether a 3x3/2 max-pool follows
-STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False)}
+def block_specs(net: ResNet) -> list[list[BlockSpec]]:
+    """Returns the shape of every block by stage: what the fields of a network come to."""
+    stages = []
+    stride_so_far = STEMS[net.stem].layers[0][1] * (1 if net.pool == "none" else 2)
+    dilation = previous = 1
+    channels, total, count = net.stem_channels, sum(net.depths), 0
+    for number, (kind, width, depth) in enumerate(
+        zip(net.blocks, net.widths, net.depths, strict=True)
+    ):
+        stride = 1 if number == 0 else 2
+        if stride_so_far * stride > net.output_stride:
+            dilation, stride = dilation * stride, 1
+        stride_so_far *= stride
+        nominal = width * EXPANSION[kind]
+        middle = (
+            int(width * net.base_width / 64) * net.cardinality if EXPANSION[kind] > 1 else width
+        )
+        usual = (middle // net.reduce_first, middle, nominal)
+        if EXPANSION[kind] == 1:
+            usual = (width // net.reduce_first, nominal)
+        specs = []
+        for index in range(depth):
+            shape = net.block_widths[number][index] if net.block_widths else usual
+            step = stride if index == 0 else 1
+            changes = step != 1 or channels != shape[-1] or previous != dilation
+            rate = net.drop_path * count / max(1, total - 1)
+            specs.append(BlockSpec(kind, shape, nominal, step, dilation, previous, changes, rate))
+            channels, previous, count = shape[-1], dilation, count + 1
+        stages.append(specs)
+    return stages
+
+
+def _check_call(net: ResNet, images: jax.Array, features: tuple[str, ...]) -> None:
+    if images.ndim != 4 or images.shape[-1] != net.in_channels:
+        raise ConfigError(
+            f"images of shape {list(images.shape)}: must be [N, H, W, {net.in_channels}] "
+            f"(in_channels={net.in_channels})"
+        )
+    for name in features:
+        if name not in net.feature_info():
+            raise ConfigError(
+                f"feature {name!r} is unknown: {suggestion(name, net.feature_info())}"
+            )
+
+
+def _stem(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
+    """One convolution, or three; the last normalisation is left to the first block if it is its own."""
+    layers = STEMS[net.stem].layers
+    for position, (size, stride, share) in enumerate(layers):
+        last = position == len(layers) - 1
+        name = "conv1" if len(layers) == 1 else f"conv1_{3 * position}"  # torch counts norm and act
+        x = parts.conv(int(net.stem_channels * share), size, stride=stride, name=name)(x)
+        if not last:
+            x = parts.norm(name=f"conv1_{3 * position + 1}")(x, train=train)
+        elif not net.is_preact:
+            x = parts.norm(name="bn1")(x, train=train)
+    return x
+
+
+def _stem_pool(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
+    filtered = parts.anti_alias
+    if net.pool == "conv":
+        x = parts.conv(net.stem_channels, 3, stride=1 if filtered else 2, name="maxpool_0")(x)
+        x = parts.anti_alias(x, stride=2) if filtered else x
+        return parts.norm(name="maxpool_2" if filtered else "maxpool_1")(x, train=train)
+    if net.pool == "none":
+        return x
+    if net.anti_alias == "average":
+        return parts.anti_alias(x, stride=2)
+    if filtered:
+        return parts.anti_alias(max_pool(x, size=3, stride=1, padding=1), stride=2)
+    if net.pool == "max_zero":
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return max_pool(x, size=3, stride=2)
+    return max_pool(x, size=3, stride=2, padding=1)
+
+
+def _stage(
+    net: ResNet, number: int, specs: list[BlockSpec], parts: Parts, x: jax.Array, train: bool
+) -> jax.Array:
+    """The blocks of one stage, named layerN_0, layerN_1, ...; scanned, layerN_0 and layerN_rest."""
+    make = BLOCKS[specs[0].kind]
+    if net.remat == "block":
+        make = nn.remat(make, static_argnums=(2,))  # train; self counts
+
+    def run(net: ResNet, x: jax.Array) -> jax.Array:
+        if not net.scan or len(specs) == 1:
+            for index, spec in enumerate(specs):
+                x = make(spec, parts, name=f"layer{number}_{index}")(x, train)
+            return x
+        x = make(specs[0], parts, name=f"layer{number}_0")(x, train)
+        rest = make(specs[1]._replace(drop_path=0.0), parts, name=f"layer{number}_rest")
+        rates = jnp.array([s.drop_path for s in specs[1:]]) if net.drop_path else None
+        return _scanned(rest, x, train, rates, len(specs) - 1)
+
+    return nn.remat(run)(net, x) if net.remat == "stage" else run(net, x)
+
+
+def _scanned(
+    block: nn.Module, x: jax.Array, train: bool, rates: jax.Array | None, length: int
+) -> jax.Array:
+    """Runs `length` copies of a block one after the other, their variables stacked on axis 0."""
+
+    def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+        return block(x, train, rate), None
+
+    run = nn.scan(
+        step,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=length,
+    )
+    return run(block, x, rates)[0]

@@ -334,6 +334,8 @@ def describe(config: Config, plan: Plan, abstract: TrainState) -> str:
     size = data.image_size
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     kinds = {d.device_kind for d in jax.devices()}
+    options = {k: v for k, v in config.model.options().items() if k != "dtype"}
+    changed = ", ".join(f"{key} {value}" for key, value in options.items())
     rows = {
         "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
         "dataset": (
@@ -341,7 +343,7 @@ def describe(config: Config, plan: Plan, abstract: TrainState) -> str:
             f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
         ),
         "model": (
-            f"{config.model.name}, {config.model.stem} stem, {parameters:,} parameters, "
+            f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
             f"computing in {config.model.dtype}"
         ),
         "steps": (

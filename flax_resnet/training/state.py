@@ -21,7 +21,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, number of updates made.
       params: weights, at least float32.
-      batch_stats: running statistics, at least float32.
+      batch_stats: running statistics, at least float32; empty without batch normalisation.
       opt_state: of the optimizer; the momentum.
     """
 
@@ -32,19 +32,12 @@ class TrainState:
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Returns the configured network."""
+    """Returns the configured network. Raises ConfigError where its options make no sense."""
     section = config.model
-    return create_model(
-        section.name,
-        num_classes=num_classes,
-        stem=section.stem,
-        width=section.width,
-        dtype=section.dtype,
-        zero_init_last=section.zero_init_last,
-        norm_momentum=section.norm_momentum,
-        norm_epsilon=section.norm_epsilon,
-        norm_groups=section.norm_groups,
-    )
+    options = section.options()
+    if section.norm_scope == "local":
+        options["norm_groups"] = jax.device_count()
+    return create_model(section.name, num_classes=num_classes, **options)
 
 
 def make_state(
@@ -52,13 +45,13 @@ def make_state(
 ) -> TrainState:
     """Initialises the state from the seed; jit or eval_shape it."""
     size = config.data.image_size
-    image = jnp.zeros((1, size, size, 3), jnp.float32)
+    image = jnp.zeros((1, size, size, model.in_channels), jnp.float32)
     variables = model.init(jax.random.key(config.train.seed), image, train=False)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
     )
 

@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 # Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then the row. Weights use key(seed).
-AUGMENT_STREAM = 1
+AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
@@ -34,6 +34,12 @@ def is_top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
+def is_top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns 1 where the label's logit is among the five largest, else 0: float32 [N]."""
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    return (best == labels[:, None]).any(axis=-1).astype(jnp.float32)
+
+
 def make_train_step(
     config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -44,10 +50,10 @@ def make_train_step(
     seed, smoothing = config.train.seed, config.train.label_smoothing
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        stream = jax.random.fold_in(jax.random.key(seed), AUGMENT_STREAM)
-        images = training_images(
-            jax.random.fold_in(stream, state.step), batch["image"], config.augment
-        )
+        def key(stream: int) -> jax.Array:
+            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), state.step)
+
+        images = training_images(key(AUGMENT_STREAM), batch["image"], config.augment)
 
         def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple]:
             logits, updated = model.apply(
@@ -55,9 +61,10 @@ def make_train_step(
                 images,
                 train=True,
                 mutable=["batch_stats"],
+                rngs={"dropout": key(DROPOUT_STREAM)},
             )
             loss = cross_entropy(logits, batch["label"], smoothing).mean()
-            return loss, (logits, updated["batch_stats"])
+            return loss, (logits, updated.get("batch_stats", {}))
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
@@ -83,7 +90,7 @@ def make_train_step(
 def make_eval_step(
     config: Config, model: nn.Module, mesh: Mesh
 ) -> Callable[[TrainState, Batch], Metrics]:
-    """Returns the jitted evaluation: sums over the unmasked examples of loss, top1 and count."""
+    """Returns the jitted evaluation: sums over the unmasked examples of loss, top1, top5, count."""
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         images = evaluation_images(batch["image"], config.augment)
@@ -94,6 +101,7 @@ def make_eval_step(
         return {
             "loss": jnp.where(batch["mask"], losses, 0).sum(),
             "top1": (is_top1(logits, batch["label"]) * mask).sum(),
+            "top5": (is_top5(logits, batch["label"]) * mask).sum(),
             "count": mask.sum(),
         }
 
@@ -102,7 +110,7 @@ def make_eval_step(
 
 
 def evaluate(eval_step: Callable, state: TrainState, batches: object) -> dict[str, float]:
-    """Runs an evaluation pass and returns its means: loss, top1 (0 to 1) and count."""
+    """Runs an evaluation pass and returns its means: loss, top1 and top5 (0 to 1), and count."""
     total: Metrics | None = None
     for batch in batches:
         sums = eval_step(state, batch)

@@ -1,0 +1,160 @@
+"""What residual learning is measured against: AlexNet and VGG, layer for layer torchvision's.
+
+(The residual networks without their shortcuts, plain20 and so on, are variants of ResNet.)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.models.convolution import (
+    Conv,
+    Linear,
+    at_least_float32,
+    he_normal_fan_out,
+    torch_uniform_init,
+)
+from flax_resnet.models.normalization import BatchNorm
+from flax_resnet.models.pooling import adaptive_average_pool, max_pool
+
+# Convolutions as (channels, size, stride, padding); "M" is a max-pool.
+ALEXNET = ((64, 11, 4, 2), "M", (192, 5, 1, 2), "M", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), "M")  # fmt: skip
+
+
+def _vgg(*blocks: int) -> tuple:
+    """Simonyan and Zisserman 2015, table 1: as many 3x3 convolutions as said, five times, each pooled."""
+    layers: list = []
+    for number, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True):
+        layers += [(channels, 3, 1, 1)] * number + ["M"]
+    return tuple(layers)
+
+
+VGG = {
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    "alexnet": dict(layers=ALEXNET, pool=(3, 2), map_size=6, dropout_first=True),
+    **{name: dict(layers=layers) for name, layers in VGG.items()},
+    **{f"{name}_bn": dict(layers=layers, norm=True) for name, layers in VGG.items()},
+}
+
+
+class ConvNet(nn.Module):
+    """Convolutions and max-pools, one after the other, and three linear layers.
+
+    Attributes:
+      layers: (channels, kernel size, stride, padding) of a convolution with ReLU, or "M" for a max-pool.
+      num_classes: size of the logits; 0 for a network that puts out the last hidden layer.
+      in_channels: of the images.
+      pool: window and stride of the max-pools.
+      map_size: height and width that the map is averaged to before the linear layers.
+      norm: whether batch normalisation follows each convolution.
+      dropout: rate, in training, between the linear layers; from the stream `dropout`.
+      dropout_first: whether it comes before the first two linear layers (AlexNet) or after (VGG).
+      dtype: compute dtype; parameters and logits are at least float32.
+
+    Source: Krizhevsky 2014, "One weird trick", for AlexNet; Simonyan and Zisserman 2015 for VGG.
+    """
+
+    layers: tuple
+    num_classes: int = 1000
+    in_channels: int = 3
+    pool: tuple[int, int] = (2, 2)
+    map_size: int = 7
+    norm: bool = False
+    dropout: float = 0.5
+    dropout_first: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, features: tuple[str, ...] = ()
+    ) -> Any:
+        """Maps normalised images to logits, or to features; arguments and errors are `ResNet`'s.
+
+        Raises:
+          ConfigError: also where the images are too small for the pools.
+        """
+        if images.ndim != 4 or images.shape[-1] != self.in_channels:
+            raise ConfigError(
+                f"images of shape {list(images.shape)}: must be [N, H, W, {self.in_channels}] "
+                f"(in_channels={self.in_channels})"
+            )
+        for name in features:
+            if name not in self.feature_info():
+                raise ConfigError(
+                    f"feature {name!r} is unknown: {suggestion(name, self.feature_info())}"
+                )
+        found: dict[str, jax.Array] = {}
+        x, index, stage = images.astype(self.dtype), 0, 1
+        for layer in self.layers:
+            if layer == "M":
+                found[f"stage{stage}"] = x
+                x, index, stage = (
+                    max_pool(x, size=self.pool[0], stride=self.pool[1]),
+                    index + 1,
+                    stage + 1,
+                )
+                continue
+            channels, size, stride, padding = layer
+            # torchvision's: VGG's by fan-out, AlexNet's as torch makes them
+            init = (
+                torch_uniform_init(size**2 * x.shape[-1])
+                if self.dropout_first
+                else he_normal_fan_out
+            )
+            x = Conv(
+                channels, size, stride=stride, padding=padding, bias=True, dtype=self.dtype,
+                kernel_init=init, name=f"features_{index}",
+            )(x)  # fmt: skip
+            if self.norm:
+                norm = BatchNorm(dtype=self.dtype, name=f"features_{index + 1}")
+                x = norm(x, train=train)
+            x, index = nn.relu(x), index + (3 if self.norm else 2)
+            if min(x.shape[1:3]) < 1:
+                raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
+        if min(x.shape[1:3]) < 1:
+            raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
+        x = adaptive_average_pool(x, self.map_size)
+        # torch flattens channels first, and the first linear layer's weights have that order.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        first = 1 if self.dropout_first else 0
+        for index in (first, first + 3):
+            x = self._dropped(x, train) if self.dropout_first else x
+            x = nn.relu(self._linear(4096, f"classifier_{index}", self.dtype)(x))
+            x = x if self.dropout_first else self._dropped(x, train)
+        found["pre_logits"] = x
+        if self.num_classes:
+            x = self._linear(self.num_classes, "classifier_6", at_least_float32(self.dtype))(x)
+            found["logits"] = x
+        return {name: found[name] for name in features} if features else x
+
+    def _linear(self, features: int, name: str, dtype: Any) -> Linear:
+        init = None if self.dropout_first else nn.initializers.normal(0.01)
+        return Linear(features, dtype, init, name=name)
+
+    def _dropped(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x
+
+    def feature_info(self) -> dict[str, tuple[int, int]]:
+        """Returns stride (0 for a vector) and channels of every named feature, in order.
+
+        `stageN` is the map before the N-th max-pool.
+        """
+        info, stride, channels = {}, 1, self.in_channels
+        for layer in self.layers:
+            if layer == "M":
+                info[f"stage{len(info) + 1}"] = (stride, channels)
+                stride *= self.pool[1]
+            else:
+                channels, stride = layer[0], stride * layer[2]
+        info["pre_logits"] = (0, 4096)
+        if self.num_classes:
+            info["logits"] = (0, self.num_classes)
+        return info

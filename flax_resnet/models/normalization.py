@@ -1,0 +1,195 @@
+"""Normalisation layers, each with the activation that follows it.
+
+All take [N, H, W, C] and `train`; `act` is the activation applied to the result, None for none.
+Statistics are at least float32, whatever the compute dtype.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_resnet.models.convolution import Array, Dtype, at_least_float32
+
+GROUPS = 32  # Wu and He 2018, section 4; fewer where they do not divide the channels
+
+
+def _vector(y: Array) -> Array:
+    return y.reshape(1, 1, 1, -1)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with torch's running statistics, in at least float32.
+
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``. In training the biased variance of the
+    batch normalises and the unbiased one enters the running variance:
+    ``running = (1 - momentum) running + momentum batch``.
+
+    Under jit the batch is the global one, over all devices. `groups` makes the statistics narrower:
+    the batch is split into that many runs of consecutive examples, each normalised by its own
+    statistics ("ghost" batches; with one group per device, "local" ones, and no communication).
+    The running statistics are then the mean over groups.
+
+    Attributes:
+      momentum: weight of the newest batch, in torch's sense (0.1, where flax would say 0.9).
+      epsilon: added to the variance.
+      groups: number of groups, a divisor of the batch.
+      frozen: use the running statistics in training too, and leave them alone.
+      act: activation of the result, or None.
+      dtype: dtype of the result.
+      scale_init: initialiser of `scale`.
+
+    Raises:
+      ValueError: the batch does not divide into `groups`, or a group has one value per channel.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer et al. 2017, section 4.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    groups: int = 1
+    frozen: bool = False
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C] over N, H, W (of each group)."""
+        stats_dtype = at_least_float32(self.dtype)
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), stats_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), stats_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), stats_dtype)
+
+        batch, height, width, _ = x.shape
+        groups = self.groups if train and not self.frozen else 1
+        if batch % groups:
+            raise ValueError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
+        grouped = x.reshape(groups, batch // groups, height, width, channels).astype(stats_dtype)
+        if train and not self.frozen:
+            mean = grouped.mean(axis=(1, 2, 3), keepdims=True)
+            # Two passes: E[x²] - E[x]² loses all digits where |mean| is far above the deviation.
+            var = jnp.square(grouped - mean).mean(axis=(1, 2, 3), keepdims=True)
+            if not self.is_initializing():
+                count = grouped.size // (groups * channels)
+                if count < 2:
+                    raise ValueError("BatchNorm: one value per channel has no variance to train on")
+                unbiased = var.mean(axis=(0, 1, 2, 3)) * (count / (count - 1))
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * mean.mean(
+                    axis=(0, 1, 2, 3)
+                )
+                running_var.value = keep * running_var.value + self.momentum * unbiased
+        else:
+            mean = running_mean.value.reshape(1, 1, 1, 1, channels)
+            var = running_var.value.reshape(1, 1, 1, 1, channels)
+        factor = lax.rsqrt(var + self.epsilon) * scale.reshape(1, 1, 1, 1, channels)
+        y = (grouped - mean) * factor + bias.reshape(1, 1, 1, 1, channels)
+        y = y.reshape(x.shape).astype(self.dtype)
+        return self.act(y) if self.act else y
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over H, W and the channels of each of 32 groups.
+
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with the statistics of each example
+    alone. Where 32 does not divide the channels, their greatest common divisor does.
+
+    Attributes are those of `BatchNorm`. Source: Wu and He 2018, "Group normalization", section 3.
+    """
+
+    epsilon: float = 1e-5
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        grouped = _grouped(x.astype(dtype))
+        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+        y = (grouped - mean) * lax.rsqrt(_variance(grouped) + self.epsilon)
+        y = y.reshape(x.shape) * _vector(scale) + _vector(bias)
+        return (self.act(y) if self.act else y).astype(self.dtype)
+
+
+class EvoNormS0(nn.Module):
+    """EvoNorm-S0: normalisation and activation in one, by the deviation of 32 groups of channels.
+
+    ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only says whether the
+    nonlinear part is there at all: with None, ``y = x scale + bias``.
+
+    Source: Liu et al. 2020, "Evolving normalization-activation layers", table 2.
+    """
+
+    epsilon: float = 1e-5
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        y = x.astype(dtype)
+        if self.act:
+            v = self.param("v", nn.initializers.ones, (channels,), dtype)
+            deviation = jnp.sqrt(_variance(_grouped(y)) + self.epsilon)
+            gated = y * jax.nn.sigmoid(y * _vector(v))
+            y = (_grouped(gated) / deviation).reshape(x.shape)
+        return (y * _vector(scale) + _vector(bias)).astype(self.dtype)
+
+
+class FilterResponseNorm(nn.Module):
+    """Filter response normalisation with its thresholded linear unit.
+
+    ``y = max(x / sqrt(mean_HW(x²) + epsilon) * scale + bias, tau)``. `act` only says whether the
+    threshold is there.
+
+    Source: Singh and Krishnan 2020, "Filter response normalization layer", section 3.
+    """
+
+    epsilon: float = 1e-5
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        y = x.astype(dtype)
+        power = jnp.square(y).mean(axis=(1, 2), keepdims=True)
+        y = y * lax.rsqrt(power + self.epsilon) * _vector(scale) + _vector(bias)
+        if self.act:
+            y = jnp.maximum(
+                y, _vector(self.param("tau", nn.initializers.zeros, (channels,), dtype))
+            )
+        return y.astype(self.dtype)
+
+
+def _grouped(x: Array) -> Array:
+    """Splits the channels: [N, H, W, C] to [N, H, W, groups, C / groups]."""
+    groups = math.gcd(GROUPS, x.shape[-1])
+    return x.reshape(*x.shape[:3], groups, x.shape[-1] // groups)
+
+
+def _variance(grouped: Array) -> Array:
+    """Returns the biased variance [N, 1, 1, groups, 1] of [N, H, W, groups, C / groups]."""
+    centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
+    return jnp.square(centred).mean(axis=(1, 2, 4), keepdims=True)
