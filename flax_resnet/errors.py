@@ -28,6 +28,10 @@ class CheckpointError(UserError):
     """No checkpoint, or none that is what was saved."""
 
 
+class WeightsError(UserError):
+    """Weights that cannot be read, or do not fit the network."""
+
+
 class DivergedError(UserError):
     """The loss is no longer a finite number."""
 

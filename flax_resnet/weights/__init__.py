@@ -1,0 +1,21 @@
+"""Tensors of torchvision, timm, Hugging Face and BiT to Flax variables and back; builds no model."""
+
+from flax_resnet.weights.convert import classes_of, detect, from_torch, layout_of, to_torch
+from flax_resnet.weights.hub import fetch
+from flax_resnet.weights.pretrained import Pretrained, find, from_config, imagenet_classes
+from flax_resnet.weights.read import read_tensors, write_safetensors
+
+__all__ = [
+    "Pretrained",
+    "classes_of",
+    "detect",
+    "fetch",
+    "find",
+    "from_config",
+    "from_torch",
+    "imagenet_classes",
+    "layout_of",
+    "read_tensors",
+    "to_torch",
+    "write_safetensors",
+]

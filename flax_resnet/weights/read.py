@@ -1,0 +1,207 @@
+"""Files of tensors to NumPy arrays and back. Nothing that a file holds is ever run."""
+
+import os
+import pathlib
+import pickle
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_resnet.errors import WeightsError, one_line
+
+# What training scripts wrap a model's tensors in; averaged weights come first, as in timm.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# What DataParallel, averaging and torch.compile put before every name.
+PREFIXES = ("module.", "_orig_mod.")
+# safetensors' names of dtypes; bfloat16, which NumPy lacks, is widened by hand.
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a file, whose suffix tells its kind.
+
+    Args:
+      path: ``.safetensors``; ``.pth``, ``.pt`` or ``.bin`` (written by torch, which must be installed);
+        or ``.npz``. Of torch's training checkpoints the averaged weights are taken if there are any, else
+        the model's. A prefix ``module.`` or ``_orig_mod.`` that all names share is dropped.
+
+    Returns:
+      Name -> array, perhaps read-only. Floating ones are float64 if they were, else float32; all finite.
+
+    Raises:
+      WeightsError: the file is absent, of another kind, damaged, holds something other than numbers, or
+        a number that is not finite; or torch is needed and absent.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix not in READERS:
+        raise WeightsError(
+            f"weights {path}: unknown suffix {path.suffix!r}, allowed: {', '.join(READERS)}"
+        )
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"weights {path}: {what}")
+    try:
+        tensors = READERS[path.suffix](path)
+    except OSError as error:
+        raise WeightsError(f"weights {path}: {one_line(error)}") from error
+    if not tensors:
+        raise WeightsError(f"weights {path}: holds no tensors")
+    return {name: _number(path, name, array) for name, array in _stripped(tensors).items()}
+
+
+def write_safetensors(
+    path: str | pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file, whole or not at all; one that is there is replaced.
+
+    Args:
+      path: ends in ``.safetensors``; its folder exists.
+      tensors: name -> array.
+      metadata: text stored in the file's header.
+
+    Raises:
+      WeightsError: the file cannot be written; one that was there is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"weights {path}: must end in .safetensors")
+    # np.ascontiguousarray would make vectors of scalars
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors 0.8 would make the file its owner's alone
+        save_file(tensors, partial, dict(metadata) if metadata else None)
+        partial.chmod(mode)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot write weights {path}: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise WeightsError(f"weights {path}: no intact safetensors: {one_line(error)}") from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in DTYPES:
+            raise WeightsError(
+                f"weights {path}: tensor {name} is of dtype {entry['dtype']}, allowed: {', '.join(DTYPES)}"
+            )
+        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array
+    return tensors
+
+
+def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"weights {path}: {path.suffix} files need torch: pip install 'flax_resnet[torch]'"
+        ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what the error says, at length
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights {path}: refused, holds more than tensors, or is no file of torch (nothing of it was run): "
+            f"{one_line(error)}"
+        ) from error
+    except Exception as error:  # torch raises whatever a damaged file leads it to
+        raise WeightsError(f"weights {path}: no intact file of torch: {one_line(error)}") from error
+    tensors = {}
+    for name, value in _unwrapped(path, loaded).items():
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(f"weights {path}: {name} is a {type(value).__name__}, not a tensor")
+        if value.is_floating_point() and value.dtype != torch.float64:
+            value = value.float()
+        try:
+            tensors[str(name)] = value.detach().numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantized and the like
+            raise WeightsError(f"weights {path}: tensor {name}: {one_line(error)}") from error
+    return tensors
+
+
+def _unwrapped(path: pathlib.Path, loaded: Any) -> dict:
+    for _ in range(2):  # {"model_ema": {"state_dict": ...}}
+        if isinstance(loaded, dict):
+            inner = [loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), dict) and loaded[k]]
+            loaded = inner[0] if inner else loaded
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"weights {path}: holds a {type(loaded).__name__}, not named tensors")
+    # the counter of torch.optim.swa_utils.AveragedModel, beside tensors that all begin with "module."
+    return {name: value for name, value in loaded.items() if name != "n_averaged"}
+
+
+def _from_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("a single array")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise WeightsError(
+            f"weights {path}: no intact npz of numbers: {one_line(error)}"
+        ) from error
+
+
+READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _from_safetensors,
+    ".pth": _from_torch_file,
+    ".pt": _from_torch_file,
+    ".bin": _from_torch_file,
+    ".npz": _from_npz,
+}
+
+
+def _stripped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+    return tensors
+
+
+def _number(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Returns the array as float32 or float64 if it is floating, unchanged if integer or boolean."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise WeightsError(f"weights {path}: tensor {name} is of dtype {kind}, not of numbers")
+    if array.dtype.kind != "f":
+        return array
+    if not np.isfinite(array).all():
+        raise WeightsError(f"weights {path}: tensor {name} holds a number that is not finite")
+    return array.astype(np.float32 if array.dtype.itemsize < 8 else np.float64, copy=False)
