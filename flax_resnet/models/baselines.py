@@ -21,7 +21,10 @@ from flax_resnet.models.normalization import BatchNorm
 from flax_resnet.models.pooling import adaptive_average_pool, max_pool
 
 # Convolutions as (channels, size, stride, padding); "M" is a max-pool.
-ALEXNET = ((64, 11, 4, 2), "M", (192, 5, 1, 2), "M", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), "M")  # fmt: skip
+ALEXNET = (
+    *((64, 11, 4, 2), "M", (192, 5, 1, 2), "M"),
+    *((384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), "M"),
+)
 
 
 def _vgg(*blocks: int) -> tuple:

@@ -1,0 +1,326 @@
+"""Every network of the registry, by shapes alone: counts, dtypes, features, and what is refused."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from flax_resnet import create_model, list_models
+from flax_resnet.errors import ConfigError
+from flax_resnet.models.baselines import BASELINES
+from flax_resnet.models.scan import scanned, unrolled
+from flax_resnet.models.variants import VARIANTS
+
+# timm 1.0's counts for its resnet.py and resnetv2.py, torchvision's for VGG and AlexNet; for the CIFAR
+# networks plain arithmetic over the papers' architectures, running statistics not stated.
+COUNTS = {
+    row["name"]: (int(row["parameters"]), row["running_statistics"])
+    for row in csv.DictReader((ROOT / "tests" / "parameter_counts.csv").open())
+}
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def is_block(name):
+    return name is not None and name.startswith("layer")
+
+
+def shapes_of(model, size, **call):
+    image = jax.ShapeDtypeStruct((2, size, size, model.in_channels), jnp.float32)
+    return jax.eval_shape(
+        lambda x: model.init_with_output(
+            {"params": jax.random.key(0), "dropout": jax.random.key(1)}, x, mutable=True, **call
+        ),
+        image,
+    )
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_network(name):
+    """Parameters, statistics, logits and what each block puts out, computing in bfloat16."""
+    model = create_model(name, dtype="bfloat16")
+    size = 224 if name in BASELINES else 32
+    logits, variables = shapes_of(
+        model, size, train=True, capture_intermediates=lambda m, method: is_block(m.name)
+    )
+    assert logits.shape == (2, model.num_classes)
+    assert logits.dtype == jnp.float32
+    blocks = variables.pop("intermediates", {})
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    if name not in BASELINES:
+        assert len(blocks) == sum(model.depths)
+        assert {out["__call__"][0].dtype for out in blocks.values()} == {jnp.dtype("bfloat16")}
+    if name in COUNTS:
+        parameters, statistics = COUNTS[name]
+        assert count(variables["params"]) == parameters
+        if statistics:
+            assert count(variables.get("batch_stats", {})) == int(statistics)
+
+
+def test_the_table_of_counts_is_whole():
+    assert len(set(COUNTS) & set(VARIANTS)) == 101 + 17
+    assert set(COUNTS) >= set(BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    [(20, 272_474), (32, 466_906), (44, 661_338), (56, 855_770), (110, 1_730_714)],
+)
+def test_option_b_of_the_cifar_networks(depth, parameters):
+    model = create_model(f"resnet{depth}", shortcut="projection")
+    assert count(shapes_of(model, 32)[1]["params"]) == parameters
+
+
+def test_plain_networks_have_what_their_residual_twins_have_but_shortcuts():
+    for plain, twin in (("plain20", "resnet20"), ("plain34", "resnet34")):
+        ours, theirs = (shapes_of(create_model(n), 32)[1]["params"] for n in (plain, twin))
+        kept = {
+            k: {m: v for m, v in block.items() if not m.startswith("downsample")}
+            for k, block in theirs.items()
+        }
+        assert ours == kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50d", "senet154", "resnetblur50", "resnetaa50d", "resnetrs50", "resnetv2_50d",
+     "resnetv2_50x1_bit", "test_resnet", "resnet20", "wrn16_4", "resnet18_cifar", "vgg11", "alexnet"],
+)  # fmt: skip
+def test_features_have_the_strides_and_channels_they_say(name):
+    model = create_model(name)
+    info = model.feature_info()
+    size = 224 if name == "alexnet" else 64
+    found, _ = shapes_of(model, size, train=False, features=tuple(info))
+    assert list(info)[-2:] == ["pre_logits", "logits"]
+    for feature, (stride, channels) in info.items():
+        shape = found[feature].shape
+        assert shape[-1] == channels
+        if name != "alexnet":  # its unpadded windows lose the edge
+            assert shape == ((2, 64 // stride, 64 // stride, channels) if stride else (2, channels))
+    only, _ = shapes_of(model, size, train=False, features=("pre_logits",))
+    assert list(only) == ["pre_logits"]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50d", "senet154", "resnetblur50", "resnetv2_50d"]
+)
+def test_dilated_networks(name, output_stride):
+    model = create_model(name, output_stride=output_stride)
+    assert model.feature_info()["stage4"][0] == output_stride
+    found, variables = shapes_of(model, 64, train=False, features=("stage4",))
+    assert found["stage4"].shape[1] == 64 // output_stride
+    assert count(variables["params"]) == COUNTS[name][0]  # dilation costs nothing
+
+
+def test_any_depths_and_widths_by_hand():
+    model = create_model("resnet50", depths=(1, 2), widths=[8, 24], num_classes=3, in_channels=5)
+    logits, variables = shapes_of(model, 32, train=False)
+    assert logits.shape == (2, 3)
+    assert set(variables["params"]) == {"conv1", "bn1", "layer1_0", "layer2_0", "layer2_1", "fc"}
+    assert variables["params"]["conv1"]["kernel"].shape == (7, 7, 5, 8)
+    assert variables["params"]["fc"]["kernel"].shape == (96, 3)
+
+
+def test_without_a_head_the_pooled_map_comes_out():
+    assert shapes_of(create_model("resnet18", num_classes=0), 64)[0].shape == (2, 512)
+    model = create_model("resnet18", num_classes=0, global_pool="none")
+    assert shapes_of(model, 64)[0].shape == (2, 2, 2, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("resnet18", {"stem": "cifra"}, "model.stem='cifra': did you mean 'cifar'"),
+        ("resnet18", {"num_class": 3}, "did you mean 'num_classes'"),
+        ("vgg16", {"norm": "group"}, "'norm' of vgg16 is unknown: allowed: dropout, dtype"),
+        ("resnet18", {"num_classes": -1}, "at least 0"),
+        ("resnet18", {"num_classes": 2.5}, "a whole number"),
+        ("resnet18", {"num_classes": True}, "a whole number"),
+        ("resnet18", {"zero_init_last": 1}, "True or False"),
+        ("resnet18", {"dropout": 1.0}, "below 1"),
+        ("resnet18", {"dropout": "much"}, "a number"),
+        ("resnet18", {"widths": 64}, "one per stage"),
+        ("resnet18", {"widths": ()}, "one per stage"),
+        ("resnet18", {"depths": (2, 0, 2, 2)}, "at least 1"),
+        ("resnet18", {"output_stride": 4}, "8"),
+        ("resnet18", {"dtype": "int8"}, "float16"),
+        ("resnet18", {"dtype": "floaty"}, "model.dtype=floaty"),
+        ("resnet19", {}, "did you mean 'resnet18'"),
+        ("transformer", {}, "list_models"),
+        # each allowed, but not together
+        ("resnet18", {"depths": (2, 2)}, "one of each per stage"),
+        ("resnet18", {"block": ("basic", "basic")}, "one block for all stages"),
+        ("test_resnet", {"block": ("basic", "preact_basic", "basic", "basic")}, "or none"),
+        ("resnet18", {"cardinality": 32}, "only bottlenecks"),
+        ("resnet18", {"stride_first": True}, "only bottlenecks"),
+        ("resnet50_v1", {"anti_alias": "blur"}, "the 3x3's stride"),
+        ("resnetv2_50", {"attention": "se"}, "behind the last normalisation"),
+        ("resnetv2_50", {"anti_alias": "blur"}, "have theirs"),
+        ("resnet50d", {"shortcut_size": 3}, "only the projection"),
+        ("plain18", {"zero_init_last": True}, "all would start at zero"),
+        ("plain18", {"drop_path": 0.1}, "no other path"),
+        ("resnet50_gn", {"norm_groups": 2}, "groups of the batch"),
+        ("resnet18", {"global_pool": "none"}, "num_classes=0"),
+        ("resnet18_cifar", {"output_stride": 8}, "does not reduce the map"),
+        ("ecaresnet50d_pruned", {"depths": (3, 4, 6, 2)}, "are what they are"),
+        ("ecaresnet50d_pruned", {"scan": True}, "only identical blocks"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(name, options, words):
+    with pytest.raises(ConfigError) as error:
+        create_model(name, **options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_calls_are_refused():
+    model = create_model("resnet18")
+    with pytest.raises(ConfigError, match="did you mean 'stage1'"):
+        shapes_of(model, 32, features=("stage11",))
+    with pytest.raises(ConfigError, match=r"must be \[N, H, W, 3\]"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    with pytest.raises(ConfigError, match="16x16 px are too small"):
+        shapes_of(create_model("vgg11"), 16)
+
+
+SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 3, 2, 1), "num_classes": 5}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Images, a network in train mode as a jitted function of its options and variables, its variables."""
+    images = jnp.asarray(np.random.RandomState(0).randn(4, 32, 32, 3), jnp.float32)
+
+    def run(variables, **options):
+        model = create_model("resnet18", **SMALL, **options)
+
+        def loss(variables):
+            logits, updated = model.apply(
+                variables, images, train=True, mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )  # fmt: skip
+            return jnp.square(logits).mean(), (logits, updated)
+
+        (_, (logits, updated)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+        return logits, updated["batch_stats"], grads["params"]
+
+    model = create_model("resnet18", **SMALL)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
+    return run, variables, run(variables)
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "stage"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_scan_and_remat_change_nothing_but_the_program(small, scan, remat):
+    run, variables, expected = small
+    given = scanned(variables) if scan else variables
+    found = run(given, scan=scan, remat=remat)
+    if scan:
+        assert "layer2_rest" in found[2]
+        found = (found[0], *(unrolled({"x": tree})["x"] for tree in found[1:]))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1, float(jnp.abs(b).max())))
+
+
+def test_remat_is_in_the_program(small):
+    _, variables, _ = small
+    images = jnp.zeros((1, 32, 32, 3))
+    for remat, times in (("none", 0), ("block", 7), ("stage", 4)):
+        model = create_model("resnet18", **SMALL, remat=remat)
+        program = str(jax.make_jaxpr(lambda v, m=model: m.apply(v, images))(variables))
+        assert program.count("checkpoint[") + program.count("remat2[") == times, remat
+
+
+def test_unrolled_and_scanned_variables_are_each_others_inverse(small):
+    _, variables, _ = small
+    back = unrolled(scanned(variables))
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    model = create_model("resnet18", **SMALL, scan=True)
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), scanned(variables))
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+
+
+@pytest.mark.parametrize("options", [{"drop_path": 0.5}, {"drop_path": 0.5, "scan": True}, {"dropout": 0.5},
+                                     {"dropout": 0.5, "dropout_at": "blocks"}])  # fmt: skip
+def test_dropping_is_random_in_training_and_absent_in_evaluation(small, options):
+    run, variables, expected = small
+    images = jnp.asarray(np.random.RandomState(1).randn(2, 32, 32, 3), jnp.float32)
+    given = scanned(variables) if options.get("scan") else variables
+    assert float(jnp.abs(run(given, **options)[0] - expected[0]).max()) > 1e-3
+    ours = create_model("resnet18", **SMALL, **options).apply(given, images, train=False)
+    theirs = create_model("resnet18", **SMALL).apply(variables, images, train=False)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_stochastic_depth_keeps_the_mean_and_rises_with_depth():
+    from flax_resnet.models.resnet import block_specs
+
+    rates = [
+        s.drop_path for stage in block_specs(create_model("resnet18", drop_path=0.7)) for s in stage
+    ]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.7, 8))
+    model = create_model("resnet18", depths=(1, 1), widths=(4, 4), num_classes=0, drop_path=0.5, act="relu",
+                         norm="frozen")  # fmt: skip
+    image = jnp.abs(jnp.asarray(np.random.RandomState(0).randn(1, 16, 16, 3), jnp.float32))
+    images = jnp.tile(image, (4096, 1, 1, 1))
+    variables = model.init(jax.random.key(0), image)
+    outputs = jax.jit(
+        lambda v: model.apply(v, images, train=True, rngs={"dropout": jax.random.key(0)})
+    )(variables)
+    kinds = np.unique(np.round(np.asarray(outputs), 5), axis=0)
+    assert len(kinds) == 2  # the last block is there, doubled, or it is not
+    share = (np.abs(np.asarray(outputs) - kinds[0]).max(axis=1) < 1e-4).mean()
+    assert abs(share - 0.5) < 0.05
+
+
+def test_the_norms_and_pools_are_as_their_papers_say():
+    """GroupNorm, EvoNorm-S0, FRN, blur and pooling against NumPy; networks against timm: test_parity.py."""
+    from flax_resnet.models import normalization, pooling
+
+    draw = np.random.RandomState(0)
+    x = (1 + draw.randn(2, 4, 4, 64)).astype(np.float32)
+
+    def run(layer, **more):
+        variables = layer.init(jax.random.key(0), x, train=True)
+        for name, value in more.items():
+            variables["params"][name] = jnp.full((64,), value, jnp.float32)
+        return np.asarray(layer.apply(variables, x, train=True))
+
+    grouped = x.reshape(2, 4, 4, 32, 2)
+    mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
+    expected = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(run(normalization.GroupNorm()), expected, atol=1e-5)
+    gate = (x / (1 + np.exp(-2 * x))).reshape(grouped.shape)
+    expected = (gate / np.sqrt(var + 1e-5)).reshape(x.shape)
+    evonorm = normalization.EvoNormS0(act=jax.nn.relu)
+    np.testing.assert_allclose(run(evonorm, v=2.0), expected, atol=1e-5)
+    np.testing.assert_allclose(run(normalization.EvoNormS0(), scale=3.0), 3 * x, atol=1e-5)
+    power = (x**2).mean((1, 2), keepdims=True)
+    expected = np.maximum(x / np.sqrt(power + 1e-5), 0.3)
+    frn = normalization.FilterResponseNorm(act=jax.nn.relu)
+    np.testing.assert_allclose(run(frn, tau=0.3), expected, atol=1e-5)
+
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    blurred = sum(
+        kernel[i, j] * padded[:, i : i + 3 : 2, j : j + 3 : 2] for i in range(3) for j in range(3)
+    )
+    np.testing.assert_allclose(pooling.blur_pool(jnp.asarray(x), stride=2), blurred, atol=1e-5)
+    odd = jnp.asarray(x[:, :3, :3])
+    whole = pooling.average_pool(odd, size=2, stride=2, partial=True)
+    np.testing.assert_allclose(whole[:, 1, 1], odd[:, 2, 2], atol=1e-6)
+    np.testing.assert_allclose(whole[:, 0, 1], odd[:, :2, 2].mean(1), atol=1e-6)
+    adapted = pooling.adaptive_average_pool(jnp.asarray(x), 3)
+    np.testing.assert_allclose(adapted[:, 1, 0], x[:, 1:3, 0:2].mean((1, 2)), atol=1e-5)
+    both = pooling.GLOBAL_POOLS["avgmax"](jnp.asarray(x))
+    np.testing.assert_allclose(both, (x.mean((1, 2)) + x.max((1, 2))) / 2, atol=1e-5)
