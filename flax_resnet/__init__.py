@@ -5,8 +5,16 @@
 >>> model = flax_resnet.create_model("resnet18", num_classes=10)
 """
 
-from flax_resnet.classifier import Classifier, Prediction, load
+from flax_resnet.classifier import Classifier, Prediction, load, load_pretrained
 from flax_resnet.models import create_model, list_models
 from flax_resnet.version import __version__
 
-__all__ = ["Classifier", "Prediction", "__version__", "create_model", "list_models", "load"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load",
+    "load_pretrained",
+]

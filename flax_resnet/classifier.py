@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_resnet.augment import evaluation_images
-from flax_resnet.config import Config, Plan, freeze
-from flax_resnet.errors import CheckpointError
+from flax_resnet.config import Augment, Config, Data, Model, Plan, freeze
+from flax_resnet.errors import CheckpointError, ConfigError
+from flax_resnet.models import create_model
 from flax_resnet.preprocessing import prepare
 from flax_resnet.training import sharding
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.pretrained import fill, open_weights, unrolled_model
 from flax_resnet.training.state import TrainState, abstract_state, build_model
+from flax_resnet.weights import Pretrained, classes_of, imagenet_classes
 
 
 class Prediction(NamedTuple):
@@ -57,35 +60,56 @@ class Classifier:
         Args:
           images: uint8 [N, H, W, 3] of any size, or a sequence of such arrays, file paths or Pillow
             images; or a single path.
-          batch_size: images per call of the compiled network; the last batch is padded to it.
+          batch_size: most images per call of the compiled network; the last batch is padded.
 
         Raises:
           DataError: a file cannot be read, or an array is not uint8 [H, W, 3].
         """
-        pixels = prepare(images, self.config.data)
-        rows = [
-            self._probabilities(pixels[i : i + batch_size], batch_size)
-            for i in range(0, len(pixels), batch_size)
-        ]
-        if not rows:
-            return Prediction(
-                np.zeros(0, np.int32), np.zeros((0, self.model.num_classes), np.float32)
-            )
-        probabilities = np.concatenate(rows)
+        logits = self.features(images, ("logits",), batch_size=batch_size)["logits"]
+        probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 
-    def _probabilities(self, pixels: np.ndarray, batch_size: int) -> np.ndarray:
-        padding = ((0, batch_size - len(pixels)), (0, 0), (0, 0), (0, 0))
-        return np.asarray(self._forward(self.variables, np.pad(pixels, padding)))[: len(pixels)]
+    def features(
+        self,
+        images: np.ndarray | Sequence,
+        names: Sequence[str] = ("pre_logits",),
+        *,
+        batch_size: int = 64,
+    ) -> dict[str, np.ndarray]:
+        """Computes features of images, such as the vectors that the head sees.
+
+        Args:
+          images: as `predict` takes them.
+          names: names of ``model.feature_info()``: stem, stage1, ..., pre_logits, logits.
+          batch_size: as in `predict`.
+
+        Returns:
+          One array per name: maps [N, H, W, C], or vectors [N, C].
+
+        Raises:
+          ConfigError: there is no feature of that name, or `batch_size` is below 1.
+          DataError: as `predict`.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+        pixels = prepare(images, self.config.data)
+        # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
+        batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
+        starts = range(0, max(len(pixels), 1), batch_size)
+        parts = []
+        for batch in (pixels[start : start + batch_size] for start in starts):
+            padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
+            found = self._forward(self.variables, np.pad(batch, padding), tuple(names))
+            parts.append({name: np.asarray(x)[: len(batch)] for name, x in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     @functools.cached_property
     def _forward(self) -> Any:
-        def forward(variables: dict, pixels: jax.Array) -> jax.Array:
+        def forward(variables: dict, pixels: jax.Array, names: tuple[str, ...]) -> dict:
             images = evaluation_images(pixels, self.config.augment)
-            logits = self.model.apply(variables, images, train=False)
-            return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+            return self.model.apply(variables, images, train=False, features=names)
 
-        return jax.jit(forward)
+        return jax.jit(forward, static_argnums=2)
 
 
 def load(path: str | pathlib.Path, checkpoint: str | int = "last") -> Classifier:
@@ -123,3 +147,78 @@ def load_state(
         checkpoints.close()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return Classifier(model, variables, tuple(run["class_names"]), config, step), state
+
+
+def load_pretrained(
+    name: str,
+    *,
+    weights: str | pathlib.Path = "",
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    **options: Any,
+) -> Classifier:
+    """Loads a network with weights made by timm, torchvision, Hugging Face or BiT.
+
+    Args:
+      name: of the network, or of timm's weights for it: "resnet50.a1_in1k".
+      weights: a file (.safetensors, .pth, .npz); empty for timm's on the Hugging Face hub, from its
+        local cache where they are there.
+      num_classes: asks for a fresh head of that many classes where the weights have another number; 0
+        for no head; None for the head of the weights.
+      in_channels: adapts the first convolution to images of so many channels, as timm does; None for 3.
+      **options: of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
+
+    Returns:
+      What `load` returns; its `config` holds the preprocessing that belongs to the weights.
+
+    Raises:
+      ConfigError: the network or an option is unknown, or makes no sense.
+      WeightsError: there are no such weights, or they do not fit the network; all misfits in one line.
+    """
+    architecture = name.partition(".")[0]
+    create_model(architecture, **options)  # a wrong name costs no download
+    tensors, about = open_weights(name, weights)
+    classes = classes_of(tensors)
+    wanted = classes if num_classes is None else num_classes
+    channels = 3 if in_channels is None else in_channels
+    model = create_model(architecture, num_classes=wanted, in_channels=channels, **options)
+    initial = None
+    if num_classes is not None and wanted != classes:
+        image = jnp.zeros((1, 224, 224, channels))
+        plain = unrolled_model(model)
+        initial = jax.jit(lambda: plain.init(jax.random.key(0), image, train=False))()
+    variables = fill(model, tensors, initial=initial, adapt_stem=in_channels is not None)
+    names = about.class_names if wanted == len(about.class_names) else ()
+    if not names and wanted == classes == 1000:
+        names = imagenet_classes()[1]
+    return Classifier(
+        model,
+        jax.device_put(variables),
+        tuple(names or map(str, range(wanted))),
+        _config(about, model, architecture, options),
+        step=0,
+    )
+
+
+def _config(about: Pretrained, model: nn.Module, name: str, options: dict[str, Any]) -> Config:
+    """Returns the configuration under which weights are used as their makers use them."""
+    known = {field.name for field in dataclasses.fields(Model)}
+    kept = {key: value for key, value in options.items() if key in known}
+    mean, std = about.mean, about.std
+    if model.in_channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return Config(
+        data=Data(
+            name="imagenet2012",
+            eval_split="validation",
+            image_size=about.image_size,
+            train_crop="random_resized",
+            eval_crop="center",
+            eval_crop_fraction=about.crop_fraction,
+            interpolation=about.interpolation,
+        ),
+        augment=Augment(mean=mean, std=std, flip=True),
+        model=Model(
+            name=name, num_classes=model.num_classes, in_channels=model.in_channels, **kept
+        ),
+    )

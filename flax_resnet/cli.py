@@ -8,7 +8,8 @@ from flax_resnet.errors import suggestion
 
 COMMANDS = {
     "main": "train a network, or go on training",
-    "evaluate": "evaluate a saved run on any split",
+    "evaluate": "evaluate a saved run, or pretrained weights, on any split",
+    "convert": "weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "prepare": "download a TFDS dataset and store it for random access",
     "report": "draw a run's curves and some of its predictions",
 }

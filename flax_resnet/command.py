@@ -31,6 +31,8 @@ def run(
     define: Callable[[flags.FlagValues, list[str]], None],
     body: Callable[[flags.FlagValues], int | None],
     argv: Sequence[str] | None,
+    *,
+    positional: Sequence[str] = (),
 ) -> int:
     """Runs a command and returns its exit code.
 
@@ -41,6 +43,7 @@ def run(
         process do not clash.
       body: does the work.
       argv: arguments without the program's name; None for those of the process.
+      positional: flags whose values may also stand alone, in this order.
 
     Returns:
       0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n.
@@ -59,7 +62,7 @@ def run(
         if {"--help", "-h", "-help"} & set(argv):
             print(f"{doc}\n\nflags of {name}:\n{_help(values)}")
             return 0
-        _parse(values, argv)
+        _parse(values, argv, positional)
         return body(values) or 0
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -87,7 +90,7 @@ def _help(values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
     """Parses; whatever absl and ml_collections raise becomes one line."""
     try:
         rest = values([sys.argv[0], *argv])[1:]
@@ -100,8 +103,10 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
         Exception
     ) as error:  # the file of a configuration is the user's code: it may raise anything
         raise _readable(error, argv) from error
-    if rest:
-        raise ConfigError(f"argument {rest[0]!r} is not expected: flags start with --")
+    for name, value in zip(positional, rest, strict=False):
+        values[name].value = value
+    if unexpected := rest[len(positional) :]:
+        raise ConfigError(f"argument {unexpected[0]!r} is not expected: flags start with --")
 
 
 def _readable(error: Exception, argv: list[str]) -> UserError:

@@ -1,6 +1,9 @@
-"""Evaluates a saved run: python -m flax_resnet.evaluate --workdir /tmp/run
+"""Evaluates a saved run, or a network with weights made elsewhere.
 
-Prints top-1 and loss over every example of the split, and appends them to evaluations.jsonl in the workdir.
+python -m flax_resnet.evaluate --workdir /tmp/run
+    top-1, top-5 and loss over every example of the run's split; appended to evaluations.jsonl in the workdir.
+python -m flax_resnet.evaluate --model resnet50.a1_in1k --dataset imagenet2012
+    timm's weights, or a file of weights (--weights), on a TFDS dataset or a folder of images.
 """
 
 import dataclasses
@@ -8,6 +11,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -23,34 +27,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     command.define_common(values)
-    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    for name, help in (
+        ("workdir", "folder of the run"),
+        ("model", "instead of a run: a network, or timm's weights for one (resnet50.a1_in1k)"),
+        ("weights", "with --model: file of weights (default: timm's on the Hugging Face hub)"),
+        ("dataset", "with --model: a TFDS dataset, or a folder of images"),
+        ("split", "split to evaluate on (default: the run's own, or validation)"),
+    ):
+        flags.DEFINE_string(name, "", help, flag_values=values)
     flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
-    flags.DEFINE_string(
-        "split", "", "split to evaluate on (default: the run's own)", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "batch_size",
-        0,
-        "images per step (default: the run's own)",
-        lower_bound=0,
-        flag_values=values,
-    )
+    for name, help in (
+        ("batch_size", "images per step (default: the run's own, or 64)"),
+        ("image_size", "with --model: side in pixels (default: that of the weights)"),
+    ):
+        flags.DEFINE_integer(name, 0, help, lower_bound=0, flag_values=values)
 
 
 def _evaluate(values: flags.FlagValues) -> None:
-    if not values["workdir"].value:
-        raise ConfigError("--workdir is needed: the folder of the run to evaluate")
+    given = {name: values[name].value for name in ("workdir", "model")}
+    if bool(given["workdir"]) == bool(given["model"]):
+        raise ConfigError(
+            "--workdir or --model is needed, and one only: the run, or the network, to evaluate"
+        )
+    options = {k: values[k].value for k in ("split", "data_dir", "batch_size")}
+    if given["model"]:
+        for name in ("weights", "dataset", "image_size"):
+            options[name] = values[name].value
+    else:
+        for name in ("weights", "dataset", "image_size"):
+            if values[name].value:
+                raise ConfigError(
+                    f"--{name}={values[name].value}: goes with --model, not --workdir"
+                )
+        options["checkpoint"] = values["checkpoint"].value
     command.set_up_jax(values["compilation_cache"].value)
-    record = evaluate_run(
-        values["workdir"].value,
-        checkpoint=values["checkpoint"].value,
-        split=values["split"].value,
-        data_dir=values["data_dir"].value,
-        batch_size=values["batch_size"].value,
-    )
+    run = evaluate_model if given["model"] else evaluate_run
+    record = run(given["model"] or given["workdir"], **options)
+    what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     print(
-        f"top-1 {record['top1']:.2%}, loss {record['loss']:.4f} on {record['split']} "
-        f"({record['count']} images), checkpoint {record['step']}"
+        f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}, loss {record['loss']:.4f} "
+        f"on {record['split']} ({record['count']} images), {what}"
     )
 
 
@@ -72,16 +88,13 @@ def evaluate_run(
       batch_size: images per step; 0 for the run's own.
 
     Returns:
-      step, split, loss, top1 (0 to 1) and count.
+      step, split, loss, top1 and top5 (0 to 1), and count.
 
     Raises:
       UserError: no such run, checkpoint or split; classes that are not the run's.
     """
     from flax_resnet.classifier import load_state
     from flax_resnet.data.source import open_source
-    from flax_resnet.training import sharding
-    from flax_resnet.training.feed import StreamingFeed
-    from flax_resnet.training.step import evaluate, make_eval_step
 
     classifier, state = load_state(workdir, checkpoint)
     config = classifier.config
@@ -93,13 +106,8 @@ def evaluate_run(
     source = open_source(config.data, train=split == config.data.train_split, split=split)
     if source.class_names != classifier.class_names:
         raise DataError(f"split {split!r} has other classes than {workdir} was trained on")
-    mesh = sharding.make_mesh()
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
-    batch_size = sharding.round_up(mesh, batch_size)
-    feed = StreamingFeed(source, config, mesh)
-    metrics = evaluate(
-        make_eval_step(config, classifier.model, mesh), state, feed.evaluation(batch_size)
-    )
+    metrics = _measure(classifier.model, config, source, state, batch_size)
     record = {"step": classifier.step, "split": split, **metrics}
     try:
         with (pathlib.Path(workdir).expanduser() / "evaluations.jsonl").open("a") as file:
@@ -107,6 +115,79 @@ def evaluate_run(
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
     return record
+
+
+def evaluate_model(
+    name: str,
+    *,
+    dataset: str,
+    weights: str = "",
+    split: str = "",
+    data_dir: str = "",
+    image_size: int = 0,
+    batch_size: int = 0,
+) -> dict:
+    """Evaluates a network with weights made elsewhere, under the preprocessing that belongs to them.
+
+    Args:
+      name: a network, or timm's weights for one.
+      dataset: a TFDS dataset, or a folder of images; its classes in the order of the logits.
+      weights: file of weights; empty for timm's on the Hugging Face hub.
+      split: TFDS split expression or folder split; empty for validation.
+      data_dir: TFDS data folder; empty for TFDS's own.
+      image_size: side in pixels; 0 for that of the weights.
+      batch_size: images per step; 0 for 64.
+
+    Returns:
+      model, split, loss, top1 and top5 (0 to 1), and count.
+
+    Raises:
+      UserError: no such network, weights, dataset or split; another number of classes.
+    """
+    if not dataset:
+        raise ConfigError("--dataset is needed with --model: a TFDS dataset, or a folder of images")
+    import jax.numpy as jnp
+
+    from flax_resnet.classifier import load_pretrained
+    from flax_resnet.data.source import open_source
+    from flax_resnet.training.state import TrainState
+    from flax_resnet.weights import imagenet_classes
+
+    classifier = load_pretrained(name, weights=weights)
+    is_folder = pathlib.Path(dataset).expanduser().is_dir()
+    if not is_folder and "/" in dataset.strip("/") and dataset[0] in "./~":
+        raise DataError(f"--dataset={dataset}: is not a folder")
+    place = {"source": "folder", "path": dataset} if is_folder else {"name": dataset}
+    default = "test" if is_folder else "validation"  # a folder's val/ is found by either name
+    data = dataclasses.replace(
+        classifier.config.data,
+        **place,
+        data_dir=data_dir,
+        eval_split=split or default,
+        image_size=image_size or classifier.config.data.image_size,
+    )
+    config = dataclasses.replace(classifier.config, data=data)
+    source = open_source(data, train=False)
+    classes, expected = source.class_names, len(classifier.class_names)
+    if len(classes) != expected:
+        raise DataError(f"{dataset} has {len(classes)} classes, the weights {expected}")
+    wnids = imagenet_classes()[0]
+    if set(classes) == set(wnids) and classes != wnids:
+        raise DataError(f"{dataset}: its ImageNet classes are in another order than the weights'")
+    variables = classifier.variables
+    state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], ())
+    metrics = _measure(classifier.model, config, source, state, batch_size or 64)
+    return {"model": name, "split": data.eval_split, **metrics}
+
+
+def _measure(model: Any, config: Any, source: Any, state: Any, batch_size: int) -> dict[str, float]:
+    from flax_resnet.training import sharding
+    from flax_resnet.training.feed import StreamingFeed
+    from flax_resnet.training.step import evaluate, make_eval_step
+
+    mesh = sharding.make_mesh()
+    batches = StreamingFeed(source, config, mesh).evaluation(sharding.round_up(mesh, batch_size))
+    return evaluate(make_eval_step(config, model, mesh), state, batches)
 
 
 if __name__ == "__main__":

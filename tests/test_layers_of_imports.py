@@ -8,7 +8,17 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "flax_resnet"
-COMMANDS = {"main", "evaluate", "report", "prepare", "cli", "command", "__init__"}
+COMMANDS = {
+    "main",
+    "evaluate",
+    "convert",
+    "summary",
+    "report",
+    "prepare",
+    "cli",
+    "command",
+    "__init__",
+}
 # Each room, and the rooms it may import from.
 BASE = {"errors", "config", "version"}
 ALLOWED = {
@@ -18,9 +28,10 @@ ALLOWED = {
     "data": BASE | {"data"},
     "augment": BASE | {"augment"},
     "models": BASE | {"models"},
+    "weights": BASE | {"weights"},
     "preprocessing": BASE,
-    "training": BASE | {"data", "augment", "models", "training"},
-    "classifier": BASE | {"augment", "models", "training", "preprocessing"},
+    "training": BASE | {"data", "augment", "models", "weights", "training"},
+    "classifier": BASE | {"augment", "models", "weights", "training", "preprocessing"},
 }
 HEAVY = {"tensorflow", "tensorflow_datasets"}
 
@@ -59,7 +70,10 @@ def test_imports_run_one_way(file):
             assert room == "data", f"{file}: only data/ imports {parts[0]}"
         if parts[0] == "orbax":
             assert file.name == "checkpoint.py", f"{file}: only checkpoint.py imports Orbax"
-        assert parts[0] != "torch", f"{file}: imports torch"
+        if parts[0] == "torch":
+            assert (room, file.name) == ("weights", "read.py"), f"{file}: imports torch"
+        if parts[0] in ("safetensors", "huggingface_hub"):
+            assert room == "weights", f"{file}: only weights/ imports {parts[0]}"
 
 
 def test_no_room_for_odds_and_ends():
@@ -81,4 +95,6 @@ def test_importing_the_package_is_cheap():
         "matplotlib",
         "clu",
         "sklearn",
+        "safetensors",
+        "huggingface_hub",
     }

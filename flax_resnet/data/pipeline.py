@@ -7,8 +7,6 @@ this process's share of the global batch. Which examples it holds is decided by 
 import os
 from collections.abc import Callable, Iterator
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import: TensorFlow greets otherwise
-
 import numpy as np
 import tensorflow as tf
 

@@ -5,21 +5,32 @@ import logging
 import math
 import pathlib
 import time
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from flax_resnet.config import Config, Plan
 from flax_resnet.config import plan as make_plan
 from flax_resnet.data.source import Source, open_source
-from flax_resnet.errors import DivergedError, WorkdirError
+from flax_resnet.errors import ConfigError, DivergedError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
+from flax_resnet.training.pretrained import (
+    abstract,
+    fill,
+    is_file,
+    open_weights,
+    unrolled_model,
+)
 from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
+from flax_resnet.weights import classes_of
 
 log = logging.getLogger("flax_resnet")
 
@@ -65,8 +76,7 @@ def train(
 
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     build_model(config, config.model.num_classes or 1)
-    if run_dir is not None:
-        workdir.read_config(run_dir)
+    begun = run_dir is not None and workdir.read_config(run_dir) is not None
     train_source = open_source(config.data, train=True)
     eval_source = open_source(config.data, train=False)
     plan = make_plan(
@@ -82,28 +92,31 @@ def train(
 
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
-    abstract = abstract_state(config, model, optimizer, mesh)
+    shapes = abstract_state(config, model, optimizer, mesh)
+    warm = _read_pretrained(config, model) if config.model.pretrained and not begun else None
     if dry_run:
-        log.info("%s", describe(config, plan, abstract))
+        log.info("%s", describe(config, plan, shapes))
         return None
     stored = workdir.claim(run_dir, config, resume=resume)
 
     checkpoints = Checkpoints(run_dir)
     try:
-        restored = checkpoints.restore_last_good(abstract)
+        restored = checkpoints.restore_last_good(shapes)
         if restored is not None and resume != "force":
             _check_data(restored, plan, train_source, run_dir)
         finished = _finished(restored, run_dir, plan, config)
         if finished is not None:
             return finished
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
-        log.info("%s", describe(config, plan, abstract))
+        log.info("%s", describe(config, plan, shapes))
         if restored is None:
             init = jax.jit(
                 lambda: make_state(config, model, optimizer),
                 out_shardings=sharding.replicated(mesh),
             )
             start, state, bad = 0, init(), {}
+            if config.model.pretrained:
+                state = _warm_started(state, warm or _read_pretrained(config, model), mesh)
             if stored is not None:
                 log.info("no checkpoint yet: starting from the beginning")
         else:
@@ -125,6 +138,50 @@ def train(
         )
     finally:
         checkpoints.close()
+
+
+def _read_pretrained(config: Config, model: nn.Module) -> dict[str, Any]:
+    """Returns the variables of `model.pretrained`; shapes alone for a head of other classes.
+
+    Says where its preprocessing is not the configured one. Raises ConfigError, WeightsError.
+    """
+    name, text, augment = config.model.name, config.model.pretrained, config.augment
+    if is_file(text):
+        tensors, about = open_weights(name, text)
+    elif text.partition(".")[0] == name:
+        tensors, about = open_weights(text)
+    else:
+        raise ConfigError(
+            f"model.pretrained={text!r}: is of another network than model.name={name!r}; allowed: "
+            f"weights of {name} such as '{name}.TAG', or a file of weights"
+        )
+    variables = fill(
+        model, tensors, initial=abstract(unrolled_model(model)), adapt_stem=model.in_channels != 3
+    )
+    if model.in_channels == 3 and (about.mean, about.std) != (augment.mean, augment.std):
+        log.warning(
+            "%s was trained with augment.mean=%s, augment.std=%s; this run has %s, %s",
+            text, about.mean, about.std, augment.mean, augment.std,
+        )  # fmt: skip
+    classes = classes_of(tensors)
+    same = classes == model.num_classes
+    fresh = f"a fresh head of {model.num_classes} classes in place of its {classes}"
+    log.info("starting from %s, with %s", text, "its head" if same else fresh)
+    return variables
+
+
+def _warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:
+    """Puts variables into a fresh state, which keeps what they are only shapes of."""
+
+    def chosen(new: Any, fresh: jax.Array) -> jax.Array:
+        whole = sharding.replicated(mesh)
+        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, whole)
+
+    return dataclasses.replace(
+        state,
+        params=jax.tree.map(chosen, variables["params"], state.params),
+        batch_stats=jax.tree.map(chosen, variables["batch_stats"], state.batch_stats),
+    )
 
 
 def _finished(
@@ -327,12 +384,12 @@ def mean(window: list[dict[str, float]]) -> dict[str, float]:
     return {k: sum(values[k] for values in window) / len(window) for k in window[0]}
 
 
-def describe(config: Config, plan: Plan, abstract: TrainState) -> str:
+def describe(config: Config, plan: Plan, shapes: TrainState) -> str:
     """Returns the plan as a few lines for a person."""
     data = config.data
     where = data.path if data.source == "folder" else data.name
     size = data.image_size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
     options = {k: v for k, v in config.model.options().items() if k != "dtype"}
     changed = ", ".join(f"{key} {value}" for key, value in options.items())
