@@ -1,1 +1,1 @@
-"""Benchmarks: python -m benchmarks.NAME. None yet; a claim of speed needs one first."""
+"""Benchmarks: python -m benchmarks.NAME."""
