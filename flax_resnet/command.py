@@ -46,7 +46,8 @@ def run(
       positional: flags whose values may also stand alone, in this order.
 
     Returns:
-      0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n.
+      0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n, 141 where the
+      reader of the output is gone.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
@@ -67,6 +68,9 @@ def run(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except BaseException as error:
         signal_number = getattr(
             error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0

@@ -6,7 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.models.convolution import Array, Dtype, Linear, at_least_float32
+from flax_resnet.models.convolution import (
+    Array,
+    Dtype,
+    Linear,
+    at_least_float32,
+    torch_uniform_init,
+)
 
 
 def divisible(value: float, divisor: int = 8) -> int:
@@ -58,28 +64,29 @@ class EfficientChannelAttention(nn.Module):
         """Scales [N, H, W, C] by channel."""
         steps = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(steps if steps % 2 else steps + 1, 3)
-        kernel = _ChannelKernel(size, at_least_float32(self.dtype), name="conv")()
-        y = x.mean(axis=(1, 2)).astype(self.dtype)
-        padded = jnp.pad(y, ((0, 0), (size // 2, size // 2)))
-        taps = [
-            padded[:, tap : tap + x.shape[-1]] * kernel.astype(self.dtype)[tap]
-            for tap in range(size)
-        ]
-        return x * jax.nn.sigmoid(sum(taps))[:, None, None, :]
+        gate = ChannelConv(size, self.dtype, name="conv")(x.mean(axis=(1, 2)))
+        return x * jax.nn.sigmoid(gate)[:, None, None, :]
 
 
-class _ChannelKernel(nn.Module):
+class ChannelConv(nn.Module):
+    """Convolution along the channels, zero-padded to keep their number; parameter `kernel` [size].
+
+    Attributes:
+      size: taps of the kernel, odd.
+      dtype: compute dtype; the parameter is at least float32.
+    """
+
     size: int
-    dtype: Dtype
+    dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self) -> Array:
-        bound = self.size**-0.5
-
-        def init(key: Array, shape: tuple[int, ...], dtype: Dtype) -> Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        return self.param("kernel", init, (self.size,), self.dtype)
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, C] to [N, C]."""
+        init, dtype = torch_uniform_init(self.size), at_least_float32(self.dtype)
+        kernel = self.param("kernel", init, (self.size,), dtype).astype(self.dtype)
+        channels, x = x.shape[-1], x.astype(self.dtype)
+        padded = jnp.pad(x, ((0, 0), (self.size // 2, self.size // 2)))
+        return sum(padded[:, tap : tap + channels] * kernel[tap] for tap in range(self.size))
 
 
 ATTENTION = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}

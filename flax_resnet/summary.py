@@ -1,0 +1,335 @@
+"""Shows a network: python -m flax_resnet.summary --model resnet18 --image_size 224
+
+A row per layer that has parameters, with its output and its multiply-adds, and the totals. With --list 'seresnet*'
+instead, a row per network. Nothing is allocated or compiled: everything follows from the shapes.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from tqdm import tqdm
+
+from flax_resnet import command
+from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
+
+MIB = 2**20
+FORMATS = ("table", "csv", "json")
+
+
+class Layer(NamedTuple):
+    """One layer with parameters of its own, or several under a common name.
+
+    Attributes:
+      name: path of its module, such as layer1_0/conv1.
+      kind: such as "Conv 3x3/2" or "BatchNorm".
+      output_shape: [N, H, W, C] or [N, C].
+      parameters: number of them, running statistics not counted.
+      macs: multiply-adds per image of convolutions and linear layers.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A network by its layers; sizes are in bytes.
+
+    Attributes:
+      name: the network's name.
+      input_shape: [N, H, W, C].
+      dtype: compute dtype.
+      layers: in the order of the computation.
+      parameters: in all; every one is trained.
+      running_statistics: numbers that batch normalisation keeps, and that no gradient reaches.
+      macs: multiply-adds per image, in convolutions and linear layers (torchvision's convention).
+      input_size: of the batch, float32.
+      activation_size: twice the outputs of these layers, in the compute dtype: those kept for the
+        backward pass, and their gradients. (So does torchsummary, with ReLUs, pools and blocks as layers.)
+      parameter_size: of the parameters, at least float32.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    dtype: str
+    layers: tuple[Layer, ...]
+    parameters: int
+    running_statistics: int
+    macs: int
+    input_size: int
+    activation_size: int
+    parameter_size: int
+
+    @property
+    def total_size(self) -> int:
+        """What a training step holds at least, optimizer state not counted."""
+        return self.input_size + self.activation_size + self.parameter_size
+
+
+def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: Any) -> Summary:
+    """Describes a network by its shapes alone.
+
+    Args:
+      name: a name of `list_models()`.
+      image_size: height and width of the images; 0 for 32 behind a cifar stem, else 224.
+      batch_size: images in the batch, for the sizes.
+      **options: of `create_model`, but for scan.
+
+    Raises:
+      ConfigError: the network or an option is unknown, or the images are too small for it.
+    """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from flax_resnet.models import create_model
+
+    if options.get("scan"):
+        raise ConfigError(
+            "model.scan=True: a summary shows blocks one by one; it is the same without"
+        )
+    model = create_model(name, **options)
+    size = image_size or (32 if getattr(model, "stem", "") == "cifar" else 224)
+    layers: list[Layer] = []
+
+    def record(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and module.path:
+            own = {
+                k: v for k, v in module.variables.get("params", {}).items() if hasattr(v, "size")
+            }
+            if own:
+                layers.append(_layer(module, output, own))
+        return output
+
+    shape = (batch_size, size, size, model.in_channels)
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(
+            lambda x: model.init(jax.random.key(0), x, train=False),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        )
+    params = jax.tree.leaves(variables["params"])
+    numbers = sum(math.prod(layer.output_shape) for layer in layers)
+    return Summary(
+        name=name,
+        input_shape=shape,
+        dtype=model.dtype.name,
+        layers=tuple(layers),
+        parameters=sum(leaf.size for leaf in params),
+        running_statistics=sum(
+            leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {}))
+        ),
+        macs=sum(layer.macs for layer in layers),
+        input_size=math.prod(shape) * 4,
+        activation_size=2 * numbers * model.dtype.itemsize,
+        parameter_size=sum(leaf.size * leaf.dtype.itemsize for leaf in params),
+    )
+
+
+def _layer(module: Any, output: Any, own: dict[str, Any]) -> Layer:
+    """Describes one call of a module: each number put out costs the kernel's taps that reach it."""
+    kind, macs = type(module).__name__, 0
+    if (kernel := own.get("kernel")) is not None:
+        taps = math.prod(kernel.shape[:-1]) if kernel.ndim > 1 else kernel.size
+        macs = math.prod(output.shape[1:]) * taps
+        if kernel.ndim == 4:
+            kind += f" {kernel.shape[0]}x{kernel.shape[1]}"
+            kind += f"/{module.stride}" if module.stride > 1 else ""
+            kind += f", {module.groups} groups" if module.groups > 1 else ""
+            kind += f", dilation {module.dilation}" if module.dilation > 1 else ""
+    return Layer(
+        "/".join(module.path), kind, output.shape, sum(leaf.size for leaf in own.values()), macs
+    )
+
+
+def collapsed(layers: Iterable[Layer], depth: int) -> list[Layer]:
+    """Sums layers whose paths begin with the same `depth` names; the output is that of the last."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault("/".join(layer.name.split("/")[:depth]), []).append(layer)
+    return [
+        Layer(
+            name,
+            group[0].kind if len(group) == 1 else f"{len(group)} layers",
+            next(x for x in reversed(group) if len(x.output_shape) == len(group[0].output_shape))
+            .output_shape,
+            sum(layer.parameters for layer in group),
+            sum(layer.macs for layer in group),
+        )
+        for name, group in groups.items()
+    ]  # fmt: skip
+
+
+def totals(summary: Summary) -> dict[str, Any]:
+    """Returns the totals by name, sizes in MiB."""
+    return {
+        "model": summary.name,
+        "input_shape": list(summary.input_shape),
+        "dtype": summary.dtype,
+        "parameters": summary.parameters,
+        "trainable": summary.parameters,
+        "running_statistics": summary.running_statistics,
+        "gmacs": round(summary.macs / 1e9, 6),
+        "input_mib": round(summary.input_size / MIB, 3),
+        "forward_backward_mib": round(summary.activation_size / MIB, 3),
+        "parameters_mib": round(summary.parameter_size / MIB, 3),
+        "total_mib": round(summary.total_size / MIB, 3),
+    }
+
+
+def format_table(summary: Summary, layers: Sequence[Layer]) -> str:
+    """Lays the layers and totals of a network out for a person."""
+    rows = [
+        [x.name, x.kind, str(list(x.output_shape)), f"{x.parameters:,}", f"{x.macs:,}"]
+        for x in layers
+    ]
+    head = ["layer", "kind", "output", "parameters", "multiply-adds"]
+    lines = _aligned([head, *rows], left=3)
+    rule = "-" * len(lines[0])
+    mib = {key: value / MIB for key, value in (
+        ("input", summary.input_size), ("forward/backward", summary.activation_size),
+        ("parameters", summary.parameter_size), ("estimated total", summary.total_size),
+    )}  # fmt: skip
+    facts = [
+        ["total parameters", f"{summary.parameters:,}"],
+        ["trainable", f"{summary.parameters:,}"],
+        ["not trained (running statistics)", f"{summary.running_statistics:,}"],
+        ["multiply-adds per image", _macs(summary.macs)],
+        *([f"{key} size", f"{value:,.2f} MB"] for key, value in mib.items()),
+    ]
+    title = f"{summary.name}, images {list(summary.input_shape)}, {summary.dtype}"
+    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *_aligned(facts, left=1)])
+
+
+def _macs(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Aligns columns, the first `left` of them to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return command.run("flax_resnet.summary", __doc__, _define, _summary, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    for name, help in (
+        ("model", "the network to show"),
+        ("list", "instead, a pattern of names: one row for each network"),
+        ("dtype", "compute dtype (default: float32)"),
+        ("output", "file to write (default: the terminal)"),
+    ):
+        flags.DEFINE_string(name, "", help, flag_values=values)
+    flags.DEFINE_string("format", "table", f"one of {', '.join(FORMATS)}", flag_values=values)
+    for name, default, low, help in (
+        (
+            "image_size",
+            0,
+            0,
+            "height and width in pixels (default: 224, or 32 behind a cifar stem)",
+        ),
+        ("batch_size", 1, 1, "images in the batch, for the sizes"),
+        ("num_classes", -1, -1, "size of the logits (default: the network's own)"),
+        ("in_channels", 0, 0, "channels of the images (default: 3)"),
+        ("depth", 0, 0, "sum layers below so many names of the path, such as 1 for blocks"),
+    ):
+        flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
+
+
+def _summary(values: flags.FlagValues) -> None:
+    given = {name: values[name].value for name in values if name not in ("h", "help")}
+    if given["format"] not in FORMATS:
+        raise ConfigError(f"--format={given['format']}: {suggestion(given['format'], FORMATS)}")
+    if bool(given["model"]) == bool(given["list"]):
+        raise ConfigError("--model or --list is needed, and one only: a network, or a pattern")
+    options = {
+        key: given[key]
+        for key, unset in (("num_classes", -1), ("in_channels", 0), ("dtype", ""))
+        if given[key] != unset
+    }
+    shape = {key: given[key] for key in ("image_size", "batch_size")}
+    if given["model"]:
+        summary = summarize(given["model"], **shape, **options)
+        layers = collapsed(summary.layers, given["depth"]) if given["depth"] else summary.layers
+        text = _written(
+            given["format"], [layer._asdict() for layer in layers], totals(summary),
+            format_table(summary, layers),
+        )  # fmt: skip
+    else:
+        rows = _listed(given["list"], shape, options)
+        head = ["model", "image size", "parameters", "running statistics", "multiply-adds"]
+        cells = [
+            [r["model"], str(r["image_size"]), f"{r['parameters']:,}", f"{r['running_statistics']:,}",
+             _macs(round(r["gmacs"] * 1e9))] for r in rows
+        ]  # fmt: skip
+        text = _written(given["format"], rows, {}, "\n".join(_aligned([head, *cells], left=1)))
+    if not given["output"]:
+        print(text)
+        return
+    try:
+        pathlib.Path(given["output"]).expanduser().write_text(text + "\n")
+    except OSError as error:
+        raise WorkdirError(
+            f"--output={given['output']}: cannot be written: {one_line(error)}"
+        ) from error
+
+
+def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> list[dict[str, Any]]:
+    from flax_resnet.models import list_models
+
+    names = list_models(pattern)
+    if not names:
+        near = suggestion(pattern.strip("*"), list_models())
+        hint = near if near.startswith("did") else "--list '*' shows all"
+        raise ConfigError(f"--list={pattern}: no network has such a name: {hint}")
+    rows = []
+    for name in tqdm(names, disable=not sys.stderr.isatty(), leave=False, unit="network"):
+        summary = summarize(name, **shape, **options)
+        kept = totals(summary)
+        rows.append({
+            "model": name, "image_size": summary.input_shape[1],
+            **{key: kept[key] for key in ("parameters", "running_statistics", "gmacs")},
+        })  # fmt: skip
+    return rows
+
+
+def _written(format: str, rows: list[dict[str, Any]], facts: dict[str, Any], table: str) -> str:
+    """Returns rows and totals in the asked format; CSV has the rows alone."""
+    if format == "table":
+        return table
+    if format == "json":
+        return json.dumps({**facts, "rows": rows}, indent=2)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        shape = {k: "x".join(map(str, v)) for k, v in row.items() if isinstance(v, tuple)}
+        writer.writerow({**row, **shape})
+    return text.getvalue().rstrip("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

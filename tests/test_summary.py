@@ -1,0 +1,157 @@
+"""The summary: multiply-adds and parameters against published counts, formats, and wrong input."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import ROOT
+
+from flax_resnet import cli
+from flax_resnet.errors import ConfigError
+from flax_resnet.summary import collapsed, format_table, summarize, totals
+
+# Multiply-adds at 224 px (32 behind a cifar stem), convolutions and linear layers alone, as torchvision
+# counts them for its weights; the others by plain arithmetic over the architectures.
+GMACS = {
+    "resnet18": "1.814", "resnet50": "4.089", "resnet152": "11.514", "resnet50d": "4.329",
+    "resnet50s": "5.444", "resnet26t": "2.550", "resnext50_32x4d": "4.230", "resnext101_64x4d": "15.460",
+    "wide_resnet50_2": "11.398", "seresnet50": "4.092", "senet154": "20.688", "ecaresnet269d": "20.270",
+    "resnetrs50": "4.454", "resnetrs420": "31.363", "resnetv2_50x1_bit": "4.089", "resnetv2_152x4_bit": "182.8",
+    "resnet20": ".0406", "resnet56": ".1255", "resnet110": ".2529", "wrn28_10": "5.24", "resnet18_cifar": ".555",
+    "vgg11": "7.609", "vgg16": "15.470", "alexnet": ".714",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_multiply_adds_and_parameters(name):
+    before = len(jax.live_arrays())
+    summary = summarize(name)
+    digits = len(GMACS[name].partition(".")[2])
+    assert round(summary.macs / 1e9, digits) == float(GMACS[name])
+    assert summary.parameters == sum(layer.parameters for layer in summary.layers)
+    assert summary.macs == sum(layer.macs for layer in summary.layers)
+    assert len(jax.live_arrays()) == before  # not even 936 million parameters are allocated
+
+
+def test_the_table_of_resnet18():
+    summary = summarize("resnet18", batch_size=2)
+    table = format_table(summary, summary.layers)
+    lines = table.splitlines()
+    assert "resnet18, images [2, 224, 224, 3], float32" in lines[0]
+    assert lines[4].split() == [
+        "conv1",
+        "Conv",
+        "7x7/2",
+        "[2,",
+        "112,",
+        "112,",
+        "64]",
+        "9,408",
+        "118,013,952",
+    ]
+    assert "total parameters" in table
+    assert "11,689,512" in table
+    assert "9,600" in table
+    assert "1.814 G" in table
+    assert f"{2 * 224 * 224 * 3 * 4 / 2**20:,.2f} MB" in table
+    assert "44.59 MB" in table  # what torchsummary says of the parameters
+    outputs = sum(math.prod(layer.output_shape) for layer in summary.layers)
+    assert summary.activation_size == 2 * 4 * outputs
+    assert summarize("resnet18", batch_size=2, dtype="bfloat16").activation_size == 2 * 2 * outputs
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_layers_say_what_they_are():
+    kinds = {layer.name: layer.kind for layer in summarize("seresnext50_32x4d").layers}
+    assert kinds["layer2_0/conv2"] == "Conv 3x3/2, 32 groups"
+    assert kinds["layer2_0/bn2"] == "BatchNorm"
+    assert kinds["layer2_0/se/fc1"] == kinds["fc"] == "Linear"
+    dilated = {x.name: x.kind for x in summarize("resnet50", output_stride=16).layers}
+    assert dilated["layer4_1/conv2"] == "Conv 3x3, dilation 2"
+    assert {x.kind for x in summarize("resnetv2_50d_frn").layers} > {"FilterResponseNorm"}
+
+
+def test_collapsed_layers_keep_the_sums():
+    layers = summarize("resnet50").layers
+    blocks = collapsed(layers, 1)
+    assert [b.name for b in blocks[:3]] == ["conv1", "bn1", "layer1_0"]
+    assert len(blocks) == 16 + 3
+    assert blocks[2].output_shape == (1, 56, 56, 256)
+    assert sum(b.macs for b in blocks) == sum(x.macs for x in layers)
+    # The gates of channel attention are vectors; a block's output is a map.
+    assert collapsed(summarize("seresnet18").layers, 1)[2].output_shape == (1, 56, 56, 64)
+
+
+def test_formats_agree(capsys, tmp_path):
+    arguments = ["summary", "--model=resnet20", "--num_classes=7", "--image_size=40"]
+    assert cli.main([*arguments, "--format=json"]) == 0
+    from_json = json.loads(capsys.readouterr().out)
+    assert from_json["input_shape"] == [1, 40, 40, 3]
+    assert from_json["parameters"] == totals(summarize("resnet20", 40, num_classes=7))["parameters"]
+    assert cli.main([*arguments, "--format=csv", f"--output={tmp_path / 'rows.csv'}"]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
+    assert [int(r["macs"]) for r in rows] == [r["macs"] for r in from_json["rows"]]
+    assert rows[-1]["output_shape"] == "1x7"
+
+
+def test_a_list_of_networks(capsys):
+    assert cli.main(["summary", "--list=*eresnet18"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        "model",
+        "image",
+        "size",
+        "parameters",
+        "running",
+        "statistics",
+        "multiply-adds",
+    ]
+    assert row.split() == ["seresnet18", "224", "11,779,624", "9,600", "1.814", "G"]
+    assert cli.main(["summary", "--list=resnet20*", "--format=json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(r["model"], r["image_size"]) for r in rows] == [
+        ("resnet20", 32), ("resnet200", 224), ("resnet200d", 224),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model or --list is needed"),
+        (["--model=resnet18", "--list=*"], "one only"),
+        (["--model=resnet81"], "did you mean 'resnet18'"),
+        (["--list=*resnet81*"], "did you mean 'resnet18'"),
+        (["--list=nothing*"], "--list '*' shows all"),
+        (["--model=vgg11", "--image_size=16"], "16x16 px are too small"),
+        (["--model=resnet18", "--image_size=-1"], "image_size"),
+        (["--model=resnet18", "--batch_size=0"], "batch_size"),
+        (["--model=resnet18", "--dtype=int8"], "model.dtype=int8"),
+        (["--model=resnet18", "--format=jsn"], "did you mean 'json'"),
+        (["--model=resnet18", "--output=/nowhere/table"], "cannot be written"),
+        (["--model=resnet18", "--deep=1"], "did you mean 'depth'"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, words, capsys):
+    assert cli.main(["summary", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_scanned_networks_are_not_shown():
+    with pytest.raises(ConfigError, match="scan"):
+        summarize("resnet50", scan=True)
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m flax_resnet.summary --model resnet152 | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("resnet152")
+    assert done.stderr == ""
