@@ -5,32 +5,22 @@ import logging
 import math
 import pathlib
 import time
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from flax_resnet.config import Config, Plan
 from flax_resnet.config import plan as make_plan
 from flax_resnet.data.source import Source, open_source
-from flax_resnet.errors import ConfigError, DivergedError, WorkdirError
+from flax_resnet.errors import DivergedError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
-from flax_resnet.training.pretrained import (
-    abstract,
-    fill,
-    is_file,
-    open_weights,
-    unrolled_model,
-)
+from flax_resnet.training.pretrained import read_pretrained, warm_started
 from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
-from flax_resnet.weights import classes_of
 
 log = logging.getLogger("flax_resnet")
 
@@ -93,7 +83,7 @@ def train(
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
-    warm = _read_pretrained(config, model) if config.model.pretrained and not begun else None
+    warm = read_pretrained(config, model) if config.model.pretrained and not begun else None
     if dry_run:
         log.info("%s", describe(config, plan, shapes))
         return None
@@ -116,7 +106,7 @@ def train(
             )
             start, state, bad = 0, init(), {}
             if config.model.pretrained:
-                state = _warm_started(state, warm or _read_pretrained(config, model), mesh)
+                state = warm_started(state, warm or read_pretrained(config, model), mesh)
             if stored is not None:
                 log.info("no checkpoint yet: starting from the beginning")
         else:
@@ -138,50 +128,6 @@ def train(
         )
     finally:
         checkpoints.close()
-
-
-def _read_pretrained(config: Config, model: nn.Module) -> dict[str, Any]:
-    """Returns the variables of `model.pretrained`; shapes alone for a head of other classes.
-
-    Says where its preprocessing is not the configured one. Raises ConfigError, WeightsError.
-    """
-    name, text, augment = config.model.name, config.model.pretrained, config.augment
-    if is_file(text):
-        tensors, about = open_weights(name, text)
-    elif text.partition(".")[0] == name:
-        tensors, about = open_weights(text)
-    else:
-        raise ConfigError(
-            f"model.pretrained={text!r}: is of another network than model.name={name!r}; allowed: "
-            f"weights of {name} such as '{name}.TAG', or a file of weights"
-        )
-    variables = fill(
-        model, tensors, initial=abstract(unrolled_model(model)), adapt_stem=model.in_channels != 3
-    )
-    if model.in_channels == 3 and (about.mean, about.std) != (augment.mean, augment.std):
-        log.warning(
-            "%s was trained with augment.mean=%s, augment.std=%s; this run has %s, %s",
-            text, about.mean, about.std, augment.mean, augment.std,
-        )  # fmt: skip
-    classes = classes_of(tensors)
-    same = classes == model.num_classes
-    fresh = f"a fresh head of {model.num_classes} classes in place of its {classes}"
-    log.info("starting from %s, with %s", text, "its head" if same else fresh)
-    return variables
-
-
-def _warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:
-    """Puts variables into a fresh state, which keeps what they are only shapes of."""
-
-    def chosen(new: Any, fresh: jax.Array) -> jax.Array:
-        whole = sharding.replicated(mesh)
-        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, whole)
-
-    return dataclasses.replace(
-        state,
-        params=jax.tree.map(chosen, variables["params"], state.params),
-        batch_stats=jax.tree.map(chosen, variables["batch_stats"], state.batch_stats),
-    )
 
 
 def _finished(

@@ -1,5 +1,6 @@
 """Weights made elsewhere, as the variables of a network: by timm's name, or from a file."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -9,10 +10,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from flax_resnet.errors import WeightsError, one_line
+from flax_resnet.config import Config
+from flax_resnet.errors import ConfigError, WeightsError, one_line
 from flax_resnet.models.scan import scanned
-from flax_resnet.weights import Pretrained, fetch, find, from_config, from_torch, read_tensors
+from flax_resnet.training import sharding
+from flax_resnet.training.state import TrainState
+from flax_resnet.weights import (
+    Pretrained,
+    classes_of,
+    fetch,
+    find,
+    from_config,
+    from_torch,
+    read_tensors,
+)
 
 log = logging.getLogger("flax_resnet")
 
@@ -116,3 +129,47 @@ def abstract(model: nn.Module) -> dict[str, Any]:
     # Large enough for every pool of AlexNet and VGG; no variable's shape depends on it.
     image = jax.ShapeDtypeStruct((1, 224, 224, model.in_channels), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+
+def read_pretrained(config: Config, model: nn.Module) -> dict[str, Any]:
+    """Returns the variables of `model.pretrained`; shapes alone for a head of other classes.
+
+    Says where its preprocessing is not the configured one. Raises ConfigError, WeightsError.
+    """
+    name, text, augment = config.model.name, config.model.pretrained, config.augment
+    if is_file(text):
+        tensors, about = open_weights(name, text)
+    elif text.partition(".")[0] == name:
+        tensors, about = open_weights(text)
+    else:
+        raise ConfigError(
+            f"model.pretrained={text!r}: is of another network than model.name={name!r}; allowed: "
+            f"weights of {name} such as '{name}.TAG', or a file of weights"
+        )
+    variables = fill(
+        model, tensors, initial=abstract(unrolled_model(model)), adapt_stem=model.in_channels != 3
+    )
+    if model.in_channels == 3 and (about.mean, about.std) != (augment.mean, augment.std):
+        log.warning(
+            "%s was trained with augment.mean=%s, augment.std=%s; this run has %s, %s",
+            text, about.mean, about.std, augment.mean, augment.std,
+        )  # fmt: skip
+    classes = classes_of(tensors)
+    same = classes == model.num_classes
+    fresh = f"a fresh head of {model.num_classes} classes in place of its {classes}"
+    log.info("starting from %s, with %s", text, "its head" if same else fresh)
+    return variables
+
+
+def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:
+    """Puts variables into a fresh state, which keeps what they are only shapes of."""
+
+    def chosen(new: Any, fresh: jax.Array) -> jax.Array:
+        whole = sharding.replicated(mesh)
+        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, whole)
+
+    return dataclasses.replace(
+        state,
+        params=jax.tree.map(chosen, variables["params"], state.params),
+        batch_stats=jax.tree.map(chosen, variables["batch_stats"], state.batch_stats),
+    )
