@@ -12,34 +12,40 @@ import numpy as np
 def tensors_of(shapes: dict[str, tuple[int, ...]], dtype=np.float32) -> dict[str, np.ndarray]:
     """Makes non-trivial weights, scales and statistics that keep a deep network's maps of order one."""
     return {
-        name: _tensor(name, tuple(shape), shapes).astype(dtype) for name, shape in shapes.items()
+        name: np.zeros(shape, np.int64)
+        if name.endswith("num_batches_tracked")
+        else _tensor(name, tuple(shape), shapes).astype(dtype)
+        for name, shape in shapes.items()
     }
 
 
 def _tensor(name: str, shape: tuple[int, ...], shapes: dict) -> np.ndarray:
     draw = np.random.RandomState(zlib.crc32(name.encode()))
     module, _, leaf = name.rpartition(".")
-    if leaf == "num_batches_tracked":
-        return np.zeros((), np.int64)
     if leaf == "running_var":
         return draw.uniform(0.5, 1.5, shape)
     if leaf in ("running_mean", "bias", "tau"):
         return 0.1 * draw.randn(*shape)
     if len(shape) == 1:  # a scale, or EvoNorm's v
-        return draw.uniform(0.5, 1.5, shape) * (0.2 if _last("bn", module, shapes) else 1)
+        return draw.uniform(0.5, 1.5, shape) * (0.2 if last_of_branch("bn", module, shapes) else 1)
     fan_in = int(np.prod(shape[1:]))
     # A block adds a fifth of its input: hundreds of them must not overflow.
-    scale = 0.2 if module.startswith("stages.") and _last("conv", module, shapes) else 1
+    scale = 0.2 if module.startswith("stages.") and last_of_branch("conv", module, shapes) else 1
     return scale * np.sqrt(2 / fan_in) * draw.randn(*shape)
 
 
-def _last(kind: str, module: str, shapes: dict) -> bool:
+def last_of_branch(kind: str, module: str, shapes: dict) -> bool:
     """Whether the module is its block's last of that kind (bn2 of bn1, bn2)."""
-    match = re.fullmatch(rf"(.*\.\d+\.{kind})(\d)", module)
+    match = re.fullmatch(rf"(.*\.\d+\.(?:{kind}))(\d)", module)
     return bool(match) and f"{match[1]}{int(match[2]) + 1}.weight" not in shapes
 
 
 def images_of(batch: int, size: int, channels: int = 3) -> np.ndarray:
-    """Makes images, float64 [N, H, W, C], of order one and with a mean."""
+    """Makes images, float64 [N, H, W, C], of order one, each with its own colour and contrast.
+
+    With noise alone a deep network's pooled maps would hardly depend on the image.
+    """
     draw = np.random.RandomState(size)
-    return 0.3 + draw.randn(batch, size, size, channels)
+    colour = draw.uniform(-1.5, 1.5, (batch, 1, 1, channels))
+    contrast = draw.uniform(0.3, 1.5, (batch, 1, 1, 1))
+    return colour + contrast * draw.randn(batch, size, size, channels)
