@@ -265,22 +265,45 @@ def test_dropping_is_random_in_training_and_absent_in_evaluation(small, options)
 def test_stochastic_depth_keeps_the_mean_and_rises_with_depth():
     from flax_resnet.models.resnet import block_specs
 
-    rates = [
-        s.drop_path for stage in block_specs(create_model("resnet18", drop_path=0.7)) for s in stage
-    ]
+    stages = block_specs(create_model("resnet18", drop_path=0.7))
+    rates = [spec.drop_path for stage in stages for spec in stage]
     np.testing.assert_allclose(rates, np.linspace(0, 0.7, 8))
-    model = create_model("resnet18", depths=(1, 1), widths=(4, 4), num_classes=0, drop_path=0.5, act="relu",
-                         norm="frozen")  # fmt: skip
-    image = jnp.abs(jnp.asarray(np.random.RandomState(0).randn(1, 16, 16, 3), jnp.float32))
-    images = jnp.tile(image, (4096, 1, 1, 1))
+    options = {"depths": (1, 1), "widths": (4, 4), "num_classes": 0, "norm": "frozen"}
+    model = create_model("resnetv2_18", **options, drop_path=0.5)
+    image = jnp.asarray(np.random.RandomState(0).randn(1, 16, 16, 3), jnp.float32)
     variables = model.init(jax.random.key(0), image)
-    outputs = jax.jit(
-        lambda v: model.apply(v, images, train=True, rngs={"dropout": jax.random.key(0)})
-    )(variables)
-    kinds = np.unique(np.round(np.asarray(outputs), 5), axis=0)
-    assert len(kinds) == 2  # the last block is there, doubled, or it is not
-    share = (np.abs(np.asarray(outputs) - kinds[0]).max(axis=1) < 1e-4).mean()
-    assert abs(share - 0.5) < 0.05
+    (expected,) = model.apply(variables, image, features=("stage2",))["stage2"]
+    drawn = jax.jit(
+        lambda v: model.apply(
+            v, jnp.tile(image, (4096, 1, 1, 1)), train=True, features=("stage2",),
+            rngs={"dropout": jax.random.key(0)},
+        )
+    )(variables)["stage2"]  # fmt: skip
+    # The last block is there, doubled, or it is not: the mean of both is the network without dropping.
+    other = int(jnp.argmax(jnp.abs(drawn - drawn[:1]).max(axis=(1, 2, 3))))
+    np.testing.assert_allclose((drawn[0] + drawn[other]) / 2, expected, atol=1e-5)
+    share = float((jnp.abs(drawn - drawn[:1]).max(axis=(1, 2, 3)) > 1e-3).mean())
+    assert 0.45 < share < 0.55
+
+
+def test_scanned_blocks_drop_at_their_own_rates():
+    """The last of them is all but always dropped, and so has no gradient; the first is not."""
+    alone = {"depths": (1, 3), "widths": (8, 8), "num_classes": 5, "scan": True}
+    model = create_model("resnet18", **alone, drop_path=0.9999999)
+    images = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
+    inside = model.init(jax.random.key(0), images[:1])
+
+    def loss(params):
+        logits, _ = model.apply(
+            {**inside, "params": params}, images, train=True, mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )  # fmt: skip
+        return jnp.square(logits).sum()
+
+    kernel = jax.jit(jax.grad(loss))(inside["params"])["layer2_rest"]["conv1"]["kernel"]
+    first, last = np.abs(kernel).max(axis=(1, 2, 3, 4))
+    assert first > 0
+    assert last == 0
 
 
 def test_the_norms_and_pools_are_as_their_papers_say():

@@ -9,7 +9,14 @@ from flax_resnet.config import freeze, plan
 from flax_resnet.training import sharding
 from flax_resnet.training.optimizer import decays, learning_rate, make_optimizer
 from flax_resnet.training.state import build_model, make_state
-from flax_resnet.training.step import cross_entropy, evaluate, make_eval_step, make_train_step
+from flax_resnet.training.step import (
+    cross_entropy,
+    evaluate,
+    is_top1,
+    is_top5,
+    make_eval_step,
+    make_train_step,
+)
 
 CONFIG = freeze(
     {
@@ -106,6 +113,14 @@ def test_cross_entropy_with_smoothing():
     np.testing.assert_allclose(
         cross_entropy(logits, labels, 0.1), -(targets * log_probabilities).sum(1), rtol=1e-5
     )
+
+
+def test_top1_and_top5():
+    logits = jnp.array([[0.0, 1, 2, 3, 4, 5, 6]] * 4)
+    labels = jnp.array([6, 2, 1, 0])
+    assert is_top1(logits, labels).tolist() == [1, 0, 0, 0]
+    assert is_top5(logits, labels).tolist() == [1, 1, 0, 0]
+    assert is_top5(logits[:, :3], jnp.array([0, 1, 2, 2])).tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
