@@ -68,6 +68,11 @@ def run(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # what pathlib says of ~nobody
+            raise
+        print("error: a path begins with ~ and a name that is no user's here", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13

@@ -83,9 +83,16 @@ def test_flags_and_configuration(refuse, arguments, words):
         ("train.batch_size=1438", ["train.batch_size=1438", "1437 images"]),
         ("train.batch_size=12", ["train.batch_size=12", "multiple of the 8 devices"]),
         ("model.num_classes=9", ["model.num_classes=9", "10 classes"]),
+        ("model.act=rellu", ["model.act='rellu'", "did you mean 'relu'"]),
+        ("model.depths=(1,2)", ["model.depths=(1, 2) and model.widths=", "one of each per stage"]),
+        ("model.norm=frozen", ["model.norm_scope='local'", "frozen"]),
+        ("model.name=vgg11", ["model.widths=(4, 8, 16, 32)", "no such option"]),
+        ("model.pretrained=~no-such-user/w.pth", ["begins with ~"]),
     ],
 )
 def test_models_and_datasets(refuse, tiny, tmp_path, override, words):
+    if "frozen" in override:
+        tiny = [*tiny, "--config.model.norm_scope=local"]
     refuse([*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"], *words)
     assert not (tmp_path / "run").exists()
 

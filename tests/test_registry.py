@@ -138,7 +138,7 @@ def test_without_a_head_the_pooled_map_comes_out():
     [
         ("resnet18", {"stem": "cifra"}, "model.stem='cifra': did you mean 'cifar'"),
         ("resnet18", {"num_class": 3}, "did you mean 'num_classes'"),
-        ("vgg16", {"norm": "group"}, "'norm' of vgg16 is unknown: allowed: dropout, dtype"),
+        ("vgg16", {"norm": "group"}, "model.norm='group': vgg16 has no such option: allowed: dropout, dtype"),
         ("resnet18", {"num_classes": -1}, "at least 0"),
         ("resnet18", {"num_classes": 2.5}, "a whole number"),
         ("resnet18", {"num_classes": True}, "a whole number"),

@@ -180,7 +180,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for key, value in options.items():
         if key not in known:
             raise ConfigError(
-                f"model option {key!r} of {name} is unknown: {suggestion(key, known)}"
+                f"model.{key}={value!r}: {name} has no such option: {suggestion(key, known)}"
             )
         options[key] = _checked(key, value, kinds[key])
     model = make(**{**row, "dtype": jnp.dtype("float32"), **options})

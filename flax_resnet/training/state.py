@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config
+from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.training import sharding
 
@@ -35,9 +36,16 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     """Returns the configured network. Raises ConfigError where its options make no sense."""
     section = config.model
     options = section.options()
-    if section.norm_scope == "local":
-        options["norm_groups"] = jax.device_count()
-    return create_model(section.name, num_classes=num_classes, **options)
+    groups = options.pop("norm_groups", 1)
+    model = create_model(section.name, num_classes=num_classes, **options)
+    if section.norm_scope == "global":
+        return model
+    if getattr(model, "norm", "") != "batch":
+        raise ConfigError(
+            f"model.norm_scope={section.norm_scope!r}: only batch normalisation takes statistics of a "
+            f"scope, and {section.name} has norm={getattr(model, 'norm', 'none')!r}"
+        )
+    return model.clone(norm_groups=jax.device_count() if section.norm_scope == "local" else groups)
 
 
 def make_state(
