@@ -96,7 +96,7 @@ class _Block(nn.Module):
         rate = self.parts.dropout
         return nn.Dropout(rate, deterministic=not train)(x) if rate else x
 
-    def _strided_3x3(self, x: Array, features: int, norm: str, train: bool) -> Array:
+    def _strided_3x3(self, x: Array, features: int, place: int, train: bool) -> Array:
         """Conv, norm and activation with the block's stride, or a low-pass filter in its place."""
         spec, parts = self.spec, self.parts
         filtered = parts.anti_alias and (spec.stride > 1 or spec.first_dilation != spec.dilation)
@@ -106,9 +106,9 @@ class _Block(nn.Module):
             stride=1 if filtered or (self._is_bottleneck and parts.stride_first) else spec.stride,
             dilation=spec.first_dilation,
             groups=parts.cardinality if self._is_bottleneck else 1,
-            name=norm.replace("bn", "conv"),
+            name=f"conv{place}",
         )(x)
-        x = parts.norm(name=norm)(x, train=train)
+        x = parts.norm(name=f"bn{place}")(x, train=train)
         return parts.anti_alias(x, stride=spec.stride) if filtered else x
 
     @property
@@ -121,9 +121,9 @@ class _Block(nn.Module):
             return y
         if train and (self.spec.drop_path or drop_path is not None):
             rate = self.spec.drop_path if drop_path is None else drop_path
-            keep = 1 - jnp.asarray(rate, y.dtype)
+            keep = 1 - jnp.asarray(rate, jnp.float32)
             kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1, 1))
-            y = jnp.where(kept, y / keep, 0)
+            y = jnp.where(kept, y / keep.astype(y.dtype), 0)
         return y + x
 
 
@@ -134,7 +134,7 @@ class BasicBlock(_Block):
     def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, features = self.spec.channels
-        y = self._strided_3x3(x, first, "bn1", train)
+        y = self._strided_3x3(x, first, 1, train)
         y = self._dropped(y, train)
         y = self.parts.conv(features, 3, dilation=self.spec.dilation, name="conv2")(y)
         y = self.parts.norm(name="bn2", **self.parts.last)(y, train=train)
@@ -154,7 +154,7 @@ class Bottleneck(_Block):
         stride = self.spec.stride if self.parts.stride_first else 1
         y = self.parts.conv(first, 1, stride=stride, name="conv1")(x)
         y = self.parts.norm(name="bn1")(y, train=train)
-        y = self._strided_3x3(y, middle, "bn2", train)
+        y = self._strided_3x3(y, middle, 2, train)
         y = self._dropped(y, train)
         y = self.parts.conv(features, 1, name="conv3")(y)
         y = self.parts.norm(name="bn3", **self.parts.last)(y, train=train)
