@@ -4,6 +4,7 @@ A row per layer that has parameters, with its output and its multiply-adds, and 
 instead, a row per network. Nothing is allocated or compiled: everything follows from the shapes.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -99,6 +100,9 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
         raise ConfigError(
             "model.scan=True: a summary shows blocks one by one; it is the same without"
         )
+    for key, value, least in (("image_size", image_size, 0), ("batch_size", batch_size, 1)):
+        if type(value) is not int or value < least:
+            raise ConfigError(f"{key}={value!r}: must be a whole number, at least {least}")
     model = create_model(name, **options)
     size = image_size or (32 if getattr(model, "stem", "") == "cifar" else 224)
     layers: list[Layer] = []
@@ -115,7 +119,9 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
         return output
 
     shape = (batch_size, size, size, model.in_channels)
-    with nn.intercept_methods(record):
+    # Without 64-bit mode float64 is float32, and a warning for every layer.
+    wide = jax.enable_x64(True) if model.dtype.itemsize == 8 else contextlib.nullcontext()
+    with wide, nn.intercept_methods(record):
         variables = jax.eval_shape(
             lambda x: model.init(jax.random.key(0), x, train=False),
             jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -307,7 +313,10 @@ def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> lis
         raise ConfigError(f"--list={pattern}: no network has such a name: {hint}")
     rows = []
     for name in tqdm(names, disable=not sys.stderr.isatty(), leave=False, unit="network"):
-        summary = summarize(name, **shape, **options)
+        try:
+            summary = summarize(name, **shape, **options)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
         kept = totals(summary)
         rows.append({
             "model": name, "image_size": summary.input_shape[1],

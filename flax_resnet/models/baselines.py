@@ -120,8 +120,6 @@ class ConvNet(nn.Module):
                 norm = BatchNorm(dtype=self.dtype, name=f"features_{index + 1}")
                 x = norm(x, train=train)
             x, index = nn.relu(x), index + (3 if self.norm else 2)
-            if min(x.shape[1:3]) < 1:
-                raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
         if min(x.shape[1:3]) < 1:
             raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
         x = adaptive_average_pool(x, self.map_size)

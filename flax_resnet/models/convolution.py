@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flax_resnet.errors import ConfigError
+
 Array = jax.Array
 Dtype = Any
 
@@ -45,7 +47,19 @@ def convolution(
 
     Returns:
       [N, (H + 2 padding - dilation (KH - 1) - 1) // stride + 1, ..., O].
+
+    Raises:
+      ConfigError: there is no place for the kernel: the images are too small for the network.
     """
+    spans = [dilation * (size - 1) + 1 for size in kernel.shape[:2]]
+    if any(
+        not size or size + 2 * padding < span
+        for size, span in zip(x.shape[1:3], spans, strict=True)
+    ):
+        raise ConfigError(
+            f"images are too small for this network: a {kernel.shape[0]}x{kernel.shape[1]} convolution "
+            f"meets a map of {x.shape[1]}x{x.shape[2]}"
+        )
 
     def plain(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
