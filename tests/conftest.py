@@ -75,6 +75,7 @@ def tiny(data_dir, cache_dir):
     return [
         "--config=resnet18",
         "--config.model.widths=(4,8,16,32)",
+        "--config.model.depths=(1,1,1,1)",
         "--config.train.batch_size=240",
         "--config.train.eval_batch_size=360",
         "--config.train.epochs=2",

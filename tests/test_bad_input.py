@@ -84,9 +84,8 @@ def test_flags_and_configuration(refuse, arguments, words):
         ("train.batch_size=12", ["train.batch_size=12", "multiple of the 8 devices"]),
         ("model.num_classes=9", ["model.num_classes=9", "10 classes"]),
         ("model.act=rellu", ["model.act='rellu'", "did you mean 'relu'"]),
-        ("model.depths=(1,2)", ["model.depths=(1, 2) and model.widths=", "one of each per stage"]),
         ("model.norm=frozen", ["model.norm_scope='local'", "frozen"]),
-        ("model.name=vgg11", ["model.widths=(4, 8, 16, 32)", "no such option"]),
+        ("model.name=vgg11", ["model.depths=(1, 1, 1, 1)", "vgg11 has no such option"]),
         ("model.pretrained=~no-such-user/w.pth", ["begins with ~"]),
     ],
 )

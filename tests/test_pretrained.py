@@ -340,31 +340,26 @@ def test_training_starts_from_weights(photographs, tmp_path, cache_dir, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ["norm=group"],
-        ["norm=frozen"],
-        ["norm_scope=ghost", "norm_groups=4"],
         ["norm_scope=local"],
-        ["in_channels=1"],
-        [
-            "drop_path=0.2",
-            "dropout=0.1",
-            "remat=block",
-            "shortcut=average",
-            "attention=se",
-            "act=silu",
-        ],
-        ["name=wrn16_4", "widths=(4,8,8)"],
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                ["norm=group"],
+                ["norm=frozen"],
+                ["norm_scope=ghost", "norm_groups=4"],
+                ["in_channels=1"],
+                ["drop_path=0.2", "dropout=0.1", "remat=block", "attention=se", "act=silu"],
+                ["name=wrn16_4", "shortcut=average", "dropout=0.3"],
+            )
+        ),
     ],
     ids=" ".join,
 )
 def test_networks_of_every_kind_train(options, tiny, tmp_path):
-    arguments = [*(a for a in tiny if "widths" not in a or not any("widths" in o for o in options))]
-    arguments += [f"--config.model.{option}" for option in options]
+    arguments = [*tiny, *(f"--config.model.{option}" for option in options)]
     if "in_channels=1" in options:
         arguments += ["--config.augment.mean=(0.3,)", "--config.augment.std=(0.37,)"]
-    if "name=wrn16_4" in options:
-        arguments += ["--config.model.dropout=0.3"]
-    assert main.main([*arguments, "--config.train.epochs=1", f"--workdir={tmp_path / 'run'}"]) == 0
-    assert flax_resnet.load(tmp_path / "run").predict(
-        np.zeros((1, 8, 8, 3), np.uint8)
-    ).labels.shape == (1,)
+    run = tmp_path / "run"
+    assert main.main([*arguments, "--config.train.epochs=1", f"--workdir={run}"]) == 0
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    assert flax_resnet.load(run).predict(image).labels.shape == (1,)

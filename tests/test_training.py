@@ -20,7 +20,7 @@ from flax_resnet.training.step import (
 
 CONFIG = freeze(
     {
-        "model": {"stem": "cifar", "widths": (16, 32, 32, 32)},
+        "model": {"stem": "cifar", "widths": (16, 32, 32, 32), "depths": (1, 1, 1, 1)},
         "train": {"batch_size": 16, "epochs": 4, "label_smoothing": 0.1},
         "augment": {"shift": 1, "flip": True},
         "optimizer": {"learning_rate": 0.05, "nesterov": True},

@@ -846,7 +846,7 @@ def test_weights_are_found_by_name():
     assert find("resnet50.tv_in1k").interpolation == "bilinear"
     with pytest.raises(WeightsError, match=r"did you mean 'a1_in1k'.*allowed: a1_in1k, a1h_in1k"):
         find("resnet50.a1_in2k")
-    with pytest.raises(WeightsError, match=r"'resnet05': did you mean 'resnet50'\?"):
+    with pytest.raises(WeightsError, match=r"'resnet05' on the hub: did you mean 'resnet50'"):
         find("resnet05.a1_in1k")
 
 
