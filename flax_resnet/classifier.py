@@ -21,7 +21,7 @@ from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.pretrained import fill, open_weights, unrolled_model
 from flax_resnet.training.state import TrainState, abstract_state, build_model
-from flax_resnet.weights import Pretrained, classes_of, imagenet_classes
+from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 
 
 class Prediction(NamedTuple):
@@ -87,10 +87,15 @@ class Classifier:
           One array per name: maps [N, H, W, C], or vectors [N, C].
 
         Raises:
-          ConfigError: there is no feature of that name, or `batch_size` is below 1.
+          ConfigError: there is no feature of that name, none is asked for, or `batch_size` is below 1.
           DataError: as `predict`.
         """
-        if batch_size < 1:
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if not names:
+            raise ConfigError(
+                f"no features asked for: allowed: {', '.join(self.model.feature_info())}"
+            )
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be at least 1")
         pixels = prepare(images, self.config.data)
         # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
@@ -99,7 +104,7 @@ class Classifier:
         parts = []
         for batch in (pixels[start : start + batch_size] for start in starts):
             padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            found = self._forward(self.variables, np.pad(batch, padding), tuple(names))
+            found = self._forward(self.variables, np.pad(batch, padding), names)
             parts.append({name: np.asarray(x)[: len(batch)] for name, x in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -165,7 +170,8 @@ def load_pretrained(
         local cache where they are there.
       num_classes: asks for a fresh head of that many classes where the weights have another number; 0
         for no head; None for the head of the weights.
-      in_channels: adapts the first convolution to images of so many channels, as timm does; None for 3.
+      in_channels: adapts the first convolution to images of so many channels, as timm does; None for
+        those of the weights.
       **options: of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
 
     Returns:
@@ -175,12 +181,17 @@ def load_pretrained(
       ConfigError: the network or an option is unknown, or makes no sense.
       WeightsError: there are no such weights, or they do not fit the network; all misfits in one line.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
     architecture = name.partition(".")[0]
-    create_model(architecture, **options)  # a wrong name costs no download
+    asked = {"num_classes": num_classes, "in_channels": in_channels}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    create_model(architecture, **asked, **options)  # a wrong name costs no download
     tensors, about = open_weights(name, weights)
+    options = {**dict(about.options), **options}
     classes = classes_of(tensors)
     wanted = classes if num_classes is None else num_classes
-    channels = 3 if in_channels is None else in_channels
+    channels = channels_of(tensors) if in_channels is None else in_channels
     model = create_model(architecture, num_classes=wanted, in_channels=channels, **options)
     initial = None
     if num_classes is not None and wanted != classes:
@@ -204,6 +215,9 @@ def _config(about: Pretrained, model: nn.Module, name: str, options: dict[str, A
     """Returns the configuration under which weights are used as their makers use them."""
     known = {field.name for field in dataclasses.fields(Model)}
     kept = {key: value for key, value in options.items() if key in known}
+    kept["dtype"] = model.dtype.name
+    if kept.get("norm_groups", 1) > 1:
+        kept["norm_scope"] = "ghost"
     mean, std = about.mean, about.std
     if model.in_channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
@@ -213,7 +227,7 @@ def _config(about: Pretrained, model: nn.Module, name: str, options: dict[str, A
             eval_split="validation",
             image_size=about.image_size,
             train_crop="random_resized",
-            eval_crop="center",
+            eval_crop="resize" if about.crop_mode == "squash" else "center",
             eval_crop_fraction=about.crop_fraction,
             interpolation=about.interpolation,
         ),

@@ -318,11 +318,6 @@ def _check_together(config: Config) -> None:
             f"model.norm_groups={config.model.norm_groups}: must divide "
             f"train.batch_size={config.train.batch_size}"
         )
-    if config.train.batch_size == config.model.norm_groups and config.data.image_size <= 32:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size}: must be at least 2 images per "
-            "normalisation group (one value per channel has no variance)"
-        )
     if config.schedule.warmup_epochs >= config.train.epochs and config.schedule.warmup_epochs:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs}: must be below "

@@ -18,6 +18,9 @@ from absl import flags
 from flax_resnet import command
 from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
 
+# Options that are no part of a network's shape, or that the description holds elsewhere.
+SEPARATE = ("dtype", "in_channels", "scan", "remat", "norm_groups", "norm_momentum")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
@@ -64,14 +67,21 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
     import jax.numpy as jnp
 
     from flax_resnet.classifier import load_pretrained
+    from flax_resnet.config import freeze
     from flax_resnet.training import sharding, workdir
     from flax_resnet.training.checkpoint import Checkpoints
-    from flax_resnet.training.pretrained import is_file
+    from flax_resnet.training.pretrained import SUFFIXES, is_file
     from flax_resnet.training.state import TrainState
 
     folder = pathlib.Path(dest).expanduser().resolve()
     if workdir.read_config(folder) is not None:
         raise WorkdirError(f"{folder} holds a run already: name a new folder")
+    if folder.suffix in SUFFIXES:
+        raise ConfigError(
+            f"DEST={dest}: is a run folder to be made, which {folder.suffix} is no name for"
+        )
+    if not is_file(source) and "/" in source:
+        raise WeightsError(f"SOURCE={source}: there is no such file or folder")
     if is_file(source) and not model:
         raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
     if model and not is_file(source):
@@ -79,7 +89,7 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
     classifier = load_pretrained(model or source, weights=source if model else "")
     # Without momentum the optimizer has no state that weights could come without.
     optimizer = dataclasses.replace(classifier.config.optimizer, momentum=0.0)
-    config = dataclasses.replace(classifier.config, optimizer=optimizer)
+    config = freeze(dataclasses.asdict(dataclasses.replace(classifier.config, optimizer=optimizer)))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=classifier.variables["params"],
@@ -149,7 +159,7 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     except OSError as error:
         raise WeightsError(f"{sidecar} cannot be written: {one_line(error)}") from error
     title = LAYOUTS[layout_of(variables)].title
-    options = {k: v for k, v in classifier.config.model.options().items() if k != "dtype"}
+    options = description(classifier)["options"]
     print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")
     if options:
         changed = ", ".join(f"{key}={value}" for key, value in options.items())
@@ -165,6 +175,7 @@ def description(classifier: Any) -> dict[str, Any]:
         "architecture": config.model.name,
         "num_classes": model.num_classes,
         "label_names": list(classifier.class_names),
+        "options": {k: v for k, v in config.model.options().items() if k not in SEPARATE},
         "pretrained_cfg": {
             "tag": "",
             "num_classes": model.num_classes,

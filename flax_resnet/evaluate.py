@@ -53,6 +53,8 @@ def _evaluate(values: flags.FlagValues) -> None:
     if given["model"]:
         for name in ("weights", "dataset", "image_size"):
             options[name] = values[name].value
+        if (checkpoint := values["checkpoint"].value) != "last":
+            raise ConfigError(f"--checkpoint={checkpoint}: goes with --workdir, not --model")
     else:
         for name in ("weights", "dataset", "image_size"):
             if values[name].value:
@@ -133,7 +135,8 @@ def evaluate_model(
       name: a network, or timm's weights for one.
       dataset: a TFDS dataset, or a folder of images; its classes in the order of the logits.
       weights: file of weights; empty for timm's on the Hugging Face hub.
-      split: TFDS split expression or folder split; empty for validation.
+      split: TFDS split expression or folder split; empty for validation. A folder without train/ has
+        none, and is read whole.
       data_dir: TFDS data folder; empty for TFDS's own.
       image_size: side in pixels; 0 for that of the weights.
       batch_size: images per step; 0 for 64.
@@ -153,16 +156,22 @@ def evaluate_model(
     from flax_resnet.training.state import TrainState
     from flax_resnet.weights import imagenet_classes
 
-    classifier = load_pretrained(name, weights=weights)
-    is_folder = pathlib.Path(dataset).expanduser().is_dir()
-    if not is_folder and "/" in dataset.strip("/") and dataset[0] in "./~":
+    folder = pathlib.Path(dataset).expanduser()
+    is_folder = folder.is_dir()
+    if not is_folder and dataset[0] in "./~":
         raise DataError(f"--dataset={dataset}: is not a folder")
+    if is_folder and split and not (folder / "train").is_dir():
+        raise DataError(
+            f"--split={split}: {dataset} has no splits, being one folder per class; it is read whole"
+        )
+    classifier = load_pretrained(name, weights=weights)
     place = {"source": "folder", "path": dataset} if is_folder else {"name": dataset}
     default = "test" if is_folder else "validation"  # a folder's val/ is found by either name
     data = dataclasses.replace(
         classifier.config.data,
         **place,
         data_dir=data_dir,
+        holdout=1.0,  # nothing of a folder without splits was ever trained on: all of it counts
         eval_split=split or default,
         image_size=image_size or classifier.config.data.image_size,
     )
@@ -171,7 +180,11 @@ def evaluate_model(
     classes, expected = source.class_names, len(classifier.class_names)
     if len(classes) != expected:
         raise DataError(f"{dataset} has {len(classes)} classes, the weights {expected}")
-    wnids = imagenet_classes()[0]
+    wnids, words = imagenet_classes()
+    own = classifier.class_names
+    if own not in (words, tuple(map(str, range(expected)))) and classes != own:
+        odd = next(pair for pair in zip(classes, own, strict=True) if pair[0] != pair[1])
+        raise DataError(f"{dataset} has the class {odd[0]!r} where the weights have {odd[1]!r}")
     if set(classes) == set(wnids) and classes != wnids:
         raise DataError(f"{dataset}: its ImageNet classes are in another order than the weights'")
     variables = classifier.variables

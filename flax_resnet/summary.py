@@ -22,6 +22,7 @@ from flax_resnet import command
 from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
 
 MIB = 2**20
+LARGEST = 2**16  # images of more pixels a side are a slip of the finger
 FORMATS = ("table", "csv", "json")
 
 
@@ -101,8 +102,10 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
             "model.scan=True: a summary shows blocks one by one; it is the same without"
         )
     for key, value, least in (("image_size", image_size, 0), ("batch_size", batch_size, 1)):
-        if type(value) is not int or value < least:
-            raise ConfigError(f"{key}={value!r}: must be a whole number, at least {least}")
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise ConfigError(
+                f"{key}={value!r}: must be a whole number from {least} to {LARGEST:,}"
+            )
     model = create_model(name, **options)
     size = image_size or (32 if getattr(model, "stem", "") == "cifar" else 224)
     layers: list[Layer] = []

@@ -55,6 +55,7 @@ from flax_resnet.models.convolution import Conv, Linear
 from flax_resnet.weights import from_torch, layout_of, to_torch
 from flax_resnet.weights.layouts import LAYOUTS
 
+ROOT = pathlib.Path(__file__).parents[1]
 OWN_LIMIT = 1e-5  # of torch's own float32-float64 distance; beyond it float64 is the judge
 LOSS_BOUND = 1e-5  # of the first loss in float32, relative
 STEPS, LEARNING_RATE, LAST_SCALE = 10, 0.01, 0.1
@@ -646,8 +647,8 @@ def report(results: list[tuple[Section, list[Row]]], command: str) -> str:
         "# Parity with timm and torchvision",
         "",
         f"The logits of {', '.join(agree)} are torch's on the same weights: max|difference| / max|reference| is "
-        f"at most {FLOAT32_BOUND:g} in float32, or, where torch's own float32-float64 distance exceeds "
-        f"{OWN_LIMIT:g}, at most {FLOAT64_BOUND:g} in float64.",
+        f"at most {FLOAT32_BOUND:.0e} in float32, or, where torch's own float32-float64 distance exceeds "
+        f"{OWN_LIMIT:.0e}, at most {FLOAT64_BOUND:.0e} in float64.",
         "",
         "- Weights: random, a function of each tensor's torch name and shape, running statistics and scales too "
         "([weights_by_name.py](../tests/weights_by_name.py)). Each set went from the torch layout to Flax "
@@ -705,7 +706,8 @@ def main(arguments: list[str] | None = None) -> int:
     if flags.output:
         switch = " --gradients" if flags.gradients else ""
         names = "" if flags.names == "*" else f" --names '{flags.names}'"
-        command = f"python tests/parity.py{names}{switch} --output {flags.output}"
+        output = os.path.relpath(flags.output, ROOT)
+        command = f"python tests/parity.py{names}{switch} --output {output}"
         flags.output.write_text(report(results, command), encoding="utf-8")
     print(f"{total - len(failures)} of {total} agree")
     for failure in failures:

@@ -87,6 +87,10 @@ def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pi
     assert grey.predict(pictures).probabilities.shape == (3, 2)
     headless = load_pretrained(NAME, weights=weights, num_classes=0)
     assert headless.features(pictures)["pre_logits"].shape == (3, 96)
+    with pytest.raises(ConfigError, match="no features asked for"):
+        headless.features(pictures, ())
+    mapped = load_pretrained(NAME, weights=weights, num_classes=0, global_pool="none")
+    assert mapped.features(pictures, "pre_logits")["pre_logits"].shape == (3, 5, 5, 96)
     from flax_resnet.training.pretrained import fill
 
     with pytest.raises(WeightsError, match="num_classes=7 asks for a fresh head instead of 1000"):
@@ -95,13 +99,20 @@ def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pi
         fill(create_model(NAME, in_channels=4), tensors)
 
 
+def test_a_grey_network_goes_out_and_back(tmp_path):
+    file, run = tmp_path / "grey.safetensors", tmp_path / "run"
+    write_safetensors(file, tensors_for(NAME, num_classes=2, in_channels=1))
+    assert cli.main(["convert", str(file), str(run), "--model", NAME]) == 0
+    assert flax_resnet.load(run).model.in_channels == 1
+
+
 def test_a_scanned_network_takes_the_same_weights(pictures, tmp_path):
     file = tmp_path / "w.safetensors"
     options = {"depths": (1, 3), "widths": (8, 16), "num_classes": 3}
     write_safetensors(file, tensors_for("resnet18", **options))
     options.pop("num_classes")
     plain, scanned = (
-        load_pretrained("resnet18", weights=file, scan=s, **options) for s in (0 > 1, 1 > 0)
+        load_pretrained("resnet18", weights=file, scan=scan, **options) for scan in (False, True)
     )
     assert "layer2_rest" in scanned.variables["params"]
     expected = plain.predict(pictures).probabilities
@@ -184,6 +195,14 @@ def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
     assert main.main(arguments) == 0
     assert cli.main(["convert", str(run), str(file)]) == 0
     assert "depths=(1, 3, 1, 1)" in capsys.readouterr().out
+    again = load_pretrained(
+        "resnet18", weights=file
+    )  # options and crop come back by the file beside it
+    assert again.config.model.depths == (1, 3, 1, 1)
+    assert again.config.data.eval_crop == "resize"
+    image = np.random.RandomState(0).randint(0, 256, (2, 8, 12, 3)).astype(np.uint8)
+    expected = flax_resnet.load(run).predict(image).probabilities
+    np.testing.assert_allclose(again.predict(image).probabilities, expected, atol=1e-5)
     tensors = read_tensors(file)
     assert tensors["layer2.2.conv1.weight"].shape == (8, 8, 3, 3)
     assert not any("rest" in name for name in tensors)
@@ -203,21 +222,43 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     assert "top-5 100.00%" in line
     assert line.endswith(", test_resnet")
-    # The same by hand: every image of the held-out side, through predict.
-    from flax_resnet.config import Data
-    from flax_resnet.data.source import open_source
-
+    # The same by hand: every image of the folder, through predict.
     classifier = load_pretrained(NAME, weights=weights)
     data = dataclasses.replace(classifier.config.data, image_size=32)
-    small = dataclasses.replace(
-        classifier, config=dataclasses.replace(classifier.config, data=data)
-    )
-    source = open_source(Data(source="folder", path=str(photographs)), train=False)
-    files = [source.describe(i) for i in range(len(source))]
-    labels = small.predict(files).labels
-    top1 = (labels == source.read(range(len(source))).labels).mean()
+    config = dataclasses.replace(classifier.config, data=data)
+    small = dataclasses.replace(classifier, config=config)
+    files = sorted(photographs.rglob("*.jpg"))
+    labels = np.array([file.parent.name == "flower" for file in files])
+    top1 = (small.predict(files).labels == labels).mean()
     assert f"top-1 {top1:.2%}," in line
-    assert f"({len(source)} images)" in line
+    assert "(12 images)" in line
+    assert cli.main([*arguments, "--split=train"]) == 2
+    assert "has no splits" in capsys.readouterr().err
+
+
+def test_class_names_of_the_weights_must_be_those_of_the_data(
+    weights, photographs, tmp_path, capsys
+):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(weights.read_bytes())
+    about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear",
+             "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    config = {"architecture": NAME, "num_classes": 2, "pretrained_cfg": about}
+    sidecar = tmp_path / "w.json"
+    arguments = ["evaluate", "--model", NAME, "--weights", str(file), "--dataset", str(photographs)]
+    sidecar.write_text(json.dumps({**config, "label_names": ["china", "zebra"]}))
+    assert cli.main(arguments) == 2
+    assert "has the class 'flower' where the weights have 'zebra'" in capsys.readouterr().err
+    for key, value in (
+        ("interpolation", "lanczos"),
+        ("crop_pct", 1.3),
+        ("mean", []),
+        ("crop_mode", "x"),
+    ):
+        sidecar.write_text(json.dumps({**config, "pretrained_cfg": {**about, key: value}}))
+        assert cli.main(["convert", str(file), str(tmp_path / "run"), "--model", NAME]) == 2
+        assert key in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +283,10 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
         (["convert", "resnet50", "TMP/run", "--model=resnet50"], "is no file of weights"),
         (["convert", "TMP/taken", "TMP/w.safetensors"], "no run folder"),
         (["convert", "TMP/taken", "TMP/w.pth"], "to a .safetensors file"),
+        (["convert", "WEIGHTS", "TMP/b.safetensors", "--model=test_resnet"], "a run folder to be made"),
+        (["convert", "TMP/typo", "TMP/w.safetensors"], "is a run folder to be made"),
+        (["convert", "TMP/typo", "TMP/w"], "no such file or folder"),
+        (["evaluate", "--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
     ],
 )  # fmt: skip
 def test_what_the_commands_refuse(arguments, words, weights, tmp_path, capsys):

@@ -118,6 +118,12 @@ def test_dilated_networks(name, output_stride):
     assert count(variables["params"]) == COUNTS[name][0]  # dilation costs nothing
 
 
+@pytest.mark.parametrize("size", [33, 40, 100, 200])
+def test_filtered_networks_take_odd_maps(size):
+    for name in ("resnetaa50", "resnetaa50d", "resnetblur50d"):
+        assert shapes_of(create_model(name), size)[0].shape == (2, 1000)
+
+
 def test_any_depths_and_widths_by_hand():
     model = create_model("resnet50", depths=(1, 2), widths=[8, 24], num_classes=3, in_channels=5)
     logits, variables = shapes_of(model, 32, train=False)
@@ -169,7 +175,16 @@ def test_without_a_head_the_pooled_map_comes_out():
         ("resnet18", {"global_pool": "none"}, "num_classes=0"),
         ("resnet18_cifar", {"output_stride": 8}, "does not reduce the map"),
         ("ecaresnet50d_pruned", {"depths": (3, 4, 6, 2)}, "are what they are"),
-        ("ecaresnet50d_pruned", {"scan": True}, "only identical blocks"),
+        ("ecaresnet50d_pruned", {"scan": True}, "blocks of stage 1"),
+        ("resnet18", {"block_widths": ((1, 1),)}, "no such option"),
+        ("resnet18", {"norm_epsilon": float("nan")}, "finite"),
+        ("resnet18", {"dtype": None}, "model.dtype=None"),
+        ("resnet18", {"standardize": "x"}, "a number"),
+        ("resnext50_32x4d", {"widths": (4, 4, 4, 4)}, "no channels"),
+        ("resnet50d", {"stem_width": 1}, "without channels"),
+        ("resnet50", {"cardinality": 32, "reduce_first": 3}, "do not divide"),
+        ("resnet18", {"shortcut": "pad", "widths": (64, 32, 16, 8)}, "can only add"),
+        (5, {}, "must be a name"),
     ],
 )  # fmt: skip
 def test_what_is_refused(name, options, words):

@@ -150,7 +150,6 @@ def test_a_list_of_networks(capsys):
         (["--model=vgg11", "--image_size=16"], "16x16 px are too small"),
         (["--model=vgg11", "--image_size=8"], "too small"),
         (["--model=alexnet", "--image_size=1"], "11x11 convolution meets a map of 1x1"),
-        (["--model=resnetaa50d", "--image_size=16"], "too small"),
         (["--list=vgg1?", "--image_size=8"], "vgg11: images are too small"),
         (["--model=resnet18", "--image_size=-1"], "image_size"),
         (["--model=resnet18", "--batch_size=0"], "batch_size"),

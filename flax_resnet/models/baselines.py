@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 from flax_resnet.models.convolution import (
     Conv,
     Linear,
@@ -17,6 +17,7 @@ from flax_resnet.models.convolution import (
     he_normal_fan_out,
     torch_uniform_init,
 )
+from flax_resnet.models.features import check_call
 from flax_resnet.models.normalization import BatchNorm
 from flax_resnet.models.pooling import adaptive_average_pool, max_pool
 
@@ -84,16 +85,7 @@ class ConvNet(nn.Module):
         Raises:
           ConfigError: also where the images are too small for the pools.
         """
-        if images.ndim != 4 or images.shape[-1] != self.in_channels:
-            raise ConfigError(
-                f"images of shape {list(images.shape)}: must be [N, H, W, {self.in_channels}] "
-                f"(in_channels={self.in_channels})"
-            )
-        for name in features:
-            if name not in self.feature_info():
-                raise ConfigError(
-                    f"feature {name!r} is unknown: {suggestion(name, self.feature_info())}"
-                )
+        check_call(self, images, features)
         found: dict[str, jax.Array] = {}
         x, index, stage = images.astype(self.dtype), 0, 1
         for layer in self.layers:

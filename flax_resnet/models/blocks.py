@@ -123,7 +123,7 @@ class _Block(nn.Module):
             rate = self.spec.drop_path if drop_path is None else drop_path
             keep = 1 - jnp.asarray(rate, jnp.float32)
             kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1, 1))
-            y = jnp.where(kept, y / keep.astype(y.dtype), 0)
+            y = jnp.where(kept, y / keep, 0).astype(y.dtype)
         return y + x
 
 

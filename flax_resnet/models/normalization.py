@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flax_resnet.errors import ConfigError
 from flax_resnet.models.convolution import Array, Dtype, at_least_float32
 
 GROUPS = 32  # Wu and He 2018, section 4; fewer where they do not divide the channels
@@ -43,7 +44,7 @@ class BatchNorm(nn.Module):
       scale_init: initialiser of `scale`.
 
     Raises:
-      ValueError: the batch does not divide into `groups`, or a group has one value per channel.
+      ConfigError: the batch does not divide into `groups`, or a group has one value per channel.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer et al. 2017, section 4.
     """
@@ -69,7 +70,7 @@ class BatchNorm(nn.Module):
         batch, height, width, _ = x.shape
         groups = self.groups if train and not self.frozen else 1
         if batch % groups:
-            raise ValueError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
+            raise ConfigError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
         grouped = x.reshape(groups, batch // groups, height, width, channels).astype(stats_dtype)
         if train and not self.frozen:
             mean = grouped.mean(axis=(1, 2, 3), keepdims=True)
@@ -78,7 +79,10 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 count = grouped.size // (groups * channels)
                 if count < 2:
-                    raise ValueError("BatchNorm: one value per channel has no variance to train on")
+                    raise ConfigError(
+                        "BatchNorm: one value per channel has no variance to train on: a larger "
+                        "train.batch_size, larger images, or fewer groups"
+                    )
                 unbiased = var.mean(axis=(0, 1, 2, 3)) * (count / (count - 1))
                 keep = 1 - self.momentum
                 running_mean.value = keep * running_mean.value + self.momentum * mean.mean(

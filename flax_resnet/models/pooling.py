@@ -60,8 +60,11 @@ def blur_pool(x: Array, *, stride: int) -> Array:
 
 
 def box_pool(x: Array, *, stride: int) -> Array:
-    """Averages stride x stride windows: the simplest filter before subsampling."""
-    return average_pool(x, size=stride, stride=stride)
+    """Averages stride x stride windows: the simplest filter before subsampling.
+
+    Odd maps are rounded up, as strided convolutions do: the shortcut has that size.
+    """
+    return average_pool(x, size=stride, stride=stride, partial=True)
 
 
 ANTI_ALIAS = {"blur": blur_pool, "average": box_pool}

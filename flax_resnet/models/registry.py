@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ CHOICES: dict[str, tuple] = {
 LEAST = {
     "num_classes": 0, "in_channels": 1, "stem_width": 0, "cardinality": 1, "base_width": 1,
     "reduce_first": 1, "norm_groups": 1, "norm_momentum": 0, "norm_epsilon": 0,
-    "attention_ratio": 0, "dropout": 0, "drop_path": 0, "depths": 1, "widths": 1,
+    "attention_ratio": 0, "standardize": 0, "dropout": 0, "drop_path": 0, "depths": 1, "widths": 1,
 }  # fmt: skip
 BELOW = {"dropout": 1, "drop_path": 1, "norm_momentum": 1.000001}
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -133,11 +134,6 @@ CLASHES = (
         ("block_widths", "depths"),
         "a pruned network's blocks are what they are",
     ),
-    Clash(
-        lambda n: bool(n.block_widths) and n.scan,
-        ("scan", "block_widths"),
-        "only identical blocks can be scanned",
-    ),
 )
 
 
@@ -167,11 +163,13 @@ def create_model(name: str, **options: Any) -> nn.Module:
       ConfigError: unknown name or option, a value that is not allowed, or options that make no sense
         together; one line.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
     if name in BASELINES:
         make, row, known = ConvNet, BASELINES[name], set(BASELINE_OPTIONS)
     elif name in VARIANTS:
         make, row = ResNet, VARIANTS[name]
-        known = {f.name for f in dataclasses.fields(ResNet)} - {"parent", "name"}
+        known = {f.name for f in dataclasses.fields(ResNet)} - {"parent", "name", "block_widths"}
     else:
         hint = suggestion(name, [*VARIANTS, *BASELINES])
         hint = hint if hint.startswith("did") else "flax_resnet.list_models() names them all"
@@ -188,8 +186,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
         if clash.holds(model):
             given = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
             raise ConfigError(f"{given} do not go together ({name}): {clash.reason}")
-    if make is ResNet and model.scan:
-        _check_scan(name, model)
+    if make is ResNet:
+        _check_blocks(name, model)
     return model
 
 
@@ -197,7 +195,7 @@ def _checked(key: str, value: Any, kind: type) -> Any:
     """Returns the value of an option as the module takes it. Raises ConfigError."""
     if key == "dtype":
         try:
-            if jnp.dtype(value).name in COMPUTE_DTYPES:
+            if value is not None and jnp.dtype(value).name in COMPUTE_DTYPES:
                 return jnp.dtype(value)
         except TypeError:
             pass
@@ -218,20 +216,40 @@ def _checked(key: str, value: Any, kind: type) -> Any:
         fits, words = fits and all(type(n) is int for n in numbers), "whole numbers, one per stage"
     elif kind is int:
         fits, words = type(value) is int, "a whole number"
-    elif kind is float:
+    elif kind is float or (key == "standardize" and value is not None):
         fits, words = type(value) in (int, float), "a number"
     else:
         fits, words = True, ""
+    if fits and kind in (int, float):
+        fits, words = all(map(math.isfinite, numbers)), "finite"
     if not fits:
         raise ConfigError(f"model.{key}={value!r}: must be {words}")
-    if key in LEAST and min(numbers) < LEAST[key]:
+    if key in LEAST and value is not None and min(numbers) < LEAST[key]:
         raise ConfigError(f"model.{key}={value!r}: must be at least {LEAST[key]}")
     if key in BELOW and not max(numbers) < BELOW[key]:
         raise ConfigError(f"model.{key}={value!r}: must be below {BELOW[key]:g}")
     return value
 
 
-def _check_scan(name: str, model: ResNet) -> None:
+def _check_blocks(name: str, model: ResNet) -> None:
+    """Raises ConfigError where channels vanish, do not divide, or blocks that are to be scanned differ."""
+
+    def refuse(reason: str) -> None:
+        keys = ("widths", "stem_width", "base_width", "cardinality", "reduce_first")
+        given = ", ".join(f"{key}={getattr(model, key)}" for key in keys)
+        raise ConfigError(f"model options of {name} ({given}): {reason}")
+
+    channels = model.stem_channels
+    if min(int(channels * share) for _, _, share in STEMS[model.stem].layers) < 1:
+        refuse(f"the {model.stem} stem would have a convolution without channels")
     for number, specs in enumerate(block_specs(model), 1):
-        if len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
+        for spec in specs:
+            if min(spec.channels) < 1:
+                refuse(f"a convolution of stage {number} would have no channels")
+            if len(spec.channels) == 3 and any(c % model.cardinality for c in spec.channels[:2]):
+                refuse(f"the {model.cardinality} groups do not divide {spec.channels[:2]} channels")
+            if model.shortcut == "pad" and spec.channels[-1] < channels:
+                refuse("shortcut='pad' can only add channels")
+            channels = spec.channels[-1]
+        if model.scan and len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
             raise ConfigError(f"model.scan=True: the blocks of stage {number} of {name} differ")

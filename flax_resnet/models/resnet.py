@@ -7,17 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.errors import ConfigError, suggestion
 from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
 from flax_resnet.models.convolution import Conv, Linear, at_least_float32
+from flax_resnet.models.features import check_call
 from flax_resnet.models.normalization import (
     BatchNorm,
     EvoNormS0,
     FilterResponseNorm,
     GroupNorm,
 )
-from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS, max_pool
+from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool, max_pool
 
 ACTIVATIONS = {
     "relu": nn.relu,
@@ -151,7 +151,7 @@ class ResNet(nn.Module):
         Raises:
           ConfigError: a feature of that name does not exist, or the images have other channels.
         """
-        _check_call(self, images, features)
+        check_call(self, images, features)
         found: dict[str, jax.Array] = {}
         norm = partial(
             NORMS[self.norm],
@@ -258,19 +258,6 @@ def block_specs(net: ResNet) -> list[list[BlockSpec]]:
     return stages
 
 
-def _check_call(net: ResNet, images: jax.Array, features: tuple[str, ...]) -> None:
-    if images.ndim != 4 or images.shape[-1] != net.in_channels:
-        raise ConfigError(
-            f"images of shape {list(images.shape)}: must be [N, H, W, {net.in_channels}] "
-            f"(in_channels={net.in_channels})"
-        )
-    for name in features:
-        if name not in net.feature_info():
-            raise ConfigError(
-                f"feature {name!r} is unknown: {suggestion(name, net.feature_info())}"
-            )
-
-
 def _stem(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
     """One convolution, or three; the last normalisation is left to the first block if it is its own."""
     layers = STEMS[net.stem].layers
@@ -294,7 +281,7 @@ def _stem_pool(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Arra
     if net.pool == "none":
         return x
     if net.anti_alias == "average":
-        return parts.anti_alias(x, stride=2)
+        return average_pool(x, size=2, stride=2)
     if filtered:
         return parts.anti_alias(max_pool(x, size=3, stride=1, padding=1), stride=2)
     if net.pool == "max_zero":

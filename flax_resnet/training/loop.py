@@ -19,7 +19,13 @@ from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
 from flax_resnet.training.pretrained import read_pretrained, warm_started
-from flax_resnet.training.state import TrainState, abstract_state, build_model, make_state
+from flax_resnet.training.state import (
+    TrainState,
+    abstract_state,
+    build_model,
+    check_training,
+    make_state,
+)
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
 
 log = logging.getLogger("flax_resnet")
@@ -83,6 +89,7 @@ def train(
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
+    check_training(config, model, shapes)
     warm = read_pretrained(config, model) if config.model.pretrained and not begun else None
     if dry_run:
         log.info("%s", describe(config, plan, shapes))

@@ -64,6 +64,19 @@ def make_state(
     )
 
 
+def check_training(config: Config, model: nn.Module, shapes: TrainState) -> None:
+    """Raises ConfigError where the network cannot train on such batches; traced, not compiled."""
+    size, rows = config.data.image_size, config.train.batch_size
+    images = jax.ShapeDtypeStruct((rows, size, size, model.in_channels), jnp.float32)
+
+    def forward(params: Any, batch_stats: Any, images: jax.Array) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        keys = {"dropout": jax.random.key(0)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=keys)
+
+    jax.eval_shape(forward, shapes.params, shapes.batch_stats, images)
+
+
 def abstract_state(
     config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:

@@ -1,12 +1,20 @@
 """Tensors of torchvision, timm, Hugging Face and BiT to Flax variables and back; builds no model."""
 
-from flax_resnet.weights.convert import classes_of, detect, from_torch, layout_of, to_torch
+from flax_resnet.weights.convert import (
+    channels_of,
+    classes_of,
+    detect,
+    from_torch,
+    layout_of,
+    to_torch,
+)
 from flax_resnet.weights.hub import fetch
 from flax_resnet.weights.pretrained import Pretrained, find, from_config, imagenet_classes
 from flax_resnet.weights.read import read_tensors, write_safetensors
 
 __all__ = [
     "Pretrained",
+    "channels_of",
     "classes_of",
     "detect",
     "fetch",

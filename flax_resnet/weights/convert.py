@@ -70,6 +70,19 @@ def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
     return max((_classes(tensors, place) for place in places if place), default=0)
 
 
+def channels_of(tensors: Mapping[str, np.ndarray]) -> int:
+    """Returns the number of input channels of a file's first convolution.
+
+    Raises:
+      WeightsError: the tensors are in no known layout.
+    """
+    table = LAYOUTS[detect(tensors)]
+    for place in (table.place(stem, rank=4) for stem in STEMS):
+        if place and place.name in tensors and tensors[place.name].ndim == 4:
+            return place.transform.from_source(tensors[place.name]).shape[2]
+    return 3
+
+
 def from_torch(
     tensors: Mapping[str, np.ndarray],
     abstract: Any,

@@ -76,5 +76,5 @@ def _downloaded(repo: str, file: str) -> pathlib.Path | None:
             return None
         raise WeightsError(
             f"cannot get {file} of huggingface.co/{repo}, nor is it in the cache {HF_HUB_CACHE}: "
-            f"{one_line(error)}; download it elsewhere and pass weights=PATH"
+            f"{one_line(error)}; download it elsewhere and name the file instead"
         ) from error

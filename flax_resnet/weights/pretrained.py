@@ -25,6 +25,8 @@ class Pretrained(NamedTuple):
       test_image_size: the side at which the weights do best, `image_size` if none is stated.
       test_crop_fraction: the crop that goes with it, `crop_fraction` if none is stated.
       class_names: where the weights' own config tells them, else empty.
+      crop_mode: "center", or "squash" for the whole image whatever its aspect.
+      options: of the network, where it is not as its name says: (name, value) pairs.
     """
 
     model: str
@@ -38,6 +40,8 @@ class Pretrained(NamedTuple):
     test_image_size: int
     test_crop_fraction: float
     class_names: tuple[str, ...] = ()
+    crop_mode: str = "center"
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,7 +91,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
     """
     try:
         inner = {**config.get("pretrained_cfg", {}), **config}
-        size, crop = _side(inner["input_size"]), _positive(inner["crop_pct"])
+        size, crop = _side(inner["input_size"]), _fraction(inner["crop_pct"])
         test_size, test_crop = inner.get("test_input_size"), inner.get("test_crop_pct")
         return Pretrained(
             model=str(inner["architecture"]),
@@ -95,11 +99,16 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
             num_classes=int(inner["num_classes"]),
             image_size=size,
             crop_fraction=crop,
-            interpolation=str(inner["interpolation"]),
-            mean=tuple(float(x) for x in inner["mean"]),
-            std=tuple(_positive(x) for x in inner["std"]),
+            interpolation=_one_of("interpolation", inner["interpolation"], "bilinear", "bicubic"),
+            mean=_channels("mean", (float(x) for x in inner["mean"])),
+            std=_channels("std", (_positive(x) for x in inner["std"])),
             test_image_size=_side(test_size) if test_size else size,
-            test_crop_fraction=_positive(test_crop) if test_crop else crop,
+            test_crop_fraction=_fraction(test_crop) if test_crop else crop,
+            crop_mode=_one_of("crop_mode", inner.get("crop_mode", "center"), "center", "squash"),
+            options=tuple(
+                (str(key), tuple(value) if isinstance(value, list) else value)
+                for key, value in inner.get("options", {}).items()
+            ),
             class_names=tuple(
                 str(x) for x in inner.get("label_names") or inner.get("labels") or ()
             ),
@@ -151,6 +160,25 @@ def _side(input_size: Any) -> int:
     if height != width or height < 1:
         raise ValueError(f"input_size {list(input_size)}: must be square")
     return height
+
+
+def _one_of(key: str, value: Any, *choices: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{key} {value!r}: allowed: {', '.join(choices)}")
+    return value
+
+
+def _channels(key: str, values: Any) -> tuple[float, ...]:
+    values = tuple(values)
+    if len(values) not in (1, 3):
+        raise ValueError(f"{key} {list(values)}: must be 3 numbers, or 1 for grey")
+    return values
+
+
+def _fraction(number: Any) -> float:
+    if (number := _positive(number)) > 1:
+        raise ValueError(f"crop_pct {number}: must be at most 1")
+    return number
 
 
 def _positive(number: Any) -> float:

@@ -137,8 +137,8 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights {path}: refused, holds more than tensors, or is no file of torch (nothing of it was run): "
-            f"{one_line(error)}"
+            f"weights {path}: refused, holds more than tensors, or is no file of torch (nothing of it was "
+            "run): save model.state_dict() instead"
         ) from error
     except Exception as error:  # torch raises whatever a damaged file leads it to
         raise WeightsError(f"weights {path}: no intact file of torch: {one_line(error)}") from error
@@ -189,7 +189,7 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
 
 
 def _stripped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in PREFIXES:
+    for prefix in PREFIXES * 2:  # in either order: torch.compile around data parallel, or within
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
     return tensors

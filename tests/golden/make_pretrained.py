@@ -9,6 +9,7 @@ import csv
 import pathlib
 from importlib import resources
 
+import timm
 from timm.models import resnet, resnetv2
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
@@ -31,6 +32,8 @@ COLUMNS = (
 def pretrained():
     for module in (resnet, resnetv2):
         for name, default in module.default_cfgs.items():
+            if not timm.is_model(name):  # weights of a network that timm does not make
+                continue
             for tag in default.tags:
                 config = default.cfgs[tag]
                 if not config.hf_hub_id:

@@ -1,0 +1,28 @@
+"""What every network checks of a call: the images, and the names of features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from flax_resnet.errors import ConfigError, suggestion
+
+
+def check_call(net: Any, images: jax.Array, features: Sequence[str]) -> None:
+    """Raises ConfigError where images have other channels, or a feature does not exist.
+
+    Args:
+      net: a network with `in_channels` and `feature_info()`.
+      images: [N, H, W, C].
+      features: names.
+    """
+    if images.ndim != 4 or images.shape[-1] != net.in_channels:
+        raise ConfigError(
+            f"images of shape {list(images.shape)}: must be [N, H, W, {net.in_channels}] "
+            f"(in_channels={net.in_channels})"
+        )
+    for name in features:
+        if name not in net.feature_info():
+            raise ConfigError(
+                f"feature {name!r} is unknown: {suggestion(name, net.feature_info())}"
+            )
