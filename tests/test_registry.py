@@ -204,7 +204,7 @@ def test_wrong_calls_are_refused():
         shapes_of(create_model("vgg11"), 16)
 
 
-SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 3, 2, 1), "num_classes": 5}
+SMALL = {"widths": (8, 8), "depths": (1, 3), "num_classes": 5}
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_scan_and_remat_change_nothing_but_the_program(small, scan, remat):
 def test_remat_is_in_the_program(small):
     _, variables, _ = small
     images = jnp.zeros((1, 32, 32, 3))
-    for remat, times in (("none", 0), ("block", 7), ("stage", 4)):
+    for remat, times in (("none", 0), ("block", 4), ("stage", 2)):
         model = create_model("resnet18", **SMALL, remat=remat)
         program = str(jax.make_jaxpr(lambda v, m=model: m.apply(v, images))(variables))
         assert program.count("checkpoint[") + program.count("remat2[") == times, remat
