@@ -253,8 +253,11 @@ def first_divergence(net: nn.Module, pair: Pair, variables: Any, images: np.ndar
     theirs: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Callable:
-        # A copy: activations after it may work in place.
-        return lambda module, _, output: theirs.setdefault(name, output.detach().numpy().copy())
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            # A copy: activations after it may work in place. What a hook returns, torch goes on with.
+            theirs[name] = output.detach().numpy().copy()
+
+        return hook
 
     handles = [
         module.register_forward_hook(keep(name))
