@@ -19,7 +19,17 @@ from flax_resnet import command
 from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
 
 # Options that are no part of a network's shape, or that the description holds elsewhere.
-SEPARATE = ("dtype", "in_channels", "scan", "remat", "norm_groups", "norm_momentum")
+SEPARATE = (
+    "drop_path",
+    "dropout",
+    "zero_init_last",
+    "dtype",
+    "in_channels",
+    "scan",
+    "remat",
+    "norm_groups",
+    "norm_momentum",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,12 +86,12 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
     folder = pathlib.Path(dest).expanduser().resolve()
     if workdir.read_config(folder) is not None:
         raise WorkdirError(f"{folder} holds a run already: name a new folder")
+    if not is_file(source) and "/" in source:
+        raise WeightsError(f"SOURCE={source}: there is no such file or folder")
     if folder.suffix in SUFFIXES:
         raise ConfigError(
             f"DEST={dest}: is a run folder to be made, which {folder.suffix} is no name for"
         )
-    if not is_file(source) and "/" in source:
-        raise WeightsError(f"SOURCE={source}: there is no such file or folder")
     if is_file(source) and not model:
         raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
     if model and not is_file(source):

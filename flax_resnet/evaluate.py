@@ -106,8 +106,7 @@ def evaluate_run(
         )
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
-    if source.class_names != classifier.class_names:
-        raise DataError(f"split {split!r} has other classes than {workdir} was trained on")
+    _check_classes(source.class_names, classifier.class_names, f"split {split!r}")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     metrics = _measure(classifier.model, config, source, state, batch_size)
     record = {"step": classifier.step, "split": split, **metrics}
@@ -154,7 +153,6 @@ def evaluate_model(
     from flax_resnet.classifier import load_pretrained
     from flax_resnet.data.source import open_source
     from flax_resnet.training.state import TrainState
-    from flax_resnet.weights import imagenet_classes
 
     folder = pathlib.Path(dataset).expanduser()
     is_folder = folder.is_dir()
@@ -177,20 +175,27 @@ def evaluate_model(
     )
     config = dataclasses.replace(classifier.config, data=data)
     source = open_source(data, train=False)
-    classes, expected = source.class_names, len(classifier.class_names)
-    if len(classes) != expected:
-        raise DataError(f"{dataset} has {len(classes)} classes, the weights {expected}")
-    wnids, words = imagenet_classes()
-    own = classifier.class_names
-    if own not in (words, tuple(map(str, range(expected)))) and classes != own:
-        odd = next(pair for pair in zip(classes, own, strict=True) if pair[0] != pair[1])
-        raise DataError(f"{dataset} has the class {odd[0]!r} where the weights have {odd[1]!r}")
-    if set(classes) == set(wnids) and classes != wnids:
-        raise DataError(f"{dataset}: its ImageNet classes are in another order than the weights'")
+    _check_classes(source.class_names, classifier.class_names, dataset)
     variables = classifier.variables
     state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], ())
     metrics = _measure(classifier.model, config, source, state, batch_size or 64)
     return {"model": name, "split": data.eval_split, **metrics}
+
+
+def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
+    """Raises DataError where data has other classes, or in another order, than the logits."""
+    from flax_resnet.weights import imagenet_classes
+
+    wnids, words = imagenet_classes()
+    if found == own or (own == words and found == wnids):
+        return
+    if len(found) != len(own):
+        raise DataError(f"{where} has {len(found)} classes, the weights {len(own)}")
+    if set(found) == set(wnids):
+        raise DataError(f"{where}: its ImageNet classes are in another order than the weights'")
+    if own not in (words, tuple(map(str, range(len(own))))):  # these name no classes of their own
+        odd = next(pair for pair in zip(found, own, strict=True) if pair[0] != pair[1])
+        raise DataError(f"{where} has the class {odd[0]!r} where the weights have {odd[1]!r}")
 
 
 def _measure(model: Any, config: Any, source: Any, state: Any, batch_size: int) -> dict[str, float]:

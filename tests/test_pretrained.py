@@ -236,6 +236,19 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     assert "has no splits" in capsys.readouterr().err
 
 
+def test_a_converted_run_takes_imagenets_ids_for_its_words():
+    from flax_resnet.errors import DataError
+    from flax_resnet.evaluate import _check_classes
+    from flax_resnet.weights import imagenet_classes
+
+    wnids, words = imagenet_classes()
+    _check_classes(wnids, words, "imagenet2012")
+    with pytest.raises(DataError, match="another order"):
+        _check_classes(wnids[::-1], words, "imagenet2012")
+    with pytest.raises(DataError, match="has 2 classes, the weights 1000"):
+        _check_classes(("a", "b"), words, "mine")
+
+
 def test_class_names_of_the_weights_must_be_those_of_the_data(
     weights, photographs, tmp_path, capsys
 ):
@@ -284,7 +297,7 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         (["convert", "TMP/taken", "TMP/w.safetensors"], "no run folder"),
         (["convert", "TMP/taken", "TMP/w.pth"], "to a .safetensors file"),
         (["convert", "WEIGHTS", "TMP/b.safetensors", "--model=test_resnet"], "a run folder to be made"),
-        (["convert", "TMP/typo", "TMP/w.safetensors"], "is a run folder to be made"),
+        (["convert", "TMP/typo", "TMP/w.safetensors"], "no such file or folder"),
         (["convert", "TMP/typo", "TMP/w"], "no such file or folder"),
         (["evaluate", "--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
     ],

@@ -108,6 +108,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
             options=tuple(
                 (str(key), tuple(value) if isinstance(value, list) else value)
                 for key, value in inner.get("options", {}).items()
+                if key not in ("name", "num_classes", "in_channels")  # told elsewhere
             ),
             class_names=tuple(
                 str(x) for x in inner.get("label_names") or inner.get("labels") or ()
