@@ -18,10 +18,6 @@ from flax_resnet.models.convolution import Array, Dtype, at_least_float32
 GROUPS = 32  # Wu and He 2018, section 4; fewer where they do not divide the channels
 
 
-def _vector(y: Array) -> Array:
-    return y.reshape(1, 1, 1, -1)
-
-
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics, in at least float32.
 
@@ -98,13 +94,10 @@ class BatchNorm(nn.Module):
         return self.act(y) if self.act else y
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation over H, W and the channels of each of 32 groups.
+class _ExampleNorm(nn.Module):
+    """What the layers have in common that normalise each example by itself, in training and after.
 
-    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with the statistics of each example
-    alone. Where 32 does not divide the channels, their greatest common divisor does.
-
-    Attributes are those of `BatchNorm`. Source: Wu and He 2018, "Group normalization", section 3.
+    Attributes are those of `BatchNorm`.
     """
 
     epsilon: float = 1e-5
@@ -112,21 +105,37 @@ class GroupNorm(nn.Module):
     dtype: Dtype = jnp.float32
     scale_init: Callable = nn.initializers.ones
 
+    def _vectors(self, x: Array, **initialisers: Callable) -> list[Array]:
+        """Returns one parameter per name, of a number per channel of x, as [1, 1, 1, C]."""
+        shape, dtype = x.shape[-1:], at_least_float32(self.dtype)
+        return [
+            self.param(name, init, shape, dtype).reshape(1, 1, 1, -1)
+            for name, init in initialisers.items()
+        ]
+
+
+class GroupNorm(_ExampleNorm):
+    """Group normalisation over H, W and the channels of each of 32 groups.
+
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with the statistics of each example
+    alone. Where 32 does not divide the channels, their greatest common divisor does.
+
+    Source: Wu and He 2018, "Group normalization", section 3.
+    """
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalises [N, H, W, C]."""
         del train
-        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
-        grouped = _grouped(x.astype(dtype))
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        grouped = _grouped(x.astype(at_least_float32(self.dtype)))
         mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
         y = (grouped - mean) * lax.rsqrt(_variance(grouped) + self.epsilon)
-        y = y.reshape(x.shape) * _vector(scale) + _vector(bias)
+        y = y.reshape(x.shape) * scale + bias
         return (self.act(y) if self.act else y).astype(self.dtype)
 
 
-class EvoNormS0(nn.Module):
+class EvoNormS0(_ExampleNorm):
     """EvoNorm-S0: normalisation and activation in one, by the deviation of 32 groups of channels.
 
     ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only says whether the
@@ -135,28 +144,21 @@ class EvoNormS0(nn.Module):
     Source: Liu et al. 2020, "Evolving normalization-activation layers", table 2.
     """
 
-    epsilon: float = 1e-5
-    act: Callable | None = None
-    dtype: Dtype = jnp.float32
-    scale_init: Callable = nn.initializers.ones
-
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalises [N, H, W, C]."""
         del train
-        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
-        y = x.astype(dtype)
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        y = x.astype(at_least_float32(self.dtype))
         if self.act:
-            v = self.param("v", nn.initializers.ones, (channels,), dtype)
+            (v,) = self._vectors(x, v=nn.initializers.ones)
             deviation = jnp.sqrt(_variance(_grouped(y)) + self.epsilon)
-            gated = y * jax.nn.sigmoid(y * _vector(v))
+            gated = y * jax.nn.sigmoid(y * v)
             y = (_grouped(gated) / deviation).reshape(x.shape)
-        return (y * _vector(scale) + _vector(bias)).astype(self.dtype)
+        return (y * scale + bias).astype(self.dtype)
 
 
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(_ExampleNorm):
     """Filter response normalisation with its thresholded linear unit.
 
     ``y = max(x / sqrt(mean_HW(x²) + epsilon) * scale + bias, tau)``. `act` only says whether the
@@ -165,25 +167,17 @@ class FilterResponseNorm(nn.Module):
     Source: Singh and Krishnan 2020, "Filter response normalization layer", section 3.
     """
 
-    epsilon: float = 1e-5
-    act: Callable | None = None
-    dtype: Dtype = jnp.float32
-    scale_init: Callable = nn.initializers.ones
-
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Normalises [N, H, W, C]."""
         del train
-        dtype, channels = at_least_float32(self.dtype), x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
-        y = x.astype(dtype)
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        y = x.astype(at_least_float32(self.dtype))
         power = jnp.square(y).mean(axis=(1, 2), keepdims=True)
-        y = y * lax.rsqrt(power + self.epsilon) * _vector(scale) + _vector(bias)
+        y = y * lax.rsqrt(power + self.epsilon) * scale + bias
         if self.act:
-            y = jnp.maximum(
-                y, _vector(self.param("tau", nn.initializers.zeros, (channels,), dtype))
-            )
+            (tau,) = self._vectors(x, tau=nn.initializers.zeros)
+            y = jnp.maximum(y, tau)
         return y.astype(self.dtype)
 
 
