@@ -76,30 +76,58 @@ def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True)
 class Data:
     """Which images, and how the host cuts them to size."""
 
-    source: str = setting("tfds", one_of("tfds", "folder"), "where the images come from")
+    source: str = setting(
+        "tfds", one_of("tfds", "folder", "csv", "arrays"), "where the images come from"
+    )
     name: str = setting("digits", ANY, "TFDS dataset, as name, name/config or name:version")
-    path: str = setting("", ANY, "folder of images, for source=folder", changes_result=False)
+    path: str = setting(
+        "",
+        ANY,
+        "folder of images, or CSV file of path and label, for source=folder or csv",
+        changes_result=False,
+    )
     data_dir: str = setting("", ANY, "TFDS data folder; empty for TFDS's own", changes_result=False)
+    image_feature: str = setting("", ANY, "TFDS feature; empty for 'image', or the only image")
+    label_feature: str = setting(
+        "", ANY, "TFDS feature; empty for 'label', or the only class label"
+    )
     train_split: str = setting("train", ANY, "TFDS split expression, or folder split, to train on")
     eval_split: str = setting("test", ANY, "split to evaluate on")
     holdout: float = setting(
-        0.2, within(0.01, 0.99), "share kept for evaluation from a folder without train/"
+        0.2, within(0.01, 0.99), "share kept for evaluation where files come without a split"
     )
+    split_seed: int = setting(
+        0, within(0, 2**31 - 1), "chooses the files kept for evaluation, and subsets"
+    )
+    fraction: float = setting(
+        1.0, within(1e-6, 1), "share of the training examples used, chosen at random"
+    )
+    limit: int = setting(0, at_least(0), "most training examples used; 0 for all")
+    repeats: int = setting(
+        1, at_least(1), "how often an epoch shows an example, and so 1/repeats of them"
+    )
+    balanced: bool = setting(False, ANY, "draw every class equally often")
+    exif: bool = setting(True, ANY, "turn image files upright as their EXIF data say")
     image_size: int = setting(8, at_least(1), "height and width of the network's input, pixels")
     train_crop: str = setting(
         "resize", one_of("resize", "center", "random_resized"), "how a training image is cut"
     )
     eval_crop: str = setting("resize", one_of("resize", "center"), "how a test image is cut")
     eval_crop_fraction: float = setting(
-        0.875, within(0.01, 1), "side of the centre crop over the image's short side"
+        0.875, within(0.01, 1), "side of the centre crop over the resized image's short side"
     )
     crop_area: tuple = setting((0.08, 1.0), ascending_pair(0, 1), "area share of a random crop")
     crop_aspect: tuple = setting(
         (0.75, 4 / 3), ascending_pair(0.01, 100), "width over height of a random crop"
     )
-    interpolation: str = setting(
-        "bilinear", one_of("bilinear", "bicubic"), "resampling filter, antialiased as Pillow's"
+    interpolation: str = setting("bilinear", one_of("bilinear", "bicubic"), "resampling filter")
+    train_antialias: bool = setting(
+        False, ANY, "antialias random crops below twice the image size too; all else always is"
     )
+    reduced_decode: bool = setting(
+        True, ANY, "decode random crops of twice the image size or more to half size, and so on"
+    )
+    dct: str = setting("accurate", one_of("accurate", "fast"), "JPEG transform of training images")
     max_bad_images: int = setting(
         10, at_least(0), "unreadable images named and replaced before the run stops"
     )
@@ -220,7 +248,23 @@ class Train:
         changes_result=False,
     )
     prefetch: int = setting(
-        2, at_least(1), "batches placed on the device ahead of the step", changes_result=False
+        2, at_least(1), "calls whose batches are placed on the device ahead", changes_result=False
+    )
+    feed: str = setting(
+        "auto",
+        one_of("auto", "streaming", "resident"),
+        "resident keeps the decoded set on the device; auto does where it is small, and cut the same "
+        "way every time",
+        changes_result=False,
+    )
+    resident_gib: float = setting(
+        1.0, at_least(0), "largest decoded split that feed=auto keeps, GiB", changes_result=False
+    )
+    steps_per_call: int = setting(
+        1,
+        at_least(1),
+        "updates per call of the compiled step: a loop on GPU and TPU, written out on CPU",
+        changes_result=False,
     )
 
 
@@ -295,8 +339,16 @@ def _checked(key: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> A
 
 def _check_together(config: Config) -> None:
     """Refuses values that are each allowed but do not go together."""
-    if config.data.source == "folder" and not config.data.path:
-        raise ConfigError("data.path='': must name the folder of images when data.source='folder'")
+    needs = {"folder": "the folder of images", "csv": "the CSV file"}.get(config.data.source)
+    if needs and not config.data.path:
+        raise ConfigError(
+            f"data.path='': must name {needs} when data.source={config.data.source!r}"
+        )
+    if config.train.feed == "resident" and config.data.train_crop == "random_resized":
+        raise ConfigError(
+            "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
+            "'random_resized', which cuts an image anew every time"
+        )
     if config.augment.shift >= config.data.image_size:
         raise ConfigError(
             f"augment.shift={config.augment.shift}: must be below "
@@ -396,7 +448,9 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     steps = num_train // batch
 
     def in_steps(epochs: float) -> int:
-        return max(1, round(epochs * steps))
+        """Whole calls, so that a run and its resumption make the same ones."""
+        calls = math.ceil(max(1, round(epochs * steps)) / config.train.steps_per_call)
+        return calls * config.train.steps_per_call
 
     return Plan(
         num_train=num_train,

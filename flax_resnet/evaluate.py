@@ -204,8 +204,9 @@ def _measure(model: Any, config: Any, source: Any, state: Any, batch_size: int) 
     from flax_resnet.training.step import evaluate, make_eval_step
 
     mesh = sharding.make_mesh()
-    batches = StreamingFeed(source, config, mesh).evaluation(sharding.round_up(mesh, batch_size))
-    return evaluate(make_eval_step(config, model, mesh), state, batches)
+    feed = StreamingFeed(source, None, config, mesh)
+    batches = feed.evaluation(sharding.round_up(mesh, batch_size))
+    return evaluate(make_eval_step(config, model, mesh), state, feed.data, batches)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flax_resnet.config import Data
 from flax_resnet.errors import DataError, one_line
@@ -18,7 +18,7 @@ def prepare(images: np.ndarray | Sequence, config: Data) -> np.ndarray:
     Args:
       images: uint8 [N, H, W, 3] or [N, H, W, 1], or a sequence of uint8 [H, W, 3] arrays, file paths or
         Pillow images, of any sizes.
-      config: size, crop and interpolation.
+      config: size, crop and interpolation; whether files are turned upright as their EXIF data say.
 
     Returns:
       uint8 [N, image_size, image_size, 3].
@@ -29,17 +29,17 @@ def prepare(images: np.ndarray | Sequence, config: Data) -> np.ndarray:
     if isinstance(images, str | pathlib.Path | Image.Image):
         images = [images]
     size = config.image_size
-    prepared = [_resized(_opened(image), config) for image in images]
+    prepared = [_resized(_opened(image, exif=config.exif), config) for image in images]
     return np.stack(prepared) if prepared else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _opened(image: np.ndarray | str | pathlib.Path | Image.Image) -> Image.Image:
+def _opened(image: np.ndarray | str | pathlib.Path | Image.Image, *, exif: bool) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, str | pathlib.Path):
         try:
             with Image.open(image) as opened:
-                return opened.convert("RGB")
+                return (ImageOps.exif_transpose(opened) if exif else opened).convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(f"image {image}: {one_line(error)}") from error
     array = np.asarray(image)
@@ -51,13 +51,12 @@ def _opened(image: np.ndarray | str | pathlib.Path | Image.Image) -> Image.Image
 
 
 def _resized(image: Image.Image, config: Data) -> np.ndarray:
-    width, height = image.size
-    if config.eval_crop == "center":
-        side = max(
-            1, int(np.rint(np.float32(config.eval_crop_fraction) * np.float32(min(width, height))))
-        )
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (config.image_size, config.image_size):
-        image = image.resize((config.image_size, config.image_size), FILTERS[config.interpolation])
-    return np.asarray(image)
+    size, resample = config.image_size, FILTERS[config.interpolation]
+    if config.eval_crop == "resize":
+        return np.asarray(image.resize((size, size), resample))
+    short = int(size / config.eval_crop_fraction + 1e-6)
+    least = min(image.size)
+    # Pillow returns a copy where the size is already right.
+    image = image.resize(tuple(short * side // least for side in image.size), resample)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -60,7 +60,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     import io
 
     from matplotlib.figure import Figure
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from flax_resnet.classifier import load
     from flax_resnet.data.source import open_source
@@ -75,7 +75,10 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     rows, columns = SHOWN
     some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
     examples = source.read(some)
-    images = [Image.open(io.BytesIO(encoded)).convert("RGB") for encoded in examples.images]
+    opened = [Image.open(io.BytesIO(encoded)) for encoded in examples.images]
+    if source.orientations:
+        opened = [ImageOps.exif_transpose(image) for image in opened]
+    images = [image.convert("RGB") for image in opened]
     prediction = classifier.predict(images)
     certainty = prediction.probabilities.max(axis=1)
     certainty[prediction.labels != examples.labels] -= 1  # mistakes come first

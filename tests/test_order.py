@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flax_resnet.data import order
+from flax_resnet.data.order import Order
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1437, 50_000])
@@ -61,15 +62,15 @@ def test_neighbours_are_scattered_and_epochs_unrelated():
 
 
 def test_a_training_batch_is_a_function_of_the_step_and_crosses_no_epoch():
-    batch = partial(order.training_batch, np, size=103, batch_size=10, seed=5)
+    batch = partial(Order(103, seed=5).batch, np, batch_size=10)
     first = np.concatenate([batch(step) for step in range(10)])
     second = np.concatenate([batch(step) for step in range(10, 20)])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 100
     assert (first != second).any()
     np.testing.assert_array_equal(batch(13), second[30:40])
-    jitted = jax.jit(partial(order.training_batch, jnp, size=103, batch_size=10, seed=5))
+    jitted = jax.jit(partial(Order(103, seed=5).batch, jnp, batch_size=10))
     np.testing.assert_array_equal(jitted(jnp.uint32(13)), batch(13))
-    assert (order.training_batch(np, 13, size=103, batch_size=10, seed=6) != batch(13)).any()
+    assert (Order(103, seed=6).batch(np, 13, 10) != batch(13)).any()
 
 
 def test_a_substitute_depends_on_the_index_and_is_good():

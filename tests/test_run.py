@@ -135,7 +135,7 @@ def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, ca
 
     classifier = flax_resnet.load(workdir)
     assert classifier.class_names == tuple("0123456789")
-    images, labels = open_source(Data(data_dir=data_dir), train=False).read(range(360))
+    images, labels, _ = open_source(Data(data_dir=data_dir), train=False).read(range(360))
     pixels = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
     prediction = classifier.predict(np.stack([np.asarray(p) for p in pixels]), batch_size=50)
     assert prediction.probabilities.shape == (360, 10)
@@ -203,10 +203,10 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     assert classifier.class_names == ("china", "flower")
 
     # Resized by Pillow here and by TensorFlow there, a photograph gets the same probabilities.
-    from flax_resnet.data.pipeline import decode_image
+    from flax_resnet.data.decode import evaluation_pixels
 
     data = classifier.config.data
-    theirs = [decode_image(f.read_bytes(), data, crop=data.eval_crop).numpy() for f in files]
+    theirs = [evaluation_pixels(f.read_bytes(), data).numpy() for f in files]
     whole = dataclasses.replace(data, eval_crop="resize")  # they are cut already
     as_cut = dataclasses.replace(
         classifier, config=dataclasses.replace(classifier.config, data=whole)

@@ -43,6 +43,10 @@ def batch_of(rows, draw=None):
     }
 
 
+def in_one_call(*batches):
+    return {k: np.stack([batch[k] for batch in batches]) for k in batches[0]}
+
+
 def two_meshes():
     one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
     return one, sharding.make_mesh()
@@ -60,7 +64,9 @@ def test_one_device_and_eight_give_the_same_step(machinery):
     for mesh in two_meshes():
         step = make_train_step(CONFIG, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, metrics = step(state, sharding.place(batch_of(16), mesh))
+        state, metrics = step(
+            state, {}, sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
+        )
         results.append(jax.device_get((state, metrics)))
     assert int(results[0][0].step) == 1
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
@@ -72,10 +78,10 @@ def test_the_state_is_donated_and_the_loss_falls(machinery):
     mesh = sharding.make_mesh()
     step = make_train_step(CONFIG, model, optimizer, mesh)
     state = jax.device_put(init(), sharding.replicated(mesh))
-    first, batch, losses = state, sharding.place(batch_of(16), mesh), []
+    first, batch, losses = state, sharding.place(in_one_call(batch_of(16)), mesh, steps=True), []
     for _ in range(40):
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
+        state, metrics = step(state, {}, batch)
+        losses.append(float(metrics["loss"][0]))
     assert first.params["conv1"]["kernel"].is_deleted()
     assert np.mean(losses[-5:]) < 0.8 * losses[0]  # 0.48-0.70 over five seeds
 
@@ -94,7 +100,7 @@ def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery)
                 part = {k: v[rows % 40] for k, v in examples.items()}
                 yield sharding.place({**part, "mask": rows < 40}, mesh)
 
-        scores.append(evaluate(step, state, batches()))
+        scores.append(evaluate(step, state, {}, batches()))
     variables = {"params": init().params, "batch_stats": init().batch_stats}
     images = (examples["image"] / 255 - CONFIG.augment.mean) / CONFIG.augment.std
     logits = model.apply(variables, jnp.asarray(images, jnp.float32), train=False)

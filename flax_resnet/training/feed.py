@@ -1,134 +1,228 @@
-"""Batches on the device, ahead of the step; unreadable images named, counted and replaced."""
+"""Batches for the compiled step: streamed ahead of it, or gathered inside it from a set on the device.
 
+A feed yields what changes from call to call, and holds in `data` what does not; its two pure functions turn
+both into batches inside the compiled step: ``{"image": uint8 [N, S, S, 3], "label": int32 [N], "index": int32 [N],
+"mask": bool [N]}``, the global batch. Both feeds give the same bits.
+"""
+
+import itertools
 import logging
+import math
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from flax_resnet.config import Config
-from flax_resnet.data import order, pipeline
-from flax_resnet.data.source import Source
-from flax_resnet.errors import DataError, one_line
+from flax_resnet.data import order
+from flax_resnet.data.order import Order
+from flax_resnet.data.records import Source
 from flax_resnet.training import sharding
+from flax_resnet.training.stream import HostStream
 
 log = logging.getLogger("flax_resnet")
-DeviceBatch = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+LOADING_BATCH = 512
+
+
+def make_feed(
+    source: Source,
+    stream: Order | None,
+    config: Config,
+    mesh: Mesh,
+    *,
+    crop: str,
+    bad: dict[int, int] | None = None,
+) -> "StreamingFeed | ResidentFeed":
+    """Returns the configured feed of a split.
+
+    Args:
+      source: the split.
+      stream: its order in training; None for a split that is only evaluated.
+      config: the configuration.
+      mesh: where batches go.
+      crop: how the split's images are cut; what is cut at random cannot be resident.
+      bad: unreadable images known from a checkpoint.
+    """
+    size = math.prod((len(source), config.data.image_size, config.data.image_size, 3))
+    fits = crop != "random_resized" and size <= config.train.resident_gib * 2**30
+    wanted = config.train.feed == "resident" and crop != "random_resized"
+    if wanted or (config.train.feed == "auto" and fits):
+        return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
+    return StreamingFeed(source, stream, config, mesh, bad=bad)
 
 
 class StreamingFeed:
     """Decodes batches on the host while the device works on the ones before.
 
     Attributes:
-      bad: unreadable training examples and the step at which each was found. It is part of what a
-        checkpoint must hold to resume exactly.
+      data: nothing.
+      bad: as in `HostStream`.
     """
 
     def __init__(
-        self, source: Source, config: Config, mesh: Mesh, bad: dict[int, int] | None = None
+        self,
+        source: Source,
+        stream: Order | None,
+        config: Config,
+        mesh: Mesh,
+        *,
+        bad: dict[int, int] | None = None,
     ):
-        self.bad = dict(bad or {})
-        self._source, self._config, self._mesh = source, config, mesh
+        self.data: dict[str, jax.Array] = {}
+        self._host = HostStream(source, config.data, bad)
+        self._stream, self._config, self._mesh = stream, config, mesh
 
-    def training(self, start_step: int, total_steps: int) -> Iterator[DeviceBatch]:
-        """Yields the global batches of the steps from start_step on: image, label, index, mask.
+    @property
+    def bad(self) -> dict[int, int]:
+        """Returns the unreadable examples and the step at which each was found."""
+        return self._host.bad
 
-        Raises:
-          DataError: more than `data.max_bad_images` images cannot be decoded.
-        """
-        train, size = self._config.train, len(self._source)
-        rows = sharding.local_rows(train.batch_size)
+    def training(self, start_step: int, total_steps: int) -> Iterator[Batch]:
+        """Yields the batches of each call: arrays [steps, N, ...]; raises as `HostStream` does."""
+        train = self._config.train
+        batches = self._host.training(
+            self._stream,
+            batch_size=train.batch_size,
+            start_step=start_step,
+            total_steps=total_steps,
+            rows=sharding.local_rows(train.batch_size),
+        )
+        calls = (
+            stacked(list(itertools.islice(batches, count)))
+            for _, count in calls_of(start_step, total_steps, train.steps_per_call)
+        )
+        return self._ahead(calls, steps=True)
 
-        def batches(start: int) -> Iterator[pipeline.Batch]:
-            return pipeline.training_batches(
-                self._source,
-                self._config.data,
-                batch_size=train.batch_size,
-                seed=train.seed,
-                start_step=start,
-                total_steps=total_steps,
-                rows=rows,
-                bad=self.bad,
-            )
-
-        def candidates(step: int) -> np.ndarray:
-            indices = order.training_batch(
-                np, step, size=size, batch_size=train.batch_size, seed=train.seed
-            )
-            return np.array(
-                [
-                    order.substitute(int(i), size=size, bad=frozenset(self.bad))
-                    for i in indices[rows]
-                ]
-            )
-
-        return self._ahead(self._mended(batches, candidates, start_step))
-
-    def evaluation(self, batch_size: int) -> Iterator[DeviceBatch]:
-        """Yields every example once, padded and masked to full batches; raises as `training` does."""
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """Yields every example once, padded and masked to full batches; raises as `HostStream` does."""
         rows = sharding.local_rows(batch_size)
+        return self._ahead(self._host.evaluation(batch_size=batch_size, rows=rows), steps=False)
 
-        def batches(start: int) -> Iterator[pipeline.Batch]:
-            return pipeline.evaluation_batches(
-                self._source,
-                self._config.data,
-                batch_size=batch_size,
-                start_step=start,
-                rows=rows,
-                bad=frozenset(self.bad),
-            )
+    def training_batch(self, data: Any, batch: Batch) -> Batch:
+        """Returns the batch of a step inside the compiled function: it is there already."""
+        return batch
 
-        def candidates(step: int) -> np.ndarray:
-            indices = (step * batch_size + np.arange(batch_size))[rows]
-            return np.array([i for i in indices if i < len(self._source) and i not in self.bad])
+    def evaluation_batch(self, data: Any, batch: Batch) -> Batch:
+        """Returns the batch, as `training_batch` does."""
+        return batch
 
-        return self._ahead(self._mended(batches, candidates, 0))
-
-    def _mended(
-        self, batches: Callable, candidates: Callable, start: int
-    ) -> Iterator[pipeline.Batch]:
-        """Yields batches(start); where one cannot be decoded, finds out why and goes on from there."""
-        step, iterator = start, batches(start)
-        while True:
-            try:
-                batch = next(iterator, None)
-            except pipeline.DECODE_ERRORS as error:
-                found = pipeline.find_bad(self._source, candidates(step))
-                if not found:  # the decoder names no image; what it says is all there is
-                    raise DataError(f"cannot read step {step}: {one_line(error)}") from error
-                self._note_bad(found, step)
-                iterator = batches(step)
-                continue
-            if batch is None:
-                return
-            yield batch
-            step += 1
-
-    def _note_bad(self, found: list[int], step: int) -> None:
-        limit = self._config.data.max_bad_images
-        for index in found:
-            if len(self.bad) >= limit:
-                raise DataError(
-                    f"cannot decode {self._source.describe(index)}, and data.max_bad_images={limit} "
-                    "unreadable images are allowed: mend or remove it, or allow more"
-                )
-            self.bad[index] = step
-            if len(self.bad) == len(self._source):
-                raise DataError(f"none of the {len(self.bad)} images can be decoded")
-            log.warning(
-                "cannot decode %s: left out (%d of at most %d)",
-                self._source.describe(index),
-                len(self.bad),
-                limit,
-            )
-
-    def _ahead(self, batches: Iterator[pipeline.Batch]) -> Iterator[DeviceBatch]:
+    def _ahead(self, batches: Iterable[dict[str, np.ndarray]], *, steps: bool) -> Iterator[Batch]:
         """Places batches on the device before they are asked for."""
-        waiting: deque[DeviceBatch] = deque()
+        waiting: deque[Batch] = deque()
         for batch in batches:
-            waiting.append(sharding.place(batch, self._mesh))
+            waiting.append(sharding.place(batch, self._mesh, steps=steps))
             if len(waiting) > self._config.train.prefetch:
                 yield waiting.popleft()
         yield from waiting
+
+
+class ResidentFeed:
+    """Keeps the whole split on every device as uint8; order and gather are part of the compiled step.
+
+    Attributes:
+      data: image uint8 [n, S, S, 3], label and index int32 [n]; at the place of an unreadable example stands
+        its substitute.
+      bad: the unreadable examples, all found at step 0.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: Order | None,
+        config: Config,
+        mesh: Mesh,
+        *,
+        crop: str,
+        bad: dict[int, int] | None = None,
+    ):
+        self._stream, self._config, self._mesh = stream, config, mesh
+        host = HostStream(source, config.data, bad)
+        arrays = _load(host, len(source), config.data.image_size, crop)
+        self.bad = dict.fromkeys(host.bad, 0)
+        known = frozenset(self.bad)
+        for index in known:
+            good = order.substitute(index, size=len(source), bad=known)
+            for array in arrays.values():
+                array[index] = array[good]
+        whole = sharding.replicated(mesh)
+        self.data = {
+            name: jax.make_array_from_process_local_data(whole, array)
+            for name, array in arrays.items()
+        }
+
+    def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
+        """Yields the numbers of each call's steps: uint32 [steps]."""
+        for first, count in calls_of(start_step, total_steps, self._config.train.steps_per_call):
+            yield np.arange(first, first + count, dtype=np.uint32)
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """Yields index and mask of every example once, padded to full batches; the unreadable are masked."""
+        size, rows = len(self.data["label"]), sharding.local_rows(batch_size)
+        for start in range(0, size, batch_size):
+            index = start + np.arange(batch_size, dtype=np.int32)[rows]
+            mask = (index < size) & ~np.isin(index, list(self.bad))
+            places = {"index": np.minimum(index, size - 1), "mask": mask}
+            yield sharding.place(places, self._mesh, steps=False)
+
+    def training_batch(self, data: Batch, step: jax.Array) -> Batch:
+        """Gathers the batch of a step inside the compiled function."""
+        size = self._config.train.batch_size
+        index = self._stream.batch(jnp, step, size).astype(jnp.int32)
+        return self._gathered(data, index, jnp.ones(size, bool))
+
+    def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
+        """Gathers an evaluation batch inside the compiled function."""
+        return self._gathered(data, places["index"], places["mask"])
+
+    def _gathered(self, data: Batch, index: jax.Array, mask: jax.Array) -> Batch:
+        chosen = {name: array.at[index].get(mode="clip") for name, array in data.items()}
+        return jax.lax.with_sharding_constraint(
+            {**chosen, "mask": mask}, sharding.split(self._mesh)
+        )
+
+
+def _load(host: HostStream, count: int, size: int, crop: str) -> dict[str, np.ndarray]:
+    """Decodes a whole split. Raises DataError as `HostStream` does."""
+    arrays = {
+        "image": np.empty((count, size, size, 3), np.uint8),
+        "label": np.empty(count, np.int32),
+        "index": np.arange(count, dtype=np.int32),
+    }
+    batch_size = min(LOADING_BATCH, count)
+    batches = host.evaluation(batch_size=batch_size, rows=slice(0, batch_size), crop=crop)
+    shown = sys.stderr.isatty()
+    with tqdm(total=count, unit="img", desc="decoding", leave=False, disable=not shown) as bar:
+        for batch in batches:
+            kept = batch["mask"]
+            for name in ("image", "label"):
+                arrays[name][batch["index"][kept]] = batch[name][kept]
+            bar.update(int(kept.sum()))
+    return arrays
+
+
+def calls_of(start_step: int, total_steps: int, steps_per_call: int) -> Iterator[tuple[int, int]]:
+    """Yields first step and number of steps of each call; calls end at multiples of `steps_per_call`.
+
+    >>> list(calls_of(3, 11, 4))
+    [(3, 1), (4, 4), (8, 3)]
+    """
+    step = start_step
+    while step < total_steps:
+        end = min((step // steps_per_call + 1) * steps_per_call, total_steps)
+        yield step, end - step
+        step = end
+
+
+def stacked(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Joins the batches of some steps along a new leading axis; one batch is not copied."""
+    if len(batches) == 1:
+        return {name: array[None] for name, array in batches[0].items()}
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -2,21 +2,19 @@
 
 import dataclasses
 import logging
-import math
 import pathlib
 import time
 
 import jax
-import numpy as np
-import optax
 
 from flax_resnet.config import Config, Plan
 from flax_resnet.config import plan as make_plan
-from flax_resnet.data.source import Source, open_source
-from flax_resnet.errors import DivergedError, WorkdirError
+from flax_resnet.data.order import Order
+from flax_resnet.data.records import Source
+from flax_resnet.data.source import open_source
+from flax_resnet.errors import WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
-from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
 from flax_resnet.training.pretrained import read_pretrained, warm_started
 from flax_resnet.training.state import (
@@ -26,7 +24,7 @@ from flax_resnet.training.state import (
     check_training,
     make_state,
 )
-from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
+from flax_resnet.training.step import make_eval_step, make_train_step
 
 log = logging.getLogger("flax_resnet")
 
@@ -49,6 +47,8 @@ def train(
     *,
     resume: str = "auto",
     dry_run: bool = False,
+    train_source: Source | None = None,
+    eval_source: Source | None = None,
 ) -> Result | None:
     """Trains, or goes on training, or finds that there is nothing left to do.
 
@@ -58,6 +58,8 @@ def train(
         checkpoints/, config.json, metrics.jsonl, TensorBoard event files and summary.txt.
       resume: "auto" or "force"; see `workdir.claim`.
       dry_run: show the plan and stop; nothing is written.
+      train_source: examples to train on, such as `data.arrays.ArraySource`, instead of the configured ones.
+      eval_source: the same for evaluation.
 
     Returns:
       The result, or None after a dry run.
@@ -73,11 +75,12 @@ def train(
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     build_model(config, config.model.num_classes or 1)
     begun = run_dir is not None and workdir.read_config(run_dir) is not None
-    train_source = open_source(config.data, train=True)
-    eval_source = open_source(config.data, train=False)
+    train_source = train_source or open_source(config.data, train=True)
+    eval_source = eval_source or open_source(config.data, train=False)
+    stream = make_order(train_source, config)
     plan = make_plan(
         config,
-        num_train=len(train_source),
+        num_train=stream.epoch_size,
         num_eval=len(eval_source),
         num_classes=max(len(train_source.class_names), len(eval_source.class_names)),
     )
@@ -122,19 +125,42 @@ def train(
             log.info(
                 "going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch
             )
-        return _run(
-            config,
-            plan,
-            run_dir,
-            checkpoints,
-            _machinery(config, plan, model, optimizer, mesh, train_source, eval_source, bad),
-            state,
-            start,
-            train_source.class_names,
-            began,
+        # Not before here: these import TensorFlow, which takes seconds.
+        from flax_resnet.training.feed import make_feed
+        from flax_resnet.training.run import Run
+
+        crops = config.data.train_crop, config.data.eval_crop
+        train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
+        eval_feed = make_feed(eval_source, None, config, mesh, crop=crops[1])
+        run = Run(
+            config=config,
+            plan=plan,
+            folder=run_dir,
+            checkpoints=checkpoints,
+            train_step=make_train_step(config, model, optimizer, mesh, train_feed.training_batch),
+            eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
+            train_feed=train_feed,
+            eval_feed=eval_feed,
+            learning_rate=learning_rate(config, plan),
+            class_names=train_source.class_names,
         )
+        return _report(run.go(state, start), config, plan, run_dir, start, began)
     finally:
         checkpoints.close()
+
+
+def make_order(source: Source, config: Config) -> Order:
+    """Returns the order in which a configuration goes through the training examples."""
+    data, size = config.data, len(source)
+    kept = max(1, round(data.fraction * size))
+    return Order(
+        size,
+        config.train.seed,
+        kept=min(kept, data.limit) if data.limit else kept,
+        subset_seed=data.split_seed,
+        repeats=data.repeats,
+        labels=source.labels() if data.balanced else None,
+    )
 
 
 def _finished(
@@ -179,144 +205,13 @@ def _result(records: list[dict], split: str, step: int) -> Result | None:
     return Result(step, scores[step], scores[best], best)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Machinery:
-    """The compiled functions and the feeds that supply them."""
-
-    train_step: object
-    eval_step: object
-    train_feed: object
-    eval_feed: object
-    learning_rate: optax.Schedule
-
-
-def _machinery(
-    config: Config,
-    plan: Plan,
-    model: object,
-    optimizer: optax.GradientTransformation,
-    mesh: object,
-    train_source: Source,
-    eval_source: Source,
-    bad: dict[int, int],
-) -> _Machinery:
-    from flax_resnet.training.feed import StreamingFeed  # imports TensorFlow, which takes seconds
-
-    return _Machinery(
-        train_step=make_train_step(config, model, optimizer, mesh),
-        eval_step=make_eval_step(config, model, mesh),
-        train_feed=StreamingFeed(train_source, config, mesh, bad),
-        eval_feed=StreamingFeed(eval_source, config, mesh),
-        learning_rate=learning_rate(config, plan),
-    )
-
-
-def _run(
-    config: Config,
-    plan: Plan,
-    run_dir: pathlib.Path,
-    checkpoints: Checkpoints,
-    machinery: _Machinery,
-    state: TrainState,
-    start: int,
-    class_names: tuple[str, ...],
-    began: float,
+def _report(
+    records: list[dict], config: Config, plan: Plan, run_dir: pathlib.Path, start: int, began: float
 ) -> Result:
-    from flax_resnet.training.writers import Progress, RecordWriter, clock
+    """Writes summary.txt and shows it."""
+    from flax_resnet.training.writers import clock
 
-    writer = RecordWriter(run_dir, start)
-    progress = Progress(plan.total_steps, start)
-    window: list[dict[str, float]] = []
-    window_began = time.perf_counter()
-    late: tuple[int, dict] | None = None  # the step before's metrics, still on the device
-
-    def read_late() -> None:
-        """Reads the metrics of the step before: by now they are there, so the host does not wait."""
-        nonlocal late, window_began
-        if late is None:
-            return
-        step, on_device = late
-        late = None
-        values = {k: float(np.asarray(v.addressable_data(0))) for k, v in on_device.items()}
-        if not math.isfinite(values["loss"]):
-            raise DivergedError(diverged(f"the loss is {values['loss']}", step))
-        window.append(values)
-        spent = time.perf_counter() - window_began
-        record = mean(window) | {"images_per_second": len(window) * config.train.batch_size / spent}
-        progress.advance(record)
-        if step % config.train.log_every == 0 or step == plan.total_steps:
-            record["learning_rate"] = float(machinery.learning_rate(step - 1))
-            writer.write(step, step / plan.steps_per_epoch, "train", record)
-            progress.record(step, "train", record)
-            window.clear()
-            window_began = time.perf_counter()
-
-    def diverged(what: str, step: int) -> str:
-        saved = checkpoints.steps()
-        last = (
-            f"checkpoint {saved[-1]} in {run_dir} is the last good one"
-            if saved
-            else "none was saved"
-        )
-        return (
-            f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
-            f"{config.optimizer.learning_rate} is too high, schedule.warmup_epochs="
-            f"{config.schedule.warmup_epochs} too short, model.dtype={config.model.dtype} too narrow"
-        )
-
-    def save(step: int, metrics: dict | None) -> None:
-        run = {
-            "config": dataclasses.asdict(config),
-            "class_names": list(class_names),
-            "num_classes": plan.num_classes,
-            "num_train": plan.num_train,
-            "bad_images": {str(k): v for k, v in machinery.train_feed.bad.items()},
-        }
-        try:
-            checkpoints.save(step, state, run, metrics)
-        except DivergedError as error:
-            raise DivergedError(diverged(str(error), step)) from error
-
-    try:
-        with stop_requested() as stop:
-            for step, batch in enumerate(
-                machinery.train_feed.training(start, plan.total_steps), start + 1
-            ):
-                state, on_device = machinery.train_step(state, batch)
-                read_late()
-                late = (step, on_device)
-                last_step = step == plan.total_steps
-                metrics = None
-                if last_step or step % plan.eval_every == 0:
-                    read_late()
-                    paused = time.perf_counter()
-                    batches = machinery.eval_feed.evaluation(plan.eval_batch_size)
-                    metrics = evaluate(machinery.eval_step, state, batches)
-                    if not math.isfinite(metrics["loss"]):
-                        raise DivergedError(diverged("the evaluation's loss is not finite", step))
-                    writer.write(step, step / plan.steps_per_epoch, config.data.eval_split, metrics)
-                    progress.record(step, config.data.eval_split, metrics)
-                    window_began += time.perf_counter() - paused
-                if last_step or stop or step % plan.checkpoint_every == 0:
-                    read_late()
-                    save(step, metrics)
-                if stop and not last_step:
-                    checkpoints.wait()
-                    raise Interrupted(
-                        f"interrupted after step {step}, which is saved: the same command goes on from there",
-                        stop[0],
-                    )
-        checkpoints.wait()
-        if _result(writer.records, config.data.eval_split, plan.total_steps) is None:
-            # Nothing was left to train, but this split was not evaluated yet.
-            metrics = evaluate(
-                machinery.eval_step, state, machinery.eval_feed.evaluation(plan.eval_batch_size)
-            )
-            writer.write(plan.total_steps, config.train.epochs, config.data.eval_split, metrics)
-    finally:
-        progress.close()
-        writer.close()
-    result = _result(writer.records, config.data.eval_split, plan.total_steps)
+    result = _result(records, config.data.eval_split, plan.total_steps)
     summary = (
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
         f"({plan.num_eval} images) after {config.train.epochs} epochs; "
@@ -330,11 +225,6 @@ def _run(
     (run_dir / workdir.SUMMARY).write_text(summary)
     log.info("%s", summary.rstrip())
     return result
-
-
-def mean(window: list[dict[str, float]]) -> dict[str, float]:
-    """Averages records key by key."""
-    return {k: sum(values[k] for values in window) / len(window) for k in window[0]}
 
 
 def describe(config: Config, plan: Plan, shapes: TrainState) -> str:

@@ -39,7 +39,7 @@ def local_rows(batch_size: int) -> slice:
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
-def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Builds the global batch of every process's rows."""
-    sharding = split(mesh)
+def place(batch: dict[str, np.ndarray], mesh: Mesh, *, steps: bool = False) -> dict[str, jax.Array]:
+    """Builds the global batch of every process's rows; with `steps`, axis 0 is steps, and 1 the rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data")) if steps else split(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

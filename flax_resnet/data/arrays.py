@@ -1,0 +1,77 @@
+"""Examples that are arrays in memory already."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from flax_resnet.data.records import Records
+from flax_resnet.errors import DataError
+
+
+class ArraySource:
+    """Images and labels from Python.
+
+    Args:
+      images: uint8 [n, H, W, 3] or [n, H, W, 1], or a sequence of such [H, W, C] of any sizes; kept, not
+        copied.
+      labels: integers [n], 0 to K-1.
+      class_names: K names; the numbers themselves where none are given.
+
+    Raises:
+      DataError: another shape or dtype, no examples, or labels that do not fit.
+    """
+
+    orientations = False
+
+    def __init__(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        labels: np.ndarray | Sequence[int],
+        class_names: Sequence[str] = (),
+    ):
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"labels of shape {list(labels.shape)} and dtype {labels.dtype}: must be integers [n]"
+            )
+        if not len(labels) or len(labels) != len(images):
+            raise DataError(
+                f"{len(images)} images and {len(labels)} labels: must be as many, and some"
+            )
+        for image in images[:1] if isinstance(images, np.ndarray) else images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+                raise DataError(
+                    f"image of shape {list(image.shape)} and dtype {image.dtype}: must be uint8 [H, W, 3] "
+                    "or [H, W, 1]"
+                )
+        names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise DataError(
+                f"labels from {labels.min()} to {labels.max()}: must be between 0 and {len(names) - 1}"
+            )
+        self._images, self._labels, self.class_names = images, labels.astype(np.int32), names
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, indices: Sequence[int]) -> Records:
+        """Returns the examples at these indices as BMP, which is the pixels behind a header."""
+        labels = self._labels[np.asarray(indices, np.int64)]
+        return Records([_as_bmp(self._images[int(i)]) for i in indices], labels)
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every example, int32 [n]."""
+        return self._labels
+
+    def describe(self, index: int) -> str:
+        """Names an example for a person."""
+        return f"image {index} of the arrays"
+
+
+def _as_bmp(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.broadcast_to(image, (*image.shape[:2], 3))
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "BMP")
+    return buffer.getvalue()

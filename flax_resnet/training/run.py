@@ -1,0 +1,163 @@
+"""The loop itself: updates, records, evaluations and checkpoints, in the order in which they happen."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from flax_resnet.config import Config, Plan
+from flax_resnet.errors import DivergedError
+from flax_resnet.training.checkpoint import Checkpoints
+from flax_resnet.training.interrupt import Interrupted, stop_requested
+from flax_resnet.training.state import TrainState
+from flax_resnet.training.step import evaluate
+from flax_resnet.training.writers import Progress, RecordWriter
+
+log = logging.getLogger("flax_resnet")
+
+
+@dataclasses.dataclass
+class Run:
+    """A run from one step to the end of its plan.
+
+    Attributes:
+      config: the configuration.
+      plan: what it means for the data.
+      folder: the run folder.
+      checkpoints: of the run folder.
+      train_step: as `make_train_step` makes it.
+      eval_step: as `make_eval_step` makes it.
+      train_feed: of the training split.
+      eval_feed: of the evaluation split.
+      learning_rate: step -> learning rate.
+      class_names: one name per class.
+    """
+
+    config: Config
+    plan: Plan
+    folder: pathlib.Path
+    checkpoints: Checkpoints
+    train_step: Any
+    eval_step: Any
+    train_feed: Any
+    eval_feed: Any
+    learning_rate: Any
+    class_names: tuple[str, ...]
+
+    def go(self, state: TrainState, start: int) -> list[dict]:
+        """Trains from `start` to the last step and returns all records of the run.
+
+        Raises:
+          Interrupted: a signal came; the state was saved.
+          UserError: data, disk or numbers failed; whatever was saved stays as it was.
+        """
+        plan, split = self.plan, self.config.data.eval_split
+        self._writer = RecordWriter(self.folder, start)
+        self._progress = Progress(plan.total_steps, start)
+        self._window: list[dict[str, float]] = []
+        self._window_began = time.perf_counter()
+        self._late: tuple[int, dict] | None = None
+        step = start
+        try:
+            with stop_requested() as stop:
+                for batches in self.train_feed.training(start, plan.total_steps):
+                    state, on_device = self.train_step(state, self.train_feed.data, batches)
+                    self._read_late()
+                    self._late = (step, on_device)
+                    step += len(on_device["loss"])
+                    last_step = step == plan.total_steps
+                    metrics = None
+                    if last_step or step % plan.eval_every == 0:
+                        self._read_late()
+                        metrics = self._evaluate(state, step)
+                    if last_step or stop or step % plan.checkpoint_every == 0:
+                        self._read_late()
+                        self._save(state, step, metrics)
+                    if stop and not last_step:
+                        self.checkpoints.wait()
+                        raise Interrupted(
+                            f"interrupted after step {step}, which is saved: the same command goes on "
+                            "from there",
+                            stop[0],
+                        )
+            self.checkpoints.wait()
+            wanted = (plan.total_steps, split)
+            if wanted not in {(r["step"], r["split"]) for r in self._writer.records}:
+                self._evaluate(state, step)  # nothing was left to train, but this split is new
+        finally:
+            self._progress.close()
+            self._writer.close()
+        return self._writer.records
+
+    def _read_late(self) -> None:
+        """Reads the metrics of the call before: by now they are there, so the host does not wait."""
+        if self._late is None:
+            return
+        (step, on_device), self._late = self._late, None
+        values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
+        for number in range(len(values["loss"])):
+            step += 1
+            self._note(step, {k: float(v[number]) for k, v in values.items()})
+
+    def _note(self, step: int, values: dict[str, float]) -> None:
+        """Adds a step to the record that is growing, and writes it when it is due."""
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(self._diverged(f"the loss is {values['loss']}", step))
+        train, plan = self.config.train, self.plan
+        self._window.append(values)
+        spent = time.perf_counter() - self._window_began
+        record = mean(self._window)
+        record["images_per_second"] = len(self._window) * train.batch_size / spent
+        self._progress.advance(record)
+        if step % train.log_every == 0 or step == plan.total_steps:
+            record["learning_rate"] = float(self.learning_rate(step - 1))
+            self._writer.write(step, step / plan.steps_per_epoch, "train", record)
+            self._progress.record(step, "train", record)
+            self._window.clear()
+            self._window_began = time.perf_counter()
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        began, split = time.perf_counter(), self.config.data.eval_split
+        batches = self.eval_feed.evaluation(self.plan.eval_batch_size)
+        metrics = evaluate(self.eval_step, state, self.eval_feed.data, batches)
+        if not math.isfinite(metrics["loss"]):
+            raise DivergedError(self._diverged("the evaluation's loss is not finite", step))
+        self._writer.write(step, step / self.plan.steps_per_epoch, split, metrics)
+        self._progress.record(step, split, metrics)
+        self._window_began += time.perf_counter() - began
+        return metrics
+
+    def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
+        run = {
+            "config": dataclasses.asdict(self.config),
+            "class_names": list(self.class_names),
+            "num_classes": self.plan.num_classes,
+            "num_train": self.plan.num_train,
+            "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
+        }
+        try:
+            self.checkpoints.save(step, state, run, metrics)
+        except DivergedError as error:
+            raise DivergedError(self._diverged(str(error), step)) from error
+
+    def _diverged(self, what: str, step: int) -> str:
+        saved, config = self.checkpoints.steps(), self.config
+        last = (
+            f"checkpoint {saved[-1]} in {self.folder} is the last good one"
+            if saved
+            else "none was saved"
+        )
+        return (
+            f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
+            f"{config.optimizer.learning_rate} is too high, schedule.warmup_epochs="
+            f"{config.schedule.warmup_epochs} too short, model.dtype={config.model.dtype} too narrow"
+        )
+
+
+def mean(window: list[dict[str, float]]) -> dict[str, float]:
+    """Averages records key by key."""
+    return {k: sum(values[k] for values in window) / len(window) for k in window[0]}

@@ -1,0 +1,118 @@
+"""Batches on the host, as the data room decodes them; unreadable images named, counted and replaced."""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from flax_resnet.config import Data
+from flax_resnet.data import pipeline
+from flax_resnet.data.order import Order
+from flax_resnet.data.records import Source
+from flax_resnet.errors import DataError, one_line
+
+log = logging.getLogger("flax_resnet")
+
+
+class HostStream:
+    """The batches of a split, restarted at the step where an image could not be decoded.
+
+    Args:
+      source: the split.
+      config: the data section.
+      bad: what is known already to be unreadable.
+
+    Attributes:
+      bad: unreadable examples and the step at which each was found. It is part of what a checkpoint must hold
+        to resume exactly.
+    """
+
+    def __init__(self, source: Source, config: Data, bad: dict[int, int] | None = None):
+        self.bad = dict(bad or {})
+        self._source, self._config = source, config
+
+    def training(
+        self, stream: Order, *, batch_size: int, start_step: int, total_steps: int, rows: slice
+    ) -> Iterator[pipeline.Batch]:
+        """Yields some rows of the global batches from start_step on.
+
+        Raises:
+          DataError: more than `data.max_bad_images` images cannot be decoded.
+        """
+
+        def batches(start: int) -> Iterator[pipeline.Batch]:
+            return pipeline.training_batches(
+                self._source,
+                stream,
+                self._config,
+                batch_size=batch_size,
+                start_step=start,
+                total_steps=total_steps,
+                rows=rows,
+                bad=self.bad,
+            )
+
+        def candidates(step: int) -> np.ndarray:
+            return pipeline.training_indices(stream, step, batch_size, rows, self.bad)
+
+        return self._mended(batches, candidates, start_step)
+
+    def evaluation(
+        self, *, batch_size: int, rows: slice, crop: str = ""
+    ) -> Iterator[pipeline.Batch]:
+        """Yields every example once, padded and masked to full batches; raises as `training` does."""
+
+        def batches(start: int) -> Iterator[pipeline.Batch]:
+            return pipeline.evaluation_batches(
+                self._source,
+                self._config,
+                batch_size=batch_size,
+                start_step=start,
+                rows=rows,
+                bad=frozenset(self.bad),
+                crop=crop,
+            )
+
+        def candidates(step: int) -> np.ndarray:
+            indices = (step * batch_size + np.arange(batch_size))[rows]
+            return np.array([i for i in indices if i < len(self._source) and i not in self.bad])
+
+        return self._mended(batches, candidates, 0)
+
+    def _mended(
+        self, batches: Callable, candidates: Callable, start: int
+    ) -> Iterator[pipeline.Batch]:
+        """Yields batches(start); where one cannot be decoded, finds out why and goes on from there."""
+        step, iterator = start, batches(start)
+        while True:
+            try:
+                batch = next(iterator, None)
+            except pipeline.DECODE_ERRORS as error:
+                found = pipeline.find_bad(self._source, candidates(step))
+                if not found:  # the decoder names no image; what it says is all there is
+                    raise DataError(f"cannot read step {step}: {one_line(error)}") from error
+                self._note_bad(found, step)
+                iterator = batches(step)
+                continue
+            if batch is None:
+                return
+            yield batch
+            step += 1
+
+    def _note_bad(self, found: list[int], step: int) -> None:
+        limit = self._config.max_bad_images
+        for index in found:
+            if len(self.bad) >= limit:
+                raise DataError(
+                    f"cannot decode {self._source.describe(index)}, and data.max_bad_images={limit} "
+                    "unreadable images are allowed: mend or remove it, or allow more"
+                )
+            self.bad[index] = step
+            if len(self.bad) == len(self._source):
+                raise DataError(f"none of the {len(self.bad)} images can be decoded")
+            log.warning(
+                "cannot decode %s: left out (%d of at most %d)",
+                self._source.describe(index),
+                len(self.bad),
+                limit,
+            )
