@@ -39,7 +39,10 @@ def _opened(image: np.ndarray | str | pathlib.Path | Image.Image, *, exif: bool)
     if isinstance(image, str | pathlib.Path):
         try:
             with Image.open(image) as opened:
-                return (ImageOps.exif_transpose(opened) if exif else opened).convert("RGB")
+                upright = ImageOps.exif_transpose(opened) if exif else opened
+                if upright.mode.startswith("I;16"):  # Pillow would cut off all above 255
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                return upright.convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(f"image {image}: {one_line(error)}") from error
     array = np.asarray(image)

@@ -78,3 +78,71 @@ def test_a_substitute_depends_on_the_index_and_is_good():
     assert [order.substitute(i, size=10, bad=bad) for i in (2, 3, 4, 9)] == [2, 5, 5, 0]
     with pytest.raises(ValueError, match="all 2"):
         order.substitute(0, size=2, bad=frozenset({0, 1}))
+
+
+def epoch_of(stream, epoch=0, batch=10):
+    steps = stream.epoch_size // batch
+    return np.concatenate([stream.batch(np, epoch * steps + i, batch) for i in range(steps)])
+
+
+def test_a_subset_is_chosen_by_its_own_seed():
+    chosen = [
+        set(epoch_of(Order(1000, seed, kept=100, subset_seed=subset), epoch).tolist())
+        for seed, subset, epoch in ((0, 0, 0), (5, 0, 3), (0, 1, 0))
+    ]
+    assert len(chosen[0]) == 100
+    assert max(chosen[0]) > 800
+    assert chosen[0] == chosen[1]
+    assert 1 < len(chosen[0] & chosen[2]) < 30  # 10 expected
+    orders = [epoch_of(Order(1000, seed, kept=100), 0) for seed in (0, 5)]
+    assert (orders[0] != orders[1]).any()
+
+
+def test_repeats_stand_side_by_side():
+    stream = Order(99, seed=2, repeats=3)
+    for epoch in (0, 1):
+        once, counts = np.unique(epoch_of(stream, epoch, batch=9), return_counts=True)
+        assert len(once) == 33
+        assert (counts == 3).all()
+    batch = stream.batch(np, 4, 9)
+    np.testing.assert_array_equal(batch.reshape(3, 3), batch[[0, 3, 6]][:, None].repeat(3, 1))
+
+
+def test_balanced_classes_come_equally_often_and_go_through_all_their_examples():
+    labels = np.repeat([0, 1, 2], [70, 20, 10])[np.random.default_rng(0).permutation(100)]
+    stream = Order(100, seed=1, labels=labels)
+    first = epoch_of(stream, 0, 99)
+    assert np.bincount(labels[first]).tolist() == [33, 33, 33]
+    for block in labels[first].reshape(33, 3):
+        assert sorted(block) == [0, 1, 2]
+    assert len(np.unique(labels[first].reshape(33, 3), axis=0)) > 1  # in changing order
+    counts = np.bincount(first, minlength=100)
+    assert counts[labels == 0].max() == 1
+    assert set(counts[labels == 1].tolist()) == {1, 2}
+    assert set(counts[labels == 2].tolist()) == {3, 4}
+    second = epoch_of(stream, 1, 99)
+    rare = [e[labels[e] == 2][:10].tolist() for e in (first, second)]
+    assert sorted(rare[0]) == sorted(rare[1]) == np.flatnonzero(labels == 2).tolist()
+    assert rare[0] != rare[1]
+    ever = np.concatenate([epoch_of(stream, e, 99) for e in range(20)])
+    assert len(np.unique(ever)) == 100
+    some = Order(100, seed=1, kept=50, labels=labels)
+    assert len(np.unique(np.concatenate([epoch_of(some, e, 50) for e in range(20)]))) == 50
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Order(5000, seed=3),
+        Order(5000, seed=3, kept=1200, subset_seed=7, repeats=3),
+        Order(5000, seed=3, labels=np.arange(5000) ** 2 % 7),
+        Order(5000, seed=3, kept=999, repeats=2, labels=np.arange(5000) // 4000),
+    ],
+    ids=["plain", "subset", "balanced", "all at once"],
+)
+def test_every_order_has_the_same_bits_in_jit(stream):
+    jitted = jax.jit(partial(stream.batch, jnp, batch_size=64))
+    for step in (0, 17, 12345):
+        on_host = stream.batch(np, step, 64)
+        assert on_host.dtype == np.uint32
+        np.testing.assert_array_equal(jitted(jnp.uint32(step)), on_host)

@@ -1,12 +1,11 @@
 """Examples that are arrays in memory already."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from flax_resnet.data.records import Records
+from flax_resnet.data.records import Records, as_bmp
 from flax_resnet.errors import DataError
 
 
@@ -58,8 +57,10 @@ class ArraySource:
 
     def read(self, indices: Sequence[int]) -> Records:
         """Returns the examples at these indices as BMP, which is the pixels behind a header."""
+        chosen = [self._images[int(i)] for i in indices]
+        pixels = [np.ascontiguousarray(np.broadcast_to(c, (*c.shape[:2], 3))) for c in chosen]
         labels = self._labels[np.asarray(indices, np.int64)]
-        return Records([_as_bmp(self._images[int(i)]) for i in indices], labels)
+        return Records([as_bmp(Image.fromarray(image)) for image in pixels], labels)
 
     def labels(self) -> np.ndarray:
         """Returns the label of every example, int32 [n]."""
@@ -68,10 +69,3 @@ class ArraySource:
     def describe(self, index: int) -> str:
         """Names an example for a person."""
         return f"image {index} of the arrays"
-
-
-def _as_bmp(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.broadcast_to(image, (*image.shape[:2], 3))
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "BMP")
-    return buffer.getvalue()

@@ -1,9 +1,11 @@
 """What every source of examples gives: a length, and encoded images and labels by index."""
 
+import io
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
 
 class Records(NamedTuple):
@@ -43,3 +45,10 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Names an example for a person: a file, or a place in a split."""
+
+
+def as_bmp(image: Image.Image) -> bytes:
+    """Encodes an image of mode RGB as BMP, which is its pixels behind a header."""
+    buffer = io.BytesIO()
+    image.save(buffer, "BMP")
+    return buffer.getvalue()

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from flax_resnet.config import Data
+from flax_resnet.data import decode
+from flax_resnet.errors import DataError
+from flax_resnet.preprocessing import prepare
+
+
+def test_random_windows_follow_torchvisions_rule():
+    import tensorflow as tf
+
+    shape = tf.constant([300, 200])
+    seeds = tf.data.Dataset.range(2000)  # compiled: one by one they take half a minute
+    windows = seeds.map(lambda i: decode.random_window(shape, (0.08, 1.0), (0.75, 4 / 3), [1, i]))
+    boxes = np.stack(list(windows.as_numpy_iterator()))
+    top, left, height, width = boxes.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 300).all()
+    assert (left + width <= 200).all()
+    area, aspect = height * width / 60_000, width / height
+    assert 0.07 < area.min() < 0.10
+    assert area.max() > 0.8
+    assert 0.74 < aspect.min() < 0.77
+    assert 1.3 < aspect.max() < 1.35
+    small = area < 0.4  # there no try is turned down, so the draws are even
+    assert abs(area[small].mean() - 0.24) < 0.01
+    assert abs(np.log(aspect[small]).mean()) < 0.02
+    fallback = decode.random_window(
+        tf.constant([10, 400]), (1.0, 1.0), (0.75, 4 / 3), tf.constant([0, 0])
+    )
+    np.testing.assert_array_equal(fallback, [0, 193, 10, 13])
+
+
+def test_pillow_and_tensorflow_see_the_same_pixels(photographs):
+    for data in (
+        Data(image_size=32, eval_crop="center"),
+        Data(image_size=48, eval_crop="resize", interpolation="bicubic"),
+        Data(image_size=300, eval_crop="center", eval_crop_fraction=1.0),
+    ):
+        for file in sorted(photographs.rglob("*.jpg"))[:4]:
+            theirs = decode.evaluation_pixels(file.read_bytes(), data).numpy()
+            ours = prepare([file], data)[0]
+            difference = np.abs(ours.astype(int) - theirs)
+            # Pillow rounds between its two passes, TensorFlow does not.
+            assert difference.mean() < 0.2, (data.image_size, file)
+            assert (difference > 1).mean() < 1e-3
+
+
+def test_prepare_takes_arrays_of_any_size_and_refuses_others():
+    data = Data(image_size=8)
+    assert prepare(np.zeros((2, 20, 30, 3), np.uint8), data).shape == (2, 8, 8, 3)
+    assert prepare([np.zeros((5, 6, 1), np.uint8), np.zeros((8, 8, 3), np.uint8)], data).shape == (
+        2,
+        8,
+        8,
+        3,
+    )
+    for wrong in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 2), np.uint8)):
+        with pytest.raises(DataError, match="must be uint8"):
+            prepare(wrong, data)
+    with pytest.raises(DataError, match=r"nowhere\.jpg"):
+        prepare(["nowhere.jpg"], data)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_random_crop_is_that_part_of_the_image(photographs, suffix):
+    """Decoding the window alone gives the pixels that cutting it out of the whole image gives."""
+    import io
+
+    import tensorflow as tf
+
+    file = next(photographs.rglob("*.jpg"))
+    image = Image.open(file)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    stored = file.read_bytes() if suffix == "jpg" else buffer.getvalue()
+    data = Data(image_size=20, train_crop="random_resized", train_antialias=True)
+    for number in range(8):
+        seed = tf.constant([3, number], tf.int64)
+        shape = tf.constant(image.size[::-1])
+        top, left, height, width = decode.random_window(
+            shape, data.crop_area, data.crop_aspect, seed
+        ).numpy()
+        cut = image.crop((left, top, left + width, top + height)).resize(
+            (20, 20), Image.Resampling.BILINEAR
+        )
+        whole = Data(**{**data.__dict__, "reduced_decode": False})
+        got = decode.training_pixels(stored, whole, seed=seed).numpy().astype(int)
+        # libjpeg smooths colour over the window's edge with what lies inside only
+        assert np.abs(got - np.asarray(cut)).mean() < (0.2 if suffix == "png" else 0.6)
+        reduced = decode.training_pixels(stored, data, seed=seed).numpy().astype(int)
+        if min(height, width) < 40 or suffix == "png":
+            np.testing.assert_array_equal(reduced, got)
+        else:
+            assert (reduced != got).any()
+            assert np.abs(reduced - got).mean() < 12  # it lies up to a pixel of the result aside
+
+
+def test_half_size_decoding_shows_the_same_picture(photographs):
+    """With a window on the reduced grid nothing is shifted."""
+    import tensorflow as tf
+
+    file = next(photographs.rglob("*.jpg"))
+    data = Data(image_size=24)
+
+    def box(shape):
+        return tf.stack([0, 0, shape[0] // 8 * 8, shape[1] // 8 * 8])
+
+    reduced, full = (
+        decode._resized(
+            decode._decoded(file.read_bytes(), box, None, least=least), data, antialias_above=1.0
+        )
+        for least in (24, 0)
+    )
+    assert np.abs(reduced.numpy().astype(int) - full.numpy()).mean() < 2
+
+
+def test_large_crops_are_antialiased(photographs):
+    """Of a chessboard of single pixels, a large crop is grey, not a moiré."""
+    import io
+
+    board = (np.indices((200, 200)).sum(0) % 2 * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(board).save(buffer, "PNG")
+    data = Data(image_size=30, train_crop="random_resized", crop_area=(0.9, 1.0))
+    pixels = decode.training_pixels(buffer.getvalue(), data, seed=np.array([0, 1])).numpy()
+    assert np.abs(pixels.astype(int) - 127).max() < 40
+
+
+def test_the_centre_crop_is_torchvisions_resize_and_centre_crop():
+    scale, first = decode.center_window(np.array([333, 500], np.int32), 224, 0.875)
+    np.testing.assert_allclose(scale, [256 / 333, 384 / 500])  # 256 * 500 // 333 = 384
+    np.testing.assert_array_equal(first, [16, 80])
+    scale, first = decode.center_window(np.array([257, 256], np.int32), 224, 0.875)
+    np.testing.assert_array_equal(first, [16, 16])  # 16.5 rounds to even

@@ -1,0 +1,455 @@
+import csv
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from flax_resnet.config import Data
+from flax_resnet.data import shards
+from flax_resnet.data.arrays import ArraySource
+from flax_resnet.data.decode import evaluation_pixels
+from flax_resnet.data.files import decodable, folder_source, orientation
+from flax_resnet.data.source import open_source
+from flax_resnet.data.tfds import TfdsSource
+from flax_resnet.errors import DataError
+from flax_resnet.preprocessing import prepare
+
+
+def same_examples(a, b, indices):
+    for got, expected in zip(a.read(indices)[:2], b.read(indices)[:2], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+# --- TFDS ---
+
+
+def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    train, test = (open_source(Data(data_dir=data_dir), train=t) for t in (True, False))
+    assert (len(train), len(test)) == (1437, 360)
+    images, labels, _ = test.read(range(360))
+    np.testing.assert_array_equal(labels, digits.target[::5])
+    pixels = np.array(Image.open(io.BytesIO(images[7])))
+    np.testing.assert_array_equal(pixels, np.rint(digits.images[35] * 255 / 16))
+    held = TfdsSource(Data(data_dir=data_dir), "train[1200:]")
+    assert held.read([0]).images == train.read([1200]).images
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [
+        ("digit", "train", "did you mean 'digits'"),
+        ("digits", "tain", "splits: train, test"),
+        ("digits", "train[", "slices"),
+        ("digits", "train[:0]", "is empty"),
+        ("cifar10", "train", "python -m flax_resnet.prepare --name=cifar10 --data_dir="),
+        ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
+    ],
+)
+def test_absent_data_is_one_line_with_the_cure(data_dir, name, split, words):
+    with pytest.raises(DataError) as error:
+        TfdsSource(Data(name=name, data_dir=data_dir), split)
+    assert words in str(error.value)
+    if "prepare" in words:
+        assert data_dir in str(error.value)
+
+
+def test_any_tfds_dataset_opens_with_mock_data():
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=20):  # made-up pixels behind the real interface
+        source = TfdsSource(Data(name="cifar10"), "train")
+        assert len(source) == 20
+        assert len(source.class_names) == 10
+        images, labels, _ = source.read([3, 3, 0])
+        assert images[0] == images[1] != images[2]
+        assert labels.dtype == np.int32
+        assert Image.open(io.BytesIO(images[0])).size == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def tfrecord_dir(tmp_path_factory):
+    """The digits as TFDS writes them by default: tfrecord, here in several files."""
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.digits.digits_dataset_builder import Builder
+
+    folder = tmp_path_factory.mktemp("tfrecord")
+    config = tfds.download.DownloadConfig(num_shards=5)
+    Builder(data_dir=str(folder), file_format="tfrecord").download_and_prepare(
+        download_config=config
+    )
+    return str(folder)
+
+
+def as_stranger(folder):
+    """Copies the prepared digits under another name, which no builder stands behind."""
+    import pathlib
+    import re
+
+    root = pathlib.Path(folder)
+    target = root / "strangers"
+    if not target.exists():
+        source = root / "digits" / "1.0.0"
+        (target / "1.0.0").mkdir(parents=True)
+        for file in source.iterdir():
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                content = re.sub(rb'"name": "digits"', b'"name": "strangers"', content)
+            (target / "1.0.0" / file.name.replace("digits-", "strangers-")).write_bytes(content)
+    return "strangers"
+
+
+def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    name = as_stranger(tfrecord_dir)
+    for split in ("train", "test", "train[100:900]", "test+train[:5%]"):
+        there = TfdsSource(Data(name=name, data_dir=tfrecord_dir), split)
+        here = TfdsSource(Data(name="digits", data_dir=data_dir), split)
+        assert len(there) == len(here)
+        assert there.class_names == here.class_names
+        size = len(there)
+        for source in (there, here):
+            np.testing.assert_array_equal(
+                source.labels(), np.concatenate([source.read([i]).labels for i in range(size)])
+            )
+        # As sets: TFDS orders the examples by the files that it cuts them into.
+        if split in ("train", "test"):
+            assert sorted(there.read(range(size)).images) == sorted(here.read(range(size)).images)
+        picked = [size - 1, 0, size // 2, 0]
+        assert there.read(picked).images == [there.read([i]).images[0] for i in picked]
+    stored = sorted(f.name for f in (tmp_path / "index").iterdir())
+    assert len(stored) >= 6  # five files of train, and test
+    monkeypatch.setattr(shards, "offsets", None)  # from now on the index is read, not built
+    TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train").labels()
+
+
+def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    name = as_stranger(tfrecord_dir)
+    builder = tfds.builder(name, data_dir=tfrecord_dir)
+    theirs = builder.as_dataset(
+        split="train[7%:60%]", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    ours = TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train[7%:60%]")
+    images = [bytes(e["image"]) for e in theirs.as_numpy_iterator()]
+    assert ours.read(range(len(ours))).images == images
+
+
+def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    file = tmp_path / "x.tfrecord"
+    records = [os.urandom(n) for n in (0, 1, 700, 12)]
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for record in records:
+            writer.write(record)
+    sharded = shards.ShardedRecords("tfrecord", [(str(file), 1, 3, 4)])
+    assert sharded.read([2, 0, 1]) == [records[3], records[1], records[2]]
+    with pytest.raises(DataError, match="holds 4 records, its dataset says 5"):
+        shards.ShardedRecords("tfrecord", [(str(file), 0, 5, 5)]).read([0])
+    file.write_bytes(file.read_bytes()[:-3])  # another size: the stored index does not count
+    with pytest.raises(DataError, match=r"x\.tfrecord is damaged: record 3"):
+        shards.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
+    for kind in shards.FORMATS:
+        with pytest.raises(DataError, match="nowhere"):
+            shards.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
+
+
+def test_features_are_found_or_asked_for():
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.tfds import _find, _is_image, _is_label
+
+    image, label = (
+        tfds.features.Image(shape=(None, None, 3)),
+        tfds.features.ClassLabel(num_classes=3),
+    )
+    features = tfds.features.FeaturesDict(
+        {"picture": image, "coarse": label, "fine": label, "of": {"Male": np.bool_, "id": np.int64}}
+    )
+    assert _find(features, "image", "", _is_image, "x") == "picture"
+    with pytest.raises(DataError, match=r"set data\.label_feature to one of coarse, fine, of/Male"):
+        _find(features, "label", "", _is_label, "x")
+    assert _find(features, "label", "of/Male", _is_label, "x") == "of/Male"
+    with pytest.raises(DataError, match=r"data\.label_feature='of/id': is no label"):
+        _find(features, "label", "of/id", _is_label, "x")
+    two = tfds.features.FeaturesDict({"label": label, "image": image, "other": label})
+    assert _find(two, "label", "", _is_label, "x") == "label"
+    none = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    with pytest.raises(DataError, match="has no images"):
+        _find(none, "image", "", _is_image, "x")
+
+
+# --- files ---
+
+
+def test_a_folder_with_train_and_test(tmp_path, photographs):
+    (tmp_path / "set").mkdir()
+    photographs.rename(tmp_path / "set" / "train")
+    data = Data(source="folder", path=str(tmp_path / "set"))
+    with pytest.raises(DataError, match="none of test, val, validation"):
+        open_source(data, train=False)
+    for name in ("china", "flower"):
+        (tmp_path / "set" / "val" / name).mkdir(parents=True)
+        file = tmp_path / "set" / "train" / name / "0.jpg"
+        (tmp_path / "set" / "val" / name / "1.jpg").write_bytes(file.read_bytes())
+    assert len(open_source(data, train=True)) == 12
+    held = open_source(data, train=False)
+    assert (len(held), held.class_names) == (2, ("china", "flower"))
+    (tmp_path / "set" / "val" / "flower").rename(tmp_path / "set" / "val" / "flwr")
+    with pytest.raises(DataError, match="flower, flwr"):
+        open_source(data, train=False)
+
+
+def test_a_folders_split_is_stable(photographs):
+    data = Data(source="folder", path=str(photographs), holdout=0.4)
+    sides = [
+        {s.describe(i) for i in range(len(s))}
+        for s in (open_source(data, train=t) for t in (True, False))
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 12
+    (photographs / "china" / "another.jpg").write_bytes(
+        (photographs / "china" / "0.jpg").read_bytes()
+    )
+    after = open_source(data, train=True)
+    assert sides[0] <= {after.describe(i) for i in range(len(after))}
+
+
+def test_folder_errors(tmp_path):
+    def opening():
+        return open_source(Data(source="folder", path=str(tmp_path)), train=True)
+
+    with pytest.raises(DataError, match="found none"):
+        opening()
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="found only 'a'"):
+        opening()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        opening()
+    with pytest.raises(DataError, match="is not a folder"):
+        folder_source(Data(path=str(tmp_path / "c")), "train", train=True)
+
+
+@pytest.fixture
+def table(tmp_path, photographs):
+    """The photographs as rows of path, label and split."""
+    rows = [
+        {"path": str(file.relative_to(tmp_path)), "label": file.parent.name, "split": split}
+        for number, file in enumerate(sorted(photographs.rglob("*.jpg")))
+        for split in [("train", "test")[number % 3 == 0]]
+    ]
+
+    def write(rows, columns, name="table.csv"):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return Data(source="csv", path=str(tmp_path / name), holdout=0.4)
+
+    return rows, write
+
+
+def test_a_csv_with_and_without_splits(table):
+    rows, write = table
+    data = write(rows, ["label", "path", "split"])
+    train, test = (open_source(data, train=t) for t in (True, False))
+    assert (len(train), len(test)) == (8, 4)
+    assert train.class_names == ("china", "flower")
+    assert all(name.endswith(("0.jpg", "3.jpg")) for name in map(test.describe, range(4)))
+    np.testing.assert_array_equal(test.labels(), [0, 0, 1, 1])
+    assert train.read([0]).images[0][:2] == b"\xff\xd8"
+
+    data = write(rows, ["path", "label"])
+    sides = [
+        {s.describe(i) for i in range(len(s))}
+        for s in (open_source(data, train=t) for t in (True, False))
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 12
+
+    numbered = [{**row, "label": str(10 - 8 * (row["label"] == "china"))} for row in rows]
+    assert open_source(write(numbered, ["path", "label"]), train=True).class_names == ("2", "10")
+
+
+@pytest.mark.parametrize(
+    ("columns", "change", "words"),
+    [
+        (["path"], {}, "label missing"),
+        (["path", "label", "split"], {"split": "valid"}, "no rows of split 'train'"),
+        (["path", "label"], {"label": ""}, "line 2: must have a path and a label"),
+        (["path", "label"], {"label": "one"}, "at least two classes; found 1"),
+    ],
+)
+def test_csv_errors(table, columns, change, words):
+    rows, write = table
+    with pytest.raises(DataError, match=words):
+        open_source(write([{**row, **change} for row in rows], columns), train=True)
+
+
+def test_csv_errors_of_the_file(tmp_path):
+    for content, words in ((None, "cannot be read"), (b"\xff\xfe\x00", "cannot be read")):
+        if content:
+            (tmp_path / "x.csv").write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            open_source(Data(source="csv", path=str(tmp_path / "x.csv")), train=True)
+
+
+def test_another_split_seed_keeps_other_files(photographs):
+    kept = [
+        {s.describe(i) for i in range(len(s))}
+        for seed in (0, 1, 1)
+        for s in [
+            open_source(
+                Data(source="folder", path=str(photographs), holdout=0.5, split_seed=seed),
+                train=True,
+            )
+        ]
+    ]
+    assert kept[0] != kept[1] == kept[2]
+
+
+# --- formats and orientation ---
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def variety():
+    """Images of every mode that the formats have, by name."""
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image("china.jpg")[100:164, 200:264])
+    clear = image.copy()
+    clear.putalpha(Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))))
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    frames = {"save_all": True, "append_images": [image.rotate(90)]}
+    return {
+        "jpeg": encoded(image, "JPEG"),
+        "jpeg grey": encoded(image.convert("L"), "JPEG"),
+        "jpeg CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "jpeg progressive": encoded(image, "JPEG", progressive=True, subsampling=0),
+        "png": encoded(image, "PNG"),
+        "png grey": encoded(image.convert("L"), "PNG"),
+        "png grey alpha": encoded(image.convert("LA"), "PNG"),
+        "png alpha": encoded(clear, "PNG"),
+        "png palette": encoded(palette, "PNG", transparency=3),
+        "png 1 bit": encoded(image.convert("1"), "PNG"),
+        "bmp": encoded(image, "BMP"),
+        "bmp alpha": encoded(clear, "BMP"),
+        "bmp palette": encoded(palette, "BMP"),
+        "bmp 1 bit": encoded(image.convert("1"), "BMP"),
+        "gif": encoded(palette, "GIF"),
+        "gif transparent": encoded(palette, "GIF", transparency=5),
+        "gif frames": encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
+        "webp": encoded(image, "WEBP"),
+        "webp lossless": encoded(image, "WEBP", lossless=True),
+        "webp alpha": encoded(clear, "WEBP", lossless=True),
+        "webp frames": encoded(image, "WEBP", lossless=True, **frames),
+    }
+
+
+@pytest.mark.parametrize("name", variety())
+def test_every_format_and_mode_is_what_pillow_converts_it_to(name, tmp_path):
+    suffix = name.split()[0]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"x.{suffix}").write_bytes(variety()[name])
+    source = folder_source(
+        Data(source="folder", path=str(tmp_path), holdout=1.0), "test", train=False
+    )
+    expected = np.asarray(Image.open(io.BytesIO(variety()[name])).convert("RGB"))
+    (image,) = source.read([1]).images
+    got = evaluation_pixels(image, Data(image_size=64), crop="resize").numpy()
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+    grey = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16)
+    grey.save(tmp_path / "x.png")
+    data = Data(image_size=64)
+    got = evaluation_pixels((tmp_path / "x.png").read_bytes(), data).numpy()
+    np.testing.assert_array_equal(got[..., 0], np.asarray(grey) >> 8)
+    np.testing.assert_array_equal(prepare([tmp_path / "x.png"], data)[0], got)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_orientation_is_applied_as_pillow_does(kind, number, tmp_path):
+    image = Image.open(io.BytesIO(variety()["png"])).crop((0, 0, 60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = number
+    stored = encoded(image, kind, exif=exif)
+    assert orientation(stored) == number
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    assert (upright.size == (40, 60)) == (number > 4)
+    for crop in ("center", "resize"):
+        data = Data(image_size=24, eval_crop=crop)
+        got = evaluation_pixels(decodable(stored), data, orientation=np.int32(number)).numpy()
+        (tmp_path / "x").write_bytes(encoded(upright, "PNG"))
+        expected = prepare([tmp_path / "x"], data)[0]
+        assert np.abs(got.astype(int) - expected).max() <= 1
+        (tmp_path / "y").write_bytes(stored)
+        np.testing.assert_array_equal(prepare([tmp_path / "y"], data)[0], expected)
+
+
+def test_orientation_is_used_for_folders_unless_told_not_to(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 4)).save(tmp_path / name / "x.jpg", exif=exif)
+    for wanted in (True, False):
+        data = Data(source="folder", path=str(tmp_path), holdout=1.0, exif=wanted)
+        source = open_source(data, train=False)
+        assert source.orientations is wanted
+        turns = source.read([1, 0]).orientations
+        assert (turns.tolist() if wanted else turns) == ([6, 6] if wanted else None)
+
+
+def test_broken_exif_data_mean_nothing():
+    assert orientation(b"\xff\xd8\xff\xe1\x00\x10Exif\0\0 nonsense") == 0
+
+
+# --- arrays ---
+
+
+def test_arrays_of_one_or_many_sizes():
+    draw = np.random.default_rng(0)
+    same = draw.integers(0, 256, (5, 7, 6, 3)).astype(np.uint8)
+    many = [draw.integers(0, 256, (n + 3, 5, 1)).astype(np.uint8) for n in range(5)]
+    for images in (same, many):
+        source = ArraySource(images, [0, 1, 2, 1, 0])
+        assert source.class_names == ("0", "1", "2")
+        read, labels, turns = source.read([4, 2])
+        assert (labels.tolist(), turns) == ([0, 2], None)
+        for got, expected in zip(read, (images[4], images[2]), strict=True):
+            pixels = np.asarray(Image.open(io.BytesIO(got)))
+            np.testing.assert_array_equal(pixels, np.broadcast_to(expected, pixels.shape))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), [0, 1], "dtype float32: must be uint8"),
+        (np.zeros((2, 4, 4), np.uint8), [0, 1], "must be uint8 \\[H, W, 3\\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0.0, 1.0], "must be integers"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0], "2 images and 1 labels"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], "between 0 and"),
+    ],
+)
+def test_array_errors(images, labels, words):
+    with pytest.raises(DataError, match=words):
+        ArraySource(images, labels)
