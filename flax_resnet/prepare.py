@@ -31,7 +31,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _prepare(values: flags.FlagValues) -> None:
     if not values["name"].value:
         raise ConfigError("--name is needed: the dataset to prepare, such as cifar10")
-    from flax_resnet.data.source import prepare_dataset
+    from flax_resnet.data.preparation import prepare_dataset
 
     print(prepare_dataset(values["name"].value, values["data_dir"].value))
 

@@ -112,29 +112,6 @@ def _preparation(name: str, data_dir: str) -> str:
     return f"python -m flax_resnet.prepare --name={name}{where}"
 
 
-def prepare_dataset(name: str, data_dir: str = "") -> str:
-    """Downloads a TFDS dataset and writes it as array_record, where that has not been done.
-
-    Args:
-      name: TFDS name, name/config or name:version.
-      data_dir: TFDS data folder; empty for TFDS's own.
-
-    Returns:
-      The dataset's folder.
-
-    Raises:
-      DataError: an unknown dataset, archives that must be placed by hand, no network, no space.
-    """
-    builder = _builder(name, data_dir)
-    try:
-        builder.download_and_prepare()
-    except AssertionError as error:  # TFDS's way to say that archives are missing
-        raise DataError(_not_prepared(builder, name, data_dir)) from error
-    except Exception as error:  # whatever the network or a dataset's own script raises
-        raise DataError(f"dataset {name!r} cannot be prepared: {one_line(error)}") from error
-    return str(builder.data_path)
-
-
 def _builder(name: str, data_dir: str):
     """Returns the builder of a dataset; prepares an embedded one on first use."""
     import tensorflow_datasets as tfds
@@ -145,13 +122,18 @@ def _builder(name: str, data_dir: str):
         if name in EMBEDDED:
             from flax_resnet.data.digits.digits_dataset_builder import Builder
 
+            builder = Builder(data_dir=where)
+            if builder.data_path.exists():
+                return _with_alternatives(builder)
             builder = Builder(**as_array_record)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
             return builder
         builder = tfds.builder(name, data_dir=where)
-        return builder if builder.data_path.exists() else tfds.builder(name, **as_array_record)
+        if builder.data_path.exists():
+            return _with_alternatives(builder)
+        return tfds.builder(name, **as_array_record)
     except tfds.core.DatasetNotFoundError as error:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
@@ -163,6 +145,19 @@ def _builder(name: str, data_dir: str):
         ) from error
     except (ValueError, AssertionError, ImportError) as error:
         raise DataError(f"data.name={name!r}: {one_line(error)}") from error
+
+
+def _with_alternatives(builder):
+    """Returns a builder that knows every format of its files.
+
+    One made from a dataset's code reads the alternative formats of dataset_info.json, and then ignores them
+    (TFDS 4.9.10); one made from the folder does not.
+    """
+    import tensorflow_datasets as tfds
+
+    if builder.info.as_proto.alternative_file_formats:
+        return tfds.builder_from_directory(builder.data_path)
+    return builder
 
 
 def _not_prepared(builder: object, name: str, data_dir: str) -> str:
