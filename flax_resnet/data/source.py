@@ -5,7 +5,7 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _builder(name: str, data_dir: str):
         raise DataError(f"data.name={name!r}: {one_line(error)}") from error
 
 
-def _with_alternatives(builder):
+def _with_alternatives(builder: Any) -> Any:
     """Returns a builder that knows every format of its files.
 
     One made from a dataset's code reads the alternative formats of dataset_info.json, and then ignores them
