@@ -8,9 +8,7 @@ in a folder that no reader takes for a dataset, checked, and then given its name
 import contextlib
 import dataclasses
 import fcntl
-import itertools
 import json
-import logging
 import os
 import pathlib
 import re
@@ -18,24 +16,20 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import PIL
 from PIL import features as pillow
-from tqdm import tqdm
 
 from flax_resnet.config import Data
-from flax_resnet.data.jpeg import pack_image
-from flax_resnet.data.ordered import in_order
-from flax_resnet.data.preparation import count_records, replace_text, write_records
+from flax_resnet.data import packed_shards
+from flax_resnet.data.packed_shards import Shard
+from flax_resnet.data.preparation import replace_text
 from flax_resnet.data.source import EMBEDDED
 from flax_resnet.data.splits import Split, folder_splits, tfds_splits
 from flax_resnet.errors import ConfigError, DataError, one_line
 
-log = logging.getLogger("flax_resnet")
-
 VERSION = "1.0.0"
-CHUNK = 8  # images a thread takes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,26 +104,6 @@ class Packing:
         return tfds_splits(self.name, self.data_dir)
 
 
-class _Shard(NamedTuple):
-    file: pathlib.Path
-    ledger: pathlib.Path  # what is known of it once it is finished
-    split: str
-    start: int
-    stop: int
-
-
-class _Made(NamedTuple):
-    """One image: a serialized example, or why there is none."""
-
-    name: str
-    record: bytes
-    label: int
-    how: str
-    bytes_in: int
-    bytes_out: int
-    error: str
-
-
 def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> str:
     """Packs a dataset, or goes on packing it.
 
@@ -154,8 +128,15 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
         with _held(work), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, large images
             _begin(work, packing, splits)
-            shards = _plan(work, packing, splits)
-            _write(shards, splits, packing, threads, max_bad)
+            shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
+            packed_shards.write(
+                shards,
+                splits,
+                max_side=packing.max_side,
+                quality=packing.quality,
+                threads=threads,
+                max_bad=max_bad,
+            )
             return _finish(folder, work, packing, splits, shards, threads)
     except OSError as error:
         raise DataError(f"{work} cannot be written: {one_line(error)}") from error
@@ -202,7 +183,10 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
     state = {
         "options": packing.options(),
         "source": {key: split.identity for key, split in splits.items()},
-        "encoder": {"pillow": PIL.__version__, "libjpeg": str(pillow.version("jpg"))},
+        "encoder": {
+            "pillow": PIL.__version__,
+            "libjpeg": pillow.version("libjpeg_turbo") or pillow.version("jpg"),
+        },
     }
     file = work / "packing.json"
     if not file.exists():
@@ -217,126 +201,12 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
     return None
 
 
-def _plan(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> list[_Shard]:
-    shards = []
-    for key, split in splits.items():
-        size = len(split.source)
-        count = -(-size // packing.shard_size)
-        for number in range(count):
-            name = f"{packing.new_name}-{key}.array_record-{number:05d}-of-{count:05d}"
-            ledger = work / "ledger" / f"{key}-{number:05d}.json"
-            start, stop = size * number // count, size * (number + 1) // count
-            shards.append(_Shard(work / name, ledger, key, start, stop))
-    return shards
-
-
-def _finished(shard: _Shard) -> dict[str, Any] | None:
-    """Returns the ledger of a shard that is finished."""
-    try:
-        ledger = json.loads(shard.ledger.read_text())
-    except (OSError, ValueError):
-        return None
-    finished = shard.file.exists() and count_records(shard.file) == len(ledger["labels"])
-    return ledger if finished else None
-
-
-def _write(
-    shards: list[_Shard], splits: dict[str, Split], packing: Packing, threads: int, max_bad: int
-) -> None:
-    ledgers = {shard: _finished(shard) for shard in shards}
-    waiting = [shard for shard, ledger in ledgers.items() if not ledger]
-    bad = sum(len(ledger["bad"]) for ledger in ledgers.values() if ledger)
-    total = sum(shard.stop - shard.start for shard in shards)
-    left = sum(shard.stop - shard.start for shard in waiting)
-    if left < total:
-        log.info("going on: %d of %d images are packed", total - left, total)
-    tasks = (
-        (shard, range(start, min(start + CHUNK, shard.stop)))
-        for shard in waiting
-        for start in range(shard.start, shard.stop, CHUNK)
-    )
-
-    def make(task: tuple[_Shard, range]) -> tuple[_Shard, list[_Made]]:
-        shard, places = task
-        return shard, _make(splits[shard.split], places, packing)
-
-    with (
-        tqdm(
-            total=total, initial=total - left, unit=" images", unit_scale=True, desc="packing",
-            disable=None,
-        ) as bar,
-        in_order(make, tasks, threads) as made,
-    ):  # fmt: skip
-        written = 0
-        for shard, results in itertools.groupby(made, key=lambda result: result[0]):
-            ledger = {"labels": [], "bad": [], "how": Counter(), "bytes_in": 0, "bytes_out": 0}
-
-            def records(results=results, ledger=ledger) -> Iterator[bytes]:  # noqa: ANN001
-                for image in itertools.chain.from_iterable(images for _, images in results):
-                    bar.update()
-                    if image.error:
-                        ledger["bad"].append(image.name)
-                        _leave_out(image, bad + len(ledger["bad"]), max_bad)
-                        continue
-                    ledger["labels"].append(image.label)
-                    ledger["how"][image.how] += 1
-                    ledger["bytes_in"] += image.bytes_in
-                    ledger["bytes_out"] += image.bytes_out
-                    yield image.record
-
-            temporary = shard.file.with_name(f"incomplete.{shard.file.name}")
-            write_records(temporary, records())
-            if not ledger["labels"]:
-                raise DataError(f"{shard.file}: none of its images can be read")
-            shard.ledger.unlink(missing_ok=True)
-            temporary.replace(shard.file)
-            replace_text(shard.ledger, json.dumps(ledger))
-            bad += len(ledger["bad"])
-            written += ledger["bytes_out"]
-            bar.set_postfix_str(f"{written / 1e6:,.0f} MB written", refresh=False)
-
-
-def _leave_out(image: _Made, count: int, max_bad: int) -> None:
-    if count > max_bad:
-        raise DataError(
-            f"cannot decode {image.name} ({image.error}), and --max_bad={max_bad} unreadable images are "
-            "allowed"
-        )
-    log.warning("cannot decode %s (%s); left out (%d)", image.name, image.error, count)
-
-
-def _make(split: Split, places: range, packing: Packing) -> list[_Made]:
-    import tensorflow as tf
-
-    indices = split.order[places.start : places.stop]
-    read = split.source.read(indices)
-    results = []
-    for index, image, label in zip(indices, read.images, read.labels, strict=True):
-        name = split.source.describe(int(index))
-        try:
-            packed = pack_image(
-                image, max_side=packing.max_side, quality=packing.quality, upright=split.upright
-            )
-        except ValueError as error:
-            results.append(_Made(name, b"", -1, "bad", len(image), 0, one_line(error)))
-            continue
-        example = tf.train.Example()
-        example.features.feature["image"].bytes_list.value.append(packed.encoded)
-        example.features.feature["label"].int64_list.value.append(int(label))
-        # Deterministic, or the two keys change places from process to process.
-        record = example.SerializeToString(deterministic=True)
-        results.append(
-            _Made(name, record, int(label), packed.how, len(image), len(packed.encoded), "")
-        )
-    return results
-
-
 def _finish(
     folder: pathlib.Path,
     work: pathlib.Path,
     packing: Packing,
     splits: dict[str, Split],
-    shards: list[_Shard],
+    shards: list[Shard],
     threads: int,
 ) -> str:
     """Adds the metadata, checks everything, and gives the folder its name."""
@@ -346,7 +216,7 @@ def _finish(
 
     for leftover in work.glob("incomplete.*"):
         leftover.unlink()
-    ledgers = {shard: _finished(shard) for shard in shards}
+    ledgers = {shard: packed_shards.finished(shard) for shard in shards}
     class_names = next(iter(splits.values())).source.class_names
     labels = {
         key: [ledgers[shard]["labels"] for shard in shards if shard.split == key] for key in splits
@@ -386,7 +256,7 @@ def _finish(
     )
 
 
-def _summary(ledgers: dict[_Shard, dict[str, Any]], labels: dict[str, list[list[int]]]) -> str:
+def _summary(ledgers: dict[Shard, dict[str, Any]], labels: dict[str, list[list[int]]]) -> str:
     before, after = (sum(x[key] for x in ledgers.values()) for key in ("bytes_in", "bytes_out"))
     how = sum((Counter(x["how"]) for x in ledgers.values()), Counter())
     counts = ", ".join(f"{key} {sum(map(len, parts)):,}" for key, parts in labels.items())

@@ -149,15 +149,19 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
     except RuntimeError as error:
         raise DataError(f"{file} cannot be written: {one_line(error)}") from error
     iterator, going = iter(records), True
-    while going:
-        record = next(iterator, None)  # outside the try: what the source raises is not ours
-        going = record is not None
-        try:
-            writer.write(record) if going else writer.close()
-        except RuntimeError as error:  # the C++ status, such as "No space left on device"
-            raise DataError(f"{file} cannot be written: {one_line(error)}") from error
-    with open(file, "rb") as written:
-        os.fsync(written.fileno())
+    try:
+        while going:
+            record = next(iterator, None)
+            going = record is not None
+            try:  # around the writer alone: what the records raise is not its fault
+                writer.write(record) if going else writer.close()
+            except RuntimeError as error:  # the C++ status, such as "No space left on device"
+                raise DataError(f"{file} cannot be written: {one_line(error)}") from error
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def count_records(file: pathlib.Path) -> int:
@@ -166,12 +170,12 @@ def count_records(file: pathlib.Path) -> int:
 
     try:
         reader = ArrayRecordReader(str(file))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()  # here it says that the file is too short
     except RuntimeError:
         return -1
-    try:
-        return reader.num_records()
-    finally:
-        reader.close()
 
 
 def _read_records(file: pathlib.Path, examples: int) -> Iterable[bytes]:
