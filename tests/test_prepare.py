@@ -208,8 +208,8 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     import tensorflow_datasets as tfds
 
     for file in list(photographs.rglob("*.jpg")):
-        image = Image.open(file).resize((1600, 1200))
-        for number in range(5):
+        image = Image.open(file).resize((1400, 1050))
+        for number in range(4):
             image.save(file.with_name(f"{file.stem}_{number}.jpg"))
     call = arguments(
         tmp_path / "killed", "--shard_size=4", "--threads=1", "--max_side=300", path=photographs
@@ -223,7 +223,7 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     root = tmp_path / "killed" / "small_pictures"
     work = root / "incomplete.1.0.0"
     deadline = time.monotonic() + 50
-    while len(list(work.glob("ledger/*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(work.glob("ledger/train-*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -233,7 +233,7 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     with pytest.raises(tfds.core.dataset_info.DatasetInfoFileError):
         tfds.builder_from_directory(work)
     before = {p.name: p.stat().st_ino for p in work.glob("small_pictures-*")}
-    assert 3 <= len(before) < 12
+    assert len(before) >= 3
     capsys.readouterr()
     assert prepare.main([*call, "--threads=2"]) == 0
     assert "going on: " in capsys.readouterr().err
@@ -246,6 +246,7 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     assert prepare.main(whole) == 0
     other = tmp_path / "whole" / "small_pictures" / "1.0.0"
     assert len(shards(other)) > 12
+    assert len(before) < len(shards(other))  # it was killed in the middle
     assert shards(root / "1.0.0") == shards(other)
     for name in ("dataset_info.json", "features.json", "label.labels.txt", "packing.json"):
         assert (root / "1.0.0" / name).read_text() == (other / name).read_text()
