@@ -186,7 +186,7 @@ def test_an_image_that_ends_early_is_no_image():
     buffer = io.BytesIO()
     Image.effect_noise((60, 40), 50).save(buffer, "JPEG")
     for encoded in (buffer.getvalue()[:-300], buffer.getvalue()[:100], b""):
-        with pytest.raises(ValueError, match="truncated|no image"):
+        with pytest.raises(ValueError, match=r"(?i)truncated|no image"):
             pack_image(encoded, max_side=100, quality=90, upright=True)
 
 
@@ -197,7 +197,7 @@ def test_a_folder_with_its_own_splits(photographs, tmp_path):
     assert prepare.main(arguments(tmp_path, path=tmp_path / "set")) == 0
     counts = {s: len(examples(tmp_path, s)) for s in ("train", "validation", "test")}
     assert counts == {"train": 11, "validation": 12, "test": 12}
-    labels = [label for _, label in examples(tmp_path, "train[:6]")]
+    labels = [label for _, label in examples(tmp_path, "train[:4]")]
     assert set(labels) == {0, 1}  # a slice holds every class
 
 
@@ -458,6 +458,7 @@ def test_an_interrupted_conversion_changes_nothing_and_goes_on(tfrecord):
     torn = next(iter(finished))
     torn.write_bytes(torn.read_bytes()[:1000])
     convert_to_array_record(folder)
+    assert torn.stat().st_size > 1000
     kept = [p for p, inode in finished.items() if p.stat().st_ino == inode and p != torn]
     assert len(kept) == len(finished) - 1
     assert len(tfds.builder_from_directory(folder).as_data_source("train")) == 1437
