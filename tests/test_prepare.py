@@ -57,6 +57,22 @@ def pictures(photographs):
     return photographs
 
 
+@pytest.fixture
+def refuse(capsys):
+    """Runs the command, expects exit code 2 and one line with these words."""
+
+    def run(call, *words):
+        capsys.readouterr()
+        assert prepare.main(call) == 2
+        *before, line = capsys.readouterr().err.splitlines()
+        assert all(x.startswith(("warning: cannot decode", "going on: ")) for x in before)
+        assert line.startswith("error: ")
+        for word in words:
+            assert word in line
+
+    return run
+
+
 def arguments(data_dir, *more, path=None, name="small_pictures"):
     source = [f"--path={path}"] if path else []
     return [*source, f"--pack={name}", f"--data_dir={data_dir}", *more]
@@ -212,6 +228,16 @@ def test_a_tfds_dataset_keeps_its_order_and_its_small_pngs(data_dir, tmp_path):
         np.testing.assert_array_equal([label for _, label in packed], expected.labels)
 
 
+def test_a_damaged_source_is_one_line(data_dir, tmp_path, refuse):
+    shutil.copytree(pathlib.Path(data_dir) / "digits", tmp_path / "digits")
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("*-test.array_record*")
+    content = bytearray(file.read_bytes())
+    content[5000:5200] = bytes(200)
+    file.write_bytes(content)
+    call = arguments(tmp_path, "--name=digits", name="digits_400")
+    refuse(call, "of digits test", "cannot be read")
+
+
 def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsys):
     import tensorflow_datasets as tfds
 
@@ -258,22 +284,6 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     assert shards(root / "1.0.0") == shards(other)
     for name in ("dataset_info.json", "features.json", "label.labels.txt", "packing.json"):
         assert (root / "1.0.0" / name).read_text() == (other / name).read_text()
-
-
-@pytest.fixture
-def refuse(capsys):
-    """Runs the command, expects exit code 2 and one line with these words."""
-
-    def run(call, *words):
-        capsys.readouterr()
-        assert prepare.main(call) == 2
-        *before, line = capsys.readouterr().err.splitlines()
-        assert all(x.startswith(("warning: cannot decode", "going on: ")) for x in before)
-        assert line.startswith("error: ")
-        for word in words:
-            assert word in line
-
-    return run
 
 
 def test_unreadable_images_and_changed_minds(pictures, tmp_path, refuse, capsys):

@@ -150,6 +150,7 @@ def _already(folder: pathlib.Path, packing: Packing) -> str:
             f"{folder} holds a dataset that was not packed by this command: choose another name"
         ) from error
     _compare(begun["options"], packing.options(), f"{folder} was packed")
+    shutil.rmtree(folder / "ledger", ignore_errors=True)  # of a packing that ended just before
     return f"{folder} is complete: {begun['result']}"
 
 
@@ -190,7 +191,7 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
     }
     file = work / "packing.json"
     if not file.exists():
-        return replace_text(file, json.dumps(state, indent=2))
+        replace_text(file, json.dumps(state, indent=2))
     begun = json.loads(file.read_text())
     _compare(begun["options"], state["options"], f"{work} was begun")
     _compare(begun["encoder"], state["encoder"], f"{work} was begun")
@@ -198,7 +199,6 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
         raise DataError(
             f"{work} was begun when its source held other files: delete it to begin again"
         )
-    return None
 
 
 def _finish(
@@ -246,8 +246,8 @@ def _finish(
     state = json.loads((work / "packing.json").read_text())
     state["left_out"] = [name for ledger in ledgers.values() for name in ledger["bad"]]
     replace_text(work / "packing.json", json.dumps({**state, "result": result}, indent=2))
-    shutil.rmtree(work / "ledger")
     work.replace(folder)
+    shutil.rmtree(folder / "ledger", ignore_errors=True)
     where = f" --config.data.data_dir={packing.root.parent}" if packing.data_dir else ""
     evaluation = next((key for key in ("test", "validation") if key in splits), "train")
     return (
