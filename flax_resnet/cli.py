@@ -11,7 +11,7 @@ COMMANDS = {
     "evaluate": "evaluate a saved run, or pretrained weights, on any split",
     "summary": "layers, parameters and multiply-adds of a network, or of many",
     "convert": "weights of timm, torchvision, Hugging Face or BiT to a run, and back",
-    "prepare": "download a TFDS dataset and store it for random access",
+    "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "report": "draw a run's curves and some of its predictions",
 }
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from flax_resnet.config import Data
 from flax_resnet.data import shards
 from flax_resnet.data.arrays import ArraySource
-from flax_resnet.data.decode import evaluation_pixels
-from flax_resnet.data.files import decodable, folder_source, orientation
+from flax_resnet.data.decode import decodable, evaluation_pixels
+from flax_resnet.data.files import folder_source, orientation
 from flax_resnet.data.source import open_source
 from flax_resnet.data.tfds import TfdsSource
 from flax_resnet.errors import DataError
@@ -372,7 +372,7 @@ def test_every_format_and_mode_is_what_pillow_converts_it_to(name, tmp_path):
     )
     expected = np.asarray(Image.open(io.BytesIO(variety()[name])).convert("RGB"))
     (image,) = source.read([1]).images
-    got = evaluation_pixels(image, Data(image_size=64), crop="resize").numpy()
+    got = evaluation_pixels(decodable(image), Data(image_size=64), crop="resize").numpy()
     np.testing.assert_array_equal(got, expected)
 
 

@@ -4,12 +4,15 @@ Only the crop of a JPEG is decoded. Everything is a graph of TensorFlow operatio
 threads without Python.
 """
 
+import io
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from flax_resnet.config import Data
+from flax_resnet.data.records import as_bmp
 
 # An upright image is the stored one transposed (or not), then its rows, then its columns reversed (or not).
 # Row n is EXIF's orientation n (Exif 2.3, tag 0x0112); 0 is not said, as 1.
@@ -32,7 +35,7 @@ def training_pixels(
     """Decodes the training crop of one image and resizes it.
 
     Args:
-      encoded: string scalar; JPEG, PNG, BMP, WebP or the first frame of a GIF.
+      encoded: string scalar; an image that is `decodable`.
       config: the data section.
       seed: int64 [2]; the same seed gives the same random crop.
       orientation: int32 scalar, EXIF's number from 1 to 8, or 0 where none is said; None takes every image
@@ -92,6 +95,26 @@ def evaluation_pixels(
         antialias=True,
     )
     return tf.ensure_shape(_to_uint8(placed[0], config.interpolation), [size, size, 3])
+
+
+def decodable(image: bytes) -> bytes:
+    """Returns an encoded image as it is, or as BMP where TensorFlow (2.21) reads it otherwise than Pillow.
+
+    That is BMP with a palette (wrong colours), GIF with transparency (other colours), WebP with alpha or
+    several frames (an error). What Pillow cannot read either is left as it is.
+    """
+    odd = (
+        image[:3] == b"GIF"
+        or (image[:2] == b"BM" and image[28:29] not in (b"\x18", b"\x20"))  # bits per pixel
+        or (image[8:12] == b"WEBP" and image[12:16] != b"VP8 ")
+    )
+    if not odd:
+        return image
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return as_bmp(opened.convert("RGB"))
+    except Exception:  # damaged files raise many types; decoding will fail, and name the file
+        return image
 
 
 def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tensor, tf.Tensor]:

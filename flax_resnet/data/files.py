@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from flax_resnet.config import Data
-from flax_resnet.data.records import Records, as_bmp
+from flax_resnet.data.records import Records
 from flax_resnet.errors import DataError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -55,7 +55,7 @@ class FileSource:
                 if self._known[index] == UNKNOWN:
                     self._known[index] = orientation(image)
         turns = self._known[indices].astype(np.int32) if self.orientations else None
-        return Records([decodable(image) for image in images], self._labels[indices], turns)
+        return Records(images, self._labels[indices], turns)
 
     def labels(self) -> np.ndarray:
         """Returns the label of every example, int32 [n]."""
@@ -78,26 +78,6 @@ def orientation(image: bytes) -> int:
     ):  # Pillow meets broken EXIF data with many types, and ignores them when it turns
         return 0
     return found if found in range(1, 9) else 0
-
-
-def decodable(image: bytes) -> bytes:
-    """Returns an encoded image as it is, or as BMP where TensorFlow (2.21) reads it otherwise than Pillow.
-
-    That is BMP with a palette (wrong colours), GIF with transparency (other colours), WebP with alpha or
-    several frames (an error). What Pillow cannot read either is left as it is.
-    """
-    odd = (
-        image[:3] == b"GIF"
-        or (image[:2] == b"BM" and image[28:29] not in (b"\x18", b"\x20"))  # bits per pixel
-        or (image[8:12] == b"WEBP" and image[12:16] != b"VP8 ")
-    )
-    if not odd:
-        return image
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return as_bmp(opened.convert("RGB"))
-    except Exception:  # damaged files raise many types; decoding will fail, and name the file
-        return image
 
 
 def folder_source(config: Data, split: str, *, train: bool) -> FileSource:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from flax_resnet.config import Data
 from flax_resnet.data import order
-from flax_resnet.data.decode import evaluation_pixels, training_pixels
+from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
 
@@ -125,7 +125,8 @@ def _batches(
     def read(step: np.int64) -> list[np.ndarray]:
         indices, places = plan(int(step))
         records = source.read(indices)
-        read = [np.array(records.images, object), records.labels, indices, places.astype(np.int64)]
+        images = np.array([decodable(image) for image in records.images], object)
+        read = [images, records.labels, indices, places.astype(np.int64)]
         return [*read, records.orientations] if source.orientations else read
 
     def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -159,7 +160,8 @@ def find_bad(source: Source, indices: np.ndarray) -> list[int]:
     bad = []
     for index in dict.fromkeys(int(i) for i in indices):
         try:
-            tf.io.decode_image(source.read([index]).images[0], channels=3, expand_animations=False)
+            image = decodable(source.read([index]).images[0])
+            tf.io.decode_image(image, channels=3, expand_animations=False)
         except DECODE_ERRORS:
             bad.append(index)
     return bad

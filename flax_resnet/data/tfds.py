@@ -166,7 +166,7 @@ class _MockedSplit:
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )
         except (AssertionError, KeyError) as error:  # no folder, no splits
-            raise DataError(_not_prepared(builder, config.name, config.data_dir)) from error
+            raise DataError(not_prepared(builder, config.name, config.data_dir)) from error
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -199,13 +199,18 @@ def find_builder(name: str, data_dir: str) -> Any:
         if name in EMBEDDED:
             from flax_resnet.data.digits.digits_dataset_builder import Builder
 
+            builder = Builder(data_dir=where)
+            if builder.data_path.exists():
+                return _with_alternatives(builder)
             builder = Builder(**as_array_record)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
             return builder
         builder = tfds.builder(name, data_dir=where)
-        return builder if builder.data_path.exists() else tfds.builder(name, **as_array_record)
+        if builder.data_path.exists():
+            return _with_alternatives(builder)
+        return tfds.builder(name, **as_array_record)
     except tfds.core.DatasetNotFoundError as error:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
@@ -219,30 +224,21 @@ def find_builder(name: str, data_dir: str) -> Any:
         raise DataError(f"data.name={name!r}: {one_line(error)}") from error
 
 
-def prepare_dataset(name: str, data_dir: str = "") -> str:
-    """Downloads a TFDS dataset and writes it as array_record, where that has not been done.
+def _with_alternatives(builder: Any) -> Any:
+    """Returns a builder that knows every format of its files.
 
-    Args:
-      name: TFDS name, name/config or name:version.
-      data_dir: TFDS data folder; empty for TFDS's own.
-
-    Returns:
-      The dataset's folder.
-
-    Raises:
-      DataError: an unknown dataset, archives that must be placed by hand, no network, no space.
+    One made from a dataset's code reads the alternative formats of dataset_info.json, and then ignores them
+    (TFDS 4.9.10); one made from the folder does not.
     """
-    builder = find_builder(name, data_dir)
-    try:
-        builder.download_and_prepare()
-    except AssertionError as error:  # TFDS's way to say that archives are missing
-        raise DataError(_not_prepared(builder, name, data_dir)) from error
-    except Exception as error:  # whatever the network or a dataset's own script raises
-        raise DataError(f"dataset {name!r} cannot be prepared: {one_line(error)}") from error
-    return str(builder.data_path)
+    import tensorflow_datasets as tfds
+
+    if builder.info.as_proto.alternative_file_formats:
+        return tfds.builder_from_directory(builder.data_path)
+    return builder
 
 
-def _not_prepared(builder: Any, name: str, data_dir: str) -> str:
+def not_prepared(builder: Any, name: str, data_dir: str) -> str:
+    """Says where a dataset was looked for, and what prepares it."""
     message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
     if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         folder = builder.data_path.parents[1] / "downloads" / "manual"

@@ -1,0 +1,5 @@
+"""Any source packed into a TFDS dataset of its own: JPEGs of bounded size, stored for random access."""
+
+from flax_resnet.data.packing.dataset import Packing, pack_dataset
+
+__all__ = ["Packing", "pack_dataset"]

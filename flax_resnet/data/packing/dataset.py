@@ -1,0 +1,268 @@
+"""Any source packed into a TFDS dataset of its own: JPEGs of bounded size, stored for random access.
+
+Which image stands in which file, and every byte of it, depends on the source and the options alone. So a packing
+that was interrupted goes on behind the files that are finished, and ends as if nothing had happened. It is made
+in a folder that no reader takes for a dataset, checked, and then given its name.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import PIL
+from PIL import features as pillow
+
+from flax_resnet.config import Data
+from flax_resnet.data.packing import shards as packed_shards
+from flax_resnet.data.packing.shards import Shard
+from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
+from flax_resnet.data.preparation import replace_text
+from flax_resnet.data.tfds import EMBEDDED
+from flax_resnet.errors import ConfigError, DataError, one_line
+
+VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """What to pack, and how. Raises ConfigError for a value that is not allowed.
+
+    Attributes:
+      new_name: of the packed dataset: lower case letters, digits and _.
+      name: TFDS dataset to pack, as name, name/config or name:version; or empty.
+      path: folder of images to pack; or empty.
+      data_dir: TFDS data folder of both datasets; empty for TFDS's own.
+      max_side: longer side of a stored image, pixels; at least 1.
+      quality: of JPEGs that are made, 1 to 100.
+      holdout: share of a folder without train/ that becomes the split test, 0.01 to 0.99.
+      shard_size: images per file, at most; at least 1.
+    """
+
+    new_name: str
+    name: str = ""
+    path: str = ""
+    data_dir: str = ""
+    max_side: int = 400
+    quality: int = 90
+    holdout: float = Data().holdout
+    shard_size: int = 2048
+
+    def __post_init__(self) -> None:
+        import tensorflow_datasets as tfds
+
+        if bool(self.name) == bool(self.path):
+            raise ConfigError("--pack needs one of --name (TFDS dataset) and --path (folder)")
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.new_name):
+            raise ConfigError(
+                f"--pack={self.new_name!r}: must be a name for TFDS: lower case letters, digits and _, "
+                "a letter first"
+            )
+        if self.new_name in {*EMBEDDED, *tfds.list_builders(with_community_datasets=False)}:
+            raise ConfigError(
+                f"--pack={self.new_name!r}: is the name of another TFDS dataset, which would be opened instead"
+            )
+        for flag, low, high in (
+            ("max_side", 1, 65535),  # JPEG's limit
+            ("quality", 1, 100),
+            ("holdout", 0.01, 0.99),
+            ("shard_size", 1, 10**9),
+        ):
+            if not low <= getattr(self, flag) <= high:
+                raise ConfigError(
+                    f"--{flag}={getattr(self, flag)}: must be between {low} and {high}"
+                )
+
+    @property
+    def root(self) -> pathlib.Path:
+        """The folder of all versions of the packed dataset."""
+        import tensorflow_datasets as tfds
+
+        data_dir = pathlib.Path(self.data_dir or tfds.core.constants.DATA_DIR)
+        return data_dir.expanduser().resolve() / self.new_name
+
+    def options(self) -> dict[str, Any]:
+        """Returns what the packed files depend on, besides what the source holds."""
+        kept = {"max_side": self.max_side, "quality": self.quality, "shard_size": self.shard_size}
+        if self.path:
+            path = str(pathlib.Path(self.path).expanduser().resolve())
+            return {"path": path, "holdout": self.holdout, **kept}
+        return {"name": self.name, **kept}
+
+    def open(self) -> dict[str, Split]:
+        """Opens the source. Raises DataError as `open_source` does."""
+        if self.path:
+            return file_splits(self.path, self.holdout)
+        return tfds_splits(self.name, self.data_dir)
+
+
+def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> str:
+    """Packs a dataset, or goes on packing it.
+
+    Args:
+      packing: what and how.
+      threads: images decoded and encoded at once; 0 for one per core.
+      max_bad: unreadable images that are named and left out before the packing stops; at least 0.
+
+    Returns:
+      What was done, for a person.
+
+    Raises:
+      DataError: no such source; too many unreadable images; something else at the destination, or a packing
+        begun with other options or another source; no space; a packed record that is not what it should be.
+    """
+    folder, work = packing.root / VERSION, packing.root / f"incomplete.{VERSION}"
+    threads = threads or os.cpu_count() or 1
+    if folder.exists():
+        return _already(folder, packing)
+    splits = packing.open()
+    try:
+        with _held(work), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, large images
+            _begin(work, packing, splits)
+            shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
+            packed_shards.write(
+                shards,
+                splits,
+                max_side=packing.max_side,
+                quality=packing.quality,
+                threads=threads,
+                max_bad=max_bad,
+            )
+            return _finish(folder, work, packing, splits, shards, threads)
+    except OSError as error:
+        raise DataError(f"{work} cannot be written: {one_line(error)}") from error
+
+
+def _already(folder: pathlib.Path, packing: Packing) -> str:
+    try:
+        begun = json.loads((folder / "packing.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} holds a dataset that was not packed by this command: choose another name"
+        ) from error
+    _compare(begun["options"], packing.options(), f"{folder} was packed")
+    shutil.rmtree(folder / "ledger", ignore_errors=True)  # of a packing that ended just before
+    return f"{folder} is complete: {begun['result']}"
+
+
+def _compare(begun: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    for key in {**wanted, **begun}:
+        if begun.get(key) != wanted.get(key):
+            raise DataError(
+                f"{where} with {key}={begun.get(key)}, not {wanted.get(key)}: give the same options, "
+                "choose another name, or delete it"
+            )
+
+
+@contextlib.contextmanager
+def _held(work: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process from packing into the same folder; the system lets go when a process ends."""
+    work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{work}: another process is packing into it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> None:
+    """Writes down what is being packed; refuses to go on with something else."""
+    (work / "ledger").mkdir(exist_ok=True)
+    state = {
+        "options": packing.options(),
+        "source": {key: split.identity for key, split in splits.items()},
+        "encoder": {
+            "pillow": PIL.__version__,
+            "libjpeg": pillow.version("libjpeg_turbo") or pillow.version("jpg"),
+        },
+    }
+    file = work / "packing.json"
+    if not file.exists():
+        replace_text(file, json.dumps(state, indent=2))
+    begun = json.loads(file.read_text())
+    _compare(begun["options"], state["options"], f"{work} was begun")
+    _compare(begun["encoder"], state["encoder"], f"{work} was begun")
+    if begun["source"] != state["source"]:
+        raise DataError(
+            f"{work} was begun when its source held other files: delete it to begin again"
+        )
+
+
+def _finish(
+    folder: pathlib.Path,
+    work: pathlib.Path,
+    packing: Packing,
+    splits: dict[str, Split],
+    shards: list[Shard],
+    threads: int,
+) -> str:
+    """Adds the metadata, checks everything, and gives the folder its name."""
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.packing.verification import verify
+
+    for leftover in work.glob("incomplete.*"):
+        leftover.unlink()
+    ledgers = {shard: packed_shards.finished(shard) for shard in shards}
+    class_names = next(iter(splits.values())).source.class_names
+    labels = {
+        key: [ledgers[shard]["labels"] for shard in shards if shard.split == key] for key in splits
+    }
+    tfds.folder_dataset.write_metadata(
+        data_dir=work,
+        features={
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+        },
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=key,
+                shard_lengths=[len(shard) for shard in labels[key]],
+                num_bytes=sum(ledgers[s]["bytes_out"] for s in shards if s.split == key),
+            )
+            for key in splits
+        ],
+        version=VERSION,
+        check_data=False,  # would read it as tfrecord; verify() reads all of it
+        supervised_keys=("image", "label"),
+        description=f"{packing.name or pathlib.Path(packing.path).resolve().name}, with images of at most "
+        f"{packing.max_side} pixels a side.",
+    )
+    verify(work, labels, class_names, threads)
+    result = _summary(ledgers, labels)
+    state = json.loads((work / "packing.json").read_text())
+    state["left_out"] = [name for ledger in ledgers.values() for name in ledger["bad"]]
+    replace_text(work / "packing.json", json.dumps({**state, "result": result}, indent=2))
+    work.replace(folder)
+    shutil.rmtree(folder / "ledger", ignore_errors=True)
+    where = f" --config.data.data_dir={packing.root.parent}" if packing.data_dir else ""
+    evaluation = next((key for key in ("test", "validation") if key in splits), "train")
+    return (
+        f"{folder}: {result}\ntrain on it with --config.data.source=tfds --config.data.name="
+        f"{packing.new_name}{where} --config.data.eval_split={evaluation}"
+    )
+
+
+def _summary(ledgers: dict[Shard, dict[str, Any]], labels: dict[str, list[list[int]]]) -> str:
+    before, after = (sum(x[key] for x in ledgers.values()) for key in ("bytes_in", "bytes_out"))
+    how = sum((Counter(x["how"]) for x in ledgers.values()), Counter())
+    counts = ", ".join(f"{key} {sum(map(len, parts)):,}" for key, parts in labels.items())
+    bad = sum(len(x["bad"]) for x in ledgers.values())
+    return (
+        f"{counts} images; {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after ({after / before:.0%}); "
+        f"{how['resized']:,} resized, {how['encoded']:,} encoded anew, {how['kept']:,} kept as they were, "
+        f"{bad:,} unreadable"
+    )

@@ -1,0 +1,104 @@
+"""Every split of a dataset at once, with what identifies its contents."""
+
+import hashlib
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from flax_resnet.config import Data
+from flax_resnet.data import order
+from flax_resnet.data.records import Source
+from flax_resnet.data.source import open_source
+from flax_resnet.data.tfds import find_builder, not_prepared
+from flax_resnet.errors import DataError
+
+FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class Split(NamedTuple):
+    """One split of a dataset.
+
+    Attributes:
+      source: its examples.
+      order: int64 [n], a permutation: the order in which to write the examples.
+      identity: differs where the examples, or their order in the source, differ.
+    """
+
+    source: Source
+    order: np.ndarray
+    identity: str
+
+
+def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
+    """Opens all splits of a prepared TFDS dataset, in the order of their records.
+
+    Args:
+      name: TFDS name, name/config or name:version.
+      data_dir: TFDS data folder; empty for TFDS's own.
+
+    Raises:
+      DataError: as `open_source` does.
+    """
+    builder = find_builder(name, data_dir)
+    infos = {key: info for key, info in builder.info.splits.items() if info.num_examples}
+    if not infos:
+        raise DataError(not_prepared(builder, name, data_dir))
+    splits = {}
+    for key, info in infos.items():
+        source = open_source(Data(name=name, data_dir=data_dir), train=key == "train", split=key)
+        identity = f"{builder.info.full_name} {key} {info.shard_lengths} {int(info.num_bytes)}"
+        splits[key] = Split(source, np.arange(len(source)), _digest([identity]))
+    return splits
+
+
+def file_splits(path: str, holdout: float) -> dict[str, Split]:
+    """Opens all splits of a folder of images, or of a CSV file of paths and labels.
+
+    Files may be sorted by class; they are ordered here as by chance, the same on every call, so that a slice such
+    as ``train[:10%]`` holds all classes.
+
+    Args:
+      path: folder with train/ and val/, validation/ or test/, each with one sub-folder per class; or with the
+        classes themselves, of which a share, chosen by the files' names, becomes the split ``test``. Or a
+        CSV file; its rows of one split, or a share chosen in the same way, are ``train`` and ``test``.
+      holdout: that share, 0.01 to 0.99.
+
+    Raises:
+      DataError: as `open_source` does.
+    """
+    root = pathlib.Path(path).expanduser()
+    names = {"train": "train", "test": "test"}
+    kind = "csv" if root.is_file() else "folder"
+    if (root / "train").is_dir():
+        names = {name: key for name, key in FOLDERS.items() if (root / name).is_dir()}
+    if len(set(names.values())) < len(names):
+        raise DataError(f"{root}: has both val/ and validation/; leave one")
+    config = Data(source=kind, path=path, holdout=holdout)
+    splits = {}
+    for name, key in names.items():
+        source = open_source(config, train=name == "train", split=name)
+        index = np.arange(len(source), dtype=np.uint32)
+        shuffled = order.permute(np, index, size=len(source), seed=0, epoch=0).astype(np.int64)
+        files = (
+            _file_identity(root if root.is_dir() else root.parent, source.describe(i))
+            for i in range(len(source))
+        )
+        splits[key] = Split(source, shuffled, _digest(files))
+    return splits
+
+
+def _file_identity(root: pathlib.Path, file: str) -> str:
+    try:
+        status = os.stat(file)
+    except OSError:  # it will be named as unreadable
+        return f"{os.path.relpath(file, root)} -"
+    return f"{os.path.relpath(file, root)} {status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(texts: object) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""A packed dataset read once from end to end, through TFDS."""
+
+import io
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+from PIL import Image
+from tqdm import tqdm
+
+from flax_resnet.data.packing.ordered import in_order
+from flax_resnet.errors import DataError, one_line
+
+CHUNK = 32  # records a thread takes at a time
+
+
+def verify(
+    folder: pathlib.Path,
+    labels: dict[str, list[list[int]]],
+    class_names: Sequence[str],
+    threads: int,
+) -> None:
+    """Parses and decodes every record of a dataset.
+
+    Args:
+      folder: of one version of a dataset, stored as array_record.
+      labels: of each split, for each of its files, the labels that its records must have.
+      class_names: that the dataset must have.
+      threads: records decoded at once.
+
+    Raises:
+      DataError: the first record that cannot be read or has another label, and its file; or another number
+        of records, or other class names.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    found = tuple(builder.info.features["label"].names)
+    if found != tuple(class_names):
+        odd = next(a for a in itertools.zip_longest(found, class_names) if a[0] != a[1])
+        raise DataError(f"{folder}: class {odd[1]!r} reads as {odd[0]!r}")
+    total = sum(len(file) for files in labels.values() for file in files)
+    with tqdm(total=total, unit=" images", unit_scale=True, desc="verifying", disable=None) as bar:
+        for split, files in labels.items():
+            source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+            expected = list(itertools.chain.from_iterable(files))
+            if len(source) != len(expected):
+                raise DataError(
+                    f"{folder}: split {split} holds {len(source)} records, not {len(expected)}"
+                )
+            starts = range(0, len(expected), CHUNK)
+            tasks = (range(start, min(start + CHUNK, len(expected))) for start in starts)
+
+            def check(places: range, source=source, expected=expected) -> list[str]:  # noqa: ANN001
+                return [_fault(source, place, expected[place]) for place in places]
+
+            with in_order(check, tasks, threads) as checked:
+                for place, fault in enumerate(itertools.chain.from_iterable(checked)):
+                    if fault:
+                        file = _file_of(builder.info.splits[split].filepaths, files, place)
+                        raise DataError(
+                            f"record {place} of split {split} {fault}: delete {file} and run the command again"
+                        )
+                    bar.update()
+
+
+def _fault(source: Sequence[dict], place: int, label: int) -> str:
+    try:
+        example = source[place]
+        with Image.open(io.BytesIO(example["image"])) as image:
+            image.load()
+    except Exception as error:  # of array_record, of TFDS's parser, of Pillow's decoders
+        return f"cannot be read ({one_line(error)})"
+    found = int(example["label"])
+    return "" if found == label else f"has label {found}, not {label}"
+
+
+def _file_of(paths: Sequence[pathlib.Path], files: list[list[int]], place: int) -> pathlib.Path:
+    ends = itertools.accumulate(len(file) for file in files)
+    return next(path for path, end in zip(paths, ends, strict=True) if place < end)

@@ -1,0 +1,550 @@
+"""Packing and converting datasets: real files, real processes, read back by TFDS and by Pillow."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageOps
+
+from flax_resnet import cli, prepare
+from flax_resnet.config import Data
+from flax_resnet.data.decode import evaluation_pixels
+from flax_resnet.data.packing.jpeg import pack_image
+from flax_resnet.data.packing.ordered import in_order
+from flax_resnet.data.packing.splits import file_splits
+from flax_resnet.data.packing.verification import verify
+from flax_resnet.data.preparation import convert_to_array_record
+from flax_resnet.data.source import open_source
+from flax_resnet.errors import DataError
+
+SIDE, QUALITY = 150, 90
+
+
+@pytest.fixture
+def pictures(photographs):
+    """The photographs, 90 to 200 pixels a side, and one of every kind that files have."""
+    photo = Image.open(photographs / "flower" / "0.jpg").resize((140, 100))
+    large = photo.resize((560, 400))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    folder = photographs / "china"
+    large.save(folder / "large.jpg")
+    photo.save(folder / "turned.jpg", exif=turned)
+    large.save(folder / "large_turned.jpg", exif=turned)
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("L").save(folder / "grey.jpg")
+    large.convert("L").save(folder / "large_grey.jpeg")
+    folder = photographs / "flower"
+    photo.convert("RGBA").save(folder / "rgba.png")
+    large.convert("P").save(folder / "palette.png")
+    photo.save(folder / "photograph.png")
+    large.save(folder / "large.webp")
+    photo.save(folder / "drawing.gif")
+    Image.new("RGB", (40, 30), "red").save(folder / "icon.png")
+    photo.save(folder / "progressive.JPG", progressive=True, quality=95)
+    return photographs
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Runs the command, expects exit code 2 and one line with these words."""
+
+    def run(call, *words):
+        capsys.readouterr()
+        assert prepare.main(call) == 2
+        *before, line = capsys.readouterr().err.splitlines()
+        assert all(x.startswith(("warning: cannot decode", "going on: ")) for x in before)
+        assert line.startswith("error: ")
+        for word in words:
+            assert word in line
+
+    return run
+
+
+def arguments(data_dir, *more, path=None, name="small_pictures"):
+    source = [f"--path={path}"] if path else []
+    return [*source, f"--pack={name}", f"--data_dir={data_dir}", *more]
+
+
+def small(*more):
+    return (f"--max_side={SIDE}", f"--quality={QUALITY}", *more)
+
+
+def examples(data_dir, split, name="small_pictures"):
+    """What any TFDS user reads: the stored bytes and the label of every record."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=str(data_dir))
+    skip = {"image": tfds.decode.SkipDecoding()}
+    return [(e["image"], e["label"]) for e in builder.as_data_source(split, decoders=skip)]
+
+
+def as_pillow_says(file):
+    """The pixels of a file, upright, RGB and small, before they are encoded."""
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def decoded(encoded):
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def shards(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.array_record-*"))}
+
+
+def test_a_packed_folder_holds_what_pillow_makes_of_each_file(pictures, tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    call = arguments(tmp_path / "data", *small("--shard_size=7"), path=pictures)
+    assert prepare.main(call) == 0
+    said = capsys.readouterr().out
+    assert "--config.data.name=small_pictures" in said
+    folder = tmp_path / "data" / "small_pictures" / "1.0.0"
+    assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
+    assert {p.name for p in folder.iterdir()} - shards(folder).keys() == {
+        "dataset_info.json", "features.json", "label.labels.txt", "packing.json",
+    }  # fmt: skip
+    builder = tfds.builder_from_directory(folder)
+    assert builder.info.features["label"].names == ["china", "flower"]
+    assert len(shards(folder)) > 3
+    seen, kept = set(), set()
+    for split, opened in file_splits(str(pictures), 0.2).items():
+        packed = examples(tmp_path / "data", split)
+        ours = open_source(
+            Data(name="small_pictures", data_dir=str(tmp_path / "data")), train=split == "train"
+        )
+        assert ours.class_names == ("china", "flower")
+        assert len(packed) == len(opened.source) == len(ours)
+        read = ours.read(range(len(ours)))
+        np.testing.assert_array_equal(read.labels, [label for _, label in packed])
+        assert read.images == [image for image, _ in packed]
+        for (encoded, label), index in zip(packed, opened.order, strict=True):
+            file = pathlib.Path(opened.source.describe(int(index)))
+            seen.add(file)
+            assert file.parent.name == ("china", "flower")[label]
+            if encoded == file.read_bytes():
+                kept.add(file.name)
+                continue
+            assert Image.open(io.BytesIO(encoded)).format == "JPEG"
+            assert not Image.open(io.BytesIO(encoded)).getexif()
+            expected, buffer = as_pillow_says(file), io.BytesIO()
+            expected.save(buffer, "JPEG", quality=QUALITY)
+            if "turned" in file.name or "large" in file.name:
+                # Turned after it was made smaller, or decoded at half its size: rounded elsewhere.
+                difference = decoded(encoded).astype(int) - decoded(buffer.getvalue())
+                assert np.abs(difference).mean() < 1.0, file
+            else:
+                np.testing.assert_array_equal(decoded(encoded), decoded(buffer.getvalue()))
+    assert seen == {f for f in pictures.rglob("*") if f.is_file()}
+    fits = {f.name for f in seen if max(Image.open(f).size) <= SIDE and f.parent.name == "china"}
+    assert {"0.jpg", "1.jpg", "2.jpg"} & kept <= fits | {"grey.jpg"}
+    assert {"grey.jpg", "progressive.JPG", "icon.png"} <= kept
+    assert kept.isdisjoint({"turned.jpg", "cmyk.jpg", "photograph.png", "rgba.png", "drawing.gif"})
+    small_jpegs = {
+        f for f in seen if f.name[0].isdigit() and max(Image.open(f).size) <= SIDE
+    }  # fmt: skip
+    assert small_jpegs
+    assert {f.name for f in small_jpegs} <= kept
+
+
+def test_a_csv_file_is_packed_as_its_splits_say(pictures, tmp_path):
+    files = sorted(pictures.rglob("*.jpg"))[:6]
+    rows = [
+        f"{file.relative_to(tmp_path)},{file.parent.name}{i % 2}" for i, file in enumerate(files)
+    ]
+    sides = ["train", "train", "test"] * 2
+    lines = [f"{row},{side}" for row, side in zip(rows, sides, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *lines]))
+    assert prepare.main(arguments(tmp_path, *small(), path=tmp_path / "table.csv")) == 0
+    assert [len(examples(tmp_path, split)) for split in ("train", "test")] == [4, 2]
+
+
+def test_tensorflow_decodes_every_packed_record(pictures, tmp_path):
+    assert prepare.main(arguments(tmp_path, *small(), path=pictures)) == 0
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("small_pictures", data_dir=str(tmp_path))
+    for split in ("train", "test"):
+        raw, full = examples(tmp_path, split), builder.as_data_source(split)
+        for (encoded, _), example in zip(raw, full, strict=True):
+            assert example["image"].shape == decoded(encoded).shape
+            assert max(example["image"].shape) <= SIDE
+            pixels = evaluation_pixels(encoded, Data(image_size=16), crop="resize").numpy()
+            assert pixels.shape == (16, 16, 3)
+            theirs = np.array(
+                Image.fromarray(decoded(encoded)).resize((16, 16), Image.Resampling.BILINEAR)
+            )
+            assert np.abs(pixels.astype(int) - theirs).mean() < 1.5
+
+
+def test_a_published_dataset_is_not_turned_and_16_bits_lose_their_low_byte():
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "blue").save(buffer, "JPEG", exif=exif)
+    options = {"max_side": 100, "quality": 95}
+    published = pack_image(buffer.getvalue(), upright=False, **options)
+    assert (published.encoded, published.how) == (buffer.getvalue(), "kept")
+    turned = decoded(pack_image(buffer.getvalue(), upright=True, **options).encoded)
+    assert turned.shape == (40, 20, 3)
+    smaller = pack_image(buffer.getvalue(), max_side=10, quality=95, upright=False)
+    assert decoded(smaller.encoded).shape == (5, 10, 3)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 100 * 256 + 7, np.uint16)).save(deep, "PNG")
+    np.testing.assert_allclose(
+        decoded(pack_image(deep.getvalue(), upright=True, **options).encoded), 100, atol=1
+    )
+
+
+def test_an_image_that_ends_early_is_no_image():
+    buffer = io.BytesIO()
+    Image.effect_noise((60, 40), 50).save(buffer, "JPEG")
+    for encoded in (buffer.getvalue()[:-300], buffer.getvalue()[:100], b""):
+        with pytest.raises(ValueError, match=r"(?i)truncated|no image"):
+            pack_image(encoded, max_side=100, quality=90, upright=True)
+
+
+def test_a_folder_with_its_own_splits(photographs, tmp_path):
+    for key in ("train", "val", "test"):
+        shutil.copytree(photographs, tmp_path / "set" / key)
+    (tmp_path / "set" / "train" / "china" / "0.jpg").unlink()
+    assert prepare.main(arguments(tmp_path, path=tmp_path / "set")) == 0
+    counts = {s: len(examples(tmp_path, s)) for s in ("train", "validation", "test")}
+    assert counts == {"train": 11, "validation": 12, "test": 12}
+    labels = [label for _, label in examples(tmp_path, "train[:4]")]
+    assert set(labels) == {0, 1}  # a slice holds every class
+
+
+def test_a_tfds_dataset_keeps_its_order_and_its_small_pngs(data_dir, tmp_path):
+    shutil.copytree(pathlib.Path(data_dir) / "digits", tmp_path / "digits")
+    assert prepare.main(arguments(tmp_path, "--name=digits", name="digits_400")) == 0
+    for split, train in (("train", True), ("test", False)):
+        source = open_source(Data(data_dir=data_dir), train=train)
+        expected = source.read(range(len(source)))
+        packed = examples(tmp_path, split, "digits_400")
+        assert [image for image, _ in packed] == expected.images
+        np.testing.assert_array_equal([label for _, label in packed], expected.labels)
+
+
+def test_a_damaged_source_is_one_line(data_dir, tmp_path, refuse):
+    shutil.copytree(pathlib.Path(data_dir) / "digits", tmp_path / "digits")
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("*-test.array_record*")
+    content = bytearray(file.read_bytes())
+    content[5000:5200] = bytes(200)
+    file.write_bytes(content)
+    call = arguments(tmp_path, "--name=digits", name="digits_400")
+    refuse(call, "of digits test", "cannot be read")
+
+
+def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    for file in list(photographs.rglob("*.jpg")):
+        image = Image.open(file).resize((1400, 1050))
+        for number in range(4):
+            image.save(file.with_name(f"{file.stem}_{number}.jpg"))
+    call = arguments(
+        tmp_path / "killed", "--shard_size=4", "--threads=1", "--max_side=300", path=photographs
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flax_resnet.prepare", *call],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    root = tmp_path / "killed" / "small_pictures"
+    work = root / "incomplete.1.0.0"
+    deadline = time.monotonic() + 50
+    while len(list(work.glob("ledger/train-*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert [p.name for p in root.iterdir()] == ["incomplete.1.0.0"]
+    with pytest.raises(tfds.core.DatasetNotFoundError):
+        tfds.builder("small_pictures", data_dir=str(tmp_path / "killed"))
+    with pytest.raises(tfds.core.dataset_info.DatasetInfoFileError):
+        tfds.builder_from_directory(work)
+    before = {p.name: p.stat().st_ino for p in work.glob("small_pictures-*")}
+    assert len(before) >= 3
+    capsys.readouterr()
+    assert prepare.main([*call, "--threads=2"]) == 0
+    assert "going on: " in capsys.readouterr().err
+    after = {p.name: p.stat().st_ino for p in (root / "1.0.0").glob("small_pictures-*")}
+    finished = {name for name, inode in before.items() if after[name] == inode}
+    assert len(finished) >= 3
+    whole = arguments(
+        tmp_path / "whole", "--shard_size=4", "--threads=2", "--max_side=300", path=photographs
+    )
+    assert prepare.main(whole) == 0
+    other = tmp_path / "whole" / "small_pictures" / "1.0.0"
+    assert len(shards(other)) > 12
+    assert len(before) < len(shards(other))  # it was killed in the middle
+    assert shards(root / "1.0.0") == shards(other)
+    for name in ("dataset_info.json", "features.json", "label.labels.txt", "packing.json"):
+        assert (root / "1.0.0" / name).read_text() == (other / name).read_text()
+
+
+def test_unreadable_images_and_changed_minds(pictures, tmp_path, refuse, capsys):
+    first, last = (
+        pathlib.Path(split.source.describe(int(split.order[place])))
+        for split, place in zip(file_splits(str(pictures), 0.2).values(), (0, -1), strict=True)
+    )
+    first.write_bytes(first.read_bytes()[:500])
+    last.write_bytes(b"not an image")
+    call = arguments(tmp_path, *small("--shard_size=5"), path=pictures)
+    for _ in range(2):  # the first is counted when the packing goes on behind it
+        refuse([*call, "--max_bad=1"], f"cannot decode {last} (no image", "--max_bad=1")
+    work = tmp_path / "small_pictures" / "incomplete.1.0.0"
+    assert work.is_dir()
+    for change in ("max_side=151", "quality=91", "shard_size=6", "holdout=0.3"):
+        refuse([*call, f"--{change}"], change.split("=")[0], change.split("=")[1], "begun")
+    shutil.copytree(pictures, tmp_path / "elsewhere")
+    elsewhere = arguments(tmp_path, *small("--shard_size=5"), path=tmp_path / "elsewhere")
+    refuse(elsewhere, "path=", "elsewhere", "begun")
+    extra = pictures / "china" / "extra.jpg"
+    extra.write_bytes((pictures / "china" / "0.jpg").read_bytes())
+    refuse(call, "its source held other files", "delete")
+    extra.unlink()
+    held = os.open(work, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    refuse(call, "another process")
+    os.close(held)
+    capsys.readouterr()
+    assert prepare.main([*call, "--max_bad=2"]) == 0
+    assert "2 unreadable" in capsys.readouterr().out
+    left_out = json.loads((work.parent / "1.0.0" / "packing.json").read_text())["left_out"]
+    assert left_out == [str(first), str(last)]
+    assert len(examples(tmp_path, "train+test")) == 23
+    assert prepare.main(call) == 0
+    assert "is complete: " in capsys.readouterr().out
+    refuse([*call, "--max_side=151"], "was packed with max_side=150, not 151")
+    (work.parent / "1.0.0" / "packing.json").unlink()
+    refuse(call, "was not packed by this command")
+
+
+def test_verification_names_the_record_and_its_file(photographs, tmp_path):
+    call = arguments(tmp_path, "--shard_size=3", path=photographs)
+    assert prepare.main(call) == 0
+    folder = tmp_path / "small_pictures" / "1.0.0"
+    files = [s for s in shards(folder) if "-train" in s]
+    labels = {
+        split: [[int(label) for _, label in examples(tmp_path, split)]]
+        for split in ("train", "test")
+    }
+    infos = json.loads((folder / "dataset_info.json").read_text())["splits"]
+    lengths = [int(n) for s in infos if s["name"] == "train" for n in s["shardLengths"]]
+    ends = np.cumsum(lengths)[:-1]
+    labels["train"] = [part.tolist() for part in np.split(np.array(labels["train"][0]), ends)]
+    verify(folder, labels, ("china", "flower"), 2)
+    with pytest.raises(DataError, match="class 'flwr' reads as 'flower'"):
+        verify(folder, labels, ("china", "flwr"), 2)
+    with pytest.raises(DataError, match=r"split test holds \d+ records, not \d+"):
+        verify(folder, {**labels, "test": [[0] * 99]}, ("china", "flower"), 2)
+    wrong = [list(part) for part in labels["train"]]
+    wrong[1][0] ^= 1
+    place, second = lengths[0], files[1]
+    with pytest.raises(DataError, match=f"record {place} of split train has label .*{second}"):
+        verify(folder, {**labels, "train": wrong}, ("china", "flower"), 2)
+    damaged = bytearray((folder / second).read_bytes())
+    start = damaged.index(b"\xff\xd8\xff") + 1000  # within the first image
+    damaged[start : start + 50] = bytes(255 - value for value in damaged[start : start + 50])
+    (folder / second).write_bytes(damaged)
+    with pytest.raises(
+        DataError, match=rf"record {place} of split train cannot be read .*{second}"
+    ):
+        verify(folder, labels, ("china", "flower"), 2)
+
+
+def test_a_record_that_changed_on_the_way_stops_the_packing(pictures, tmp_path, refuse):
+    """The command reads what it wrote: a shard of an interrupted packing that went bad is found."""
+    last = file_splits(str(pictures), 0.2)["test"]
+    pathlib.Path(last.source.describe(int(last.order[-1]))).write_bytes(b"")
+    call = arguments(tmp_path, "--shard_size=3", path=pictures)
+    refuse([*call, "--max_bad=0"], "cannot decode")
+    work = tmp_path / "small_pictures" / "incomplete.1.0.0"
+    ledgers = sorted(work.glob("ledger/*.json"))
+    assert ledgers
+    ledger = json.loads(ledgers[0].read_text())
+    ledger["labels"][0] ^= 1
+    ledgers[0].write_text(json.dumps(ledger))
+    refuse(call, "of split train has label", "delete ", "-00000-of-")
+    assert not (work.parent / "1.0.0").exists()
+    next(work.glob("*-train.array_record-00000-of-*")).unlink()
+    assert prepare.main(call) == 0
+
+
+def test_a_full_disk_and_a_read_only_one_are_one_line(photographs, tmp_path, refuse):
+    call = arguments(tmp_path / "full", path=photographs)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, hard)
+    )  # for Python, an error like a full disk
+    try:
+        refuse(call, "cannot be written", "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*.array_record-*"))
+    assert prepare.main(call) == 0
+    refuse(arguments("/sys/nowhere", path=photographs), "/sys/nowhere", "cannot be written")
+
+
+@pytest.fixture
+def tfrecord(tmp_path):
+    """A data folder with the digits as tfrecord, five shards a split."""
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.digits.digits_dataset_builder import Builder
+
+    tfds.disable_progress_bar()
+    builder = Builder(data_dir=str(tmp_path / "old"), file_format="tfrecord")
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
+    return tmp_path / "old"
+
+
+def test_a_tfrecord_dataset_is_converted_record_by_record(tfrecord, data_dir, capsys):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    folder = tfrecord / "digits" / "1.0.0"
+    call = ["prepare", "--name=digits", f"--data_dir={tfrecord}"]
+    assert cli.main(call) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    old = sorted(folder.glob("*.tfrecord-*"))
+    assert len(old) == 10
+    for file in old:
+        records = list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
+        reader = ArrayRecordReader(
+            str(file.with_name(file.name.replace("tfrecord", "array_record")))
+        )
+        assert reader.num_records() == len(records)
+        assert reader.read(list(range(len(records)))) == records
+        assert "group_size:1," in reader.writer_options_string()
+        assert "uncompressed" in reader.writer_options_string()
+    builder = tfds.builder_from_directory(folder)
+    assert len(list(builder.as_dataset(split="train"))) == 1437
+    assert len(builder.as_data_source("train")) == 1437
+    assert len(tfds.data_source("digits:1.0.0", split="test", data_dir=str(tfrecord))) == 360
+    for train in (True, False):
+        ours = open_source(Data(data_dir=str(tfrecord)), train=train).read(range(360))
+        expected = open_source(Data(data_dir=data_dir), train=train).read(range(360))
+        assert ours.images == expected.images
+        np.testing.assert_array_equal(ours.labels, expected.labels)
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert cli.main(call) == 0  # done: nothing is touched
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_an_interrupted_conversion_changes_nothing_and_goes_on(tfrecord):
+    import tensorflow_datasets as tfds
+
+    folder = tfrecord / "digits" / "1.0.0"
+    info = (folder / "dataset_info.json").read_bytes()
+    victim = folder / "digits-train.tfrecord-00003-of-00005"
+    whole = victim.read_bytes()
+    damaged = bytearray(whole)
+    damaged[5000] ^= 255
+    shorter = whole[: _offset_of_last(whole)]
+    for content, words in (
+        (damaged, "is damaged"),
+        (shorter, r"holds \d+ records, but"),
+        (None, "missing"),
+    ):
+        victim.unlink()
+        if content is not None:
+            victim.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            convert_to_array_record(folder, threads=1)
+        assert (folder / "dataset_info.json").read_bytes() == info
+        with pytest.raises(NotImplementedError):
+            tfds.builder_from_directory(folder).as_data_source("train")
+        assert not list(folder.glob("incomplete*"))
+        victim.write_bytes(whole)
+    finished = {p: p.stat().st_ino for p in folder.glob("*.array_record-*")}
+    assert 0 < len(finished) < 10
+    torn = next(iter(finished))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    convert_to_array_record(folder)
+    assert torn.stat().st_size > 1000
+    kept = [p for p, inode in finished.items() if p.stat().st_ino == inode and p != torn]
+    assert len(kept) == len(finished) - 1
+    assert len(tfds.builder_from_directory(folder).as_data_source("train")) == 1437
+
+
+def _offset_of_last(content):
+    place = last = 0
+    while place < len(content):
+        last, length = place, int.from_bytes(content[place : place + 8], "little")
+        place += 16 + length
+    return last
+
+
+def test_results_come_in_order_and_no_further_than_asked():
+    drawn = []
+
+    def tasks():
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    def slow(number):
+        time.sleep(0.001 * (number % 3))
+        return number
+
+    with in_order(slow, tasks(), 2) as results:
+        assert [next(results) for _ in range(50)] == list(range(50))
+        assert len(drawn) < 70
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ([], ["--name is needed"]),
+        (["--path=x"], ["--path needs --pack"]),
+        (["--name=digits", "--max_side=100"], ["--max_side needs --pack"]),
+        (["--pack=small"], ["needs one of --name", "--path"]),
+        (["--pack=small", "--name=digits", "--path=x"], ["needs one of --name", "--path"]),
+        (["--pack=Small", "--path=x"], ["--pack='Small'", "lower case"]),
+        (["--pack=my-photos", "--path=x"], ["--pack='my-photos'", "lower case"]),
+        (["--pack=", "--path=x"], ["--pack=''", "lower case"]),
+        (["--pack=cifar10", "--path=x"], ["--pack='cifar10'", "another TFDS dataset"]),
+        (["--pack=digits", "--path=x"], ["--pack='digits'", "another TFDS dataset"]),
+        (["--pack=small", "--path=x", "--max_side=0"], ["--max_side=0", "between 1 and"]),
+        (["--pack=small", "--path=x", "--max_side=many"], ["max_side", "many"]),
+        (["--pack=small", "--path=x", "--quality=0"], ["--quality=0", "between 1 and 100"]),
+        (["--pack=small", "--path=x", "--quality=101"], ["--quality=101", "between 1 and 100"]),
+        (["--pack=small", "--path=x", "--holdout=1"], ["--holdout=1", "between 0.01 and 0.99"]),
+        (["--pack=small", "--path=x", "--shard_size=0"], ["--shard_size=0"]),
+        (["--pack=small", "--path=x", "--threads=-1"], ["--threads=-1", "at least 0"]),
+        (["--pack=small", "--path=x", "--max_bad=-1"], ["--max_bad=-1", "at least 0"]),
+        (["--pack=small", "--name=digitz"], ["did you mean 'digits'"]),
+        (["--pack=small", "--name=cifar10"], ["not prepared", "--name=cifar10"]),
+        (["--pack=small", "--path=/nowhere"], ["/nowhere", "is not a folder"]),
+        (["--pack=small", "--path=EMPTY"], ["found none"]),
+        (["--pack=small", "--path=HOLLOW"], ["holds no images"]),
+        (["--pack=small", "--path=HOLLOW", "--pck=x"], ["--pck is unknown", "did you mean 'pack'"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(refuse, tmp_path, call, words):
+    (tmp_path / "empty").mkdir()
+    for name in "ab":
+        (tmp_path / "hollow" / name).mkdir(parents=True)
+    call = [x.replace("EMPTY", str(tmp_path / "empty")) for x in call]
+    call = [x.replace("HOLLOW", str(tmp_path / "hollow")) for x in call]
+    refuse([*call, f"--data_dir={tmp_path / 'data'}"], *words)
+    assert not (tmp_path / "data").exists()
