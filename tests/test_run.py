@@ -186,6 +186,52 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
+    options = [*tiny, "--config.train.log_every=1", "--config.optimizer.learning_rate=0.01"]
+    losses = {}
+    for feed, per_call in (("streaming", 1), ("resident", 1), ("resident", 2)):
+        workdir = tmp_path / f"{feed}{per_call}"
+        extra = [f"--config.train.feed={feed}", f"--config.train.steps_per_call={per_call}"]
+        assert main.main([*options, *extra, f"--workdir={workdir}"]) == 0
+        losses[feed, per_call] = [r["loss"] for r in records_of(workdir, "train")]
+        # An epoch is 5 steps; calls of two end where evaluations and checkpoints can be.
+        steps = [r["step"] for r in records_of(workdir, "test")]
+        assert steps == ([5, 10] if per_call == 1 else [6, 10])
+    expected = losses["streaming", 1]
+    assert len(expected) == 10
+    for found in losses.values():
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_arrays_from_python(tmp_path):
+    from flax_resnet.config import freeze
+    from flax_resnet.data.arrays import ArraySource
+    from flax_resnet.errors import DataError
+    from flax_resnet.training.loop import train
+
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 64)
+    images = (draw.integers(0, 100, (64, 8, 8, 3)) + 150 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    source = ArraySource(images, labels, ("dark", "light"))
+    config = freeze(
+        {
+            "data": {"source": "arrays", "image_size": 8, "limit": 48, "balanced": True},
+            "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
+            "train": {"batch_size": 16, "epochs": 8},
+            "optimizer": {"learning_rate": 0.05},
+        }
+    )
+    result = train(config, tmp_path / "run", train_source=source, eval_source=source)
+    assert result.step == 24
+    assert result.final_top1 > 0.9
+    assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
+    with pytest.raises(DataError, match="sources given to train"):
+        train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
     workdir = tmp_path / "run"
     arguments = [

@@ -1,0 +1,516 @@
+"""Images per second of the input pipeline, against those of PyTorch and of the flax ImageNet example.
+
+python -m benchmarks.input_speed photos --folder /tmp/input_speed --output benchmarks/results/input_photos.json
+    480 JPEGs of about 500x375, random-resized crops of 224, 160 and 128 px, end to end through TFDS random
+    access; packed to 400 px; ten times as many. Peers are measured where torch and torchvision are installed.
+python -m benchmarks.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
+    CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and from a cold start to a batch.
+python -m benchmarks.input_speed hidden --archive ... --folder ... --output ...
+    Training end to end against the compiled step alone.
+
+Systems take turns within one run; figures are medians, and ratios of medians. Nothing else should run.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+BATCH, SKIPPED = 64, 6  # the first batches of a turn fill the queues, and are not counted
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def main() -> None:
+    """Runs one part and writes what it found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--folder", required=True, help="where the data are made, and kept")
+    parser.add_argument(
+        "--archive", default="", help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each system")
+    parser.add_argument("--images", type=int, default=1920, help="images of a turn")
+    parser.add_argument("--output", default="", help="file for the result as JSON")
+    args = parser.parse_args()
+    result = {"command": sys.argv[1:], "environment": environment(), **PARTS[args.part](args)}
+    if args.output:
+        pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def environment() -> dict:
+    """Returns machine, versions and commit."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return ""
+
+    packages = (
+        "jax",
+        "tensorflow-cpu",
+        "tensorflow-datasets",
+        "array_record",
+        "pillow",
+        "torch",
+        "torchvision",
+    )
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line for line in lines if line.startswith("model name")]
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else "",
+        "cores": os.cpu_count(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "versions": {name: installed(name) for name in packages},
+    }
+
+
+# --- photographs ---
+
+
+def photos(args: argparse.Namespace) -> dict:
+    """Compares pipelines on photographs."""
+    root = pathlib.Path(args.folder)
+    names = {"photos": 480, "photos_tenfold": 4800}
+    for name, count in names.items():
+        make_photographs(root / name, count)
+        pack(root, name, root / name, max_side=4096)  # fits: stored byte for byte
+    pack(root, "photos_400", root / "photos", max_side=400)
+    tables = {}
+    has_torch = importlib.util.find_spec("torchvision") is not None
+    for size in (224, 160, 128):
+        systems = {"flax_resnet": partial(ours, root, "photos", size)}
+        if size == 224:
+            systems |= {
+                "flax_resnet, antialiased": partial(
+                    ours, root, "photos", size, train_antialias=True
+                ),
+                "flax_resnet, ten times as many": partial(ours, root, "photos_tenfold", size),
+            }
+        systems["flax_resnet, packed to 400"] = partial(ours, root, "photos_400", size)
+        systems["flax ImageNet example"] = partial(flax_example, root, size)
+        for kind in ("tensors", "PIL") if has_torch else ():
+            load = partial(torchvision, root / "photos", size, kind, args.images)
+            systems[f"torchvision v2, {kind}"] = load
+        print(f"{size} px")
+        tables[f"{size} px"] = measure(systems, args)
+    held = {name: memory(root, name) for name in names}
+    print(
+        f"memory, no file's: {held['photos']} MiB, ten times as many images {held['photos_tenfold']} MiB"
+    )
+    return {"images_per_second": tables, "anonymous_memory_MiB": held}
+
+
+def make_photographs(folder: pathlib.Path, count: int) -> None:
+    """Cuts crops of about 500x375 from scikit-learn's two photographs, as JPEG of quality 92."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    if folder.is_dir():
+        return
+    part, draw = folder.with_name(f"part.{folder.name}"), np.random.default_rng(0)
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    for number in range(count):
+        width = int(draw.integers(460, 541))
+        height = width * 3 // 4
+        left, top = draw.integers(0, 641 - width), draw.integers(0, 428 - height)
+        image = photographs[number % 2].crop((left, top, left + width, top + height))
+        if draw.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        file = part / ("china", "flower")[number % 2] / f"{number:05}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file, quality=92)
+    part.rename(folder)
+
+
+def pack(root: pathlib.Path, name: str, path: pathlib.Path, *, max_side: int) -> None:
+    """Makes a TFDS dataset of a folder, as `flax_resnet.prepare --pack` does."""
+    from flax_resnet.data.packing import Packing, pack_dataset
+
+    packing = Packing(
+        f"{name}_set", path=str(path), data_dir=str(root), max_side=max_side, holdout=0.01
+    )
+    print(pack_dataset(packing).splitlines()[0], file=sys.stderr)
+
+
+def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callable:
+    """Returns a function that yields the sizes of the training batches of a packed set."""
+    from flax_resnet.config import Data
+    from flax_resnet.data import pipeline
+    from flax_resnet.data.order import Order
+    from flax_resnet.data.source import open_source
+
+    data = Data(
+        name=f"{name}_set", data_dir=str(root), image_size=size, train_crop="random_resized", **options
+    )  # fmt: skip
+    source = open_source(data, train=True)
+
+    def batches(images: int, turn: int) -> Iterator[int]:
+        start, count = turn * 1000, images // BATCH + SKIPPED
+        stream = pipeline.training_batches(
+            source, Order(len(source), seed=0), data, batch_size=BATCH, start_step=start,
+            total_steps=start + count, rows=slice(0, BATCH), bad={},
+        )  # fmt: skip
+        return (len(batch["image"]) for batch in stream)
+
+    return batches
+
+
+def flax_example(root: pathlib.Path, size: int) -> Callable:
+    """Returns what examples/imagenet/input_pipeline.py of flax does: bicubic, mirrored, normalised, float32."""
+    import tensorflow as tf
+
+    files = sorted(map(str, (root / "photos").rglob("*.jpg")))
+    record = root / "photos.tfrecord"
+    if not record.exists():
+        with tf.io.TFRecordWriter(str(record)) as writer:
+            for file in files:
+                writer.write(pathlib.Path(file).read_bytes())
+    mean = tf.constant([0.485 * 255, 0.456 * 255, 0.406 * 255], shape=[1, 1, 3])
+    std = tf.constant([0.229 * 255, 0.224 * 255, 0.225 * 255], shape=[1, 1, 3])
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(encoded),
+            bounding_boxes=tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4]),
+            min_object_covered=0.1,
+            aspect_ratio_range=ASPECT,
+            area_range=AREA,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], extent[:2]], axis=0)
+        image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+        image = tf.image.resize([image], [size, size], method="bicubic")[0]
+        image = tf.image.random_flip_left_right(tf.reshape(image, [size, size, 3]))
+        return (image - mean) / std
+
+    def batches(images: int, turn: int) -> Iterator[int]:
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 48
+        stream = tf.data.TFRecordDataset(str(record)).with_options(options)
+        stream = stream.repeat().shuffle(16 * BATCH, seed=turn)
+        stream = stream.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        stream = stream.batch(BATCH, drop_remainder=True).prefetch(10)
+        for batch in stream.take(images // BATCH + SKIPPED).as_numpy_iterator():
+            yield len(batch)
+
+    return batches
+
+
+class Photographs:
+    """The torchvision datasets: files, decoded whole, cropped and resized; uint8 [3, S, S]. Sent to workers."""
+
+    def __init__(self, files: list[str], size: int, kind: str):
+        self.files, self.size, self.kind = files, size, kind
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> object:
+        from torchvision.transforms import v2
+
+        if self.kind == "tensors":
+            from torchvision.io import ImageReadMode, decode_image, read_file
+
+            image = decode_image(read_file(self.files[index]), mode=ImageReadMode.RGB)
+            return v2.RandomResizedCrop(self.size, antialias=True)(image)
+        from PIL import Image
+
+        with Image.open(self.files[index]) as opened:
+            image = opened.convert("RGB")
+        return v2.functional.pil_to_tensor(v2.RandomResizedCrop(self.size)(image))
+
+
+def torchvision(folder: pathlib.Path, size: int, kind: str, images: int) -> Callable:
+    """Returns PyTorch's loader with two workers."""
+    import torch
+
+    dataset = Photographs(sorted(map(str, folder.rglob("*.jpg"))), size, kind)
+    count = (images // BATCH + SKIPPED) * BATCH
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH,
+        sampler=torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=count),
+        num_workers=2,
+        persistent_workers=True,
+    )
+
+    def batches(images: int, turn: int) -> Iterator[int]:
+        del images, turn
+        return (len(batch) for batch in loader)
+
+    return batches
+
+
+def measure(systems: dict[str, Callable], args: argparse.Namespace) -> dict:
+    """Lets the systems, a process each, take turns; prints and returns medians, and the first's ratio to each.
+
+    Args:
+      systems: by name, what makes a function of (images, turn) that yields the sizes of batches.
+      args: rounds, and images of a turn.
+    """
+    context = multiprocessing.get_context("spawn")  # TensorFlow and torch do not bear one another
+    served = {}
+    for name, make in systems.items():
+        here, there = context.Pipe()
+        process = context.Process(target=serve, args=(there, make))
+        process.start()
+        there.close()
+        served[name] = here
+    speeds = {name: [] for name in systems}
+    for turn in range(args.rounds + 1):  # the first turn warms up
+        for name, connection in served.items():
+            connection.send((args.images, turn))
+            speed = connection.recv()
+            if turn:
+                speeds[name].append(speed)
+    for connection in served.values():
+        connection.send(None)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    first = next(iter(medians.values()))
+    rows = {}
+    for name, values in speeds.items():
+        rows[name] = {
+            "images_per_second": round(medians[name]),
+            "spread": [round(min(values)), round(max(values))],
+            "ratio": round(first / medians[name], 3),
+        }
+        print(f"{name:34}{medians[name]:8.0f} images/s   {first / medians[name]:5.2f}", flush=True)
+    return rows
+
+
+def serve(connection: object, make: Callable) -> None:
+    """Measures a turn of a system whenever asked, until told to stop."""
+    batches = make()
+    while (task := connection.recv()) is not None:
+        images, turn = task
+        stream = batches(images, turn)
+        for _ in range(SKIPPED):
+            next(stream)
+        began, count = time.perf_counter(), sum(stream)
+        connection.send(count / (time.perf_counter() - began))
+
+
+def memory(root: pathlib.Path, name: str) -> int:
+    """Returns what a fresh process streaming 1,920 images holds that no file backs, MiB."""
+    code = (
+        "import pathlib, sys; from benchmarks.input_speed import anonymous_memory, ours\n"
+        "stream = ours(pathlib.Path(sys.argv[1]), sys.argv[2], 224)(1920, 0)\n"
+        "sum(stream); print(anonymous_memory())"
+    )
+    command = [sys.executable, "-c", code, str(root), name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def anonymous_memory() -> int:
+    """Returns this process's memory that no file backs, MiB."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) // 1024
+
+
+# --- CIFAR-10 ---
+
+
+def cifar(args: argparse.Namespace) -> dict:
+    """Measures both feeds on small images, and how long the first batch takes."""
+    folder = unpacked(args)
+    pack(pathlib.Path(args.folder), "cifar", folder, max_side=4096)
+    kinds = ("folder, streaming", "packed, streaming", "packed, resident")
+    systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
+    args.images = 20 * args.images  # they are small
+    speeds = measure(systems, args)
+    seconds = {kind: [cold_start(args, kind) for _ in range(5)] for kind in kinds}
+    rows = {
+        k: {"seconds": statistics.median(v), "spread": [min(v), max(v)]} for k, v in seconds.items()
+    }
+    for kind, row in rows.items():
+        print(f"{kind:34}{row['seconds']:8.1f} s from the start of Python to the first batch")
+    return {"images_per_second": speeds, "cold_start": rows}
+
+
+def unpacked(args: argparse.Namespace) -> pathlib.Path:
+    """Unpacks the archive, once."""
+    folder = pathlib.Path(args.folder) / "cifar"
+    if not folder.is_dir():
+        with zipfile.ZipFile(args.archive) as archive:
+            archive.extractall(folder.with_name("part.cifar"))
+        folder.with_name("part.cifar").rename(folder)
+    return folder
+
+
+def cifar_config(folder: str, kind: str, **train: object) -> object:
+    """Returns the configuration for CIFAR-10, as a folder or packed."""
+    from flax_resnet.config import freeze
+
+    root = pathlib.Path(folder)
+    packed = {"name": "cifar_set", "data_dir": str(root)}
+    place = (
+        {"source": "folder", "path": str(root / "cifar")} if kind.startswith("folder") else packed
+    )
+    values = {
+        "batch_size": BATCH,
+        "feed": "resident" if "resident" in kind else "streaming",
+        **train,
+    }
+    return freeze({
+        "data": {**place, "image_size": 32},
+        "augment": {"shift": 4, "flip": True},
+        "model": {"name": "resnet20"},
+        "train": values,
+    })  # fmt: skip
+
+
+def feed_of(config: object) -> object:
+    """Opens the training split's feed."""
+    from flax_resnet.data.source import open_source
+    from flax_resnet.training import sharding
+    from flax_resnet.training.feed import make_feed
+    from flax_resnet.training.loop import make_order
+
+    source = open_source(config.data, train=True)
+    mesh, stream = sharding.make_mesh(), make_order(source, config)
+    return make_feed(source, stream, config, mesh, crop=config.data.train_crop)
+
+
+def cifar_batches(folder: str, kind: str) -> Callable:
+    """Returns a function that yields the sizes of batches once they are ready on the device."""
+    import jax
+
+    feed = feed_of(cifar_config(folder, kind))
+    make = jax.jit(
+        lambda data, calls: feed.training_batch(data, jax.tree.map(lambda x: x[0], calls))
+    )
+
+    def batches(images: int, turn: int) -> Iterator[int]:
+        start, count = turn * 20, images // BATCH + SKIPPED
+        for call in feed.training(start, start + count):
+            yield len(jax.block_until_ready(make(feed.data, call))["image"])
+
+    return batches
+
+
+def cold_start(args: argparse.Namespace, kind: str) -> float:
+    """Returns the seconds from starting Python to a first batch on the device."""
+    code = (
+        "import sys; from benchmarks.input_speed import cifar_batches\n"
+        "next(cifar_batches(*sys.argv[1:])(640, 0))"
+    )
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, args.folder, kind], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+# --- training ---
+
+
+def hidden(args: argparse.Namespace) -> dict:
+    """Compares training end to end with the compiled step on a batch that is there."""
+    from flax_resnet.config import freeze
+
+    root = pathlib.Path(args.folder)
+    make_photographs(root / "photos", 480)
+    pack(root, "photos", root / "photos", max_side=4096)
+    pack(root, "cifar", unpacked(args), max_side=4096)
+    imagenet = freeze({
+        "data": {
+            "name": "photos_set", "data_dir": str(root), "image_size": 224, "train_crop": "random_resized"
+        },
+        "augment": {"flip": True},
+        "model": {"name": "resnet18", "num_classes": 1000},
+        "train": {"batch_size": 16},
+    })  # fmt: skip
+    rows = {}
+    for name, config, steps in (
+        ("ResNet-18, 224 px, streaming", imagenet, 8),
+        (
+            "ResNet-20, CIFAR-10, resident",
+            cifar_config(args.folder, "packed, resident", batch_size=128),
+            12,
+        ),
+        (
+            "ResNet-20, CIFAR-10, streaming",
+            cifar_config(args.folder, "packed, streaming", batch_size=128),
+            12,
+        ),
+    ):
+        rows[name] = share_of_step(config, steps, args.rounds)
+        print(
+            f"{name:34}{rows[name]['end_to_end']:8.1f} images/s end to end, {rows[name]['step_only']:.1f} step "
+            f"only: {rows[name]['share']:.3f}"
+        )
+    return {"share_of_step_only": rows}
+
+
+def share_of_step(config: object, steps: int, rounds: int) -> dict:
+    """Lets the loop and the bare step take turns; returns images/s of both and the ratio of medians."""
+    import jax
+
+    from flax_resnet.config import Plan
+    from flax_resnet.training import sharding
+    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.training.state import build_model, make_state
+    from flax_resnet.training.step import make_train_step
+
+    feed, mesh = feed_of(config), sharding.make_mesh()
+    classes = config.model.num_classes or 10
+    model, optimizer = build_model(config, classes), make_optimizer(config, Plan.nominal(classes))
+    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    bare = make_train_step(config, model, optimizer, mesh)
+    fed = make_train_step(config, model, optimizer, mesh, feed.training_batch)
+    call = next(iter(feed.training(0, 1)))
+    one = jax.tree.map(lambda leaf: leaf[0], call)
+    batch = jax.jit(feed.training_batch)(feed.data, one)
+    there = jax.block_until_ready(jax.tree.map(lambda leaf: leaf[None], batch))
+
+    def step_only(state: object) -> object:
+        for _ in range(steps):
+            state, metrics = bare(state, {}, there)
+        jax.block_until_ready(metrics)
+        return state
+
+    stream = iter(feed.training(0, 10_000))
+
+    def end_to_end(state: object) -> object:
+        late = None
+        for _ in range(steps):
+            state, metrics = fed(state, feed.data, next(stream))
+            if late is not None:
+                float(late["loss"][0])  # as the loop does: one step late
+            late = metrics
+        jax.block_until_ready(late)
+        return state
+
+    seconds = {"step_only": [], "end_to_end": []}
+    for turn in range(rounds + 1):
+        for name, function in (("step_only", step_only), ("end_to_end", end_to_end)):
+            began = time.perf_counter()
+            state = function(state)
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    medians = {k: statistics.median(v) for k, v in seconds.items()}
+    count = steps * config.train.batch_size
+    rates = {k: round(count / v, 2) for k, v in medians.items()}
+    return rates | {"share": round(medians["step_only"] / medians["end_to_end"], 4)}
+
+
+PARTS = {"photos": photos, "cifar": cifar, "hidden": hidden}
+
+if __name__ == "__main__":
+    main()
