@@ -1,0 +1,32 @@
+"""Named streams of random numbers: one per operation, so that none of them changes another's draws."""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Stream(enum.IntEnum):
+    """What is folded into the step's key for each operation. A number once given stays."""
+
+    SHIFT = 1
+    FLIP = 2
+    JITTER = 3
+    POLICY = 4
+    ERASE = 5
+    CUTOUT = 6
+    MIX = 7
+
+
+def row_keys(key: Array, rows: int | Array) -> Array:
+    """Returns a key for each row of the global batch: fold_in(key, row).
+
+    Args:
+      key: an operation's key.
+      rows: how many rows there are, or which row's draws each one takes: int [N].
+    """
+    if isinstance(rows, int):
+        rows = jnp.arange(rows, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
