@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_resnet.augment import color, erase, geometry, mix, policy
 from flax_resnet.augment.streams import Stream
@@ -15,15 +16,17 @@ def normalize(images: Array, config: Augment) -> Array:
 
     With one mean the images become grey, [N, H, W, 1], by ITU-R 601's luma as Pillow has it.
     """
-    mean = 255 * jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = 255 * jnp.array(config.std, jnp.float32).reshape(1, 1, 1, -1)
+    mean, std = np.array(config.mean), np.array(config.std)
+    scale, offset = (
+        jnp.array(x, jnp.float32).reshape(1, 1, 1, -1) for x in (1 / (255 * std), mean / std)
+    )
     pixels = images.astype(jnp.float32)
     if len(config.mean) == 1:
         luma = jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)
         pixels = jnp.round((pixels * luma).sum(axis=-1, keepdims=True))
-    # Scaled so that no product is followed by a sum: XLA may contract these into one rounding, or not, as the
-    # number of devices has it.
-    return (pixels - mean) / std
+    # XLA may contract a product and a sum into one rounding, and does so or not as the number of devices has it.
+    # abs() stands in its way.
+    return jnp.abs(pixels * scale) - offset
 
 
 def training_batch(

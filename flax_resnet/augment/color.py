@@ -5,12 +5,13 @@ What changes each value by itself is a table of 256 levels per image, looked up 
 
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.augment.streams import row_keys
+from flax_resnet.augment.streams import row_keys, uniform
 
 Array = jax.Array
 
@@ -192,21 +193,14 @@ def jitter(key: Array, images: Array, ranges: dict[str, float]) -> Array:
       As `images`.
     """
     order_key, amount_key = jax.random.split(key)
-    keys = row_keys(amount_key, len(images))
-    names = list(JITTERS)
+    draws = uniform(row_keys(amount_key, len(images)), len(JITTERS))
 
-    def step(name: str) -> object:
-        number, most = names.index(name), ranges[name]
-
-        def draw(key: Array) -> Array:
-            return jax.random.uniform(
-                jax.random.fold_in(key, number), minval=-min(1.0, most), maxval=most
-            )
-
-        amounts = jax.vmap(draw)(keys)[:, None, None, None]
+    def step(name: str, draw: Array) -> Callable[[Array], Array]:
+        low, high = -min(1.0, ranges[name]), ranges[name]
+        amounts = (low + (high - low) * draw)[:, None, None, None]
         return lambda images: JITTERS[name](images, amounts)
 
-    steps = [step(name) for name in names if ranges[name]]
+    steps = [step(n, draw) for n, draw in zip(JITTERS, draws, strict=True) if ranges[n]]
     orders = jnp.array(list(itertools.permutations(range(len(steps)))), jnp.int32)
     order = jax.random.choice(order_key, orders)
     for place in range(len(steps)):

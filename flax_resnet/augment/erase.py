@@ -1,10 +1,12 @@
 """Cutout and random erasing, of normalised images."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from flax_resnet.augment.geometry import inside
-from flax_resnet.augment.streams import row_keys
+from flax_resnet.augment.streams import below, row_keys, uniform
 
 Array = jax.Array
 
@@ -25,11 +27,8 @@ def cutout(key: Array, images: Array, side: int) -> Array:
     Source: DeVries and Taylor 2017, "Improved regularization of CNNs with cutout", section 3.
     """
     height, width = shape = images.shape[1:3]
-
-    def draw(key: Array) -> Array:
-        return jax.random.randint(key, (2,), 0, jnp.array([height, width]))
-
-    top, left = jax.vmap(draw)(row_keys(key, len(images))).T - side // 2
+    row, column = uniform(row_keys(key, len(images)), 2)
+    top, left = below(row, height) - side // 2, below(column, width) - side // 2
     length = jnp.full_like(top, side)
     return jnp.where(inside(top, left, length, length, shape), 0, images)
 
@@ -61,37 +60,39 @@ def erase(
     Source: Zhong et al. 2020, "Random erasing data augmentation", algorithm 1; torchvision's RandomErasing.
     """
     box_key, noise_key = jax.random.split(key)
-    rows, shape = len(images), images.shape[1:3]
-    box = jax.vmap(lambda key: rectangle(key, shape, probability, area, aspect))
-    erased = inside(*box(row_keys(box_key, rows)), shape)
+    box = rectangles(box_key, len(images), images.shape[1:3], probability, area, aspect)
+    erased = inside(*box, images.shape[1:3])
     filling = 0.0
     if fill == "noise":
         noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))
-        filling = noise(row_keys(noise_key, rows))
+        filling = noise(row_keys(noise_key, len(images)))
     return jnp.where(erased, filling, images)
 
 
-def rectangle(
+def rectangles(
     key: Array,
+    rows: int,
     shape: tuple[int, int],
     probability: float,
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[Array, Array, Array, Array]:
-    """Draws what `erase` erases of one image: top, left, height, width, int32; height 0 for nothing."""
+    """Draws what `erase` erases: top, left, height, width, each int32 [N]; height 0 for nothing."""
     height, width = shape
-    whether, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
-    areas = (
-        height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=area[0], maxval=area[1])
-    )
-    low, high = jnp.log(jnp.array(aspect))
-    aspects = jnp.exp(jax.random.uniform(aspect_key, (ATTEMPTS,), minval=low, maxval=high))
+    chance, top, left, *attempts = uniform(row_keys(key, rows), 3 + 2 * ATTEMPTS)
+    areas, aspects = jnp.stack(attempts[:ATTEMPTS]), jnp.stack(attempts[ATTEMPTS:])
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    areas = height * width * (area[0] + (area[1] - area[0]) * areas)
+    aspects = jnp.exp(low + (high - low) * aspects)
     heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
-    first = jnp.argmax(fits)
-    tall, wide = heights[first], widths[first]
-    top = jax.random.randint(top_key, (), 0, jnp.maximum(height - tall + 1, 1))
-    left = jax.random.randint(left_key, (), 0, jnp.maximum(width - wide + 1, 1))
-    erased = fits.any() & jax.random.bernoulli(whether, probability)
-    return top, left, jnp.where(erased, tall, 0), wide
+    first = jnp.argmax(fits, axis=0)[None]
+    tall, wide = (jnp.take_along_axis(x, first, axis=0)[0] for x in (heights, widths))
+    erased = fits.any(axis=0) & (chance < probability)
+    return (
+        below(top, height - tall + 1),
+        below(left, width - wide + 1),
+        jnp.where(erased, tall, 0),
+        wide,
+    )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.augment.streams import row_keys
+from flax_resnet.augment.streams import below, row_keys, uniform
 
 Array = jax.Array
 
@@ -12,8 +12,8 @@ PADDINGS = {"black": "constant", "reflect": "reflect"}
 
 def flip(key: Array, images: Array) -> Array:
     """Mirrors each image of [N, H, W, C] left to right with probability 1/2."""
-    mirrored = jax.vmap(jax.random.bernoulli)(row_keys(key, len(images)))
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    (chance,) = uniform(row_keys(key, len(images)), 1)
+    return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
 
 
 def shift(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
@@ -30,14 +30,14 @@ def shift(key: Array, images: Array, pixels: int, padding: str = "black") -> Arr
 
     Source: He et al. 2016, section 4.2 (4 black pixels for CIFAR-10).
     """
+    sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+    padded = jnp.pad(images, sides, mode=PADDINGS[padding])
+    top, left = below(uniform(row_keys(key, len(images)), 2), 2 * pixels + 1)
 
-    def one(key: Array, image: Array) -> Array:
-        sides = ((pixels, pixels), (pixels, pixels), (0, 0))
-        padded = jnp.pad(image, sides, mode=PADDINGS[padding])
-        top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-        return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+    def window(padded: Array, top: Array, left: Array) -> Array:
+        return jax.lax.dynamic_slice(padded, (top, left, 0), images.shape[1:])
 
-    return jax.vmap(one)(row_keys(key, len(images)), images)
+    return jax.vmap(window)(padded, top, left)
 
 
 def warp(images: Array, matrices: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from flax_resnet.augment import color
 from flax_resnet.augment.geometry import warp
-from flax_resnet.augment.streams import row_keys
+from flax_resnet.augment.streams import below, row_keys, uniform
 
 Array = jax.Array
 
@@ -142,17 +142,10 @@ def operations(policy: str, height: int, width: int) -> Operation:
     return Operation(*(x.reshape(len(KINDS), BINS, 2, *x.shape[1:]) for x in stacked))
 
 
-def _chosen(key: Array, images: Array, policy: str, magnitude: int | None) -> Operation:
-    """Draws an operation for each image: kind, sign, and bin where no magnitude is given."""
-    rows = operations(policy, *images.shape[1:3])
-
-    def draw(key: Array) -> Array:
-        return jax.random.randint(key, (3,), 0, jnp.array([len(KINDS), BINS, 2]))
-
-    kind, number, sign = jax.vmap(draw)(row_keys(key, len(images))).T
-    if magnitude is not None:
-        return Operation(*(jnp.asarray(x[:, magnitude])[kind, sign] for x in rows))
-    return Operation(*(jnp.asarray(x)[kind, number, sign] for x in rows))
+def choices(key: Array, rows: int) -> tuple[Array, Array, Array]:
+    """Draws for each row one of KINDS, one of BINS, and 0 or 1 for the sign: three of int32 [N], uniform."""
+    kind, number, sign = uniform(row_keys(key, rows), 3)
+    return below(kind, len(KINDS)), below(number, BINS), below(sign, 2)
 
 
 def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Array:
@@ -169,9 +162,10 @@ def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Arra
 
     Source: Cubuk et al. 2020, "RandAugment", section 3; operations and ranges are torchvision's.
     """
+    rows = [jnp.asarray(x[:, magnitude]) for x in operations("randaugment", *images.shape[1:3])]
     for turn in range(num_ops):
-        chosen = _chosen(jax.random.fold_in(key, turn), images, "randaugment", magnitude)
-        images = apply(images, chosen)
+        kind, _, sign = choices(jax.random.fold_in(key, turn), len(images))
+        images = apply(images, Operation(*(x[kind, sign] for x in rows)))
     return images
 
 
@@ -180,4 +174,6 @@ def trivialaugment(key: Array, images: Array) -> Array:
 
     Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); as torchvision has it.
     """
-    return apply(images, _chosen(key, images, "trivialaugment", None))
+    rows = operations("trivialaugment", *images.shape[1:3])
+    choice = choices(key, len(images))
+    return apply(images, Operation(*(jnp.asarray(x)[choice] for x in rows)))
