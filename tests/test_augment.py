@@ -457,7 +457,7 @@ def test_jitter_is_torchvisions(name):
     images = draw.integers(0, 256, (64, 64, 64, 3)).astype(np.uint8)
     amounts = draw.uniform(-0.5, 0.5, 64).astype(np.float32)
     got = np.asarray(jax.jit(color.JITTERS[name])(images, column(amounts)))
-    factors = amounts if name == "hue" else 1 + amounts
+    factors = amounts if name == "hue" else 1 + amounts.astype(np.float64)
     theirs = getattr(F, f"adjust_{name}")
     expected = np.stack(
         [

@@ -163,10 +163,14 @@ def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Arra
     Source: Cubuk et al. 2020, "RandAugment", section 3; operations and ranges are torchvision's.
     """
     rows = [jnp.asarray(x[:, magnitude]) for x in operations("randaugment", *images.shape[1:3])]
-    for turn in range(num_ops):
-        kind, _, sign = choices(jax.random.fold_in(key, turn), len(images))
-        images = apply(images, Operation(*(x[kind, sign] for x in rows)))
-    return images
+
+    def turn(number: Array, images: Array) -> Array:
+        kind, _, sign = choices(jax.random.fold_in(key, number), len(images))
+        return apply(images, Operation(*(x[kind, sign] for x in rows)))
+
+    # A loop, so that XLA writes the images out between two turns: it would fuse a turn's warp into each of the next
+    # one's readers, for twice the time.
+    return jax.lax.fori_loop(0, num_ops, turn, images)
 
 
 def trivialaugment(key: Array, images: Array) -> Array:
