@@ -466,7 +466,8 @@ def test_jitter_is_torchvisions(name):
         ]
     )
     apart = np.abs(got.astype(int) - expected)
-    assert apart.max() <= (name == "hue")
+    # Hue by its arithmetic; saturation by the colours whose luma torchvision rounds down, 20 of 2^24.
+    assert apart.max() <= (name in ("hue", "saturation"))
     assert (apart > 0).mean() < 1e-4
 
 

@@ -93,7 +93,7 @@ def hue(images: Array, turn: Array) -> Array:
       turn: float32 [N, 1, 1, 1], -0.5 to 0.5 of the circle.
 
     Returns:
-      As `images`; torchvision's own conversion differs by one level in fewer than one in 10^4 values.
+      As `images`; torchvision's own conversion differs by one level in fewer than one in 10^5 values.
 
     Source: Smith 1978, "Color gamut transform pairs".
     """
