@@ -133,6 +133,17 @@ def test_tables_of_a_constant_image_change_nothing():
         np.testing.assert_array_equal(jax.jit(table)(counts)[0, 0], np.arange(256))
 
 
+def test_equalize_spreads_the_histogram():
+    counts = np.random.default_rng(0).integers(0, 60, (2, 3, 256)) * (np.arange(256) % 3 == 1)
+    counts[..., 253] = 5000  # the highest level does not count for the step
+    got = np.asarray(jax.jit(color.equalize_levels)(jnp.asarray(counts, jnp.int32)))
+    for table, histogram in zip(got.reshape(-1, 256), counts.reshape(-1, 256), strict=True):
+        step = histogram[histogram > 0][:-1].sum() // 255
+        assert step > 3
+        below = np.concatenate([[0], np.cumsum(histogram)[:-1]])
+        np.testing.assert_array_equal(table, np.minimum((below + step // 2) // step, 255))
+
+
 def test_histogram_counts():
     expected = [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(3)] for i in IMAGES]
     np.testing.assert_array_equal(color.histogram(jnp.asarray(IMAGES)), expected)
@@ -369,13 +380,14 @@ def test_order_of_the_operations():
     assert 0 < np.nanmean(share) < 1
 
 
-def test_a_row_is_augmented_by_its_place_alone():
-    """Sharding over eight devices changes no pixel, with everything at once."""
+@pytest.mark.parametrize("options", [EVERYTHING, {"mixup": 0.8}], ids=["everything", "mixup"])
+def test_a_row_is_augmented_by_its_place_alone(options):
+    """Sharding over eight devices changes no pixel: with everything at once, and where most can be fused."""
     from flax_resnet.training import sharding
 
     mesh = sharding.make_mesh()
     assert mesh.size == 8
-    config = Augment(**EVERYTHING)
+    config = Augment(**options)
 
     def batch(images, labels):
         return training_batch(jax.random.key(4), images, labels, 10, config)
