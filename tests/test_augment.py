@@ -1,41 +1,75 @@
-import jax
-import numpy as np
+"""Every operation against a NumPy statement of it, or against what torchvision gave (tests/golden)."""
 
-from flax_resnet.augment import evaluation_images, training_images
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from flax_resnet.augment import color, evaluation_images, mix, policy, training_batch
+from flax_resnet.augment.geometry import warp
 from flax_resnet.config import Augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3)).astype(np.uint8)
-PLAIN = Augment(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+LABELS = np.arange(64) % 10
+# With these, a normalised image holds the levels themselves.
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+GOLDEN = np.load(ROOT / "tests" / "golden" / "augment.npz")
+POLICIES = ("randaugment", "trivialaugment")
+EVERYTHING = {
+    "shift": 2, "shift_padding": "reflect", "flip": True,
+    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1,
+    "policy": "trivialaugment", "erase": 0.5, "erase_fill": "noise", "cutout": 2,
+    "mixup": 0.8, "cutmix": 1.0, "mix_mode": "element",
+}  # fmt: skip
+batch_of = jax.jit(training_batch, static_argnums=(3, 4))
+mix_of = jax.jit(mix.mix, static_argnames=("mixup", "cutmix", "mode", "probability", "switch"))
 
 
-def augmented(**options):
-    config = Augment(mean=PLAIN.mean, std=PLAIN.std, **options)
-    return np.rint(training_images(jax.random.key(1), IMAGES, config)).astype(int)
+def augmented(images=IMAGES, key=1, **options):
+    config = Augment(**PLAIN, **options)
+    labels = np.zeros(len(images), int)
+    return np.asarray(batch_of(jax.random.key(key), images, labels, 10, config)[0])
 
 
-def test_normalisation():
+def levels(images=IMAGES, key=1, **options):
+    return np.rint(augmented(images, key, **options)).astype(int)
+
+
+def column(values):
+    return jnp.asarray(values, jnp.float32)[:, None, None, None]
+
+
+# Geometry
+
+
+def test_normalisation_and_plain_labels():
     config = Augment()
     expected = (IMAGES / 255 - np.array(config.mean)) / np.array(config.std)
-    for images in (
-        evaluation_images(IMAGES, config),
-        training_images(jax.random.key(0), IMAGES, config),
-    ):
-        np.testing.assert_allclose(images, expected, atol=1e-5)
+    images, labels = training_batch(jax.random.key(0), IMAGES, LABELS, 10, config)
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(evaluation_images(IMAGES, config), expected, atol=1e-5)
+    assert images.dtype == labels.dtype == np.float32
+    np.testing.assert_array_equal(labels, np.eye(10)[LABELS])
 
 
 def test_flip_mirrors_about_half():
     flipped = 0
-    for got, image in zip(augmented(flip=True), IMAGES, strict=True):
+    for got, image in zip(levels(flip=True), IMAGES, strict=True):
         mirrored = (got == image[:, ::-1]).all()
         assert mirrored or (got == image).all()
         flipped += mirrored
     assert 20 <= flipped <= 44
 
 
-def test_shift_moves_by_at_most_its_pixels_and_fills_with_black():
+@pytest.mark.parametrize(("padding", "mode"), [("black", "constant"), ("reflect", "reflect")])
+def test_shift_moves_by_at_most_its_pixels(padding, mode):
     moves = set()
-    for got, image in zip(augmented(shift=1), IMAGES, strict=True):
-        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    for got, image in zip(levels(shift=1, shift_padding=padding), IMAGES, strict=True):
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode=mode)
         found = [
             (top, left)
             for top in range(3)
@@ -47,17 +81,413 @@ def test_shift_moves_by_at_most_its_pixels_and_fills_with_black():
     assert len(moves) == 9
 
 
-def test_a_row_is_augmented_by_its_place_alone():
-    """Sharding over eight devices changes no pixel."""
+def test_warp_takes_the_nearest_pixel():
+    """Against the definition in float64, for matrices that no policy has."""
+    draw = np.random.default_rng(2)
+    matrices = (np.eye(2, 3) + draw.uniform(-0.5, 0.5, (64, 2, 3))).astype(np.float32)
+    matrices[:, :, 2] *= 6
+    got = np.asarray(warp(jnp.asarray(IMAGES), matrices))
+    for image, matrix, result in zip(IMAGES, matrices.astype(np.float64), got, strict=True):
+        for row, column in itertools.product(range(6), range(5)):
+            x, y = matrix @ (column + 0.5 - 2.5, row + 0.5 - 3, 1) + (2.5, 3)
+            inside = 0 <= x < 5 and 0 <= y < 6
+            expected = image[math.floor(y), math.floor(x)] if inside else 0
+            np.testing.assert_array_equal(result[row, column], expected)
+
+
+# Colour
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_operations_are_torchvisions_bit_for_bit(name):
+    number = {"randaugment": 9, "trivialaugment": 30}[name]
+    expected = GOLDEN[name]
+    assert list(policy.KINDS) == GOLDEN[f"{name}/names"].tolist()
+    rows = policy.operations(name, 9, 9)
+    chosen = policy.Operation(*(x[:, number].reshape(-1, *x.shape[3:]) for x in rows))
+    images = np.broadcast_to(GOLDEN["image"], (2 * len(policy.KINDS), 9, 9, 3))
+    got = np.asarray(jax.jit(policy.apply)(images, chosen)).reshape(expected.shape)
+    for kind, ours, theirs in zip(policy.KINDS, got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=kind)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_magnitudes_are_torchvisions_to_the_last_bit(name):
+    ranges = policy.ranges(name, 9, 9)
+    for kind, expected in zip(policy.KINDS.values(), GOLDEN[f"{name}/magnitudes"], strict=True):
+        got = policy.magnitudes(kind.range, *ranges[kind.range])
+        np.testing.assert_array_equal(got, expected, err_msg=kind.range)
+
+
+def test_hue_is_torchvisions_but_for_one_level():
+    turns = (-0.5, -0.2, 0.05, 0.3)
+    images = np.broadcast_to(GOLDEN["image"], (4, 9, 9, 3))
+    got = np.asarray(color.hue(jnp.asarray(images), column(turns)))
+    assert np.abs(got.astype(int) - GOLDEN["hue"]).max() <= 1
+    assert (got != GOLDEN["hue"]).mean() < 0.01
+
+
+def test_tables_of_a_constant_image_change_nothing():
+    counts = jnp.zeros((1, 1, 256), jnp.int32).at[0, 0, 77].set(900)
+    for table in (color.autocontrast_levels, color.equalize_levels):
+        np.testing.assert_array_equal(jax.jit(table)(counts)[0, 0], np.arange(256))
+
+
+def test_equalize_spreads_the_histogram():
+    counts = np.random.default_rng(0).integers(0, 60, (2, 3, 256)) * (np.arange(256) % 3 == 1)
+    counts[..., 253] = 5000  # the highest level does not count for the step
+    got = np.asarray(jax.jit(color.equalize_levels)(jnp.asarray(counts, jnp.int32)))
+    for table, histogram in zip(got.reshape(-1, 256), counts.reshape(-1, 256), strict=True):
+        step = histogram[histogram > 0][:-1].sum() // 255
+        assert step > 3
+        below = np.concatenate([[0], np.cumsum(histogram)[:-1]])
+        np.testing.assert_array_equal(table, np.minimum((below + step // 2) // step, 255))
+
+
+def test_histogram_counts():
+    expected = [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(3)] for i in IMAGES]
+    np.testing.assert_array_equal(color.histogram(jnp.asarray(IMAGES)), expected)
+
+
+@pytest.mark.parametrize("name", color.JITTERS)
+def test_jitter_draws_uniformly_within_its_range(name, monkeypatch):
+    monkeypatch.setitem(color.JITTERS, name, lambda images, amount: images + amount)
+    images, key = jnp.zeros((2000, 1, 1, 1)), jax.random.key(0)
+    for low, high in ((-0.4, 0.4), (-1.0, 1.6)):
+        ranges = dict.fromkeys(color.JITTERS, 0.0) | {name: high}
+        amounts = jax.jit(lambda: color.jitter(key, images, ranges))()  # noqa: B023
+        share = np.sort((np.ravel(amounts) - low) / (high - low))
+        assert 0 <= share[0] < 0.01
+        assert 0.99 < share[-1] <= 1
+        np.testing.assert_allclose(share, np.linspace(0, 1, 2000), atol=0.05)
+
+
+def test_jitter_comes_in_every_order(monkeypatch):
+    for number, name in enumerate(color.JITTERS, 1):
+        append = lambda images, _, number=number: 10 * images + number  # noqa: E731
+        monkeypatch.setitem(color.JITTERS, name, append)
+    ranges = dict.fromkeys(color.JITTERS, 0.1)
+    images = jnp.zeros((1, 1, 1, 1), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 2400)
+    seen = np.ravel(jax.jit(jax.vmap(lambda key: color.jitter(key, images, ranges)))(keys))
+    orders, counts = np.unique(seen, return_counts=True)
+    assert orders.tolist() == sorted(
+        int("".join(order)) for order in itertools.permutations("1234")
+    )
+    assert 60 < counts.min() <= counts.max() < 145  # 100 and four standard deviations
+
+
+def test_policies_draw_every_operation_bin_and_sign_alike():
+    for values, count in zip(policy.choices(jax.random.key(0), 8680), (14, 31, 2), strict=True):
+        counts = np.bincount(values, minlength=count)
+        mean = 8680 / count
+        assert len(counts) == count
+        assert np.abs(counts - mean).max() < 4 * math.sqrt(mean)
+
+
+def test_randaugment_applies_independent_operations_in_turn():
+    images = np.broadcast_to(GOLDEN["image"], (16, 9, 9, 3))
+    key = jax.random.key(5)
+    rows, apply = policy.operations("randaugment", 9, 9), jax.jit(policy.apply)
+    expected, kinds = jnp.asarray(images), []
+    for turn in range(2):
+        kind, _, sign = policy.choices(jax.random.fold_in(key, turn), 16)
+        kinds.append(np.asarray(kind))
+        chosen = policy.Operation(*(x[kind, 9, sign] for x in map(jnp.asarray, rows)))
+        expected = apply(expected, chosen)
+    got = jax.jit(lambda x: policy.randaugment(key, x, 2, 9))(images)
+    np.testing.assert_array_equal(got, expected)
+    assert (kinds[0] != kinds[1]).any()
+
+
+# Erasing
+
+
+def test_cutout_is_a_square_about_any_pixel():
+    def cut(row, column):
+        mask = np.ones((6, 5), bool)
+        mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
+        return mask
+
+    squares = {cut(*centre).tobytes() for centre in itertools.product(range(6), range(5))}
+    images = np.full((600, 6, 5, 3), 9, np.uint8)
+    got = levels(images, cutout=3)
+    assert set(np.unique(got)) == {0, 9}
+    assert {(image[..., 0] == 9).tobytes() for image in got} == squares
+    assert (got == got[..., :1]).all()
+
+
+def test_an_even_cutout_is_devries_and_taylors():
+    """Rows centre - s/2 to centre + s/2, the last excluded."""
+    images = np.full((400, 6, 5, 3), 9, np.uint8)
+    tops = {tuple((image[..., 0] == 0).any(1).nonzero()[0]) for image in levels(images, cutout=2)}
+    assert tops == {(0,)} | {(row - 1, row) for row in range(1, 6)}
+
+
+def test_erasing_is_a_rectangle_of_the_area_and_aspect_asked_for():
+    images = np.full((600, 40, 50, 3), 9, np.uint8)
+    got = levels(images, erase=0.5, erase_area=(0.1, 0.2), erase_aspect=(0.5, 3.0))
+    areas, aspects, tops, lefts = [], [], [], []
+    for gone in got[..., 0] == 0:
+        if not gone.any():
+            continue
+        rows, columns = gone.any(1).nonzero()[0], gone.any(0).nonzero()[0]
+        assert gone.sum() == len(rows) * len(columns)
+        assert np.ptp(rows) + 1 == len(rows)
+        areas.append(len(rows) * len(columns) / 2000)
+        aspects.append(len(rows) / len(columns))
+        tops.append(rows[0] / (40 - len(rows)))
+        lefts.append(columns[0] / (50 - len(columns)))
+    assert 250 <= len(areas) <= 350
+    assert 0.09 < min(areas) < 0.11  # sides are rounded to pixels
+    assert 0.19 < max(areas) < 0.21
+    assert np.mean(areas) == pytest.approx(0.15, abs=0.006)
+    assert 0.46 < min(aspects) < 0.55
+    assert 2.7 < max(aspects) < 3.3
+    assert np.mean(np.log(aspects)) == pytest.approx(np.log(0.5 * 3.0) / 2, abs=0.12)
+    for places in (tops, lefts):
+        assert (min(places), max(places)) == (0, 1)
+        assert np.mean(places) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_rectangle_that_does_not_fit_erases_nothing():
+    images = np.full((20, 6, 6, 3), 9, np.uint8)
+    assert (levels(images, erase=1.0, erase_area=(1.0, 1.0)) == 9).all()
+
+
+def test_a_rectangle_that_seldom_fits_is_drawn_again():
+    images = np.full((200, 20, 20, 3), 9, np.uint8)
+    gone = (levels(images, erase=1.0, erase_area=(0.5, 0.5)) == 0).any((1, 2, 3))
+    assert gone.mean() > 0.95  # one attempt alone: 0.55
+
+
+def test_erasing_with_noise():
+    images = np.full((200, 20, 20, 3), 9, np.uint8)
+    options = {"erase": 1.0, "erase_area": (0.2, 0.4)}
+    noise = augmented(images, **options, erase_fill="noise")
+    where = augmented(images, **options) == 0
+    assert (noise[~where] == 9).all()
+    values = noise[where]
+    assert len(np.unique(values)) > 0.99 * values.size
+    assert values.mean() == pytest.approx(0, abs=0.02)
+    assert values.std() == pytest.approx(1, abs=0.02)
+
+
+# Mixing
+
+
+def mixed(rows=16, key=0, size=(8, 6), **options):
+    """Mixes images that hold their row's number; returns shares [N], and each pixel's share [N, H, W]."""
+    own = np.arange(rows, dtype=np.float32)
+    images = np.broadcast_to(own[:, None, None, None], (rows, *size, 3))
+    options = {"mixup": 0.0, "cutmix": 0.0} | options
+    targets = np.eye(rows, dtype=np.float32)
+    images, targets = mix_of(jax.random.key(key), images, targets, **options)
+    targets, other = np.asarray(targets), own[::-1]
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    shares = targets[np.arange(rows), rows - 1 - np.arange(rows)]
+    np.testing.assert_allclose(np.diagonal(targets), 1 - shares, atol=1e-6)
+    assert (np.asarray(images) == np.asarray(images)[..., :1]).all()
+    pixels = (np.asarray(images)[..., 0] - own[:, None, None]) / (other - own)[:, None, None]
+    return shares, pixels
+
+
+@pytest.mark.parametrize("mode", mix.MODES)
+def test_mixup_mixes_images_as_labels(mode):
+    shares, pixels = mixed(mixup=0.8, mode=mode)
+    np.testing.assert_allclose(
+        pixels, np.broadcast_to(shares[:, None, None], pixels.shape), atol=1e-5
+    )
+    distinct = {"batch": 1, "pair": 8, "element": 16}[mode]
+    assert len(np.unique(shares)) == distinct
+    if mode == "pair":
+        np.testing.assert_array_equal(shares, shares[::-1])
+
+
+@pytest.mark.parametrize("mode", mix.MODES)
+def test_cutmix_mixes_labels_by_the_area_that_it_covers(mode):
+    counts = set()
+    for key in range(3):
+        shares, pixels = mixed(cutmix=1.0, mode=mode, key=key)
+        assert set(np.unique(pixels)) <= {0, 1}
+        np.testing.assert_allclose(shares, pixels.mean((1, 2)), atol=1e-7)
+        counts |= {len(np.unique(pixels.reshape(16, -1), axis=0))}
+        for box in pixels:
+            np.testing.assert_array_equal(box, np.outer(box.any(1), box.any(0)))
+    limit = {"batch": 1, "pair": 8, "element": 16}[mode]
+    assert limit / 2 < max(counts) <= limit
+    if mode == "pair":
+        np.testing.assert_array_equal(pixels, pixels[::-1])
+
+
+def test_cutmix_boxes_are_timms():
+    """int(side * sqrt(1 - lambda)) about the centre, clipped."""
+    draw = np.random.default_rng(0)
+    shares = draw.uniform(size=50).astype(np.float32)
+    centres = draw.integers(0, (8, 6), (50, 2)).astype(np.int32)
+    got = np.asarray(mix.cut_box(jnp.asarray(shares), jnp.asarray(centres), (8, 6)))
+    for share, centre, box in zip(shares, centres, got, strict=True):
+        expected = np.zeros((8, 6, 1), bool)
+        slices = []
+        for middle, side in zip(centre, (8, 6), strict=True):
+            length = int(side * np.sqrt(share))
+            edges = np.clip((middle - length // 2, middle + (length + 1) // 2), 0, side)
+            slices.append(slice(*edges))
+        expected[tuple(slices)] = True
+        np.testing.assert_array_equal(box, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_lambda_is_beta_distributed(alpha):
+    shares, _ = mixed(rows=4000, size=(1, 1), mixup=alpha, mode="element")
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
+
+
+def test_mixing_happens_and_switches_as_often_as_asked():
+    options = {"rows": 2000, "mode": "element", "probability": 0.6}
+    shares, pixels = mixed(mixup=1.0, cutmix=1.0, switch=0.25, size=(16, 16), **options)
+    cut = ((pixels == 0) | (pixels == 1)).all((1, 2)) & (shares > 0)
+    assert (shares > 0).mean() == pytest.approx(0.6, abs=0.04)
+    assert cut.sum() / (shares > 0).sum() == pytest.approx(0.25, abs=0.04)
+    shares, pixels = mixed(mixup=1.0, cutmix=1.0, probability=0.0)
+    assert (shares == 0).all()
+    assert (pixels == 0).all()
+
+
+# The whole
+
+
+def test_an_operation_does_not_change_what_another_draws():
+    alone = levels(flip=True, shift=1)
+    with_more = levels(flip=True, shift=1, cutout=2, erase=0.5)
+    kept = with_more != 0
+    assert 0.3 < kept.mean() < 0.95
+    np.testing.assert_array_equal(with_more[kept], alone[kept])
+
+
+def test_order_of_the_operations():
+    """What is erased is erased of the normalised, and then mixed."""
+    images = np.full((16, 6, 6, 3), 200, np.uint8)
+    labels = np.zeros(16, int)
+    config = Augment(cutout=3, brightness=0.5)
+    got = np.asarray(batch_of(jax.random.key(0), images, labels, 10, config)[0])
+    assert ((got == 0).all(-1).any((1, 2))).all()
+    mixing = Augment(cutout=3, brightness=0.5, mixup=1.0)
+    both = np.asarray(batch_of(jax.random.key(0), images, labels, 10, mixing)[0])
+    share = (both - got) / np.where(got[::-1] == got, np.nan, got[::-1] - got)
+    assert np.nanstd(share) < 1e-4
+    assert 0 < np.nanmean(share) < 1
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, {"mixup": 0.8}], ids=["everything", "mixup"])
+def test_a_row_is_augmented_by_its_place_alone(options):
+    """Sharding over eight devices changes no pixel: with everything at once, and where most can be fused."""
     from flax_resnet.training import sharding
 
     mesh = sharding.make_mesh()
     assert mesh.size == 8
-    config = Augment(flip=True, shift=2)
-    split = jax.jit(
-        lambda x: training_images(jax.random.key(4), x, config),
-        in_shardings=sharding.split(mesh),
-        out_shardings=sharding.split(mesh),
+    config = Augment(**options)
+
+    def batch(images, labels):
+        return training_batch(jax.random.key(4), images, labels, 10, config)
+
+    rows = sharding.split(mesh)
+    split = jax.jit(batch, in_shardings=rows, out_shardings=rows)(IMAGES, LABELS)
+    alone = jax.jit(batch)(IMAGES, LABELS)
+    for got, expected in zip(split, alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(alone[1].sum(1), 1, atol=1e-6)
+
+
+def test_another_step_draws_anew_and_rows_draw_apart():
+    images = np.broadcast_to(IMAGES[:1], IMAGES.shape)
+    first, again, second = (
+        levels(images, key=key, shift=2, policy="trivialaugment") for key in (0, 0, 1)
     )
-    alone = jax.jit(lambda x: training_images(jax.random.key(4), x, config))
-    np.testing.assert_array_equal(split(IMAGES), alone(IMAGES))
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any((1, 2, 3)).mean() > 0.8
+    assert len(np.unique(first.reshape(64, -1), axis=0)) > 32
+
+
+def program(**options):
+    def batch(key, images, labels):
+        return training_batch(key, images, labels, 10, Augment(**options))
+
+    return str(jax.make_jaxpr(batch)(jax.random.key(0), IMAGES, LABELS))
+
+
+def test_what_is_off_is_not_in_the_program():
+    plain = program()
+    assert "random" not in plain
+    for name, value in EVERYTHING.items():
+        idle = name in ("shift_padding", "erase_fill", "mix_mode")
+        assert (program(**{name: value}) == plain) == idle, name
+
+
+def test_grey():
+    config = Augment(mean=(0.3,), std=(0.4,), flip=True, erase=0.5, erase_fill="noise", cutout=2)
+    images, _ = batch_of(jax.random.key(0), IMAGES, LABELS, 10, config)
+    assert images.shape == (64, 6, 5, 1)
+    assert np.isfinite(images).all()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_bin_is_torchvisions(name):
+    """Bit for bit at every bin; but warps whose source lies midway between two pixels may take the other one."""
+    from golden import make_augment
+
+    draw = np.random.default_rng(0)
+    rows, apply = policy.operations(name, 64, 64), jax.jit(policy.apply)
+    for index, (kind, (bins, signed)) in enumerate(make_augment.space(name, 64, 64).items()):
+        bins = np.broadcast_to(bins.numpy(), policy.BINS)
+        smooth = np.indices((64, 64)).sum(0)[..., None] + draw.integers(0, 90, (62, 64, 64, 3))
+        noisy = draw.integers(0, 256, (62, 64, 64, 3))
+        images = np.where(np.arange(62)[:, None, None, None] % 3, smooth, noisy).astype(np.uint8)
+        chosen = policy.Operation(*(x[index].reshape(62, *x.shape[3:]) for x in rows))
+        got = np.asarray(apply(images, chosen))
+        expected = np.stack(
+            [
+                make_augment.operation(image, kind, -magnitude if signed and i % 2 else magnitude)
+                for i, (image, magnitude) in enumerate(zip(images, np.repeat(bins, 2), strict=True))
+            ]
+        )
+        apart = (got != expected).reshape(62, -1).mean(1)
+        ties = kind.startswith("Shear") * 0.1 + (kind == "Rotate") * 1e-3
+        assert apart.max() <= ties, (kind, apart.argmax() // 2)
+        assert (apart > 1e-3).sum() <= 8, kind
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", color.JITTERS)
+def test_jitter_is_torchvisions(name):
+    import torchvision.transforms.functional as F
+    from golden import make_augment
+
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (64, 64, 64, 3)).astype(np.uint8)
+    amounts = draw.uniform(-0.5, 0.5, 64).astype(np.float32)
+    got = np.asarray(jax.jit(color.JITTERS[name])(images, column(amounts)))
+    factors = amounts if name == "hue" else 1 + amounts.astype(np.float64)
+    theirs = getattr(F, f"adjust_{name}")
+    expected = np.stack(
+        [
+            make_augment.on_tensor(theirs, image, float(factor))
+            for image, factor in zip(images, factors, strict=True)
+        ]
+    )
+    apart = np.abs(got.astype(int) - expected)
+    # Hue by its arithmetic; saturation by the colours whose luma torchvision rounds down, 20 of 2^24.
+    assert apart.max() <= (name in ("hue", "saturation"))
+    assert (apart > 0).mean() < 1e-4
+
+
+def test_grey_is_truncated_luma():
+    """In exact arithmetic, for every colour."""
+    levels = np.arange(256)
+    green, blue = np.meshgrid(levels, levels, indexing="ij")
+    for red in range(0, 256, 15):
+        colors = np.stack([np.full_like(green, red), green, blue], -1).astype(np.uint8)
+        expected = (2989 * red + 5870 * green + 1140 * blue) // 10000
+        np.testing.assert_array_equal(color.grey(jnp.asarray(colors))[..., 0], expected)

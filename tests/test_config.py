@@ -38,6 +38,13 @@ def test_the_dict_is_locked():
         ("augment", "mean", (0.1, 0.2), "3 numbers"),
         ("augment", "mean", ("a", "b", "c"), "numbers"),
         ("augment", "shift", 8, "below data.image_size=8"),
+        ("augment", "shift_padding", "edge", "one of black, reflect"),
+        ("augment", "hue", 0.6, "between 0 and 0.5"),
+        ("augment", "policy", "autoaugment", "one of none, randaugment, trivialaugment"),
+        ("augment", "policy_magnitude", 31, "between 0 and 30"),
+        ("augment", "erase_area", (0.4, 0.2), "two ascending numbers"),
+        ("augment", "cutout", 9, "at most data.image_size=8"),
+        ("augment", "mix_mode", "elem", "one of batch, pair, element"),
         ("model", "norm_groups", 3, "model.norm_scope='ghost'"),
         ("model", "in_channels", 2, "one of 1, 3"),
         ("schedule", "warmup_epochs", 10.0, "below train.epochs"),
@@ -52,6 +59,13 @@ def test_a_bad_value_is_one_line_with_key_and_cure(section, key, value, words):
     assert "\n" not in str(error.value)
     if section != "trian":
         assert f"{section}.{key}" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_mixing_needs_an_even_batch(key):
+    sections = {"train": {"batch_size": 15}, "augment": {key: 1.0}}
+    with pytest.raises(ConfigError, match=f"train.batch_size=15: must be even with augment.{key}"):
+        freeze(sections)
 
 
 def test_an_int_serves_as_a_float_and_a_list_as_a_tuple():

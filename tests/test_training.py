@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +7,13 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from flax_resnet.config import freeze, plan
+from flax_resnet.augment import training_batch
+from flax_resnet.config import Augment, freeze, plan
 from flax_resnet.training import sharding
 from flax_resnet.training.optimizer import decays, learning_rate, make_optimizer
 from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import (
+    AUGMENT_STREAM,
     cross_entropy,
     evaluate,
     is_top1,
@@ -111,14 +115,34 @@ def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery)
         assert score["top1"] == pytest.approx((np.argmax(logits, 1) == examples["label"]).mean())
 
 
-def test_cross_entropy_with_smoothing():
-    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    labels = np.array([0, 3, 1, 1, 2])
+def test_cross_entropy_of_soft_labels_smoothed():
+    draw = np.random.default_rng(0)
+    logits = draw.normal(size=(5, 4)).astype(np.float32)
+    targets = draw.dirichlet(np.ones(4), 5).astype(np.float32)
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    targets = 0.9 * np.eye(4)[labels] + 0.1 / 4
-    np.testing.assert_allclose(
-        cross_entropy(logits, labels, 0.1), -(targets * log_probabilities).sum(1), rtol=1e-5
-    )
+    expected = -((0.9 * targets + 0.1 / 4) * log_probabilities).sum(1)
+    np.testing.assert_allclose(cross_entropy(logits, targets, 0.1), expected, rtol=1e-5)
+
+
+def test_the_step_trains_on_what_augment_gives(machinery):
+    """Mixed images and labels; of a mixed label, top1 asks for the larger part."""
+    model, optimizer, init = machinery
+    config = dataclasses.replace(CONFIG, augment=Augment(mixup=1.0, mix_mode="element"))
+    batch, state = batch_of(16), init()
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), AUGMENT_STREAM), 0)
+    images, targets = training_batch(key, batch["image"], batch["label"], 10, config.augment)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    top1 = (np.argmax(logits, 1) == np.argmax(targets, 1)).mean()
+    loss = cross_entropy(logits, targets, 0.1).mean()
+
+    mesh = two_meshes()[0]
+    step = make_train_step(config, model, optimizer, mesh)
+    _, metrics = step(state, {}, sharding.place(in_one_call(batch), mesh, steps=True))
+    metrics = {k: v[0] for k, v in metrics.items()}
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["top1"]) == pytest.approx(top1)
+    assert (np.argmax(targets, 1) != batch["label"]).any()
 
 
 def test_top1_and_top5():

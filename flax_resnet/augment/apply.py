@@ -1,10 +1,11 @@
-"""Normalise, shift and mirror. Randomness is keyed by the row in the global batch, so that neither the
-number of devices nor of processes changes a pixel.
-"""
+"""What the compiled step does to a batch: the operations that the configuration turns on, in their order."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from flax_resnet.augment import color, erase, geometry, mix, policy
+from flax_resnet.augment.streams import Stream
 from flax_resnet.config import Augment
 
 Array = jax.Array
@@ -15,53 +16,70 @@ def normalize(images: Array, config: Augment) -> Array:
 
     With one mean the images become grey, [N, H, W, 1], by ITU-R 601's luma as Pillow has it.
     """
-    mean = jnp.array(config.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.array(config.std, jnp.float32).reshape(1, 1, 1, -1)
+    mean, std = np.array(config.mean), np.array(config.std)
+    scale, offset = (
+        jnp.array(x, jnp.float32).reshape(1, 1, 1, -1) for x in (1 / (255 * std), mean / std)
+    )
     pixels = images.astype(jnp.float32)
     if len(config.mean) == 1:
         luma = jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)
         pixels = jnp.round((pixels * luma).sum(axis=-1, keepdims=True))
-    return (pixels / 255 - mean) / std
+    # The sum comes last: XLA would contract a last product with the mixing's sum into one rounding where it fuses
+    # the two, which it does on one device and not on eight.
+    return pixels * scale - offset
 
 
-def flip(key: Array, image: Array) -> Array:
-    """Mirrors an image [H, W, C] left to right with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+def training_batch(
+    key: Array, images: Array, labels: Array, num_classes: int, config: Augment
+) -> tuple[Array, Array]:
+    """Augments and normalises a global batch; the order is that of torchvision's reference training.
 
-
-def shift(key: Array, image: Array, pixels: int) -> Array:
-    """Pads an image [H, W, C] with black and crops a window of its own size at random.
-
-    Source: He et al. 2016, section 4.2 (4 pixels for CIFAR-10).
-    """
-    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-
-
-def training_images(key: Array, images: Array, config: Augment) -> Array:
-    """Augments and normalises a global batch.
+    Every draw is keyed by the operation and by the row, so that neither the number of devices nor of processes
+    changes a pixel, nor does one operation change what another draws.
 
     Args:
-      key: the step's key; row i uses fold_in(key, i).
+      key: the step's key; operation s draws for row i by fold_in(fold_in(key, s), i).
       images: uint8 [N, H, W, 3].
-      config: the augment section.
+      labels: int [N].
+      num_classes: K.
+      config: the augment section. An operation at its default is not part of the program.
 
     Returns:
-      float32 [N, H, W, 3], or [N, H, W, 1] where `config.mean` is one number.
+      Images, float32 [N, H, W, 3], or [N, H, W, 1] where `config.mean` is one number; and soft labels,
+      float32 [N, K], whose rows sum to 1.
     """
 
-    def one(row: Array, image: Array) -> Array:
-        shift_key, flip_key = jax.random.split(jax.random.fold_in(key, row))
-        if config.shift:
-            image = shift(shift_key, image, config.shift)
-        if config.flip:
-            image = flip(flip_key, image)
-        return image
+    def stream(operation: Stream) -> Array:
+        return jax.random.fold_in(key, operation)
 
-    if config.shift or config.flip:
-        images = jax.vmap(one)(jnp.arange(images.shape[0], dtype=jnp.uint32), images)
-    return normalize(images, config)
+    if config.shift:
+        images = geometry.shift(stream(Stream.SHIFT), images, config.shift, config.shift_padding)
+    if config.flip:
+        images = geometry.flip(stream(Stream.FLIP), images)
+    jitters = {name: getattr(config, name) for name in color.JITTERS}
+    if any(jitters.values()):
+        images = color.jitter(stream(Stream.JITTER), images, jitters)
+    if config.policy == "randaugment":
+        images = policy.randaugment(
+            stream(Stream.POLICY), images, config.policy_ops, config.policy_magnitude
+        )
+    elif config.policy == "trivialaugment":
+        images = policy.trivialaugment(stream(Stream.POLICY), images)
+    images = normalize(images, config)
+    if config.erase:
+        images = erase.erase(
+            stream(Stream.ERASE), images, config.erase,
+            config.erase_area, config.erase_aspect, config.erase_fill,
+        )  # fmt: skip
+    if config.cutout:
+        images = erase.cutout(stream(Stream.CUTOUT), images, config.cutout)
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    if config.mixup or config.cutmix:
+        images, targets = mix.mix(
+            stream(Stream.MIX), images, targets, mixup=config.mixup, cutmix=config.cutmix,
+            mode=config.mix_mode, probability=config.mix_probability, switch=config.mix_switch,
+        )  # fmt: skip
+    return images, targets
 
 
 def evaluation_images(images: Array, config: Augment) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flax_resnet.augment import evaluation_images, training_images
+from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
@@ -21,12 +21,11 @@ Metrics = dict[str, jax.Array]
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Softmax cross-entropy [N] of logits [N, K] and labels int [N], smoothed.
+def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
+    """Softmax cross-entropy [N] of logits [N, K] and soft labels [N, K], smoothed.
 
     Source: label smoothing, Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
     """
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
@@ -60,7 +59,7 @@ def make_train_step(
     Returns:
       ``updates(state, data, steps) -> (state, metrics)``: `data` and each element of `steps` (pytree with
       leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update: loss
-      (mean) and top1 (share), float32 [steps].
+      (mean) and top1 (share; of a mixed label, the larger part counts), float32 [steps].
     """
     seed, smoothing = config.train.seed, config.train.label_smoothing
 
@@ -68,7 +67,9 @@ def make_train_step(
         def key(stream: int) -> jax.Array:
             return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), state.step)
 
-        images = training_images(key(AUGMENT_STREAM), batch["image"], config.augment)
+        images, targets = training_batch(
+            key(AUGMENT_STREAM), batch["image"], batch["label"], model.num_classes, config.augment
+        )
 
         def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple]:
             logits, updated = model.apply(
@@ -78,7 +79,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": key(DROPOUT_STREAM)},
             )
-            loss = cross_entropy(logits, batch["label"], smoothing).mean()
+            loss = cross_entropy(logits, targets, smoothing).mean()
             return loss, (logits, updated.get("batch_stats", {}))
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -91,7 +92,8 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, {"loss": loss, "top1": is_top1(logits, batch["label"]).mean()}
+        top1 = is_top1(logits, jnp.argmax(targets, axis=-1)).mean()
+        return new_state, {"loss": loss, "top1": top1}
 
     def updates(state: TrainState, data: Any, steps: Any) -> tuple[TrainState, Metrics]:
         def one(state: TrainState, step: Any) -> tuple[TrainState, Metrics]:
@@ -134,7 +136,8 @@ def make_eval_step(
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = model.apply(variables, images, train=False)
         mask = batch["mask"].astype(jnp.float32)
-        losses = cross_entropy(logits, batch["label"], 0.0)
+        targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        losses = cross_entropy(logits, targets, 0.0)
         return {
             "loss": jnp.where(batch["mask"], losses, 0).sum(),
             "top1": (is_top1(logits, batch["label"]) * mask).sum(),

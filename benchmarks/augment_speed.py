@@ -1,0 +1,177 @@
+"""What augmentation costs: python -m benchmarks.augment_speed
+
+Measures images per second of each operation and of the policies, by turns, each together with the
+normalisation that every batch has; and of RandAugment in its naive form, `vmap` of `lax.switch`, and one image
+after the other, `lax.map` of it. Prints a table and, with --output, writes JSON. Times on a shared machine are
+only worth their ratios.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_resnet.augment import color, policy, training_batch
+from flax_resnet.augment.apply import normalize
+from flax_resnet.augment.geometry import warp
+from flax_resnet.config import Augment
+
+SIZES = {"224": (64, 224), "32": (512, 32)}
+BASE = "normalize"
+OPTIONS = {
+    BASE: {},
+    "flip": {"flip": True},
+    "shift": {"shift": 4},
+    "brightness": {"brightness": 0.4},
+    "contrast": {"contrast": 0.4},
+    "saturation": {"saturation": 0.4},
+    "hue": {"hue": 0.1},
+    "all four": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "cutout": {"cutout": 8},
+    "erase": {"erase": 0.5},
+    "erase, noise": {"erase": 0.5, "erase_fill": "noise"},
+    "mixup": {"mixup": 0.2},
+    "cutmix": {"cutmix": 1.0},
+    "trivialaugment": {"policy": "trivialaugment"},
+    "randaugment": {"policy": "randaugment"},
+}
+SWITCHED = {"randaugment, vmap of switch": jax.vmap, "randaugment, map of switch": None}
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--steps", type=int, default=5, help="timed batches of each, by turns")
+    parser.add_argument("--output", default="", help="file for the result as JSON")
+    args = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+
+    rows = {size: measured(*SIZES[size], args.steps) for size in args.sizes}
+    report(args, rows)
+
+
+def measured(batch: int, side: int, steps: int) -> dict[str, dict]:
+    """Compiles every program for a batch, runs them by turns, and returns a row for each."""
+    draw = np.random.default_rng(0)
+    images = jnp.asarray(draw.integers(0, 256, (batch, side, side, 3)), jnp.uint8)
+    labels = jnp.asarray(draw.integers(0, 1000, batch), jnp.int32)
+    programs = {name: configured(Augment(**options)) for name, options in OPTIONS.items()}
+    programs |= {name: switched(vectorize, side) for name, vectorize in SWITCHED.items()}
+    compiled, rows = {}, {}
+    for name, program in programs.items():
+        began = time.perf_counter()
+        compiled[name] = jax.jit(program).lower(jax.random.key(0), images, labels).compile()
+        rows[name] = {"compile_seconds": time.perf_counter() - began, "seconds": []}
+        jax.block_until_ready(compiled[name](jax.random.key(0), images, labels))
+    for step in range(steps):
+        for name, program in compiled.items():
+            key = jax.random.key(step)
+            began = time.perf_counter()
+            jax.block_until_ready(program(key, images, labels))
+            rows[name]["seconds"].append(time.perf_counter() - began)
+    for row in rows.values():
+        row["seconds"] = statistics.median(row["seconds"])
+        row["images_per_second"] = batch / row["seconds"]
+    return rows
+
+
+def configured(config: Augment) -> Callable:
+    """Returns the program of a configuration: (key, images, labels) -> images, labels."""
+    return lambda key, images, labels: training_batch(key, images, labels, 1000, config)
+
+
+def switched(vectorize: Callable | None, side: int) -> Callable:
+    """Returns RandAugment by `lax.switch` on the operation of each image, with the package's own kernels.
+
+    Args:
+      vectorize: `jax.vmap`, which computes every operation for every image; None for one image after the other.
+      side: of the images, in pixels.
+    """
+    rows = policy.operations("randaugment", side, side)
+
+    def branch(kind: int) -> Callable:
+        def apply(image: jax.Array, sign: jax.Array) -> jax.Array:
+            row = policy.Operation(*(jnp.asarray(x[kind, 9])[sign][None] for x in rows))
+            return KERNELS[list(policy.KINDS)[kind]](image[None], row)[0]
+
+        return apply
+
+    branches = [branch(kind) for kind in range(len(policy.KINDS))]
+
+    def one(arguments: tuple) -> jax.Array:
+        image, kind, sign = arguments
+        return jax.lax.switch(kind, branches, image, sign)
+
+    def program(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple:
+        for turn in range(2):
+            kind, _, sign = policy.choices(jax.random.fold_in(key, turn), len(images))
+            arguments = (images, kind, sign)
+            images = vectorize(one)(arguments) if vectorize else jax.lax.map(one, arguments)
+        return normalize(images, Augment()), jax.nn.one_hot(labels, 1000)
+
+    return program
+
+
+def kernels() -> dict[str, Callable]:
+    """Returns for each operation the one kernel it needs: (images, its row) -> images."""
+
+    def amount(values: jax.Array) -> jax.Array:
+        return values[:, None, None, None]
+
+    def table(levels: Callable) -> Callable:
+        return lambda x, row: color.look_up(x, levels(color.histogram(x)))
+
+    warped = dict.fromkeys(
+        ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+        lambda x, row: warp(x, row.matrix),
+    )
+    own = dict.fromkeys(
+        ("Brightness", "Posterize", "Solarize"),
+        lambda x, row: color.look_up(x, jnp.repeat(row.levels[:, None], 3, axis=1)),
+    )
+    return warped | own | {
+        "Identity": lambda x, row: x,
+        "Color": lambda x, row: color.saturation(x, amount(row.saturation)),
+        "Contrast": lambda x, row: color.contrast(x, amount(row.contrast)),
+        "Sharpness": lambda x, row: color.sharpness(x, amount(row.sharpness)),
+        "AutoContrast": table(color.autocontrast_levels),
+        "Equalize": table(color.equalize_levels),
+    }  # fmt: skip
+
+
+KERNELS = kernels()
+
+
+def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
+    """Prints the tables, and writes the JSON where asked."""
+    for size, table in rows.items():
+        batch, side = SIZES[size]
+        print(
+            f"batch {batch} at {side} px, {jax.default_backend()} ({jax.devices()[0].device_kind})"
+        )
+        print(f"{'':30}{'images/s':>12}{'of ' + BASE:>14}{'compile s':>12}")
+        base = table[BASE]["images_per_second"]
+        for name, row in table.items():
+            rate = row["images_per_second"]
+            print(f"{name:30}{rate:12.0f}{rate / base:14.2f}{row['compile_seconds']:12.2f}")
+    if args.output:
+        record = {
+            "arguments": vars(args),
+            "device": jax.devices()[0].device_kind,
+            "machine": platform.processor() or platform.machine(),
+            "jax": jax.__version__,
+            "rows": rows,
+        }
+        with open(args.output, "w") as file:
+            json.dump(record, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""RandAugment and TrivialAugment (Wide): random operations, each image with its own.
+
+`vmap` of `lax.switch` would compute every operation for every image. Instead each operation is a row of
+numbers: levels to look up, a matrix to warp by, amounts to blend by. Those that an operation does not use
+change nothing, so that one pass of each kernel serves a batch in which every image has another operation.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_resnet.augment import color
+from flax_resnet.augment.geometry import warp
+from flax_resnet.augment.streams import below, row_keys, uniform
+
+Array = jax.Array
+
+BINS = 31
+LEVELS = np.arange(256, dtype=np.float32)
+
+
+TABLES = ("levels", "autocontrast", "equalize")
+
+
+class Operation(NamedTuple):
+    """What is done to an image, or with a leading axis N, to each of a batch. The defaults do nothing."""
+
+    levels: Array = LEVELS.astype(np.uint8)  # uint8 [256], a table
+    matrix: Array = np.eye(2, 3, dtype=np.float32)  # float32 [2, 3], see `warp`
+    contrast: Array = np.float32(0)  # amounts, see `blend`
+    saturation: Array = np.float32(0)
+    sharpness: Array = np.float32(0)
+    table: Array = np.int32(0)  # one of TABLES
+
+
+def apply(images: Array, operations: Operation) -> Array:
+    """Does to each image of uint8 [N, H, W, 3] its own operation, of fields [N, ...]."""
+
+    def amount(values: Array) -> Array:
+        return values[:, None, None, None]
+
+    counts = color.histogram(images)
+    mean = color.mean_grey(images)[:, None]
+    levels = color.blend(operations.levels, mean, operations.contrast[:, None])
+    levels = jnp.broadcast_to(levels[:, None], counts.shape)
+    tables = (levels, color.autocontrast_levels(counts), color.equalize_levels(counts))
+    # Chosen by a product, which XLA computes once. It would fuse a `where` into the look-up, and compute the
+    # table anew for every pixel: 2 to 4 times the time of everything here.
+    chosen = jax.nn.one_hot(operations.table, len(TABLES))
+    levels = jnp.einsum("nt,ntcl->ncl", chosen, jnp.stack(tables, axis=1).astype(jnp.float32))
+    levels = levels.astype(jnp.uint8)
+    images = color.sharpness(images, amount(operations.sharpness))
+    images = color.saturation(images, amount(operations.saturation))
+    return warp(color.look_up(images, levels), operations.matrix)
+
+
+def _matrix(*entries: float) -> dict[str, np.ndarray]:
+    return {"matrix": np.array(entries, np.float32).reshape(2, 3)}
+
+
+def _rotated(degrees: float) -> dict[str, np.ndarray]:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _matrix(cos, -sin, 0, sin, cos, 0)
+
+
+def _table(name: str) -> dict[str, np.ndarray]:
+    return {"table": np.int32(TABLES.index(name))}
+
+
+def _levels(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {"levels": np.clip(values, 0, 255).astype(np.uint8)}
+
+
+class Kind(NamedTuple):
+    """One of the operations: the name of its range, and its fields given (magnitude, height, width)."""
+
+    range: str
+    fields: Callable[[np.float32, int, int], dict[str, np.ndarray]]
+
+
+# Names and order are torchvision's. Shears turn about the top left corner, as there.
+KINDS = {
+    "Identity": Kind("none", lambda m, h, w: {}),
+    "ShearX": Kind("shear", lambda m, h, w: _matrix(1, m, m * h / 2, 0, 1, 0)),
+    "ShearY": Kind("shear", lambda m, h, w: _matrix(1, 0, 0, m, 1, m * w / 2)),
+    "TranslateX": Kind("across", lambda m, h, w: _matrix(1, 0, -int(m), 0, 1, 0)),
+    "TranslateY": Kind("down", lambda m, h, w: _matrix(1, 0, 0, 0, 1, -int(m))),
+    "Rotate": Kind("degrees", lambda m, h, w: _rotated(m)),
+    "Brightness": Kind("amount", lambda m, h, w: _levels((1 + m) * LEVELS)),
+    "Color": Kind("amount", lambda m, h, w: {"saturation": m}),
+    "Contrast": Kind("amount", lambda m, h, w: {"contrast": m}),
+    "Sharpness": Kind("amount", lambda m, h, w: {"sharpness": m}),
+    "Posterize": Kind("bits", lambda m, h, w: _levels(LEVELS.astype(int) & -(2 ** int(8 - m)))),
+    "Solarize": Kind("threshold", lambda m, h, w: _levels(np.where(m <= LEVELS, 255 - LEVELS, LEVELS))),
+    "AutoContrast": Kind("none", lambda m, h, w: _table("autocontrast")),
+    "Equalize": Kind("none", lambda m, h, w: _table("equalize")),
+}  # fmt: skip
+
+SIGNED = {"shear", "across", "down", "degrees", "amount"}
+
+
+def ranges(policy: str, height: int, width: int) -> dict[str, tuple[float, float]]:
+    """Returns the first and last magnitude of each range, for "randaugment" or "trivialaugment"."""
+    shared = {"none": (0, 0), "threshold": (255, 0)}
+    if policy == "trivialaugment":
+        wide = {"shear": 0.99, "across": 32, "down": 32, "degrees": 135, "amount": 0.99}
+        return shared | {"bits": (8, 2)} | {name: (0, most) for name, most in wide.items()}
+    across, down = 150 / 331 * width, 150 / 331 * height
+    narrow = {"shear": 0.3, "across": across, "down": down, "degrees": 30, "amount": 0.9}
+    return shared | {"bits": (8, 4)} | {name: (0, most) for name, most in narrow.items()}
+
+
+def magnitudes(name: str, first: float, last: float) -> np.ndarray:
+    """Returns a range's bins: float32 [BINS], evenly spaced; whole numbers for "bits"."""
+    # As torch.linspace has it: from both ends by a float32 step, rounded once. The last bit of a magnitude
+    # decides how products that are whole numbers are truncated: up to 20 % of an image's values.
+    step, half = np.float32(last - first) / np.float32(BINS - 1), BINS // 2
+    up = first + step * np.arange(half, dtype=np.float64)
+    down = np.float32(last) - step * np.arange(BINS - half, dtype=np.float64)[::-1]
+    values = np.concatenate([up, down]).astype(np.float32)
+    return np.round(values) if name == "bits" else values
+
+
+def operations(policy: str, height: int, width: int) -> Operation:
+    """Returns every operation a policy may choose: fields [kinds, BINS, 2, ...].
+
+    The third axis is the sign: positive, negative; the same twice where an operation has none.
+    """
+    span = ranges(policy, height, width)
+
+    def row(kind: Kind, number: int, sign: int) -> Operation:
+        magnitude = magnitudes(kind.range, *span[kind.range])[number]
+        signed = magnitude * np.float32(sign if kind.range in SIGNED else 1)
+        return Operation(**kind.fields(signed, height, width))
+
+    rows = [row(k, b, s) for k in KINDS.values() for b in range(BINS) for s in (1, -1)]
+    stacked = Operation(*map(np.stack, zip(*rows, strict=True)))
+    return Operation(*(x.reshape(len(KINDS), BINS, 2, *x.shape[1:]) for x in stacked))
+
+
+def choices(key: Array, rows: int) -> tuple[Array, Array, Array]:
+    """Draws for each row one of KINDS, one of BINS, and 0 or 1 for the sign: three of int32 [N], uniform."""
+    kind, number, sign = uniform(row_keys(key, rows), 3)
+    return below(kind, len(KINDS)), below(number, BINS), below(sign, 2)
+
+
+def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Array:
+    """Applies `num_ops` random operations in turn, all of one magnitude, of random sign.
+
+    Args:
+      key: the operation's key.
+      images: uint8 [N, H, W, 3].
+      num_ops: operations for each image.
+      magnitude: 0 to 30, torchvision's bin of 31.
+
+    Returns:
+      As `images`. Warps take the nearest pixel, and black from outside.
+
+    Source: Cubuk et al. 2020, "RandAugment", section 3; operations and ranges are torchvision's.
+    """
+    rows = [jnp.asarray(x[:, magnitude]) for x in operations("randaugment", *images.shape[1:3])]
+
+    def turn(number: Array, images: Array) -> Array:
+        kind, _, sign = choices(jax.random.fold_in(key, number), len(images))
+        return apply(images, Operation(*(x[kind, sign] for x in rows)))
+
+    # A loop, so that XLA writes the images out between two turns: it would fuse a turn's warp into each of the next
+    # one's readers, for twice the time.
+    return jax.lax.fori_loop(0, num_ops, turn, images)
+
+
+def trivialaugment(key: Array, images: Array) -> Array:
+    """Applies one random operation of random magnitude and sign to each image of uint8 [N, H, W, 3].
+
+    Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); as torchvision has it.
+    """
+    rows = operations("trivialaugment", *images.shape[1:3])
+    choice = choices(key, len(images))
+    return apply(images, Operation(*(jnp.asarray(x)[choice] for x in rows)))
