@@ -105,7 +105,7 @@ def photos(args: argparse.Namespace) -> dict:
             }
         systems["flax_resnet, packed to 400"] = partial(ours, root, "photos_400", size)
         systems["flax ImageNet example"] = partial(flax_example, root, size)
-        for kind in ("tensors", "PIL") if has_torch else ():
+        for kind in ("tensors", "PIL", "PIL as its references") if has_torch else ():
             load = partial(torchvision, root / "photos", size, kind, args.images)
             systems[f"torchvision v2, {kind}"] = load
         print(f"{size} px")
@@ -114,7 +114,9 @@ def photos(args: argparse.Namespace) -> dict:
     print(
         f"memory, no file's: {held['photos']} MiB, ten times as many images {held['photos_tenfold']} MiB"
     )
-    return {"images_per_second": tables, "anonymous_memory_MiB": held}
+    spent = {name: reading(root, name) for name in ("photos", "photos_400")}
+    print("one thread reads and parses a record in", spent, "us")
+    return {"images_per_second": tables, "anonymous_memory_MiB": held, "reading_us": spent}
 
 
 def make_photographs(folder: pathlib.Path, count: int) -> None:
@@ -203,11 +205,12 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
     def batches(images: int, turn: int) -> Iterator[int]:
         options = tf.data.Options()
-        options.threading.private_threadpool_size = 48
+        # Its own 48 threads and ten batches ahead are slower on two cores.
+        options.threading.private_threadpool_size = os.cpu_count()
         stream = tf.data.TFRecordDataset(str(record)).with_options(options)
         stream = stream.repeat().shuffle(16 * BATCH, seed=turn)
         stream = stream.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        stream = stream.batch(BATCH, drop_remainder=True).prefetch(10)
+        stream = stream.batch(BATCH, drop_remainder=True).prefetch(2)
         for batch in stream.take(images // BATCH + SKIPPED).as_numpy_iterator():
             yield len(batch)
 
@@ -215,7 +218,10 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
 
 class Photographs:
-    """The torchvision datasets: files, decoded whole, cropped and resized; uint8 [3, S, S]. Sent to workers."""
+    """torchvision's datasets: files, decoded whole, cropped and resized; uint8 [3, S, S].
+
+    "PIL as its references" also mirrors, and normalises to float32, as references/classification does.
+    """
 
     def __init__(self, files: list[str], size: int, kind: str):
         self.files, self.size, self.kind = files, size, kind
@@ -224,6 +230,7 @@ class Photographs:
         return len(self.files)
 
     def __getitem__(self, index: int) -> object:
+        import torch
         from torchvision.transforms import v2
 
         if self.kind == "tensors":
@@ -235,7 +242,12 @@ class Photographs:
 
         with Image.open(self.files[index]) as opened:
             image = opened.convert("RGB")
-        return v2.functional.pil_to_tensor(v2.RandomResizedCrop(self.size)(image))
+        image = v2.RandomResizedCrop(self.size)(image)
+        if self.kind == "PIL":
+            return v2.functional.pil_to_tensor(image)
+        image = v2.functional.pil_to_tensor(v2.RandomHorizontalFlip()(image))
+        image = v2.functional.to_dtype(image, torch.float32, scale=True)
+        return v2.functional.normalize(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def torchvision(folder: pathlib.Path, size: int, kind: str, images: int) -> Callable:
@@ -306,6 +318,22 @@ def serve(connection: object, make: Callable) -> None:
             next(stream)
         began, count = time.perf_counter(), sum(stream)
         connection.send(count / (time.perf_counter() - began))
+
+
+def reading(root: pathlib.Path, name: str) -> float:
+    """Returns what reading a record costs the Python thread that does it, microseconds (median of 20)."""
+    from flax_resnet.config import Data
+    from flax_resnet.data.decode import decodable
+    from flax_resnet.data.source import open_source
+
+    source = open_source(Data(name=f"{name}_set", data_dir=str(root)), train=True)
+    draw, spent = np.random.default_rng(0), []
+    for _ in range(20):
+        indices = draw.integers(0, len(source), 256)
+        began = time.perf_counter()
+        images = np.array([decodable(image) for image in source.read(indices).images], object)
+        spent.append((time.perf_counter() - began) / len(images) * 1e6)
+    return round(statistics.median(spent), 1)
 
 
 def memory(root: pathlib.Path, name: str) -> int:

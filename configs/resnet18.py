@@ -16,7 +16,7 @@ python -m flax_resnet.main --config configs/resnet18.py:imagenet2012 --workdir /
 
 python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images --workdir /tmp/mine
     One's own images: /path/train/CLASS/*.jpg beside val/ or test/, or /path/CLASS/*.jpg. 64 px unless
-    --config.data.image_size says otherwise.
+    --config.data.image_size says otherwise. csv=/path/table.csv is the same for a table of path and label.
 """
 
 from flax_resnet.config import default_config
@@ -24,14 +24,15 @@ from flax_resnet.errors import ConfigError, suggestion
 
 
 def get_config(dataset: str = "digits"):
-    """Returns the configuration for digits, cifar10, imagenet2012 or folder=/path."""
+    """Returns the configuration for digits, cifar10, imagenet2012, folder=/path or csv=/path."""
     config = default_config()
     config.model.name = "resnet18"
     name, _, path = dataset.partition("=")
-    if name not in RECIPES or (path and name != "folder"):
+    if name not in RECIPES or (path and name not in ("folder", "csv")):
         raise ConfigError(f"configs/resnet18.py:{dataset}: {suggestion(name, RECIPES)}")
     RECIPES[name](config)
-    if name == "folder":
+    if name in ("folder", "csv"):
+        config.data.source = name
         config.data.path = path
     else:
         config.data.name = name
@@ -85,9 +86,8 @@ def imagenet2012(config):
     config.schedule.name = "step"
 
 
-def folder(config):
+def photographs(config):
     """Photographs: random-resized crop and flip, evaluated on the centre."""
-    config.data.source = "folder"
     config.data.image_size = 64
     config.data.train_crop = "random_resized"
     config.data.crop_area = (0.25, 1.0)
@@ -100,4 +100,10 @@ def folder(config):
     config.schedule.warmup_epochs = 2.0
 
 
-RECIPES = {"digits": digits, "cifar10": cifar10, "imagenet2012": imagenet2012, "folder": folder}
+RECIPES = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "imagenet2012": imagenet2012,
+    "folder": photographs,
+    "csv": photographs,
+}

@@ -31,7 +31,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         ("workdir", "folder of the run"),
         ("model", "instead of a run: a network, or timm's weights for one (resnet50.a1_in1k)"),
         ("weights", "with --model: file of weights (default: timm's on the Hugging Face hub)"),
-        ("dataset", "with --model: a TFDS dataset, or a folder of images"),
+        ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
         ("split", "split to evaluate on (default: the run's own, or validation)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
@@ -132,7 +132,8 @@ def evaluate_model(
 
     Args:
       name: a network, or timm's weights for one.
-      dataset: a TFDS dataset, or a folder of images; its classes in the order of the logits.
+      dataset: a TFDS dataset, a folder of images, or a CSV file of path and label (and split, where it says
+        so itself); its classes in the order of the logits.
       weights: file of weights; empty for timm's on the Hugging Face hub.
       split: TFDS split expression or folder split; empty for validation. A folder without train/ has
         none, and is read whole.
@@ -154,31 +155,33 @@ def evaluate_model(
     from flax_resnet.data.source import open_source
     from flax_resnet.training.state import TrainState
 
-    folder = pathlib.Path(dataset).expanduser()
-    is_folder = folder.is_dir()
-    if not is_folder and dataset[0] in "./~":
-        raise DataError(f"--dataset={dataset}: is not a folder")
-    if is_folder and split and not (folder / "train").is_dir():
+    place = pathlib.Path(dataset).expanduser()
+    source = "folder" if place.is_dir() else "csv" if place.is_file() else "tfds"
+    if source == "tfds" and dataset[0] in "./~":
+        raise DataError(f"--dataset={dataset}: is neither a folder nor a file")
+    if source == "folder" and split and not (place / "train").is_dir():
         raise DataError(
             f"--split={split}: {dataset} has no splits, being one folder per class; it is read whole"
         )
     classifier = load_pretrained(name, weights=weights)
-    place = {"source": "folder", "path": dataset} if is_folder else {"name": dataset}
-    default = "test" if is_folder else "validation"  # a folder's val/ is found by either name
+    default = (
+        "validation" if source == "tfds" else "test"
+    )  # a folder's val/ is found by either name
     data = dataclasses.replace(
         classifier.config.data,
-        **place,
+        source=source,
+        **{"name" if source == "tfds" else "path": dataset},
         data_dir=data_dir,
         holdout=1.0,  # nothing of a folder without splits was ever trained on: all of it counts
         eval_split=split or default,
         image_size=image_size or classifier.config.data.image_size,
     )
     config = dataclasses.replace(classifier.config, data=data)
-    source = open_source(data, train=False)
-    _check_classes(source.class_names, classifier.class_names, dataset)
+    opened = open_source(data, train=False)
+    _check_classes(opened.class_names, classifier.class_names, dataset)
     variables = classifier.variables
     state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], ())
-    metrics = _measure(classifier.model, config, source, state, batch_size or 64)
+    metrics = _measure(classifier.model, config, opened, state, batch_size or 64)
     return {"model": name, "split": data.eval_split, **metrics}
 
 
