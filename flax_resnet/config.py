@@ -307,6 +307,13 @@ class Config:
     schedule: Schedule = Schedule()
     train: Train = Train()
 
+    def keeps_resident(self, examples: int, crop: str) -> bool:
+        """Says whether a split of so many examples, cut so, is decoded once and kept on the device."""
+        if crop == "random_resized" or self.train.feed != "auto":
+            return crop != "random_resized" and self.train.feed == "resident"
+        size = 3 * examples * self.data.image_size**2
+        return size <= self.train.resident_gib * 2**30
+
 
 def default_config() -> ConfigDict:
     """Returns every setting at its default; locked, so that an unknown key is refused."""

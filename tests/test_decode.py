@@ -136,3 +136,47 @@ def test_the_centre_crop_is_torchvisions_resize_and_centre_crop():
     np.testing.assert_array_equal(first, [16, 80])
     scale, first = decode.center_window(np.array([257, 256], np.int32), 224, 0.875)
     np.testing.assert_array_equal(first, [16, 16])  # 16.5 rounds to even
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "fraction"), [(224, 0.875), (160, 0.95), (64, 1.0)])
+def test_evaluation_pixels_are_torchvisions(photographs, interpolation, size, fraction):
+    from torchvision.transforms import v2
+
+    mode = v2.InterpolationMode(interpolation)
+    theirs = v2.Compose([v2.Resize(int(size / fraction), mode), v2.CenterCrop(size)])
+    data = Data(
+        image_size=size, eval_crop="center", eval_crop_fraction=fraction, interpolation=interpolation
+    )  # fmt: skip
+    for file in sorted(photographs.rglob("*.jpg")):
+        expected = np.asarray(theirs(Image.open(file))).astype(int)
+        got = decode.evaluation_pixels(file.read_bytes(), data).numpy()
+        difference = np.abs(got - expected)
+        assert difference.max() <= (1 if interpolation == "bilinear" else 16)
+        assert difference.mean() < 0.3
+        np.testing.assert_array_equal(prepare([file], data)[0], expected)
+
+
+@pytest.mark.parity
+def test_random_windows_are_drawn_as_torchvisions(photographs):
+    """Means and spreads of 4,000 windows of each."""
+    import tensorflow as tf
+    import torch
+    from torchvision.transforms import v2
+
+    for height, width in ((300, 200), (100, 400)):
+        blank = torch.zeros(3, height, width)
+        draw = v2.RandomResizedCrop(8)
+        theirs = [draw.make_params([blank]) for _ in range(4000)]
+        theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
+        numbers = tf.data.Dataset.range(4000)
+        ours = numbers.map(
+            lambda i, shape=(height, width): decode.random_window(
+                tf.constant(shape), (0.08, 1.0), (0.75, 4 / 3), tf.stack([i, i])
+            )
+        )
+        ours = np.stack(list(ours.as_numpy_iterator()))
+        error = np.sqrt(2 / 4000) * theirs.std(axis=0)
+        assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 4 * error).all()
+        np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.1)

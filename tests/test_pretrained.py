@@ -281,7 +281,7 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         (["evaluate", "--model=x", "--workdir=y"], "one only"),
         (["evaluate", "--workdir=y", "--dataset=z"], "--dataset=z: goes with --model"),
         (["evaluate", "--model=test_resnet"], "--dataset is needed"),
-        (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=./nowhere"], "neither a folder nor a file"),
+        (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=./nowhere"], "neither a folder"),
         (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=digits", "--data_dir=TMP",
           "--split=test"], "digits has 10 classes, the weights 2"),
         (["evaluate", "--model=resnet18", "--weights=WEIGHTS", "--dataset=digits"], "do not fit"),

@@ -6,8 +6,6 @@ both into batches inside the compiled step: ``{"image": uint8 [N, S, S, 3], "lab
 """
 
 import itertools
-import logging
-import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,7 +24,6 @@ from flax_resnet.data.records import Source
 from flax_resnet.training import sharding
 from flax_resnet.training.stream import HostStream
 
-log = logging.getLogger("flax_resnet")
 Batch = dict[str, jax.Array]
 
 LOADING_BATCH = 512
@@ -51,10 +48,7 @@ def make_feed(
       crop: how the split's images are cut; what is cut at random cannot be resident.
       bad: unreadable images known from a checkpoint.
     """
-    size = math.prod((len(source), config.data.image_size, config.data.image_size, 3))
-    fits = crop != "random_resized" and size <= config.train.resident_gib * 2**30
-    wanted = config.train.feed == "resident" and crop != "random_resized"
-    if wanted or (config.train.feed == "auto" and fits):
+    if config.keeps_resident(len(source), crop):
         return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
     return StreamingFeed(source, stream, config, mesh, bad=bad)
 

@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from flax_resnet.config import Config, Plan
+from flax_resnet.config import Augment, Config, Plan
 from flax_resnet.config import plan as make_plan
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
@@ -78,6 +78,7 @@ def train(
     train_source = train_source or open_source(config.data, train=True)
     eval_source = eval_source or open_source(config.data, train=False)
     stream = make_order(train_source, config)
+    resident = config.keeps_resident(len(train_source), config.data.train_crop)
     plan = make_plan(
         config,
         num_train=stream.epoch_size,
@@ -95,7 +96,7 @@ def train(
     check_training(config, model, shapes)
     warm = read_pretrained(config, model) if config.model.pretrained and not begun else None
     if dry_run:
-        log.info("%s", describe(config, plan, shapes))
+        log.info("%s", describe(config, plan, shapes, resident=resident))
         return None
     stored = workdir.claim(run_dir, config, resume=resume)
 
@@ -108,7 +109,7 @@ def train(
         if finished is not None:
             return finished
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
-        log.info("%s", describe(config, plan, shapes))
+        log.info("%s", describe(config, plan, shapes, resident=resident))
         if restored is None:
             init = jax.jit(
                 lambda: make_state(config, model, optimizer),
@@ -227,11 +228,17 @@ def _report(
     return result
 
 
-def describe(config: Config, plan: Plan, shapes: TrainState) -> str:
-    """Returns the plan as a few lines for a person."""
+def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
+    """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
     data = config.data
-    where = data.path if data.source == "folder" else data.name
+    where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
     size = data.image_size
+    unset = Augment(mean=config.augment.mean, std=config.augment.std)
+    augmented = [
+        f"{key} {value}"
+        for key, value in dataclasses.asdict(config.augment).items()
+        if value != getattr(unset, key)
+    ]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
     options = {k: v for k, v in config.model.options().items() if k != "dtype"}
@@ -241,6 +248,10 @@ def describe(config: Config, plan: Plan, shapes: TrainState) -> str:
         "dataset": (
             f"{where}: {plan.num_train:,} images to train on ({data.train_split}), {plan.num_eval:,} to "
             f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
+        ),
+        "input": (
+            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}; augmented by "
+            f"{', '.join(augmented) or 'nothing'}"
         ),
         "model": (
             f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
