@@ -12,6 +12,7 @@ COMMANDS = {
     "summary": "layers, parameters and multiply-adds of a network, or of many",
     "convert": "weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
+    "preview": "draw a batch as training sees it, augmented",
     "report": "draw a run's curves and some of its predictions",
 }
 

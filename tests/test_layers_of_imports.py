@@ -14,6 +14,7 @@ COMMANDS = {
     "convert",
     "summary",
     "report",
+    "preview",
     "prepare",
     "cli",
     "command",

@@ -284,8 +284,15 @@ def wait_for_step(workdir, step, process, seconds=120):
     raise AssertionError(f"no checkpoint {step}: {process.stderr.read()}")
 
 
-def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path):
-    options = [*tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1"]
+@pytest.mark.parametrize(
+    ("feed", "per_call"),
+    [("resident", 1), pytest.param("streaming", 2, marks=pytest.mark.slow)],
+)
+def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, feed, per_call):
+    options = [
+        *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1",
+        f"--config.train.feed={feed}", f"--config.train.steps_per_call={per_call}",
+    ]  # fmt: skip
     whole = start([*options, f"--workdir={tmp_path / 'whole'}"])
     assert whole.wait(180) == 0, whole.stderr.read()
     last = 2 * (1437 // 24)
@@ -317,3 +324,33 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     step = int(re.search(r"interrupted after step (\d+)", err).group(1))
     assert "Traceback" not in err
     assert (workdir / "checkpoints" / str(step)).is_dir()
+
+
+def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cache_dir, capsys):
+    pytest.importorskip("matplotlib")
+    from flax_resnet import preview
+
+    arguments = [
+        f"--config=resnet18:folder={photographs}", "--config.data.image_size=32",
+        "--config.train.batch_size=8", "--config.augment.cutmix=1.0", "--step=3",
+        f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    output = tmp_path / "pictures" / "batch.png"
+    assert preview.main([*arguments, f"--output={output}"]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert Image.open(output).size > (800, 400)
+    for wrong, words in (
+        ("--output=batch.txt", "must end in"),
+        ("--step=-1", "step"),
+        ("--config.train.batch_size=100", "must be at most"),
+    ):
+        assert preview.main([*arguments, wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_soft_label_is_described_by_its_parts():
+    from flax_resnet.preview import described
+
+    names = ("a", "b", "c")
+    assert described(np.array([0.0, 1.0, 0.0]), names) == "b"
+    assert described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"

@@ -21,6 +21,11 @@ Metrics = dict[str, jax.Array]
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
+def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
+    """Returns the key of one of the streams at a step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
     """Softmax cross-entropy [N] of logits [N, K] and soft labels [N, K], smoothed.
 
@@ -64,11 +69,9 @@ def make_train_step(
     seed, smoothing = config.train.seed, config.train.label_smoothing
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def key(stream: int) -> jax.Array:
-            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), state.step)
-
+        key = stream_key(seed, AUGMENT_STREAM, state.step)
         images, targets = training_batch(
-            key(AUGMENT_STREAM), batch["image"], batch["label"], model.num_classes, config.augment
+            key, batch["image"], batch["label"], model.num_classes, config.augment
         )
 
         def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple]:
@@ -77,7 +80,7 @@ def make_train_step(
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": key(DROPOUT_STREAM)},
+                rngs={"dropout": stream_key(seed, DROPOUT_STREAM, state.step)},
             )
             loss = cross_entropy(logits, targets, smoothing).mean()
             return loss, (logits, updated.get("batch_stats", {}))
