@@ -16,7 +16,8 @@ python -m flax_resnet.main --config configs/resnet18.py:imagenet2012 --workdir /
 
 python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images --workdir /tmp/mine
     One's own images: /path/train/CLASS/*.jpg beside val/ or test/, or /path/CLASS/*.jpg. 64 px unless
-    --config.data.image_size says otherwise. csv=/path/table.csv is the same for a table of path and label.
+    --config.data.image_size says otherwise. csv=/path/table.csv is the same for a table of path and label,
+    and tfds=NAME for a TFDS dataset of photographs.
 """
 
 from flax_resnet.config import default_config
@@ -24,16 +25,18 @@ from flax_resnet.errors import ConfigError, suggestion
 
 
 def get_config(dataset: str = "digits"):
-    """Returns the configuration for digits, cifar10, imagenet2012, folder=/path or csv=/path."""
+    """Returns the configuration for digits, cifar10, imagenet2012, folder=/path, csv=/path or tfds=NAME."""
     config = default_config()
     config.model.name = "resnet18"
     name, _, path = dataset.partition("=")
-    if name not in RECIPES or (path and name not in ("folder", "csv")):
+    if name not in RECIPES or (path and name not in ("folder", "csv", "tfds")):
         raise ConfigError(f"configs/resnet18.py:{dataset}: {suggestion(name, RECIPES)}")
     RECIPES[name](config)
     if name in ("folder", "csv"):
         config.data.source = name
         config.data.path = path
+    elif name == "tfds":
+        config.data.name = path
     else:
         config.data.name = name
     return config
@@ -106,4 +109,5 @@ RECIPES = {
     "imagenet2012": imagenet2012,
     "folder": photographs,
     "csv": photographs,
+    "tfds": photographs,
 }

@@ -129,7 +129,10 @@ class Data:
     )
     dct: str = setting("accurate", one_of("accurate", "fast"), "JPEG transform of training images")
     max_bad_images: int = setting(
-        10, at_least(0), "unreadable images named and replaced before the run stops"
+        10,
+        at_least(0),
+        "unreadable images named and replaced before the run stops",
+        changes_result=False,
     )
     threads: int = setting(
         0, at_least(0), "decoding threads; 0 for one per core", changes_result=False
@@ -251,7 +254,7 @@ class Train:
     """The run."""
 
     batch_size: int = setting(128, at_least(1), "images per step, over all devices")
-    epochs: int = setting(10, at_least(1), "passes over the data; more of them extend a run")
+    epochs: int = setting(10, within(1, 10**6), "passes over the data; more of them extend a run")
     seed: int = setting(0, within(0, 2**31 - 1), "of weights, order and augmentation")
     label_smoothing: float = setting(0.0, within(0, 0.99), "share of the label spread over all")
     matmul_precision: str = setting(
@@ -291,7 +294,8 @@ class Train:
     steps_per_call: int = setting(
         1,
         at_least(1),
-        "updates per call of the compiled step: a loop on GPU and TPU, written out on CPU",
+        "updates per call of the compiled step, between which nothing is saved or stopped: a loop on GPU and "
+        "TPU, written out on CPU",
         changes_result=False,
     )
 
@@ -481,8 +485,9 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     batch = config.train.batch_size
     if num_train < batch:
         raise ConfigError(
-            f"train.batch_size={batch}: must be at most the {num_train} images of "
-            f"data.train_split={config.data.train_split!r}"
+            f"train.batch_size={batch}: must be at most the {num_train} images used of data.train_split="
+            f"{config.data.train_split!r} (data.limit={config.data.limit}, "
+            f"data.fraction={config.data.fraction})"
         )
     if num_eval < 1:
         raise DataError(f"data.eval_split={config.data.eval_split!r} holds no images")
@@ -492,6 +497,10 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"{num_classes} classes, or 0 for exactly these"
         )
     steps = num_train // batch
+    if config.train.steps_per_call > steps:
+        raise ConfigError(
+            f"train.steps_per_call={config.train.steps_per_call}: must be at most the {steps} steps of an epoch"
+        )
 
     def in_steps(epochs: float) -> int:
         """Whole calls, so that a run and its resumption make the same ones."""

@@ -29,7 +29,9 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_config(values, argv)
     command.define_common(values)
     flags.DEFINE_string("output", "batch.png", "picture to write", flag_values=values)
-    flags.DEFINE_integer("step", 0, "whose batch", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "step", 0, "whose batch", lower_bound=0, upper_bound=10**9, flag_values=values
+    )
 
 
 def _preview(values: flags.FlagValues) -> None:

@@ -139,5 +139,12 @@ def test_the_packaged_configs_are_valid():
     sys.path.insert(0, str(ROOT))
     from configs.resnet18 import get_config
 
-    for argument in ("digits", "cifar10", "imagenet2012", "folder=/somewhere"):
+    for argument in (
+        "digits",
+        "cifar10",
+        "imagenet2012",
+        "folder=/somewhere",
+        "csv=/x.csv",
+        "tfds=x",
+    ):
         freeze(get_config(argument))

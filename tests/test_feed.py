@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -35,10 +36,12 @@ def feed_of(photographs, limit=10, **data):
 
 
 def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
-    victim = photographs / "china" / "3.jpg"
-    victim.write_bytes(victim.read_bytes()[:200])
     feed, source = feed_of(photographs)
-    index = next(i for i in range(len(source)) if source.describe(i) == str(victim))
+    stream = Order(len(source), seed=0)
+    index = next(i for i in range(len(source)) if i not in stream.batch(np, 0, 8))
+    assert index in np.concatenate([stream.batch(np, step, 8) for step in range(1, 6)])
+    victim = pathlib.Path(source.describe(index))  # not met before the second step
+    victim.write_bytes(victim.read_bytes()[:200])
     seen = [np.asarray(b["index"][0]) for b in feed.training(0, 6)]
     assert len(seen) == 6
     assert feed.bad.keys() == {index}
@@ -157,6 +160,27 @@ def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, cap
         b["mask"] for b in unpacked(resident, resident.evaluation(8), resident.evaluation_batch)
     ]
     assert np.concatenate(masks).sum() == len(source) - 1
+
+
+def test_the_resident_feed_decodes_the_subset_alone(photographs):
+    from flax_resnet.training import sharding
+    from flax_resnet.training.feed import ResidentFeed
+
+    streaming, source = feed_of(photographs, limit=0)
+    stream = Order(len(source), seed=0, kept=8)
+    (unused, *_) = set(range(len(source))) - set(stream.used.tolist())
+    pathlib.Path(source.describe(unused)).write_bytes(b"")  # none of the run's business
+    config, mesh = streaming._config, sharding.make_mesh()
+    resident = ResidentFeed(source, stream, config, mesh, crop="resize")
+    assert resident.data["image"].shape[0] == 8
+    streaming._stream = stream
+    for got, expected in zip(
+        unpacked(resident, steps_of(resident, 0, 4), resident.training_batch),
+        unpacked(streaming, steps_of(streaming, 0, 4), streaming.training_batch),
+        strict=True,
+    ):
+        for key, value in expected.items():
+            np.testing.assert_array_equal(got[key], value)
 
 
 def test_auto_keeps_what_is_small_and_cut_alike_every_time():

@@ -73,11 +73,21 @@ def test_a_training_batch_is_a_function_of_the_step_and_crosses_no_epoch():
     assert (Order(103, seed=6).batch(np, 13, 10) != batch(13)).any()
 
 
-def test_a_substitute_depends_on_the_index_and_is_good():
+def test_a_substitute_is_the_next_good_one_of_the_subset_and_class():
     bad = frozenset({3, 4, 9})
-    assert [order.substitute(i, size=10, bad=bad) for i in (2, 3, 4, 9)] == [2, 5, 5, 0]
+    stream = Order(10, seed=0)
+    assert [stream.substitute(i, bad) for i in (2, 3, 4, 9)] == [2, 5, 5, 0]
     with pytest.raises(ValueError, match="all 2"):
-        order.substitute(0, size=2, bad=frozenset({0, 1}))
+        Order(2, seed=0).substitute(0, frozenset({0, 1}))
+    some = Order(100, seed=0, kept=8)
+    used = some.used.tolist()
+    assert used == sorted(set(epoch_of(some, batch=8).tolist()))
+    assert some.substitute(used[2], frozenset({used[2]})) == used[3]
+    assert some.substitute(used[-1], frozenset({used[-1]})) == used[0]
+    classes = Order(10, seed=0, labels=np.arange(10) % 2)
+    assert classes.substitute(3, bad) == 5
+    assert classes.substitute(9, bad) == 1
+    assert classes.substitute(1, frozenset({1, 3, 5, 7, 9})) == 2  # none of its class is left
 
 
 def epoch_of(stream, epoch=0, batch=10):

@@ -113,7 +113,7 @@ def test_a_packed_folder_holds_what_pillow_makes_of_each_file(pictures, tmp_path
     call = arguments(tmp_path / "data", *small("--shard_size=7"), path=pictures)
     assert prepare.main(call) == 0
     said = capsys.readouterr().out
-    assert "--config.data.name=small_pictures" in said
+    assert "--config configs/resnet18.py:tfds=small_pictures --data_dir=" in said
     folder = tmp_path / "data" / "small_pictures" / "1.0.0"
     assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
     assert {p.name for p in folder.iterdir()} - shards(folder).keys() == {
@@ -247,7 +247,7 @@ def test_a_damaged_source_is_one_line(data_dir, tmp_path, refuse):
     content[5000:5200] = bytes(200)
     file.write_bytes(content)
     call = arguments(tmp_path, "--name=digits", name="digits_400")
-    refuse(call, "of digits test", "cannot be read")
+    refuse(call, "digits-test.array_record", "is damaged")
 
 
 def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -175,6 +176,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     assert main.main([*tiny, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
     plan = capsys.readouterr().err
     for words in (
+        "decoded once, kept on the device",
+        "augment   nothing",
         "digits: 1,437 images",
         "10 of 240 images",
         "parameters",
@@ -197,16 +200,48 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
         # An epoch is 5 steps; calls of two end where evaluations and checkpoints can be.
         steps = [r["step"] for r in records_of(workdir, "test")]
         assert steps == ([5, 10] if per_call == 1 else [6, 10])
+        rates = [r["images_per_second"] for r in records_of(workdir, "train")]
+        assert len(set(rates)) == 10 // per_call  # the steps of a call took alike
     expected = losses["streaming", 1]
     assert len(expected) == 10
     for found in losses.values():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
+    from flax_resnet.config import Data
+    from flax_resnet.data.order import Order
+    from flax_resnet.data.source import open_source
+
+    data = Data(source="folder", path=str(photographs), holdout=0.1)
+    source = open_source(data, train=True)
+    index = int(Order(len(source), 0, kept=8).used[0])
+    victim = pathlib.Path(source.describe(index))
+    good = victim.read_bytes()
+    victim.write_bytes(b"\xff\xd8\xff broken")
+    arguments = [
+        f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
+        "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
+        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
+        "--config.schedule.warmup_epochs=0", "--config.data.limit=8", "--config.data.holdout=0.1",
+    ]  # fmt: skip
+    assert main.main(arguments) == 0
+    assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}
+    victim.write_bytes(good)
+    for number in range(30):
+        shutil.copy(victim, photographs / "flower" / f"more{number}.jpg")
+    more = [*arguments, "--config.train.epochs=2"]
+    capsys.readouterr()
+    assert main.main(more) == 2
+    assert "other data (images: " in capsys.readouterr().err
+    assert main.main([*more, "--resume=force"]) == 0
+    assert saved(tmp_path / "run", 2)["bad_images"] == {}
+
+
 def test_arrays_from_python(tmp_path):
     from flax_resnet.config import freeze
     from flax_resnet.data.arrays import ArraySource
-    from flax_resnet.errors import DataError
+    from flax_resnet.errors import UserError
     from flax_resnet.training.loop import train
 
     draw = np.random.default_rng(0)
@@ -227,8 +262,19 @@ def test_arrays_from_python(tmp_path):
     assert result.step == 24
     assert result.final_top1 > 0.9
     assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
-    with pytest.raises(DataError, match="sources given to train"):
-        train(config, tmp_path / "other")
+    from flax_resnet.training.loop import make_order
+
+    np.testing.assert_array_equal(make_order(source, config).labels, labels)
+    other = ArraySource(images, 1 - labels, ("light", "dark"))
+    tfds = dataclasses.replace(config, data=dataclasses.replace(config.data, source="tfds"))
+    for wrong, sources, words in (
+        (config, {}, "both"),
+        (config, {"train_source": source}, "both"),
+        (tfds, {"train_source": source, "eval_source": source}, "data.source='tfds'"),
+        (config, {"train_source": source, "eval_source": other}, "in another order"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(wrong, tmp_path / "other", **sources)
     assert not (tmp_path / "other").exists()
 
 

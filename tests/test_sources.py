@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from flax_resnet.config import Data
 from flax_resnet.data import shards
 from flax_resnet.data.arrays import ArraySource
-from flax_resnet.data.decode import decodable, evaluation_pixels
+from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
 from flax_resnet.data.files import folder_source, orientation
 from flax_resnet.data.source import open_source
 from flax_resnet.data.tfds import TfdsSource
@@ -159,8 +159,35 @@ def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"x\.tfrecord is damaged: record 3"):
         shards.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
     for kind in shards.FORMATS:
-        with pytest.raises(DataError, match="nowhere"):
+        with pytest.raises(DataError, match="nowhere is missing"):
             shards.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
+
+
+def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
+    """Not in TensorFlow's words: through the whole pipeline, too."""
+    import shutil
+
+    from flax_resnet.data import pipeline
+    from flax_resnet.data.order import Order
+
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = (tmp_path / "data").rglob("*-train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = os.urandom(
+        len(content) // 2 - len(content) // 3
+    )
+    file.write_bytes(content)
+    data = Data(data_dir=str(tmp_path / "data"))
+    source = open_source(data, train=True)
+    with pytest.raises(DataError, match=r"array_record.*damaged"):
+        source.labels()
+    with pytest.raises(DataError, match=r"array_record.*damaged"):
+        list(
+            pipeline.training_batches(
+                source, Order(len(source), 0), data, batch_size=64, start_step=0, total_steps=22,
+                rows=slice(0, 64), bad={},
+            )
+        )  # fmt: skip
 
 
 def test_features_are_found_or_asked_for():
@@ -277,8 +304,14 @@ def test_a_csv_with_and_without_splits(table):
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 12
 
+    with_val = [{**row, "split": row["split"].replace("test", " val ")} for row in rows]
+    assert len(open_source(write(with_val, ["path", "label", "split"]), train=False)) == 4
+
     numbered = [{**row, "label": str(10 - 8 * (row["label"] == "china"))} for row in rows]
     assert open_source(write(numbered, ["path", "label"]), train=True).class_names == ("2", "10")
+    numbered[0]["label"] = "02"  # equal as numbers, and still in one order
+    names = open_source(write(numbered, ["path", "label"]), train=True).class_names
+    assert names == ("02", "2", "10")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +321,7 @@ def test_a_csv_with_and_without_splits(table):
         (["path", "label", "split"], {"split": "valid"}, "no rows of split 'train'"),
         (["path", "label"], {"label": ""}, "line 2: must have a path and a label"),
         (["path", "label"], {"label": "one"}, "at least two classes; found 1"),
+        (["path", "label"], {"path": "gone.jpg"}, "line 2: no such file: .*gone.jpg"),
     ],
 )
 def test_csv_errors(table, columns, change, words):
@@ -405,6 +439,23 @@ def test_orientation_is_applied_as_pillow_does(kind, number, tmp_path):
         np.testing.assert_array_equal(prepare([tmp_path / "y"], data)[0], expected)
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_random_crop_of_a_turned_image_is_that_of_the_upright_one(number):
+    import tensorflow as tf
+
+    image = Image.open(io.BytesIO(variety()["png"])).crop((0, 0, 60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = number
+    stored = encoded(image, "PNG", exif=exif)
+    upright = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(stored))), "PNG")
+    data = Data(image_size=16, train_crop="random_resized")
+    for draw in range(4):
+        seed = tf.constant([0, draw], tf.int64)
+        got = training_pixels(stored, data, seed=seed, orientation=np.int32(number)).numpy()
+        expected = training_pixels(upright, data, seed=seed).numpy()
+        assert np.abs(got.astype(int) - expected).max() <= 1
+
+
 def test_orientation_is_used_for_folders_unless_told_not_to(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -448,6 +499,8 @@ def test_arrays_of_one_or_many_sizes():
         (np.zeros((2, 4, 4, 3), np.uint8), [0.0, 1.0], "must be integers"),
         (np.zeros((2, 4, 4, 3), np.uint8), [0], "2 images and 1 labels"),
         (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], "between 0 and"),
+        (np.zeros((2, 0, 4, 3), np.uint8), [0, 1], "must be uint8"),
+        ([[1, 2], [3, 4]], [0, 1], "must be uint8"),
     ],
 )
 def test_array_errors(images, labels, words):

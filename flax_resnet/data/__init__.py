@@ -2,6 +2,7 @@
 
 import os
 
-# Before TensorFlow is imported, which greets otherwise; decoding and resizing use no oneDNN.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before TensorFlow is imported, which otherwise greets, and says in many lines what we say in one; decoding and
+# resizing use no oneDNN.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

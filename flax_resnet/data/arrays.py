@@ -30,6 +30,8 @@ class ArraySource:
         labels: np.ndarray | Sequence[int],
         class_names: Sequence[str] = (),
     ):
+        if not isinstance(images, np.ndarray):
+            images = [np.asarray(image) for image in images]
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
@@ -40,7 +42,12 @@ class ArraySource:
                 f"{len(images)} images and {len(labels)} labels: must be as many, and some"
             )
         for image in images[:1] if isinstance(images, np.ndarray) else images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+            if (
+                image.dtype != np.uint8
+                or image.ndim != 3
+                or image.shape[-1] not in (1, 3)
+                or not image.size
+            ):
                 raise DataError(
                     f"image of shape {list(image.shape)} and dtype {image.dtype}: must be uint8 [H, W, 3] "
                     "or [H, W, 1]"

@@ -98,8 +98,7 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
         kept = _side(names, config, split, train=train)
         files, labels = [files[i] for i in kept], [labels[i] for i in kept]
         return FileSource(files, labels, classes, exif=config.exif)
-    default = split == Data().eval_split  # not asked for: take what the folder calls it
-    wanted = [split, "val", "validation"] if default and not train else [split]
+    wanted = _called(split, train=train)
     found = [root / name for name in wanted if (root / name).is_dir()]
     if not found:
         raise DataError(
@@ -142,21 +141,42 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
     if len(names) < 2:
         raise DataError(f"{file}: needs at least two classes; found {len(names)}")
     numbers = all(name.isdecimal() for name in names)
-    classes = tuple(sorted(names, key=int if numbers else None))
+    classes = tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
     label = {name: number for number, name in enumerate(classes)}
     if "split" in columns:
-        kept = [i for i, row in enumerate(rows) if row["split"] == split]
-        if not kept:
-            found = sorted({row["split"] or "" for row in rows})
-            raise DataError(f"{file}: has no rows of split {split!r} (found: {', '.join(found)})")
+        sides = [(row["split"] or "").strip() for row in rows]
+        wanted = _called(split, train=train)
+        found = next((name for name in wanted if name in sides), None)
+        if found is None:
+            listed = ", ".join(sorted(set(sides)))
+            raise DataError(f"{file}: has no rows of split {split!r} (found: {listed})")
+        kept = [i for i, side in enumerate(sides) if side == found]
     else:
         kept = _side([row["path"] for row in rows], config, split, train=train)
+    files = [file.parent / rows[i]["path"] for i in kept]
+    for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to see a wrong folder
+        if not path.is_file():
+            raise DataError(f"{file}, line {i + 2}: no such file: {path}")
     return FileSource(
-        [file.parent / rows[i]["path"] for i in kept],
+        files,
         [label[rows[i]["label"].strip()] for i in kept],
         classes,
         exif=config.exif,
     )
+
+
+def splits_of(path: str) -> list[str]:
+    """Returns what a folder or CSV file calls its own splits; empty where it has none."""
+    root = pathlib.Path(path).expanduser()
+    if not root.is_file():
+        return _class_folders(root) if (root / "train").is_dir() else []
+    with root.open(newline="", encoding="utf-8-sig", errors="replace") as opened:
+        return sorted({(row.get("split") or "").strip() for row in csv.DictReader(opened)} - {""})
+
+
+def _called(split: str, *, train: bool) -> list[str]:
+    """Returns the names to look for: an evaluation split that was not asked for may be called otherwise."""
+    return [split, "val", "validation"] if split == Data().eval_split and not train else [split]
 
 
 def held_out(name: str, share: float, seed: int) -> bool:
@@ -204,7 +224,11 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
         )
     files, labels = [], []
     for label, name in enumerate(classes):
-        here = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        here = sorted(
+            f
+            for f in (root / name).rglob("*")
+            if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
+        )
         if not here:
             raise DataError(f"{root / name}: holds no images ({' '.join(SUFFIXES)})")
         files += here

@@ -11,6 +11,7 @@ of any size directly, without the cycle walking that Feistel networks need.
 
 import dataclasses
 import functools
+import itertools
 from types import ModuleType
 from typing import Any
 
@@ -108,6 +109,31 @@ class Order:
             return self._of_subset(xp, index)
         return self._balanced(xp, places, epoch)
 
+    @functools.cached_property
+    def used(self) -> np.ndarray:
+        """The examples of the subset, ascending: uint32 [epoch_size]."""
+        return np.sort(self._of_subset(np, np.arange(self.epoch_size, dtype=np.uint32)))
+
+    def substitute(self, index: int, bad: frozenset[int]) -> int:
+        """Returns the example that stands in for an unreadable one: the next of the subset that is readable.
+
+        It depends on the index and on `bad` alone. With `labels` it is of the same class, if that has one left.
+
+        Raises:
+          ValueError: every example of the subset is bad.
+        """
+        if index not in bad:
+            return index
+        peers = [self.used]
+        if self.labels is not None:
+            peers = [self.used[self.labels[self.used] == self.labels[index]], *peers]
+        for among in peers:
+            start = int(np.searchsorted(among, index))
+            for candidate in itertools.chain(among[start:], among[:start]):
+                if int(candidate) not in bad:
+                    return int(candidate)
+        raise ValueError(f"order: all {self.epoch_size} examples are unreadable")
+
     def _of_subset(self, xp: ModuleType, index: Any) -> Any:
         """Maps [0, kept) into the source."""
         if self.epoch_size == self.size:
@@ -130,21 +156,7 @@ class Order:
     @functools.cached_property
     def _classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The used examples sorted by class; where each class starts among them, and its count."""
-        used = self._of_subset(np, np.arange(self.epoch_size, dtype=np.uint32))
-        labels = np.asarray(self.labels)[used]
-        members = used[np.argsort(labels, kind="stable")]
+        labels = np.asarray(self.labels)[self.used]
+        members = self.used[np.argsort(labels, kind="stable")]
         _, starts, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
         return members, starts.astype(np.uint32), counts.astype(np.uint32)
-
-
-def substitute(index: int, *, size: int, bad: frozenset[int]) -> int:
-    """Returns the example that stands in for an unreadable one: a function of the index alone.
-
-    Raises:
-      ValueError: every example is bad.
-    """
-    if len(bad) >= size:
-        raise ValueError(f"order: all {size} examples are unreadable")
-    while index in bad:
-        index = (index + 1) % size
-    return index

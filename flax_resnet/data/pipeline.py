@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from flax_resnet.config import Data
-from flax_resnet.data import order
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
@@ -72,7 +71,7 @@ def training_indices(
     indices = stream.batch(np, step, batch_size)[rows]
     known = frozenset(i for i, found in bad.items() if found <= step)
     if known:
-        indices = [order.substitute(int(i), size=stream.size, bad=known) for i in indices]
+        indices = [stream.substitute(int(i), known) for i in indices]
     return np.asarray(indices, np.int32)
 
 
@@ -85,27 +84,36 @@ def evaluation_batches(
     rows: slice,
     bad: frozenset[int],
     crop: str = "",
+    among: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yields every example once, in order; the last batch is padded with masked repeats of a good one.
 
-    Unreadable examples are masked. `crop` stands for `config.eval_crop`; other Args and Raises are those of
-    `training_batches`.
+    Unreadable examples are masked. `crop` stands for `config.eval_crop`, and `among` names the examples, where it
+    is not all; other Args and Raises are those of `training_batches`.
     """
+    among = np.arange(len(source)) if among is None else among
+    good = next((int(i) for i in among if int(i) not in bad), int(among[0]))
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
-        indices = (step * batch_size + np.arange(batch_size))[rows]
-        wanted = np.array([i < len(source) and int(i) not in bad for i in indices])
-        good = order.substitute(0, size=len(source), bad=bad)
+        indices = evaluation_indices(among, step, batch_size, rows)
+        wanted = np.array([i >= 0 and int(i) not in bad for i in indices])
         return np.where(wanted, indices, good).astype(np.int32), np.stack([wanted, wanted], axis=1)
 
     def pixels(image: tf.Tensor, place: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
         del place
         return evaluation_pixels(image, config, crop=crop, orientation=orientation)
 
-    steps = range(start_step, -(-len(source) // batch_size))
+    steps = range(start_step, -(-len(among) // batch_size))
     for batch in _batches(source, config, steps, plan, pixels, size=rows.stop - rows.start):
         batch["mask"] = batch.pop("place")[:, 0].astype(bool)
         yield batch
+
+
+def evaluation_indices(among: np.ndarray, step: int, batch_size: int, rows: slice) -> np.ndarray:
+    """Returns the examples of some rows of an evaluation batch, int64; -1 behind the last one."""
+    places = (step * batch_size + np.arange(batch_size))[rows]
+    known = among[np.minimum(places, len(among) - 1)].astype(np.int64)
+    return np.where(places < len(among), known, -1)
 
 
 def _batches(
@@ -122,9 +130,15 @@ def _batches(
     if source.orientations:
         types["orientation"] = tf.int32
 
+    failed: list[Exception] = []
+
     def read(step: np.int64) -> list[np.ndarray]:
         indices, places = plan(int(step))
-        records = source.read(indices)
+        try:
+            records = source.read(indices)
+        except Exception as error:  # TensorFlow would hand on its text only
+            failed.append(error)
+            raise
         images = np.array([decodable(image) for image in records.images], object)
         read = [images, records.labels, indices, places.astype(np.int64)]
         return [*read, records.orientations] if source.orientations else read
@@ -151,7 +165,16 @@ def _batches(
     # One more than threads, so that none waits while a batch is put together: 3 % on two cores.
     dataset = dataset.map(decode, num_parallel_calls=threads + 1)
     dataset = dataset.batch(size, drop_remainder=True).prefetch(2).with_options(options)
-    for batch in dataset.as_numpy_iterator():
+    batches = dataset.as_numpy_iterator()
+    while True:
+        try:
+            batch = next(batches, None)
+        except tf.errors.OpError:
+            if failed:
+                raise failed[0] from None
+            raise
+        if batch is None:
+            return
         batch.setdefault("mask", np.ones(size, bool))
         yield batch
 

@@ -40,6 +40,9 @@ class ArrayRecordShard:
     def __init__(self, path: str, count: int):
         from array_record.python.array_record_module import ArrayRecordReader
 
+        self._path = path
+        if not os.path.exists(path):  # of which the reader says that it holds no records
+            raise DataError(f"{path} is missing")
         try:
             # No read-ahead, which random reads throw away.
             self._reader = ArrayRecordReader(path, "readahead_buffer_size:0")
@@ -50,14 +53,22 @@ class ArrayRecordShard:
             raise DataError(f"{path} holds {found} records, its dataset says {count}")
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """Returns the records at these places of the file."""
-        return self._reader.read(places)
+        """Returns the records at these places of the file. Raises DataError where they are damaged."""
+        try:
+            return self._reader.read(places)
+        except (RuntimeError, IndexError) as error:
+            raise DataError(f"{self._path} is damaged: {one_line(error)}") from error
 
 
 class TfrecordShard:
-    """A tfrecord file, and the offset and length of each of its records."""
+    """A tfrecord file, and the offset and length of each of its records.
+
+    The checksums of records are not verified: what is damaged inside shows where it cannot be parsed or decoded.
+    """
 
     def __init__(self, path: str, count: int):
+        if not os.path.exists(path):
+            raise DataError(f"{path} is missing")
         try:
             self._file = os.open(path, os.O_RDONLY)
             self._offsets, self._lengths = _cached_index(path).T.tolist()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from flax_resnet.config import Data
 from flax_resnet.data.records import Records
@@ -64,8 +65,14 @@ class TfdsSource:
     def _parsed(self, record: bytes) -> tuple[bytes, int]:
         import tensorflow as tf
 
-        feature = tf.train.Example.FromString(record).features.feature  # 6 us for 61 KB
-        return feature[self._image].bytes_list.value[0], feature[self._label].int64_list.value[0]
+        try:
+            feature = tf.train.Example.FromString(record).features.feature  # 6 us for 61 KB
+            image, label = feature[self._image].bytes_list, feature[self._label].int64_list
+            return image.value[0], label.value[0]
+        except (DecodeError, IndexError) as error:
+            raise DataError(
+                f"dataset {self._name!r}: a record of split {self._split!r} is damaged: {one_line(error)}"
+            ) from error
 
     def _chosen(self, example: dict[str, Any]) -> tuple[bytes, int]:
         return example[self._image], example[self._label]

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from flax_resnet.config import Config
-from flax_resnet.data import order
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
 from flax_resnet.training import sharding
@@ -48,7 +47,7 @@ def make_feed(
       crop: how the split's images are cut; what is cut at random cannot be resident.
       bad: unreadable images known from a checkpoint.
     """
-    if config.keeps_resident(len(source), crop):
+    if config.keeps_resident(stream.epoch_size if stream else len(source), crop):
         return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
     return StreamingFeed(source, stream, config, mesh, bad=bad)
 
@@ -122,8 +121,8 @@ class ResidentFeed:
     """Keeps the whole split on every device as uint8; order and gather are part of the compiled step.
 
     Attributes:
-      data: image uint8 [n, S, S, 3], label and index int32 [n]; at the place of an unreadable example stands
-        its substitute.
+      data: image uint8 [n, S, S, 3], label and index int32 [n], of the examples used; at the place of an
+        unreadable one stands its substitute.
       bad: the unreadable examples, all found at step 0.
     """
 
@@ -139,13 +138,16 @@ class ResidentFeed:
     ):
         self._stream, self._config, self._mesh = stream, config, mesh
         host = HostStream(source, config.data, bad)
-        arrays = _load(host, len(source), config.data.image_size, crop)
+        stream = stream or Order(len(source), seed=0)
+        arrays = _load(host, stream.used, config.data.image_size, crop)
         self.bad = dict.fromkeys(host.bad, 0)
         known = frozenset(self.bad)
-        for index in known:
-            good = order.substitute(index, size=len(source), bad=known)
+        for index in known & set(stream.used.tolist()):
+            good = stream.substitute(index, known)
+            place, other = np.searchsorted(stream.used, [index, good])
             for array in arrays.values():
-                array[index] = array[good]
+                array[place] = array[other]
+        self._used = stream.used
         whole = sharding.replicated(mesh)
         self.data = {
             name: jax.make_array_from_process_local_data(whole, array)
@@ -158,46 +160,52 @@ class ResidentFeed:
             yield np.arange(first, first + count, dtype=np.uint32)
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yields index and mask of every example once, padded to full batches; the unreadable are masked."""
-        size, rows = len(self.data["label"]), sharding.local_rows(batch_size)
-        for start in range(0, size, batch_size):
-            index = start + np.arange(batch_size, dtype=np.int32)[rows]
-            mask = (index < size) & ~np.isin(index, list(self.bad))
-            places = {"index": np.minimum(index, size - 1), "mask": mask}
-            yield sharding.place(places, self._mesh, steps=False)
+        """Yields place and mask of every example once, padded to full batches; the unreadable are masked."""
+        used, rows = self._used, sharding.local_rows(batch_size)
+        for start in range(0, len(used), batch_size):
+            place = start + np.arange(batch_size, dtype=np.int32)[rows]
+            within = np.minimum(place, len(used) - 1)
+            mask = (place < len(used)) & ~np.isin(used[within], list(self.bad))
+            yield sharding.place({"place": within, "mask": mask}, self._mesh, steps=False)
 
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
         """Gathers the batch of a step inside the compiled function."""
         size = self._config.train.batch_size
-        index = self._stream.batch(jnp, step, size).astype(jnp.int32)
-        return self._gathered(data, index, jnp.ones(size, bool))
+        place = self._stream.batch(jnp, step, size)
+        if len(self._used) < self._stream.size:
+            place = jnp.searchsorted(jnp.asarray(self._used), place)
+        return self._gathered(data, place, jnp.ones(size, bool))
 
     def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
         """Gathers an evaluation batch inside the compiled function."""
-        return self._gathered(data, places["index"], places["mask"])
+        return self._gathered(data, places["place"], places["mask"])
 
-    def _gathered(self, data: Batch, index: jax.Array, mask: jax.Array) -> Batch:
-        chosen = {name: array.at[index].get(mode="clip") for name, array in data.items()}
+    def _gathered(self, data: Batch, place: jax.Array, mask: jax.Array) -> Batch:
+        chosen = {name: array.at[place].get(mode="clip") for name, array in data.items()}
         return jax.lax.with_sharding_constraint(
             {**chosen, "mask": mask}, sharding.split(self._mesh)
         )
 
 
-def _load(host: HostStream, count: int, size: int, crop: str) -> dict[str, np.ndarray]:
-    """Decodes a whole split. Raises DataError as `HostStream` does."""
+def _load(host: HostStream, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:
+    """Decodes the examples that are used. Raises DataError as `HostStream` does."""
+    count = len(used)
     arrays = {
         "image": np.empty((count, size, size, 3), np.uint8),
         "label": np.empty(count, np.int32),
-        "index": np.arange(count, dtype=np.int32),
+        "index": used.astype(np.int32),
     }
     batch_size = min(LOADING_BATCH, count)
-    batches = host.evaluation(batch_size=batch_size, rows=slice(0, batch_size), crop=crop)
+    batches = host.evaluation(
+        batch_size=batch_size, rows=slice(0, batch_size), crop=crop, among=used
+    )
     shown = sys.stderr.isatty()
     with tqdm(total=count, unit="img", desc="decoding", leave=False, disable=not shown) as bar:
         for batch in batches:
             kept = batch["mask"]
+            place = np.searchsorted(used, batch["index"][kept])
             for name in ("image", "label"):
-                arrays[name][batch["index"][kept]] = batch[name][kept]
+                arrays[name][place] = batch[name][kept]
             bar.update(int(kept.sum()))
     return arrays
 

@@ -1,6 +1,7 @@
 """Training from a configuration to a finished run, in the order in which it happens."""
 
 import dataclasses
+import itertools
 import logging
 import pathlib
 import time
@@ -12,7 +13,7 @@ from flax_resnet.config import plan as make_plan
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
 from flax_resnet.data.source import open_source
-from flax_resnet.errors import WorkdirError
+from flax_resnet.errors import ConfigError, DataError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.optimizer import learning_rate, make_optimizer
@@ -75,15 +76,24 @@ def train(
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     build_model(config, config.model.num_classes or 1)
     begun = run_dir is not None and workdir.read_config(run_dir) is not None
-    train_source = train_source or open_source(config.data, train=True)
-    eval_source = eval_source or open_source(config.data, train=False)
+    given = train_source is not None and eval_source is not None
+    if given != (config.data.source == "arrays") or (train_source is None) != (eval_source is None):
+        raise ConfigError(
+            f"data.source={config.data.source!r}: with 'arrays', and only then, train_source and eval_source "
+            "are given to train(), both"
+        )
+    if not given:
+        train_source = open_source(config.data, train=True)
+        eval_source = open_source(config.data, train=False)
+    if train_source.class_names != eval_source.class_names:
+        raise DataError("the classes to evaluate on are not those to train on, or in another order")
     stream = make_order(train_source, config)
-    resident = config.keeps_resident(len(train_source), config.data.train_crop)
+    resident = config.keeps_resident(stream.epoch_size, config.data.train_crop)
     plan = make_plan(
         config,
         num_train=stream.epoch_size,
         num_eval=len(eval_source),
-        num_classes=max(len(train_source.class_names), len(eval_source.class_names)),
+        num_classes=len(train_source.class_names),
     )
     mesh = sharding.make_mesh()
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
@@ -103,8 +113,12 @@ def train(
     checkpoints = Checkpoints(run_dir)
     try:
         restored = checkpoints.restore_last_good(shapes)
-        if restored is not None and resume != "force":
-            _check_data(restored, plan, train_source, run_dir)
+        changed = restored and _data_changes(restored, train_source)
+        if changed and resume != "force":
+            raise WorkdirError(
+                f"workdir {run_dir} was trained on other data ({changed}): name another workdir, or go on "
+                "with --resume=force"
+            )
         finished = _finished(restored, run_dir, plan, config)
         if finished is not None:
             return finished
@@ -122,7 +136,9 @@ def train(
                 log.info("no checkpoint yet: starting from the beginning")
         else:
             start, state = restored.step, restored.state
-            bad = {int(k): v for k, v in restored.run["bad_images"].items()}
+            # Of other data, or of data that may be others, the list says nothing.
+            known = {} if resume == "force" else restored.run["bad_images"]
+            bad = {int(k): v for k, v in known.items()}
             log.info(
                 "going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch
             )
@@ -144,6 +160,7 @@ def train(
             eval_feed=eval_feed,
             learning_rate=learning_rate(config, plan),
             class_names=train_source.class_names,
+            num_examples=len(train_source),
         )
         return _report(run.go(state, start), config, plan, run_dir, start, began)
     finally:
@@ -187,15 +204,15 @@ def _finished(
     return result
 
 
-def _check_data(restored: Restored, plan: Plan, source: Source, run_dir: pathlib.Path) -> None:
-    """Raises WorkdirError where the data is not what the run was trained on."""
-    now = {"class_names": list(source.class_names), "num_train": plan.num_train}
-    for key, value in now.items():
-        if restored.run[key] != value:
-            raise WorkdirError(
-                f"workdir {run_dir} was trained on other data ({key}: {restored.run[key]} -> {value}): "
-                "name another workdir, or go on with --resume=force"
-            )
+def _data_changes(restored: Restored, source: Source) -> str:
+    """Says how the data differ from what the run was trained on; empty where they do not."""
+    was, now = tuple(restored.run["class_names"]), source.class_names
+    if was != now:
+        odd = next(pair for pair in itertools.zip_longest(was, now) if pair[0] != pair[1])
+        return f"{len(was)} classes -> {len(now)}, the first to differ: {odd[0]} -> {odd[1]}"
+    if restored.run["num_examples"] != len(source):
+        return f"images: {restored.run['num_examples']:,} -> {len(source):,}"
+    return ""
 
 
 def _result(records: list[dict], split: str, step: int) -> Result | None:
@@ -233,12 +250,15 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     data = config.data
     where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
     size = data.image_size
-    unset = Augment(mean=config.augment.mean, std=config.augment.std)
-    augmented = [
-        f"{key} {value}"
-        for key, value in dataclasses.asdict(config.augment).items()
-        if value != getattr(unset, key)
-    ]
+    subset = ", ".join(
+        text
+        for on, text in (
+            (data.repeats > 1, f"each {data.repeats} times an epoch"),
+            (data.balanced, "every class equally often"),
+            (config.train.steps_per_call > 1, f"{config.train.steps_per_call} steps a call"),
+        )
+        if on
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
     options = {k: v for k, v in config.model.options().items() if k != "dtype"}
@@ -250,9 +270,10 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
             f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
         ),
         "input": (
-            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}; augmented by "
-            f"{', '.join(augmented) or 'nothing'}"
+            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "
+            f"{data.train_crop}{subset and f', {subset}'}"
         ),
+        "augment": ", ".join(augmentations(config.augment)) or "nothing",
         "model": (
             f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
             f"computing in {config.model.dtype}"
@@ -268,3 +289,24 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         ),
     }
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
+
+
+def augmentations(config: Augment) -> list[str]:
+    """Names the operations that are on, with what they are told."""
+    jitter = ("brightness", "contrast", "saturation", "hue")
+    mixing = f"{config.mix_mode}, probability {config.mix_probability:g}"
+    rows = [
+        (config.shift, f"shift {config.shift} ({config.shift_padding})"),
+        (config.flip, "flip"),
+        *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
+        (
+            config.policy == "randaugment",
+            f"randaugment ({config.policy_ops} of magnitude {config.policy_magnitude})",
+        ),
+        (config.policy == "trivialaugment", "trivialaugment"),
+        (config.erase, f"erase {config.erase:g} ({config.erase_fill})"),
+        (config.cutout, f"cutout {config.cutout}"),
+        (config.mixup, f"mixup {config.mixup:g} ({mixing})"),
+        (config.cutmix, f"cutmix {config.cutmix:g} ({mixing})"),
+    ]
+    return [text for on, text in rows if on]

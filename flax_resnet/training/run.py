@@ -35,6 +35,7 @@ class Run:
       eval_feed: of the evaluation split.
       learning_rate: step -> learning rate.
       class_names: one name per class.
+      num_examples: of the training split, of which a subset may be used.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Run:
     eval_feed: Any
     learning_rate: Any
     class_names: tuple[str, ...]
+    num_examples: int
 
     def go(self, state: TrainState, start: int) -> list[dict]:
         """Trains from `start` to the last step and returns all records of the run.
@@ -59,7 +61,8 @@ class Run:
         self._writer = RecordWriter(self.folder, start)
         self._progress = Progress(plan.total_steps, start)
         self._window: list[dict[str, float]] = []
-        self._window_began = time.perf_counter()
+        self._seconds: list[float] = []  # of each step in the window
+        self._read_at = time.perf_counter()
         self._late: tuple[int, dict] | None = None
         step = start
         try:
@@ -99,8 +102,11 @@ class Run:
             return
         (step, on_device), self._late = self._late, None
         values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
-        for number in range(len(values["loss"])):
+        count, now = len(values["loss"]), time.perf_counter()
+        spent, self._read_at = now - self._read_at, now
+        for number in range(count):
             step += 1
+            self._seconds.append(spent / count)
             self._note(step, {k: float(v[number]) for k, v in values.items()})
 
     def _note(self, step: int, values: dict[str, float]) -> None:
@@ -109,16 +115,15 @@ class Run:
             raise DivergedError(self._diverged(f"the loss is {values['loss']}", step))
         train, plan = self.config.train, self.plan
         self._window.append(values)
-        spent = time.perf_counter() - self._window_began
         record = mean(self._window)
-        record["images_per_second"] = len(self._window) * train.batch_size / spent
+        record["images_per_second"] = len(self._window) * train.batch_size / sum(self._seconds)
         self._progress.advance(record)
         if step % train.log_every == 0 or step == plan.total_steps:
             record["learning_rate"] = float(self.learning_rate(step - 1))
             self._writer.write(step, step / plan.steps_per_epoch, "train", record)
             self._progress.record(step, "train", record)
             self._window.clear()
-            self._window_began = time.perf_counter()
+            self._seconds.clear()
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         began, split = time.perf_counter(), self.config.data.eval_split
@@ -128,7 +133,7 @@ class Run:
             raise DivergedError(self._diverged("the evaluation's loss is not finite", step))
         self._writer.write(step, step / self.plan.steps_per_epoch, split, metrics)
         self._progress.record(step, split, metrics)
-        self._window_began += time.perf_counter() - began
+        self._read_at += time.perf_counter() - began
         return metrics
 
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
@@ -136,7 +141,7 @@ class Run:
             "config": dataclasses.asdict(self.config),
             "class_names": list(self.class_names),
             "num_classes": self.plan.num_classes,
-            "num_train": self.plan.num_train,
+            "num_examples": self.num_examples,
             "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
         }
         try:

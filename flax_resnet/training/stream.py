@@ -58,9 +58,10 @@ class HostStream:
         return self._mended(batches, candidates, start_step)
 
     def evaluation(
-        self, *, batch_size: int, rows: slice, crop: str = ""
+        self, *, batch_size: int, rows: slice, crop: str = "", among: np.ndarray | None = None
     ) -> Iterator[pipeline.Batch]:
-        """Yields every example once, padded and masked to full batches; raises as `training` does."""
+        """Yields every example (of `among`) once, padded and masked to full batches; raises as `training`."""
+        among = np.arange(len(self._source)) if among is None else among
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.evaluation_batches(
@@ -71,11 +72,12 @@ class HostStream:
                 rows=rows,
                 bad=frozenset(self.bad),
                 crop=crop,
+                among=among,
             )
 
         def candidates(step: int) -> np.ndarray:
-            indices = (step * batch_size + np.arange(batch_size))[rows]
-            return np.array([i for i in indices if i < len(self._source) and i not in self.bad])
+            indices = pipeline.evaluation_indices(among, step, batch_size, rows)
+            return np.array([i for i in indices if i >= 0 and i not in self.bad])
 
         return self._mended(batches, candidates, 0)
 

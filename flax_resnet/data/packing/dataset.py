@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import re
@@ -28,6 +29,8 @@ from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
 from flax_resnet.data.preparation import replace_text
 from flax_resnet.data.tfds import EMBEDDED
 from flax_resnet.errors import ConfigError, DataError, one_line
+
+log = logging.getLogger("flax_resnet")
 
 VERSION = "1.0.0"
 
@@ -150,8 +153,24 @@ def _already(folder: pathlib.Path, packing: Packing) -> str:
             f"{folder} holds a dataset that was not packed by this command: choose another name"
         ) from error
     _compare(begun["options"], packing.options(), f"{folder} was packed")
+    with contextlib.suppress(
+        DataError
+    ):  # a source that is gone is no reason to refuse what was made of it
+        found = {key: split.identity for key, split in packing.open().items()}
+        if found != begun["source"]:
+            log.warning("%s was packed when its source held other files", folder)
     shutil.rmtree(folder / "ledger", ignore_errors=True)  # of a packing that ended just before
-    return f"{folder} is complete: {begun['result']}"
+    return f"{folder} is complete: {begun['result']}\n{_training(packing, list(begun['source']))}"
+
+
+def _training(packing: Packing, splits: list[str]) -> str:
+    """Returns the command that trains on the packed dataset."""
+    where = f" --data_dir={packing.root.parent}" if packing.data_dir else ""
+    evaluation = next((key for key in ("test", "validation") if key in splits), "train")
+    return (
+        f"train on it: python -m flax_resnet.main --config configs/resnet18.py:tfds={packing.new_name}{where} "
+        f"--config.data.eval_split={evaluation} --workdir=runs/{packing.new_name}"
+    )
 
 
 def _compare(begun: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
@@ -248,12 +267,7 @@ def _finish(
     replace_text(work / "packing.json", json.dumps({**state, "result": result}, indent=2))
     work.replace(folder)
     shutil.rmtree(folder / "ledger", ignore_errors=True)
-    where = f" --config.data.data_dir={packing.root.parent}" if packing.data_dir else ""
-    evaluation = next((key for key in ("test", "validation") if key in splits), "train")
-    return (
-        f"{folder}: {result}\ntrain on it with --config.data.source=tfds --config.data.name="
-        f"{packing.new_name}{where} --config.data.eval_split={evaluation}"
-    )
+    return f"{folder}: {result}\n{_training(packing, list(splits))}"
 
 
 def _summary(ledgers: dict[Shard, dict[str, Any]], labels: dict[str, list[list[int]]]) -> str:

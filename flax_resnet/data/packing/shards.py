@@ -187,11 +187,7 @@ def _make(split: Split, places: range, max_side: int, quality: int) -> list[_Ima
     import tensorflow as tf
 
     indices = split.order[places.start : places.stop]
-    try:
-        read = split.source.read(indices)
-    except (RuntimeError, OSError) as error:  # array_record's word for a damaged file is the first
-        first = split.source.describe(int(indices[0]))
-        raise DataError(f"{first} and following: cannot be read: {one_line(error)}") from error
+    read = split.source.read(indices)
     results = []
     for index, image, label in zip(indices, read.images, read.labels, strict=True):
         name = split.source.describe(int(index))

@@ -9,6 +9,7 @@ import numpy as np
 
 from flax_resnet.config import Data
 from flax_resnet.data import order
+from flax_resnet.data.files import splits_of
 from flax_resnet.data.records import Source
 from flax_resnet.data.source import open_source
 from flax_resnet.data.tfds import find_builder, not_prepared
@@ -62,19 +63,21 @@ def file_splits(path: str, holdout: float) -> dict[str, Split]:
     Args:
       path: folder with train/ and val/, validation/ or test/, each with one sub-folder per class; or with the
         classes themselves, of which a share, chosen by the files' names, becomes the split ``test``. Or a
-        CSV file; its rows of one split, or a share chosen in the same way, are ``train`` and ``test``.
+        CSV file; its own splits, or a share chosen in the same way.
       holdout: that share, 0.01 to 0.99.
 
     Raises:
       DataError: as `open_source` does.
     """
     root = pathlib.Path(path).expanduser()
-    names = {"train": "train", "test": "test"}
     kind = "csv" if root.is_file() else "folder"
-    if (root / "train").is_dir():
-        names = {name: key for name, key in FOLDERS.items() if (root / name).is_dir()}
+    own = splits_of(path)
+    names = {name: FOLDERS.get(name, name) for name in own if kind == "csv" or name in FOLDERS}
+    names = names or {"train": "train", "test": "test"}
+    if odd := [key for key in names.values() if not key.isidentifier()]:
+        raise DataError(f"{root}: split {odd[0]!r} is no name for TFDS: letters, digits and _ only")
     if len(set(names.values())) < len(names):
-        raise DataError(f"{root}: has both val/ and validation/; leave one")
+        raise DataError(f"{root}: has both val and validation; leave one")
     config = Data(source=kind, path=path, holdout=holdout)
     splits = {}
     for name, key in names.items():
