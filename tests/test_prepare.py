@@ -330,7 +330,14 @@ def test_unreadable_images_and_changed_minds(pictures, tmp_path, refuse, capsys)
     assert left_out == [str(first), str(last)]
     assert len(examples(tmp_path, "train+test")) == 23
     assert prepare.main(call) == 0
-    assert "is complete: " in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "is complete: " in out
+    assert "train on it: " in out
+    assert not err
+    extra.write_bytes((pictures / "china" / "0.jpg").read_bytes())
+    assert prepare.main(call) == 0
+    assert "was packed when its source held other files" in capsys.readouterr().err
+    extra.unlink()
     refuse([*call, "--max_side=151"], "was packed with max_side=150, not 151")
     (work.parent / "1.0.0" / "packing.json").unlink()
     refuse(call, "was not packed by this command")
