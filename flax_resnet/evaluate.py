@@ -202,12 +202,13 @@ def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> 
 
 
 def _measure(model: Any, config: Any, source: Any, state: Any, batch_size: int) -> dict[str, float]:
+    from flax_resnet.data.order import Order
     from flax_resnet.training import sharding
     from flax_resnet.training.feed import StreamingFeed
     from flax_resnet.training.step import evaluate, make_eval_step
 
     mesh = sharding.make_mesh()
-    feed = StreamingFeed(source, None, config, mesh)
+    feed = StreamingFeed(source, Order(len(source), seed=0), config, mesh)
     batches = feed.evaluation(sharding.round_up(mesh, batch_size))
     return evaluate(make_eval_step(config, model, mesh), state, feed.data, batches)
 

@@ -52,8 +52,8 @@ def training_pixels(
 
     least = config.image_size if config.reduced_decode else 0
     crop = _decoded(encoded, box, orientation, dct=DCT[config.dct], least=least)
-    # tf.image.resize takes 1.1 ms longer where it antialiases, to 1.0 ms for all else (500x375 to 224 px):
-    # below a factor of two there is little to gain.
+    # tf.image.resize antialiases at half the speed (835 to 1,797 images/s, 500x375 to 224 px): below a factor of
+    # two there is little to gain.
     resized = _resized(crop, config, antialias_above=0.0 if config.train_antialias else 2.0)
     return tf.ensure_shape(resized, [config.image_size, config.image_size, 3])
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from flax_resnet.errors import DataError
+
 # After 32 rounds a chi-squared test over 100,000 epochs of 2 to 6 cards shows no bias.
 ROUNDS = 32
 MAX_SIZE = 2**31 - 1
@@ -120,7 +122,7 @@ class Order:
         It depends on the index and on `bad` alone. With `labels` it is of the same class, if that has one left.
 
         Raises:
-          ValueError: every example of the subset is bad.
+          DataError: every example of the subset is bad.
         """
         if index not in bad:
             return index
@@ -132,7 +134,7 @@ class Order:
             for candidate in itertools.chain(among[start:], among[:start]):
                 if int(candidate) not in bad:
                     return int(candidate)
-        raise ValueError(f"order: all {self.epoch_size} examples are unreadable")
+        raise DataError(f"all {self.epoch_size} images to train on are unreadable")
 
     def _of_subset(self, xp: ModuleType, index: Any) -> Any:
         """Maps [0, kept) into the source."""

@@ -43,25 +43,24 @@ def training_batches(
       start_step: first step; costs nothing to reach.
       total_steps: one past the last step.
       rows: this process's part of the global batch.
-      bad: unreadable indices and the step each was found at; from there on it is replaced, by a function
-        of the index alone. (The step matters: a truncated JPEG may serve for one crop and not for the next.)
+      bad: unreadable indices and the step each was found at; from there on it is replaced (`Order.substitute`).
+        The step matters: a truncated JPEG may serve for one crop and not for the next.
 
     Raises:
       DECODE_ERRORS: an image cannot be decoded (`find_bad` says which).
     """
 
-    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indices = training_indices(stream, step, batch_size, rows, bad)
         places = step * batch_size + np.arange(batch_size)[rows]
-        return indices, np.stack([np.full(len(places), stream.seed), places], axis=1)
+        seeds = np.stack([np.full(len(places), stream.seed), places], axis=1)
+        return indices, np.ones(len(indices), bool), seeds
 
-    def pixels(image: tf.Tensor, place: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
-        return training_pixels(image, config, seed=place, orientation=orientation)
+    def pixels(image: tf.Tensor, seed: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
+        return training_pixels(image, config, seed=seed, orientation=orientation)
 
     steps = range(start_step, total_steps)
-    for batch in _batches(source, config, steps, plan, pixels, size=rows.stop - rows.start):
-        del batch["place"]
-        yield batch
+    return _batches(source, config, steps, plan, pixels, size=rows.stop - rows.start)
 
 
 def training_indices(
@@ -83,30 +82,28 @@ def evaluation_batches(
     start_step: int,
     rows: slice,
     bad: frozenset[int],
+    among: np.ndarray,
     crop: str = "",
-    among: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Yields every example once, in order; the last batch is padded with masked repeats of a good one.
+    """Yields each example of `among` once, in order; the last batch is padded with masked repeats of a good one.
 
-    Unreadable examples are masked. `crop` stands for `config.eval_crop`, and `among` names the examples, where it
-    is not all; other Args and Raises are those of `training_batches`.
+    Unreadable examples are masked. `crop` stands for `config.eval_crop`; other Args and Raises are those of
+    `training_batches`.
     """
-    among = np.arange(len(source)) if among is None else among
     good = next((int(i) for i in among if int(i) not in bad), int(among[0]))
 
-    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indices = evaluation_indices(among, step, batch_size, rows)
         wanted = np.array([i >= 0 and int(i) not in bad for i in indices])
-        return np.where(wanted, indices, good).astype(np.int32), np.stack([wanted, wanted], axis=1)
+        nothing = np.zeros((len(indices), 2), np.int64)  # is drawn
+        return np.where(wanted, indices, good).astype(np.int32), wanted, nothing
 
-    def pixels(image: tf.Tensor, place: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
-        del place
+    def pixels(image: tf.Tensor, seed: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
+        del seed
         return evaluation_pixels(image, config, crop=crop, orientation=orientation)
 
     steps = range(start_step, -(-len(among) // batch_size))
-    for batch in _batches(source, config, steps, plan, pixels, size=rows.stop - rows.start):
-        batch["mask"] = batch.pop("place")[:, 0].astype(bool)
-        yield batch
+    return _batches(source, config, steps, plan, pixels, size=rows.stop - rows.start)
 
 
 def evaluation_indices(among: np.ndarray, step: int, batch_size: int, rows: slice) -> np.ndarray:
@@ -125,35 +122,40 @@ def _batches(
     *,
     size: int,
 ) -> Iterator[Batch]:
-    """Runs plan (step -> indices, places), read and decode as one parallel, ordered tf.data graph."""
-    types = {"image": tf.string, "label": tf.int32, "index": tf.int32, "place": tf.int64}
+    """Runs plan (step -> indices, mask, seeds), read and decode as one parallel, ordered tf.data graph."""
+    types = {
+        "image": tf.string,
+        "label": tf.int32,
+        "index": tf.int32,
+        "mask": tf.bool,
+        "seed": tf.int64,
+    }
     if source.orientations:
         types["orientation"] = tf.int32
 
     failed: list[Exception] = []
 
     def read(step: np.int64) -> list[np.ndarray]:
-        indices, places = plan(int(step))
+        indices, mask, seeds = plan(int(step))
         try:
             records = source.read(indices)
         except Exception as error:  # TensorFlow would hand on its text only
             failed.append(error)
             raise
         images = np.array([decodable(image) for image in records.images], object)
-        read = [images, records.labels, indices, places.astype(np.int64)]
+        read = [images, records.labels, indices, mask, seeds.astype(np.int64)]
         return [*read, records.orientations] if source.orientations else read
 
     def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
         # Stateful, so that tf.data neither folds it away nor runs it twice for one step.
         loaded = tf.numpy_function(read, [step], list(types.values()), stateful=True)
         for name, array in zip(types, loaded, strict=True):
-            array.set_shape([size, 2] if name == "place" else [size])
+            array.set_shape([size, 2] if name == "seed" else [size])
         return dict(zip(types, loaded, strict=True))
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        orientation = example.pop("orientation", None)
-        image = pixels(example["image"], example["place"], orientation)
-        return {**example, "image": image}
+        seed, orientation = example.pop("seed"), example.pop("orientation", None)
+        return {**example, "image": pixels(example["image"], seed, orientation)}
 
     threads = config.threads or os.cpu_count() or 1
     options = tf.data.Options()
@@ -175,7 +177,6 @@ def _batches(
             raise
         if batch is None:
             return
-        batch.setdefault("mask", np.ones(size, bool))
         yield batch
 
 

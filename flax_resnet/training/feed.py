@@ -30,7 +30,7 @@ LOADING_BATCH = 512
 
 def make_feed(
     source: Source,
-    stream: Order | None,
+    stream: Order,
     config: Config,
     mesh: Mesh,
     *,
@@ -41,13 +41,13 @@ def make_feed(
 
     Args:
       source: the split.
-      stream: its order in training; None for a split that is only evaluated.
+      stream: its order in training, and which of its examples are used.
       config: the configuration.
       mesh: where batches go.
       crop: how the split's images are cut; what is cut at random cannot be resident.
       bad: unreadable images known from a checkpoint.
     """
-    if config.keeps_resident(stream.epoch_size if stream else len(source), crop):
+    if config.keeps_resident(stream.epoch_size, crop):
         return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
     return StreamingFeed(source, stream, config, mesh, bad=bad)
 
@@ -63,7 +63,7 @@ class StreamingFeed:
     def __init__(
         self,
         source: Source,
-        stream: Order | None,
+        stream: Order,
         config: Config,
         mesh: Mesh,
         *,
@@ -97,7 +97,8 @@ class StreamingFeed:
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Yields every example once, padded and masked to full batches; raises as `HostStream` does."""
         rows = sharding.local_rows(batch_size)
-        return self._ahead(self._host.evaluation(batch_size=batch_size, rows=rows), steps=False)
+        batches = self._host.evaluation(self._stream.used, batch_size=batch_size, rows=rows)
+        return self._ahead(batches, steps=False)
 
     def training_batch(self, data: Any, batch: Batch) -> Batch:
         """Returns the batch of a step inside the compiled function: it is there already."""
@@ -129,7 +130,7 @@ class ResidentFeed:
     def __init__(
         self,
         source: Source,
-        stream: Order | None,
+        stream: Order,
         config: Config,
         mesh: Mesh,
         *,
@@ -138,7 +139,6 @@ class ResidentFeed:
     ):
         self._stream, self._config, self._mesh = stream, config, mesh
         host = HostStream(source, config.data, bad)
-        stream = stream or Order(len(source), seed=0)
         arrays = _load(host, stream.used, config.data.image_size, crop)
         self.bad = dict.fromkeys(host.bad, 0)
         known = frozenset(self.bad)
@@ -147,7 +147,6 @@ class ResidentFeed:
             place, other = np.searchsorted(stream.used, [index, good])
             for array in arrays.values():
                 array[place] = array[other]
-        self._used = stream.used
         whole = sharding.replicated(mesh)
         self.data = {
             name: jax.make_array_from_process_local_data(whole, array)
@@ -161,7 +160,7 @@ class ResidentFeed:
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Yields place and mask of every example once, padded to full batches; the unreadable are masked."""
-        used, rows = self._used, sharding.local_rows(batch_size)
+        used, rows = self._stream.used, sharding.local_rows(batch_size)
         for start in range(0, len(used), batch_size):
             place = start + np.arange(batch_size, dtype=np.int32)[rows]
             within = np.minimum(place, len(used) - 1)
@@ -172,8 +171,8 @@ class ResidentFeed:
         """Gathers the batch of a step inside the compiled function."""
         size = self._config.train.batch_size
         place = self._stream.batch(jnp, step, size)
-        if len(self._used) < self._stream.size:
-            place = jnp.searchsorted(jnp.asarray(self._used), place)
+        if self._stream.epoch_size < self._stream.size:
+            place = jnp.searchsorted(jnp.asarray(self._stream.used), place)
         return self._gathered(data, place, jnp.ones(size, bool))
 
     def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
@@ -196,9 +195,7 @@ def _load(host: HostStream, used: np.ndarray, size: int, crop: str) -> dict[str,
         "index": used.astype(np.int32),
     }
     batch_size = min(LOADING_BATCH, count)
-    batches = host.evaluation(
-        batch_size=batch_size, rows=slice(0, batch_size), crop=crop, among=used
-    )
+    batches = host.evaluation(used, batch_size=batch_size, rows=slice(0, batch_size), crop=crop)
     shown = sys.stderr.isatty()
     with tqdm(total=count, unit="img", desc="decoding", leave=False, disable=not shown) as bar:
         for batch in batches:

@@ -76,8 +76,8 @@ def train(
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     build_model(config, config.model.num_classes or 1)
     begun = run_dir is not None and workdir.read_config(run_dir) is not None
-    given = train_source is not None and eval_source is not None
-    if given != (config.data.source == "arrays") or (train_source is None) != (eval_source is None):
+    given = config.data.source == "arrays"
+    if any((source is not None) != given for source in (train_source, eval_source)):
         raise ConfigError(
             f"data.source={config.data.source!r}: with 'arrays', and only then, train_source and eval_source "
             "are given to train(), both"
@@ -148,7 +148,8 @@ def train(
 
         crops = config.data.train_crop, config.data.eval_crop
         train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
-        eval_feed = make_feed(eval_source, None, config, mesh, crop=crops[1])
+        whole = Order(len(eval_source), seed=0)
+        eval_feed = make_feed(eval_source, whole, config, mesh, crop=crops[1])
         run = Run(
             config=config,
             plan=plan,
@@ -159,8 +160,7 @@ def train(
             train_feed=train_feed,
             eval_feed=eval_feed,
             learning_rate=learning_rate(config, plan),
-            class_names=train_source.class_names,
-            num_examples=len(train_source),
+            source=train_source,
         )
         return _report(run.go(state, start), config, plan, run_dir, start, began)
     finally:
@@ -250,7 +250,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     data = config.data
     where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
     size = data.image_size
-    subset = ", ".join(
+    ways = ", ".join(
         text
         for on, text in (
             (data.repeats > 1, f"each {data.repeats} times an epoch"),
@@ -271,7 +271,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         ),
         "input": (
             f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "
-            f"{data.train_crop}{subset and f', {subset}'}"
+            f"{data.train_crop}{ways and f', {ways}'}"
         ),
         "augment": ", ".join(augmentations(config.augment)) or "nothing",
         "model": (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flax_resnet.config import Config, Plan
+from flax_resnet.data.records import Source
 from flax_resnet.errors import DivergedError
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.interrupt import Interrupted, stop_requested
@@ -34,8 +35,7 @@ class Run:
       train_feed: of the training split.
       eval_feed: of the evaluation split.
       learning_rate: step -> learning rate.
-      class_names: one name per class.
-      num_examples: of the training split, of which a subset may be used.
+      source: what is trained on.
     """
 
     config: Config
@@ -47,8 +47,7 @@ class Run:
     train_feed: Any
     eval_feed: Any
     learning_rate: Any
-    class_names: tuple[str, ...]
-    num_examples: int
+    source: Source
 
     def go(self, state: TrainState, start: int) -> list[dict]:
         """Trains from `start` to the last step and returns all records of the run.
@@ -139,9 +138,9 @@ class Run:
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
         run = {
             "config": dataclasses.asdict(self.config),
-            "class_names": list(self.class_names),
+            "class_names": list(self.source.class_names),
             "num_classes": self.plan.num_classes,
-            "num_examples": self.num_examples,
+            "num_examples": len(self.source),
             "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
         }
         try:

@@ -58,10 +58,9 @@ class HostStream:
         return self._mended(batches, candidates, start_step)
 
     def evaluation(
-        self, *, batch_size: int, rows: slice, crop: str = "", among: np.ndarray | None = None
+        self, among: np.ndarray, *, batch_size: int, rows: slice, crop: str = ""
     ) -> Iterator[pipeline.Batch]:
-        """Yields every example (of `among`) once, padded and masked to full batches; raises as `training`."""
-        among = np.arange(len(self._source)) if among is None else among
+        """Yields each of these examples once, padded and masked to full batches; raises as `training`."""
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.evaluation_batches(
@@ -71,8 +70,8 @@ class HostStream:
                 start_step=start,
                 rows=rows,
                 bad=frozenset(self.bad),
-                crop=crop,
                 among=among,
+                crop=crop,
             )
 
         def candidates(step: int) -> np.ndarray:
