@@ -1,5 +1,7 @@
 """What every command shares: flags of its own, one line for a user's mistake, quiet libraries."""
 
+import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
@@ -193,12 +195,27 @@ def _config_folders() -> list[pathlib.Path]:
 
 
 def frozen_config(values: flags.FlagValues) -> Config:
-    """Returns the parsed --config, validated. Raises ConfigError."""
+    """Returns the parsed --config, validated, with --data_dir in it if given. Raises ConfigError."""
     if not isinstance(values["config"].value, ConfigDict):
         raise ConfigError(
             "--config is needed: a file such as configs/resnet18.py, or a packaged name"
         )
-    return freeze(values["config"].value)
+    config = freeze(values["config"].value)
+    if data_dir := values["data_dir"].value:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    return config
+
+
+def picture(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of a picture to draw. Raises ConfigError: no matplotlib, or another suffix."""
+    path = pathlib.Path(path).expanduser()
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--output={path}: must end in .png, .pdf or .svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("drawing needs matplotlib: pip install 'flax_resnet[plot]'")
+    return path
 
 
 def set_up_jax(compilation_cache: str) -> None:

@@ -4,7 +4,6 @@ The same command again goes on from the last good checkpoint, or says that the r
 --config.train.epochs extends it (the schedule is stretched to the new end).
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -38,9 +37,6 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _train(values: flags.FlagValues) -> None:
     config = command.frozen_config(values)
-    if values["data_dir"].value:
-        data = dataclasses.replace(config.data, data_dir=values["data_dir"].value)
-        config = dataclasses.replace(config, data=data)
     if not values["workdir"].value and not values["dry_run"].value:
         raise ConfigError("--workdir is needed: the folder that the run is written to")
     command.set_up_jax(values["compilation_cache"].value)

@@ -4,8 +4,6 @@ The first images of a step's batch, decoded, cut and augmented as they are in tr
 matplotlib: pip install 'flax_resnet[plot]'.
 """
 
-import dataclasses
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from absl import flags
 
 from flax_resnet import command
 from flax_resnet.config import Config
-from flax_resnet.errors import ConfigError, WorkdirError, one_line
+from flax_resnet.errors import WorkdirError, one_line
 
 SHOWN = (4, 8)  # rows and columns of images
 
@@ -36,14 +34,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _preview(values: flags.FlagValues) -> None:
     config = command.frozen_config(values)
-    if values["data_dir"].value:
-        data = dataclasses.replace(config.data, data_dir=values["data_dir"].value)
-        config = dataclasses.replace(config, data=data)
-    output = pathlib.Path(values["output"].value).expanduser()
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--output={output}: must end in .png, .pdf or .svg")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a preview needs matplotlib: pip install 'flax_resnet[plot]'")
+    output = command.picture(values["output"].value)
     command.set_up_jax(values["compilation_cache"].value)
     try:
         draw(config, output, step=values["step"].value)

@@ -4,7 +4,6 @@ Writes report.png into the workdir: loss and top-1 over the epochs, and test ima
 makes of them, the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
 """
 
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -35,13 +34,9 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _report(values: flags.FlagValues) -> None:
     if not values["workdir"].value:
         raise ConfigError("--workdir is needed: the folder of the run to draw")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a report needs matplotlib: pip install 'flax_resnet[plot]'")
     command.set_up_jax(values["compilation_cache"].value)
     workdir = pathlib.Path(values["workdir"].value).expanduser()
-    output = pathlib.Path(values["output"].value or workdir / "report.png").expanduser()
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--output={output}: must end in .png, .pdf or .svg")
+    output = command.picture(values["output"].value or workdir / "report.png")
     try:
         draw(workdir, output, data_dir=values["data_dir"].value)
     except OSError as error:
