@@ -7,8 +7,6 @@ only worth their ratios.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import write_record
 from flax_resnet.augment import color, policy, training_batch
 from flax_resnet.augment.apply import normalize
 from flax_resnet.augment.geometry import warp
@@ -161,16 +160,12 @@ def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
         for name, row in table.items():
             rate = row["images_per_second"]
             print(f"{name:30}{rate:12.0f}{rate / base:14.2f}{row['compile_seconds']:12.2f}")
-    if args.output:
-        record = {
-            "arguments": vars(args),
-            "device": jax.devices()[0].device_kind,
-            "machine": platform.processor() or platform.machine(),
-            "jax": jax.__version__,
-            "rows": rows,
-        }
-        with open(args.output, "w") as file:
-            json.dump(record, file, indent=2)
+    result = {
+        "arguments": vars(args),
+        "device": jax.devices()[0].device_kind,
+        "rows": rows,
+    }
+    write_record(args.output, result)
 
 
 if __name__ == "__main__":

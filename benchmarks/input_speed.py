@@ -13,8 +13,6 @@ Systems take turns within one run; figures are medians, and ratios of medians. N
 
 import argparse
 import importlib.util
-import json
-import multiprocessing
 import os
 import pathlib
 import statistics
@@ -27,10 +25,12 @@ from functools import partial
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from benchmarks.input_data import make_photographs, pack
+from benchmarks.input_peers import flax_example, torchvision
+from benchmarks.record import write_record
+from benchmarks.turns import BATCH, SKIPPED, measure
 
-BATCH, SKIPPED = 64, 6  # the first batches of a turn fill the queues, and are not counted
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main() -> None:
@@ -45,40 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1920, help="images of a turn")
     parser.add_argument("--output", default="", help="file for the result as JSON")
     args = parser.parse_args()
-    result = {"command": sys.argv[1:], "environment": environment(), **PARTS[args.part](args)}
-    if args.output:
-        pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def environment() -> dict:
-    """Returns machine, versions and commit."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return ""
-
-    packages = (
-        "jax",
-        "tensorflow-cpu",
-        "tensorflow-datasets",
-        "array_record",
-        "pillow",
-        "torch",
-        "torchvision",
-    )
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line for line in lines if line.startswith("model name")]
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else "",
-        "cores": os.cpu_count(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
-        "versions": {name: installed(name) for name in packages},
-    }
+    write_record(args.output, PARTS[args.part](args))
 
 
 # --- photographs ---
@@ -109,7 +76,7 @@ def photos(args: argparse.Namespace) -> dict:
             load = partial(torchvision, root / "photos", size, kind, args.images)
             systems[f"torchvision v2, {kind}"] = load
         print(f"{size} px")
-        tables[f"{size} px"] = measure(systems, args)
+        tables[f"{size} px"] = measure(systems, rounds=args.rounds, images=args.images)
     held = {name: memory(root, name) for name in names}
     print(
         f"memory, no file's: {held['photos']} MiB, ten times as many images {held['photos_tenfold']} MiB"
@@ -117,38 +84,6 @@ def photos(args: argparse.Namespace) -> dict:
     spent = {name: reading(root, name) for name in ("photos", "photos_400")}
     print("one thread reads and parses a record in", spent, "us")
     return {"images_per_second": tables, "anonymous_memory_MiB": held, "reading_us": spent}
-
-
-def make_photographs(folder: pathlib.Path, count: int) -> None:
-    """Cuts crops of about 500x375 from scikit-learn's two photographs, as JPEG of quality 92."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    if folder.is_dir():
-        return
-    part, draw = folder.with_name(f"part.{folder.name}"), np.random.default_rng(0)
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]
-    for number in range(count):
-        width = int(draw.integers(460, 541))
-        height = width * 3 // 4
-        left, top = draw.integers(0, 641 - width), draw.integers(0, 428 - height)
-        image = photographs[number % 2].crop((left, top, left + width, top + height))
-        if draw.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        file = part / ("china", "flower")[number % 2] / f"{number:05}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(file, quality=92)
-    part.rename(folder)
-
-
-def pack(root: pathlib.Path, name: str, path: pathlib.Path, *, max_side: int) -> None:
-    """Makes a TFDS dataset of a folder, as `flax_resnet.prepare --pack` does."""
-    from flax_resnet.data.packing import Packing, pack_dataset
-
-    packing = Packing(
-        f"{name}_set", path=str(path), data_dir=str(root), max_side=max_side, holdout=0.01
-    )
-    print(pack_dataset(packing).splitlines()[0], file=sys.stderr)
 
 
 def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callable:
@@ -172,152 +107,6 @@ def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callabl
         return (len(batch["image"]) for batch in stream)
 
     return batches
-
-
-def flax_example(root: pathlib.Path, size: int) -> Callable:
-    """Returns what examples/imagenet/input_pipeline.py of flax does: bicubic, mirrored, normalised, float32."""
-    import tensorflow as tf
-
-    files = sorted(map(str, (root / "photos").rglob("*.jpg")))
-    record = root / "photos.tfrecord"
-    if not record.exists():
-        with tf.io.TFRecordWriter(str(record)) as writer:
-            for file in files:
-                writer.write(pathlib.Path(file).read_bytes())
-    mean = tf.constant([0.485 * 255, 0.456 * 255, 0.406 * 255], shape=[1, 1, 3])
-    std = tf.constant([0.229 * 255, 0.224 * 255, 0.225 * 255], shape=[1, 1, 3])
-
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(encoded),
-            bounding_boxes=tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4]),
-            min_object_covered=0.1,
-            aspect_ratio_range=ASPECT,
-            area_range=AREA,
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.concat([begin[:2], extent[:2]], axis=0)
-        image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-        image = tf.image.resize([image], [size, size], method="bicubic")[0]
-        image = tf.image.random_flip_left_right(tf.reshape(image, [size, size, 3]))
-        return (image - mean) / std
-
-    def batches(images: int, turn: int) -> Iterator[int]:
-        options = tf.data.Options()
-        # Its own 48 threads and ten batches ahead are slower on two cores.
-        options.threading.private_threadpool_size = os.cpu_count()
-        stream = tf.data.TFRecordDataset(str(record)).with_options(options)
-        stream = stream.repeat().shuffle(16 * BATCH, seed=turn)
-        stream = stream.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        stream = stream.batch(BATCH, drop_remainder=True).prefetch(2)
-        for batch in stream.take(images // BATCH + SKIPPED).as_numpy_iterator():
-            yield len(batch)
-
-    return batches
-
-
-class Photographs:
-    """torchvision's datasets: files, decoded whole, cropped and resized; uint8 [3, S, S].
-
-    "PIL as its references" also mirrors, and normalises to float32, as references/classification does.
-    """
-
-    def __init__(self, files: list[str], size: int, kind: str):
-        self.files, self.size, self.kind = files, size, kind
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> object:
-        import torch
-        from torchvision.transforms import v2
-
-        if self.kind == "tensors":
-            from torchvision.io import ImageReadMode, decode_image, read_file
-
-            image = decode_image(read_file(self.files[index]), mode=ImageReadMode.RGB)
-            return v2.RandomResizedCrop(self.size, antialias=True)(image)
-        from PIL import Image
-
-        with Image.open(self.files[index]) as opened:
-            image = opened.convert("RGB")
-        image = v2.RandomResizedCrop(self.size)(image)
-        if self.kind == "PIL":
-            return v2.functional.pil_to_tensor(image)
-        image = v2.functional.pil_to_tensor(v2.RandomHorizontalFlip()(image))
-        image = v2.functional.to_dtype(image, torch.float32, scale=True)
-        return v2.functional.normalize(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def torchvision(folder: pathlib.Path, size: int, kind: str, images: int) -> Callable:
-    """Returns PyTorch's loader with two workers."""
-    import torch
-
-    dataset = Photographs(sorted(map(str, folder.rglob("*.jpg"))), size, kind)
-    count = (images // BATCH + SKIPPED) * BATCH
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=BATCH,
-        sampler=torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=count),
-        num_workers=2,
-        persistent_workers=True,
-    )
-
-    def batches(images: int, turn: int) -> Iterator[int]:
-        del images, turn
-        return (len(batch) for batch in loader)
-
-    return batches
-
-
-def measure(systems: dict[str, Callable], args: argparse.Namespace) -> dict:
-    """Lets the systems, a process each, take turns; prints and returns medians, and the first's ratio to each.
-
-    Args:
-      systems: by name, what makes a function of (images, turn) that yields the sizes of batches.
-      args: rounds, and images of a turn.
-    """
-    context = multiprocessing.get_context("spawn")  # TensorFlow and torch do not bear one another
-    served = {}
-    for name, make in systems.items():
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, make))
-        process.start()
-        there.close()
-        served[name] = here
-    speeds = {name: [] for name in systems}
-    for turn in range(args.rounds + 1):  # the first turn warms up
-        for name, connection in served.items():
-            connection.send((args.images, turn))
-            speed = connection.recv()
-            if turn:
-                speeds[name].append(speed)
-    for connection in served.values():
-        connection.send(None)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    first = next(iter(medians.values()))
-    rows = {}
-    for name, values in speeds.items():
-        rows[name] = {
-            "images_per_second": round(medians[name]),
-            "spread": [round(min(values)), round(max(values))],
-            "ratio": round(first / medians[name], 3),
-        }
-        print(f"{name:34}{medians[name]:8.0f} images/s   {first / medians[name]:5.2f}", flush=True)
-    return rows
-
-
-def serve(connection: object, make: Callable) -> None:
-    """Measures a turn of a system whenever asked, until told to stop."""
-    batches = make()
-    while (task := connection.recv()) is not None:
-        images, turn = task
-        stream = batches(images, turn)
-        for _ in range(SKIPPED):
-            next(stream)
-        began, count = time.perf_counter(), sum(stream)
-        connection.send(count / (time.perf_counter() - began))
 
 
 def reading(root: pathlib.Path, name: str) -> float:
@@ -362,8 +151,8 @@ def cifar(args: argparse.Namespace) -> dict:
     pack(pathlib.Path(args.folder), "cifar", folder, max_side=4096)
     kinds = ("folder, streaming", "packed, streaming", "packed, resident")
     systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
-    args.images = 20 * args.images  # they are small
-    speeds = measure(systems, args)
+    images = 20 * args.images  # they are small
+    speeds = measure(systems, rounds=args.rounds, images=images)
     seconds = {kind: [cold_start(args, kind) for _ in range(5)] for kind in kinds}
     rows = {
         k: {"seconds": statistics.median(v), "spread": [min(v), max(v)]} for k, v in seconds.items()

@@ -5,8 +5,6 @@ and, with --output, writes JSON. Times on a shared machine are only worth their 
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import write_record
 from flax_resnet import create_model
 from flax_resnet.models.scan import scanned
 
@@ -85,17 +84,13 @@ def report(args: argparse.Namespace, programs: dict[str, dict]) -> None:
     print(f"{'':16}{'unrolled':>12}{'scanned':>12}{'ratio':>10}")
     for key, ratio in ratios.items():
         print(f"{key:16}{rows['unrolled'][key]:12.2f}{rows['scanned'][key]:12.2f}{ratio:10.2f}")
-    if args.output:
-        record = {
-            "arguments": vars(args),
-            "device": jax.devices()[0].device_kind,
-            "machine": platform.processor() or platform.machine(),
-            "jax": jax.__version__,
-            "rows": rows,
-            "scanned_over_unrolled": ratios,
-        }
-        with open(args.output, "w") as file:
-            json.dump(record, file, indent=2)
+    result = {
+        "arguments": vars(args),
+        "device": jax.devices()[0].device_kind,
+        "rows": rows,
+        "scanned_over_unrolled": ratios,
+    }
+    write_record(args.output, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""What a benchmark leaves behind: its result as JSON, with the command and the machine that gave it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "jax",
+    "flax",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
+    "array_record",
+    "pillow",
+    "torch",
+    "torchvision",
+)
+
+
+def write_record(output: str, result: dict) -> None:
+    """Writes a result with its command and environment; nothing where no file is named."""
+    if not output:
+        return
+    record = {"command": sys.argv[1:], "environment": environment(), **result}
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def environment() -> dict:
+    """Returns machine, versions and commit."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line for line in lines if line.startswith("model name")]
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else "",
+        "cores": os.cpu_count(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "versions": {name: _installed(name) for name in PACKAGES},
+    }
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
