@@ -6,6 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import json
 import pathlib
 
 import jax
@@ -33,6 +34,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for rule in reversed(WARNINGS):
             item.add_marker(pytest.mark.filterwarnings(rule), append=False)
+
+
+def records_of(workdir, split):
+    """The records of a split in a run's metrics.jsonl."""
+    from flax_resnet.training.workdir import read_records
+
+    return [r for r in read_records(workdir) if r["split"] == split]
+
+
+def saved(workdir, step):
+    """What a checkpoint holds beside the state."""
+    return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Packing and converting datasets: real files, real processes, read back by TFDS and by Pillow."""
 
-import contextlib
 import fcntl
 import io
 import json
@@ -18,14 +17,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageOps
 
-from flax_resnet import cli, prepare
+from flax_resnet import prepare
 from flax_resnet.config import Data
 from flax_resnet.data.decode import evaluation_pixels
 from flax_resnet.data.packing.jpeg import pack_image
 from flax_resnet.data.packing.ordered import in_order
 from flax_resnet.data.packing.splits import file_splits
 from flax_resnet.data.packing.verification import verify
-from flax_resnet.data.preparation import convert_to_array_record
 from flax_resnet.data.source import open_source
 from flax_resnet.errors import DataError
 
@@ -407,98 +405,6 @@ def test_a_full_disk_and_a_read_only_one_are_one_line(photographs, tmp_path, ref
     assert not list(tmp_path.rglob("*.array_record-*"))
     assert prepare.main(call) == 0
     refuse(arguments("/sys/nowhere", path=photographs), "/sys/nowhere", "cannot be written")
-
-
-@pytest.fixture
-def tfrecord(tmp_path):
-    """A data folder with the digits as tfrecord, five shards a split."""
-    import tensorflow_datasets as tfds
-
-    from flax_resnet.data.digits.digits_dataset_builder import Builder
-
-    tfds.disable_progress_bar()
-    builder = Builder(data_dir=str(tmp_path / "old"), file_format="tfrecord")
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
-    return tmp_path / "old"
-
-
-def test_a_tfrecord_dataset_is_converted_record_by_record(tfrecord, data_dir, capsys):
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    folder = tfrecord / "digits" / "1.0.0"
-    call = ["prepare", "--name=digits", f"--data_dir={tfrecord}"]
-    assert cli.main(call) == 0
-    assert capsys.readouterr().out.strip() == str(folder)
-    old = sorted(folder.glob("*.tfrecord-*"))
-    assert len(old) == 10
-    for file in old:
-        records = list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
-        reader = ArrayRecordReader(
-            str(file.with_name(file.name.replace("tfrecord", "array_record")))
-        )
-        assert reader.num_records() == len(records)
-        assert reader.read(list(range(len(records)))) == records
-        assert "group_size:1," in reader.writer_options_string()
-        assert "uncompressed" in reader.writer_options_string()
-    builder = tfds.builder_from_directory(folder)
-    assert len(list(builder.as_dataset(split="train"))) == 1437
-    assert len(builder.as_data_source("train")) == 1437
-    assert len(tfds.data_source("digits:1.0.0", split="test", data_dir=str(tfrecord))) == 360
-    for train in (True, False):
-        ours = open_source(Data(data_dir=str(tfrecord)), train=train).read(range(360))
-        expected = open_source(Data(data_dir=data_dir), train=train).read(range(360))
-        assert ours.images == expected.images
-        np.testing.assert_array_equal(ours.labels, expected.labels)
-    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert cli.main(call) == 0  # done: nothing is touched
-    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
-
-
-def test_an_interrupted_conversion_changes_nothing_and_goes_on(tfrecord):
-    import tensorflow_datasets as tfds
-
-    folder = tfrecord / "digits" / "1.0.0"
-    info = (folder / "dataset_info.json").read_bytes()
-    victim = folder / "digits-train.tfrecord-00003-of-00005"
-    whole = victim.read_bytes()
-    damaged = bytearray(whole)
-    damaged[5000] ^= 255
-    shorter = whole[: _offset_of_last(whole)]
-    for content, words in (
-        (damaged, "is damaged"),
-        (shorter, r"holds \d+ records, but"),
-        (None, "missing"),
-    ):
-        victim.unlink()
-        if content is not None:
-            victim.write_bytes(content)
-        with pytest.raises(DataError, match=words):
-            convert_to_array_record(folder, threads=1)
-        assert (folder / "dataset_info.json").read_bytes() == info
-        with pytest.raises(NotImplementedError):
-            tfds.builder_from_directory(folder).as_data_source("train")
-        assert not list(folder.glob("incomplete*"))
-        victim.write_bytes(whole)
-    finished = {p: p.stat().st_ino for p in folder.glob("*.array_record-*")}
-    assert 0 < len(finished) < 10
-    torn = next(iter(finished))
-    torn.write_bytes(torn.read_bytes()[:1000])
-    convert_to_array_record(folder)
-    assert torn.stat().st_size > 1000
-    kept = [p for p, inode in finished.items() if p.stat().st_ino == inode and p != torn]
-    assert len(kept) == len(finished) - 1
-    assert len(tfds.builder_from_directory(folder).as_data_source("train")) == 1437
-
-
-def _offset_of_last(content):
-    place = last = 0
-    while place < len(content):
-        last, length = place, int.from_bytes(content[place : place + 8], "little")
-        place += 16 + length
-    return last
 
 
 def test_results_come_in_order_and_no_further_than_asked():

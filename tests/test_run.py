@@ -2,31 +2,17 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import records_of, saved
 from PIL import Image
 
 import flax_resnet
 from flax_resnet import evaluate, main
-from flax_resnet.training.workdir import read_config, read_records
-
-
-def records_of(workdir, split):
-    return [r for r in read_records(workdir) if r["split"] == split]
-
-
-def saved(workdir, step):
-    return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())
+from flax_resnet.training.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -305,98 +291,3 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     )
     expected = as_cut.predict(theirs).probabilities
     np.testing.assert_allclose(classifier.predict(files).probabilities, expected, atol=1e-2)
-
-
-# --- real processes, real signals ---
-
-
-def start(arguments, **options):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "flax_resnet.main", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for_step(workdir, step, process, seconds=120):
-    deadline = time.time() + seconds
-    while time.time() < deadline and process.poll() is None:
-        folder = workdir / "checkpoints"
-        if folder.is_dir() and any(
-            p.name.isdigit() and int(p.name) >= step for p in folder.iterdir()
-        ):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint {step}: {process.stderr.read()}")
-
-
-@pytest.mark.parametrize(
-    ("feed", "per_call"),
-    [("resident", 1), pytest.param("streaming", 2, marks=pytest.mark.slow)],
-)
-def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, feed, per_call):
-    options = [
-        *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1",
-        f"--config.train.feed={feed}", f"--config.train.steps_per_call={per_call}",
-    ]  # fmt: skip
-    whole = start([*options, f"--workdir={tmp_path / 'whole'}"])
-    assert whole.wait(180) == 0, whole.stderr.read()
-    last = 2 * (1437 // 24)
-
-    killed = tmp_path / "killed"
-    draw = np.random.default_rng()
-    for kill_after in sorted(draw.integers(1, 100, 2)):
-        process = start([*options, f"--workdir={killed}"])
-        wait_for_step(killed, kill_after // 6 * 6, process)
-        time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    again = start([*options, f"--workdir={killed}"])
-    err = again.communicate(timeout=180)[1]
-    assert again.returncode == 0, err
-    assert "going on from checkpoint" in err
-    assert saved(killed, last)["checksums"] == saved(tmp_path / "whole", last)["checksums"]
-    assert records_of(killed, "test")[-1] == records_of(tmp_path / "whole", "test")[-1]
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
-    workdir = tmp_path / "run"
-    options = [*tiny, "--config.train.batch_size=24", "--config.train.epochs=50"]
-    process = start([*options, f"--workdir={workdir}", "--config.train.checkpoint_every=0.1"])
-    wait_for_step(workdir, 6, process)
-    process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGINT
-    step = int(re.search(r"interrupted after step (\d+)", err).group(1))
-    assert "Traceback" not in err
-    assert (workdir / "checkpoints" / str(step)).is_dir()
-
-
-def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cache_dir, capsys):
-    pytest.importorskip("matplotlib")
-    from flax_resnet import preview
-
-    arguments = [
-        f"--config=resnet18:folder={photographs}", "--config.data.image_size=32",
-        "--config.train.batch_size=8", "--config.augment.cutmix=1.0", "--step=3",
-        f"--compilation_cache={cache_dir}",
-    ]  # fmt: skip
-    output = tmp_path / "pictures" / "batch.png"
-    assert preview.main([*arguments, f"--output={output}"]) == 0
-    assert capsys.readouterr().out.strip() == str(output)
-    assert Image.open(output).size > (800, 400)
-    for wrong, words in (
-        ("--output=batch.txt", "must end in"),
-        ("--step=-1", "step"),
-        ("--config.train.batch_size=100", "must be at most"),
-    ):
-        assert preview.main([*arguments, wrong]) == 2
-        assert words in capsys.readouterr().err
-
-
-def test_a_soft_label_is_described_by_its_parts():
-    from flax_resnet.preview import described
-
-    names = ("a", "b", "c")
-    assert described(np.array([0.0, 1.0, 0.0]), names) == "b"
-    assert described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"

@@ -1,0 +1,35 @@
+"""The picture of a batch."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cache_dir, capsys):
+    pytest.importorskip("matplotlib")
+    from flax_resnet import preview
+
+    arguments = [
+        f"--config=resnet18:folder={photographs}", "--config.data.image_size=32",
+        "--config.train.batch_size=8", "--config.augment.cutmix=1.0", "--step=3",
+        f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    output = tmp_path / "pictures" / "batch.png"
+    assert preview.main([*arguments, f"--output={output}"]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert Image.open(output).size > (800, 400)
+    for wrong, words in (
+        ("--output=batch.txt", "must end in"),
+        ("--step=-1", "step"),
+        ("--config.train.batch_size=100", "must be at most"),
+    ):
+        assert preview.main([*arguments, wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_soft_label_is_described_by_its_parts():
+    from flax_resnet.preview import described
+
+    names = ("a", "b", "c")
+    assert described(np.array([0.0, 1.0, 0.0]), names) == "b"
+    assert described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"

@@ -1,0 +1,204 @@
+"""TFDS datasets, from array_record and from tfrecord."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flax_resnet.config import Data
+from flax_resnet.data import shards
+from flax_resnet.data.source import open_source
+from flax_resnet.data.tfds import TfdsSource
+from flax_resnet.errors import DataError
+
+
+def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    train, test = (open_source(Data(data_dir=data_dir), train=t) for t in (True, False))
+    assert (len(train), len(test)) == (1437, 360)
+    images, labels, _ = test.read(range(360))
+    np.testing.assert_array_equal(labels, digits.target[::5])
+    pixels = np.array(Image.open(io.BytesIO(images[7])))
+    np.testing.assert_array_equal(pixels, np.rint(digits.images[35] * 255 / 16))
+    held = TfdsSource(Data(data_dir=data_dir), "train[1200:]")
+    assert held.read([0]).images == train.read([1200]).images
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [
+        ("digit", "train", "did you mean 'digits'"),
+        ("digits", "tain", "splits: train, test"),
+        ("digits", "train[", "slices"),
+        ("digits", "train[:0]", "is empty"),
+        ("cifar10", "train", "python -m flax_resnet.prepare --name=cifar10 --data_dir="),
+        ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
+    ],
+)
+def test_absent_data_is_one_line_with_the_cure(data_dir, name, split, words):
+    with pytest.raises(DataError) as error:
+        TfdsSource(Data(name=name, data_dir=data_dir), split)
+    assert words in str(error.value)
+    if "prepare" in words:
+        assert data_dir in str(error.value)
+
+
+def test_any_tfds_dataset_opens_with_mock_data():
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=20):  # made-up pixels behind the real interface
+        source = TfdsSource(Data(name="cifar10"), "train")
+        assert len(source) == 20
+        assert len(source.class_names) == 10
+        images, labels, _ = source.read([3, 3, 0])
+        assert images[0] == images[1] != images[2]
+        assert labels.dtype == np.int32
+        assert Image.open(io.BytesIO(images[0])).size == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def tfrecord_dir(tmp_path_factory):
+    """The digits as TFDS writes them by default: tfrecord, here in several files."""
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.digits.digits_dataset_builder import Builder
+
+    folder = tmp_path_factory.mktemp("tfrecord")
+    config = tfds.download.DownloadConfig(num_shards=5)
+    Builder(data_dir=str(folder), file_format="tfrecord").download_and_prepare(
+        download_config=config
+    )
+    return str(folder)
+
+
+def as_stranger(folder):
+    """Copies the prepared digits under another name, which no builder stands behind."""
+    import pathlib
+    import re
+
+    root = pathlib.Path(folder)
+    target = root / "strangers"
+    if not target.exists():
+        source = root / "digits" / "1.0.0"
+        (target / "1.0.0").mkdir(parents=True)
+        for file in source.iterdir():
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                content = re.sub(rb'"name": "digits"', b'"name": "strangers"', content)
+            (target / "1.0.0" / file.name.replace("digits-", "strangers-")).write_bytes(content)
+    return "strangers"
+
+
+def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    name = as_stranger(tfrecord_dir)
+    for split in ("train", "test", "train[100:900]", "test+train[:5%]"):
+        there = TfdsSource(Data(name=name, data_dir=tfrecord_dir), split)
+        here = TfdsSource(Data(name="digits", data_dir=data_dir), split)
+        assert len(there) == len(here)
+        assert there.class_names == here.class_names
+        size = len(there)
+        for source in (there, here):
+            np.testing.assert_array_equal(
+                source.labels(), np.concatenate([source.read([i]).labels for i in range(size)])
+            )
+        # As sets: TFDS orders the examples by the files that it cuts them into.
+        if split in ("train", "test"):
+            assert sorted(there.read(range(size)).images) == sorted(here.read(range(size)).images)
+        picked = [size - 1, 0, size // 2, 0]
+        assert there.read(picked).images == [there.read([i]).images[0] for i in picked]
+    stored = sorted(f.name for f in (tmp_path / "index").iterdir())
+    assert len(stored) >= 6  # five files of train, and test
+    monkeypatch.setattr(shards, "offsets", None)  # from now on the index is read, not built
+    TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train").labels()
+
+
+def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    name = as_stranger(tfrecord_dir)
+    builder = tfds.builder(name, data_dir=tfrecord_dir)
+    theirs = builder.as_dataset(
+        split="train[7%:60%]", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    ours = TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train[7%:60%]")
+    images = [bytes(e["image"]) for e in theirs.as_numpy_iterator()]
+    assert ours.read(range(len(ours))).images == images
+
+
+def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    file = tmp_path / "x.tfrecord"
+    records = [os.urandom(n) for n in (0, 1, 700, 12)]
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for record in records:
+            writer.write(record)
+    sharded = shards.ShardedRecords("tfrecord", [(str(file), 1, 3, 4)])
+    assert sharded.read([2, 0, 1]) == [records[3], records[1], records[2]]
+    with pytest.raises(DataError, match="holds 4 records, its dataset says 5"):
+        shards.ShardedRecords("tfrecord", [(str(file), 0, 5, 5)]).read([0])
+    file.write_bytes(file.read_bytes()[:-3])  # another size: the stored index does not count
+    with pytest.raises(DataError, match=r"x\.tfrecord is damaged: record 3"):
+        shards.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
+    for kind in shards.FORMATS:
+        with pytest.raises(DataError, match="nowhere is missing"):
+            shards.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
+
+
+def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
+    """Not in TensorFlow's words: through the whole pipeline, too."""
+    import shutil
+
+    from flax_resnet.data import pipeline
+    from flax_resnet.data.order import Order
+
+    shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = (tmp_path / "data").rglob("*-train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = os.urandom(
+        len(content) // 2 - len(content) // 3
+    )
+    file.write_bytes(content)
+    data = Data(data_dir=str(tmp_path / "data"))
+    source = open_source(data, train=True)
+    with pytest.raises(DataError, match=r"array_record.*damaged"):
+        source.labels()
+    with pytest.raises(DataError, match=r"array_record.*damaged"):
+        list(
+            pipeline.training_batches(
+                source, Order(len(source), 0), data, batch_size=64, start_step=0, total_steps=22,
+                rows=slice(0, 64), bad={},
+            )
+        )  # fmt: skip
+
+
+def test_features_are_found_or_asked_for():
+    import tensorflow_datasets as tfds
+
+    from flax_resnet.data.tfds import _find, _is_image, _is_label
+
+    image, label = (
+        tfds.features.Image(shape=(None, None, 3)),
+        tfds.features.ClassLabel(num_classes=3),
+    )
+    features = tfds.features.FeaturesDict(
+        {"picture": image, "coarse": label, "fine": label, "of": {"Male": np.bool_, "id": np.int64}}
+    )
+    assert _find(features, "image", "", _is_image, "x") == "picture"
+    with pytest.raises(DataError, match=r"set data\.label_feature to one of coarse, fine, of/Male"):
+        _find(features, "label", "", _is_label, "x")
+    assert _find(features, "label", "of/Male", _is_label, "x") == "of/Male"
+    with pytest.raises(DataError, match=r"data\.label_feature='of/id': is no label"):
+        _find(features, "label", "of/id", _is_label, "x")
+    two = tfds.features.FeaturesDict({"label": label, "image": image, "other": label})
+    assert _find(two, "label", "", _is_label, "x") == "label"
+    none = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    with pytest.raises(DataError, match="has no images"):
+        _find(none, "image", "", _is_image, "x")
