@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flax_resnet import main, preview
+
+pytest.importorskip("matplotlib")
+
 
 def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cache_dir, capsys):
-    pytest.importorskip("matplotlib")
-    from flax_resnet import preview
-
     arguments = [
         f"--config=resnet18:folder={photographs}", "--config.data.image_size=32",
         "--config.train.batch_size=8", "--config.augment.cutmix=1.0", "--step=3",
@@ -28,8 +29,16 @@ def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cach
 
 
 def test_a_soft_label_is_described_by_its_parts():
-    from flax_resnet.preview import described
-
     names = ("a", "b", "c")
-    assert described(np.array([0.0, 1.0, 0.0]), names) == "b"
-    assert described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"
+    assert preview.described(np.array([0.0, 1.0, 0.0]), names) == "b"
+    assert preview.described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"
+
+
+def test_data_dir_is_where_every_command_with_a_configuration_looks(tmp_path, capsys):
+    for run in (
+        lambda *flags: main.main([*flags, "--dry_run"]),
+        lambda *flags: preview.main([*flags, f"--output={tmp_path / 'x.png'}"]),
+    ):
+        assert run("--config=resnet18:cifar10", f"--data_dir={tmp_path / 'data'}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"looked in {tmp_path / 'data' / 'cifar10'}" in line
