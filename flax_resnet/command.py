@@ -63,10 +63,12 @@ def run(
         argv = resolve_config(argv)
         define(values, argv)
         if {"--help", "-h", "-help"} & set(argv):
-            print(f"{doc}\n\nflags of {name}:\n{_help(values)}")
+            print(f"{doc}\n\nflags of {name}:\n{_help(values)}", flush=True)
             return 0
         _parse(values, argv, positional)
-        return body(values) or 0
+        code = body(values) or 0
+        sys.stdout.flush()  # here, and not at exit, where nobody catches that the reader has gone
+        return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
