@@ -2,8 +2,31 @@
 
 import pathlib
 import sys
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+BATCH, SKIPPED = 64, 6  # the first batches of a turn fill the queues, and are not counted
+
+
+def pipeline_turn(make: Callable[[], Callable[[int, int], Iterator[int]]], images: int) -> Callable:
+    """Makes what takes a turn with an input pipeline: reads `images`, and returns how many a second.
+
+    Args:
+      make: returns a function of (images, turn) that yields the sizes of batches.
+      images: of a turn.
+    """
+    batches = make()
+
+    def turn(number: int) -> float:
+        stream = batches(images, number)
+        for _ in range(SKIPPED):
+            next(stream)
+        began, count = time.perf_counter(), sum(stream)
+        return count / (time.perf_counter() - began)
+
+    return turn
 
 
 def make_photographs(folder: pathlib.Path, count: int) -> None:

@@ -25,10 +25,10 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.input_data import make_photographs, pack
+from benchmarks.input_data import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
 from benchmarks.input_peers import flax_example, torchvision
 from benchmarks.record import write_record
-from benchmarks.turns import BATCH, SKIPPED, measure
+from benchmarks.turns import measure
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -46,6 +46,12 @@ def main() -> None:
     parser.add_argument("--output", default="", help="file for the result as JSON")
     args = parser.parse_args()
     write_record(args.output, PARTS[args.part](args))
+
+
+def compared(systems: dict[str, Callable], rounds: int, images: int) -> dict:
+    """Lets input pipelines take turns of so many images."""
+    turns = {name: partial(pipeline_turn, make, images) for name, make in systems.items()}
+    return measure(turns, rounds=rounds)
 
 
 # --- photographs ---
@@ -76,7 +82,7 @@ def photos(args: argparse.Namespace) -> dict:
             load = partial(torchvision, root / "photos", size, kind, args.images)
             systems[f"torchvision v2, {kind}"] = load
         print(f"{size} px")
-        tables[f"{size} px"] = measure(systems, rounds=args.rounds, images=args.images)
+        tables[f"{size} px"] = compared(systems, args.rounds, args.images)
     held = {name: memory(root, name) for name in names}
     print(
         f"memory, no file's: {held['photos']} MiB, ten times as many images {held['photos_tenfold']} MiB"
@@ -152,7 +158,7 @@ def cifar(args: argparse.Namespace) -> dict:
     kinds = ("folder, streaming", "packed, streaming", "packed, resident")
     systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
     images = 20 * args.images  # they are small
-    speeds = measure(systems, rounds=args.rounds, images=images)
+    speeds = compared(systems, args.rounds, images)
     seconds = {kind: [cold_start(args, kind) for _ in range(5)] for kind in kinds}
     rows = {
         k: {"seconds": statistics.median(v), "spread": [min(v), max(v)]} for k, v in seconds.items()

@@ -1,33 +1,35 @@
-"""Input pipelines that take turns, each in a process of its own."""
+"""Systems that take turns, each in a process of its own."""
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
-BATCH, SKIPPED = 64, 6  # the first batches of a turn fill the queues, and are not counted
+Turn = Callable[[int], float]  # of a turn's number, 0 to warm up; returns a speed
 
 
-def measure(systems: dict[str, Callable], *, rounds: int, images: int) -> dict:
-    """Lets the systems, a process each, take turns; prints and returns medians, and the first's ratio to each.
+def measure(
+    systems: dict[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
+) -> dict[str, Any]:
+    """Lets the systems take turns; prints and returns medians, and the first's ratio to each.
 
     Args:
-      systems: by name, what makes a function of (images, turn) that yields the sizes of batches.
-      rounds: turns of each system that count.
-      images: of a turn.
+      systems: by name; each is called in its process and returns what takes a turn.
+      rounds: turns of each system that count; one more goes before, to warm up.
+      unit: of the speeds.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow and torch do not bear one another
     served = {}
     for name, make in systems.items():
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, make))
+        process = context.Process(target=_serve, args=(there, make), daemon=True)
         process.start()
         there.close()
         served[name] = here
     speeds = {name: [] for name in systems}
-    for turn in range(rounds + 1):  # the first turn warms up
+    for turn in range(rounds + 1):
         for name, connection in served.items():
-            connection.send((images, turn))
+            connection.send(turn)
             speed = connection.recv()
             if turn:
                 speeds[name].append(speed)
@@ -38,21 +40,21 @@ def measure(systems: dict[str, Callable], *, rounds: int, images: int) -> dict:
     rows = {}
     for name, values in speeds.items():
         rows[name] = {
-            "images_per_second": round(medians[name]),
-            "spread": [round(min(values)), round(max(values))],
+            "n": rounds,
+            "median": _digits(medians[name]),
+            "spread": [_digits(min(values)), _digits(max(values))],
             "ratio": round(first / medians[name], 3),
         }
-        print(f"{name:34}{medians[name]:8.0f} images/s   {first / medians[name]:5.2f}", flush=True)
+        print(f"{name:34}{medians[name]:10.1f} {unit}   {first / medians[name]:5.2f}", flush=True)
     return rows
 
 
-def serve(connection: object, make: Callable) -> None:
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _serve(connection: Any, make: Callable[[], Turn]) -> None:
     """Measures a turn of a system whenever asked, until told to stop."""
-    batches = make()
-    while (task := connection.recv()) is not None:
-        images, turn = task
-        stream = batches(images, turn)
-        for _ in range(SKIPPED):
-            next(stream)
-        began, count = time.perf_counter(), sum(stream)
-        connection.send(count / (time.perf_counter() - began))
+    turn = make()
+    while (number := connection.recv()) is not None:
+        connection.send(turn(number))

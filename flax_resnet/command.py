@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 from tqdm import tqdm
 
+from flax_resnet import memory
 from flax_resnet.config import Config, freeze, settings
 from flax_resnet.errors import ConfigError, UserError, one_line, suggestion
 
@@ -221,7 +222,9 @@ def picture(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def set_up_jax(compilation_cache: str) -> None:
-    """Turns the persistent compilation cache on (a folder) or off ("off")."""
+    """Turns the persistent compilation cache on (a folder) or off ("off"); on CPU, keeps freed memory."""
+    if memory.computes_on_cpu():
+        memory.keep_freed_memory()
     import jax
 
     if compilation_cache != "off":

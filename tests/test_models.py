@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from flax_resnet import create_model, list_models
 from flax_resnet.models import convolution, normalization, pooling
@@ -26,51 +25,6 @@ def test_names_follow_torchvision():
 def test_list_models():
     assert list_models("resnet18*") == ["resnet18", "resnet18_cifar", "resnet18d"]
     assert len(list_models()) == 138
-
-
-def plain_convolution(x, kernel, stride, padding):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_the_lowering_for_tiny_maps_equals_the_plain_convolution(size, stride, kernel_size):
-    draw = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x = jnp.asarray(draw.normal(size=(3, size, size, 5)))
-        kernel = jnp.asarray(draw.normal(size=(kernel_size, kernel_size, 5, 7)))
-        padding = (kernel_size - 1) // 2
-
-        def ours(x, kernel):
-            return convolution.convolution(x, kernel, stride=stride, padding=padding)
-
-        def plain(x, kernel):
-            return plain_convolution(x, kernel, stride, padding)
-
-        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), rtol=1e-10, atol=1e-10)
-        loss = lambda f: lambda x, k: jnp.sin(f(x, k)).sum()  # noqa: E731
-        for got, wanted in zip(
-            jax.grad(loss(ours), (0, 1))(x, kernel),
-            jax.grad(loss(plain), (0, 1))(x, kernel),
-            strict=True,
-        ):
-            np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_tiny_maps_avoid_the_convolution_on_cpu():
-    lowered = jax.jit(lambda x, k: convolution.convolution(x, k, padding=1)).lower(
-        jnp.zeros((4, 2, 2, 8)), jnp.zeros((3, 3, 8, 8))
-    )
-    operations = [line.split("metadata")[0] for line in lowered.compile().as_text().splitlines()]
-    assert any(" dot(" in line or "custom-call" in line for line in operations)
-    assert not any(" convolution(" in line for line in operations)
 
 
 def test_batch_norm_against_torchs_rule():

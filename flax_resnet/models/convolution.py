@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.errors import ConfigError
+from flax_resnet.models import lowering
 
 Array = jax.Array
 Dtype = Any
@@ -61,53 +62,7 @@ def convolution(
             f"meets a map of {x.shape[1]}x{x.shape[2]}"
         )
 
-    def plain(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=((padding, padding), (padding, padding)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    def as_dot(x: Array, kernel: Array) -> Array:
-        return _convolution_as_dot(x, kernel, stride, padding)
-
-    # XLA:CPU runs a 3x3 on a 2x2 map of 256 or more channels at 1 GFLOP/s (1.8 s for 512 channels
-    # at batch 64, against 8 ms as a dot); on a 1x1 map eight of nine taps only ever see padding.
-    tiny_map = x.shape[1] * x.shape[2] <= 4 and kernel.shape[0] * kernel.shape[1] > 1
-    if tiny_map and groups == 1 and dilation == 1:
-        return lax.platform_dependent(x, kernel, cpu=as_dot, default=plain)
-    return plain(x, kernel)
-
-
-def _convolution_as_dot(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Gathers the taps of each output position and multiplies them with the kernel in one dot."""
-    batch, height, width, channels = x.shape
-    kernel_height, kernel_width, _, features = kernel.shape
-    out_height = (height + 2 * padding - kernel_height) // stride + 1
-    out_width = (width + 2 * padding - kernel_width) // stride + 1
-
-    def sees_input(tap: int, size: int, out_size: int) -> bool:
-        return any(0 <= o * stride + tap - padding < size for o in range(out_size))
-
-    rows = [t for t in range(kernel_height) if sees_input(t, height, out_height)]
-    columns = [t for t in range(kernel_width) if sees_input(t, width, out_width)]
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    patches = [
-        padded[
-            :,
-            row : row + (out_height - 1) * stride + 1 : stride,
-            column : column + (out_width - 1) * stride + 1 : stride,
-        ]
-        for row in rows
-        for column in columns
-    ]
-    used = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    left = jnp.concatenate(patches, axis=-1).reshape(-1, len(patches) * channels)
-    return (left @ used.reshape(-1, features)).reshape(batch, out_height, out_width, features)
+    return lowering.convolve(x, kernel, lowering.Geometry(stride, padding, dilation, groups))
 
 
 def standardized(kernel: Array, epsilon: float) -> Array:

@@ -4,15 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flax_resnet.models import lowering
 from flax_resnet.models.convolution import Array, convolution
 
 
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    # The initial value must be a plain constant: only then does JAX know how to differentiate this.
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, sides)
+    return lowering.max_pool(x, size, stride, padding)
 
 
 def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> Array:

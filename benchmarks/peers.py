@@ -1,0 +1,75 @@
+"""Training and inference against PyTorch and against linen without a trick: python -m benchmarks.peers
+
+    --works resnet50 resnet18 --output benchmarks/results/peers.json
+    --works resnet50 --inference --batch_size 1
+
+Systems take turns within one run, a process each; figures are medians, and the ratio of the first to each.
+Nothing else should run. Needs `pip install '.[parity]'` for torch, torchvision and timm; without them, only JAX
+is compared.
+
+"kept" is a process that keeps freed memory (`flax_resnet.memory`), which the commands of this package do on CPU
+and others do not: each system is measured as its users have it, and the peers also with it.
+"""
+
+import argparse
+import importlib.util
+from functools import partial
+
+from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
+from benchmarks.record import write_record
+from benchmarks.turns import measure
+
+WORKS = {
+    "resnet50": Work("resnet50"),
+    "resnet18": Work("resnet18"),
+    "resnext50": Work("resnext50_32x4d"),
+    "seresnet50": Work("seresnet50"),
+    "resnet18_cifar": Work("resnet18_cifar", 32, 128, 10),
+    "resnet20": Work("resnet20", 32, 128, 10),
+}
+# Program, dtype, whether freed memory is kept.
+SYSTEMS = {
+    "flax_resnet": (ours, "float32", True),
+    "flax_resnet, not kept": (ours, "float32", False),
+    "flax_resnet, bfloat16": (ours, "bfloat16", True),
+    "textbook": (textbook, "float32", False),
+    "textbook, kept": (textbook, "float32", True),
+    "torch": (torch_step, "float32", False),
+    "torch, kept": (torch_step, "float32", True),
+    "torch, bfloat16": (torch_step, "bfloat16", False),
+    "torch.compile": (partial(torch_step, compiled=True), "float32", False),
+    "timm": (partial(torch_step, library="timm"), "float32", False),
+}
+USUAL = ("flax_resnet", "textbook", "textbook, kept", "torch", "torch, kept")
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
+    parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
+    parser.add_argument("--inference", action="store_true", help="logits instead of training steps")
+    parser.add_argument("--batch_size", type=int, default=0, help="instead of the work's own")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system")
+    parser.add_argument("--seconds", type=float, default=2.0, help="least length of a turn")
+    parser.add_argument("--output", default="", help="file for the result as JSON")
+    args = parser.parse_args()
+    has_torch = importlib.util.find_spec("timm") is not None
+    tables = {}
+    for name in args.works:
+        work = WORKS[name]._replace(train=not args.inference)
+        work = work._replace(batch_size=args.batch_size or work.batch_size)
+        print(f"{name}, {work.image_size} px, batch {work.batch_size}, "
+              f"{'inference' if args.inference else 'training'}")  # fmt: skip
+        systems = {
+            system: partial(take_turns, make, work._replace(dtype=dtype), args.seconds, keep)
+            for system in args.systems
+            for make, dtype, keep in [SYSTEMS[system]]
+            if has_torch or not system.startswith(("torch", "timm"))
+        }
+        tables[name] = measure(systems, rounds=args.rounds)
+    write_record(args.output, {"images_per_second": tables})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The training and inference steps that are measured, each as a function that does one more."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flax_resnet.memory import keep_freed_memory
+
+Program = Callable[[], Any]  # one step further; returns what to wait for
+
+
+class Work(NamedTuple):
+    """What is computed.
+
+    Attributes:
+      model: a name of `flax_resnet.list_models()`.
+      image_size: in pixels.
+      batch_size: images of a step.
+      classes: size of the logits.
+      train: a whole training step, or logits alone.
+      dtype: compute dtype.
+    """
+
+    model: str
+    image_size: int = 224
+    batch_size: int = 16
+    classes: int = 1000
+    train: bool = True
+    dtype: str = "float32"
+
+
+def batch(work: Work) -> dict[str, np.ndarray]:
+    """Returns random images [N, S, S, 3], uint8, and labels [N], int32."""
+    draw = np.random.default_rng(0)
+    shape = (work.batch_size, work.image_size, work.image_size, 3)
+    return {
+        "image": draw.integers(0, 256, shape, np.uint8),
+        "label": draw.integers(0, work.classes, work.batch_size).astype(np.int32),
+    }
+
+
+def normalized(images: np.ndarray) -> np.ndarray:
+    """Returns float32 images in about [-2, 2]."""
+    return (images.astype(np.float32) - 127.5) / 64
+
+
+def ours(work: Work) -> Program:
+    """The training step of this package, normalisation of the images included; or its inference."""
+    import jax
+
+    from flax_resnet.config import Plan, default_config, freeze
+    from flax_resnet.training import sharding
+    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.training.state import build_model, make_state
+    from flax_resnet.training.step import make_train_step
+
+    tree = default_config()
+    tree.model.name, tree.model.dtype = work.model, work.dtype
+    tree.data.image_size, tree.train.batch_size = work.image_size, work.batch_size
+    tree.optimizer.weight_decay = 1e-4
+    config = freeze(tree)
+    model = build_model(config, work.classes)
+    optimizer = make_optimizer(config, Plan.nominal(work.classes))
+    mesh = sharding.make_mesh()
+    whole = sharding.replicated(
+        mesh
+    )  # as the step returns it: another placement would compile twice
+    state = jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()
+    data = batch(work)
+    if not work.train:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+        images = jax.device_put(normalized(data["image"]))
+        return lambda: infer(variables, images)
+    step = make_train_step(config, model, optimizer, mesh)
+    steps = jax.device_put({k: v[None] for k, v in data.items()})
+    held = [state]
+
+    def one() -> Any:
+        held[0], metrics = step(held[0], None, steps)
+        return metrics["loss"]
+
+    return one
+
+
+def textbook(work: Work) -> Program:
+    """A linen network without a trick in the usual jitted step."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from benchmarks.textbook import TEXTBOOK
+
+    model = TEXTBOOK[work.model].clone(classes=work.classes, dtype=jnp.dtype(work.dtype))
+    data = batch(work)
+    images, labels = jax.device_put((normalized(data["image"]), data["label"]))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
+    if not work.train:
+        infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+        return lambda: infer(variables, images)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
+
+    def step(variables: Any, opt_state: Any) -> tuple:
+        def loss_fn(params: Any) -> tuple:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
+
+        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return {"params": params, **updated}, opt_state, loss
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    held = [variables, jax.jit(optimizer.init)(variables["params"])]
+
+    def one() -> Any:
+        held[0], held[1], loss = step(*held)
+        return loss
+
+    return one
+
+
+def torch_step(work: Work, library: str = "torchvision", compiled: bool = False) -> Program:
+    """The same in PyTorch, channels_last; dtype bfloat16 is its autocast."""
+    import torch
+
+    torch.manual_seed(0)
+    model = torch_model(work, library).to(memory_format=torch.channels_last).train(work.train)
+    call = torch.compile(model) if compiled else model
+    data = batch(work)
+    images = torch.from_numpy(normalized(data["image"])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data["label"]).long()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=work.dtype == "bfloat16")
+    if not work.train:
+
+        def infer() -> Any:
+            with torch.inference_mode(), autocast:
+                return call(images)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> Any:
+        with autocast:
+            loss = torch.nn.functional.cross_entropy(call(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def torch_model(work: Work, library: str) -> Any:
+    """Returns the network of torchvision or timm; behind a 3x3 stem, torchvision's with that stem."""
+    import timm
+    import torchvision
+    from torch import nn
+
+    if work.model == "resnet20":
+        return torch_resnet20(work.classes)
+    name, small, _ = work.model.partition("_cifar")
+    if library == "timm" or not hasattr(torchvision.models, name):
+        model = timm.create_model(name, num_classes=work.classes)
+    else:
+        model = getattr(torchvision.models, name)(num_classes=work.classes)
+    if small:
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model
+
+
+def torch_resnet20(classes: int) -> Any:
+    """He et al. 2016, section 4.2, from torchvision's basic blocks; option B."""
+    from torch import nn
+    from torchvision.models.resnet import BasicBlock
+
+    layers: list = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    channels = 16
+    for stage in range(3):
+        for number in range(3):
+            width, stride = 16 * 2**stage, 2 if stage and not number else 1
+            shortcut = None
+            if stride > 1:
+                projection = nn.Conv2d(channels, width, 1, stride, bias=False)
+                shortcut = nn.Sequential(projection, nn.BatchNorm2d(width))
+            layers.append(BasicBlock(channels, width, stride, shortcut))
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Callable:
+    """Makes what takes a turn with a program: steps for at least `seconds`, and returns images a second.
+
+    Args:
+      make: of the program.
+      work: what it computes.
+      seconds: of a turn, two steps at least; one step goes before.
+      keep: whether the process keeps freed memory, as the commands of this package do on CPU.
+    """
+    if keep:
+        keep_freed_memory()
+    program = make(work)
+
+    def turn(number: int) -> float:
+        del number
+        wait(program())
+        count, began = 0, time.perf_counter()
+        while count < 2 or time.perf_counter() - began < seconds:
+            wait(program())
+            count += 1
+        return count * work.batch_size / (time.perf_counter() - began)
+
+    return turn
+
+
+def wait(result: Any) -> None:
+    """Blocks until a JAX array is there; PyTorch's are there already."""
+    if hasattr(result, "block_until_ready"):
+        result.block_until_ready()

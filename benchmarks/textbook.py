@@ -1,0 +1,108 @@
+"""A ResNet as a textbook of linen writes it: what JAX users have without this package.
+
+`nn.Conv`, `nn.BatchNorm`, `nn.max_pool` with SAME padding, as in the flax ImageNet example, and nothing for speed.
+The networks are those of the benchmarks: basic and bottleneck blocks, grouped, with squeeze-and-excitation, and
+behind either stem. Names and weights are not compatible with anything.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Block(nn.Module):
+    """A basic block, or a bottleneck."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+    groups: int
+    width: int
+    attention: bool
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        strides = (self.stride, self.stride)
+        if self.bottleneck:
+            y = nn.relu(self.norm()(self.conv(self.width, (1, 1))(x)))
+            y = self.conv(self.width, (3, 3), strides, feature_group_count=self.groups)(y)
+            y = self.conv(4 * self.features, (1, 1))(nn.relu(self.norm()(y)))
+        else:
+            y = nn.relu(self.norm()(self.conv(self.features, (3, 3), strides)(x)))
+            y = self.conv(self.features, (3, 3))(y)
+        y = self.norm(scale_init=nn.initializers.zeros)(y)
+        if self.attention:
+            gate = nn.relu(nn.Dense(y.shape[-1] // 16)(y.mean((1, 2))))
+            y = y * nn.sigmoid(nn.Dense(y.shape[-1])(gate))[:, None, None, :]
+        if x.shape != y.shape:
+            x = self.norm()(self.conv(y.shape[-1], (1, 1), strides)(x))
+        return nn.relu(x + y)
+
+
+class TextbookResNet(nn.Module):
+    """[N, H, W, 3] to logits [N, classes].
+
+    Attributes:
+      depths: blocks per stage.
+      bottleneck: kind of block.
+      classes: size of the logits.
+      width: channels of the first stage.
+      small: a 3x3 stem without a pool, for 32 px.
+      cardinality: groups of a bottleneck's 3x3.
+      base_width: its channels per group and 64 of the stage's.
+      attention: squeeze-and-excitation in every block.
+      dtype: compute dtype.
+    """
+
+    depths: tuple[int, ...]
+    bottleneck: bool
+    classes: int
+    width: int = 64
+    small: bool = False
+    cardinality: int = 1
+    base_width: int = 64
+    attention: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps images to float32 logits; in training, updates `batch_stats`."""
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        x = x.astype(self.dtype)
+        x = conv(self.width, (3, 3))(x) if self.small else conv(self.width, (7, 7), (2, 2))(x)
+        x = nn.relu(norm()(x))
+        if not self.small:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for stage, depth in enumerate(self.depths):
+            features = self.width * 2**stage
+            for number in range(depth):
+                x = Block(
+                    features,
+                    stride=2 if stage and not number else 1,
+                    bottleneck=self.bottleneck,
+                    groups=self.cardinality,
+                    width=features * self.base_width * self.cardinality // 64,
+                    attention=self.attention,
+                    conv=conv,
+                    norm=norm,
+                )(x)
+        return nn.Dense(self.classes)(x.mean((1, 2)).astype(jnp.float32))
+
+
+DEEP = (3, 4, 6, 3)
+TEXTBOOK = {
+    "resnet18": TextbookResNet((2, 2, 2, 2), False, 1000),
+    "resnet50": TextbookResNet(DEEP, True, 1000),
+    "resnext50_32x4d": TextbookResNet(DEEP, True, 1000, cardinality=32, base_width=4),
+    "seresnet50": TextbookResNet(DEEP, True, 1000, attention=True),
+    "resnet18_cifar": TextbookResNet((2, 2, 2, 2), False, 10, small=True),
+    "resnet20": TextbookResNet((3, 3, 3), False, 10, width=16, small=True),
+}

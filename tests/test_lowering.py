@@ -1,0 +1,201 @@
+"""What convolutions and max-pools are made of on CPU equals XLA's own operations, gradients included."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_resnet import create_model
+from flax_resnet.errors import ConfigError
+from flax_resnet.models import convolution, lowering, pooling, winograd
+
+# name: x [N, H, W, I], output channels, kernel size, stride, groups
+CONVOLUTIONS = {
+    **{
+        f"{size}x{size}, {kernel}x{kernel}/{stride}": ((3, size, size, 5), 7, kernel, stride, 1)
+        for size in (1, 2, 3, 4)
+        for kernel in (1, 3, 7)
+        for stride in (1, 2)
+    },
+    "pointwise, wide to narrow": ((2, 9, 7, 24), 8, 1, 1, 1),
+    "pointwise, strided": ((2, 9, 8, 8), 24, 1, 2, 1),
+    "3x3": ((2, 13, 13, 32), 40, 3, 1, 1),
+    "3x3, not square": ((2, 9, 14, 40), 32, 3, 1, 1),
+    "3x3, whole tiles": ((2, 12, 12, 32), 32, 3, 1, 1),
+    "3x3, small map": ((2, 7, 7, 32), 48, 3, 1, 1),
+    "grouped": ((2, 9, 9, 96), 96, 3, 1, 12),
+    "grouped, strided, widening": ((2, 9, 9, 24), 48, 3, 2, 6),
+    "grouped, wide groups": ((2, 7, 7, 256), 256, 3, 1, 2),
+    "one channel a group": ((2, 9, 9, 16), 16, 3, 2, 16),
+    "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
+}
+POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0)]
+
+
+@pytest.fixture(params=["cpu", "auto"])
+def switch(request, monkeypatch):
+    """Both lowerings of a CPU: of one device, and of several (the tests have eight)."""
+    monkeypatch.setenv(lowering.SWITCH, request.param)
+    return request.param
+
+
+def normal(shape, dtype, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def results(function, *arguments):
+    """What a function returns, and its gradients against a fixed direction."""
+    y, pull = jax.vjp(function, *arguments)
+    return y, *pull(normal(y.shape, y.dtype, 9))
+
+
+def farthest(got, wanted):
+    """The largest difference of each pair, of its largest value."""
+    return max(
+        float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(got, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-10), ("float32", 1e-5)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_equal_xlas_own(name, dtype, limit, switch):
+    shape, features, size, stride, groups = CONVOLUTIONS[name]
+    geometry = lowering.Geometry(stride, size // 2, 1, groups)
+    with jax.enable_x64(True):
+        x = normal(shape, dtype)
+        kernel = normal((size, size, shape[-1] // groups, features), dtype, 1)
+
+        def ours(x, kernel):
+            return convolution.convolution(
+                x, kernel, stride=stride, padding=size // 2, groups=groups
+            )
+
+        def plain(x, kernel):
+            return lowering.plain(x, kernel, geometry)
+
+        got = results(jax.jit(ours), x, kernel)
+        assert farthest(got, results(plain, x, kernel)) < limit
+        assert all(leaf.dtype == dtype for leaf in got)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
+@pytest.mark.parametrize("shape", [(2, 15, 13, 8), (2, 16, 16, 8)])
+def test_max_pools_equal_xlas_own(shape, size, stride, padding, switch):
+    x = jnp.maximum(
+        normal(shape, jnp.float32), 0
+    )  # many windows hold several zeros: the first wins
+
+    def plain(x):
+        return lowering._plain_max_pool(x, size, stride, padding)
+
+    def ours(x):
+        return pooling.max_pool(x, size=size, stride=stride, padding=padding)
+
+    got, wanted = results(jax.jit(ours), x), results(plain, x)
+    np.testing.assert_array_equal(got[0], wanted[0])
+    np.testing.assert_allclose(got[1], wanted[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [winograd.SMALL, winograd.LARGE], ids=["F(2, 3)", "F(4, 3)"])
+def test_winograd_matrices_convolve(t):
+    draw = np.random.default_rng(0)
+    tile, kernel = draw.normal(size=len(t.inputs)), draw.normal(size=3)
+    got = t.outputs.T @ ((t.kernel @ kernel) * (t.inputs @ tile))
+    np.testing.assert_allclose(got, np.correlate(tile, kernel, "valid"), atol=1e-12)
+
+
+def operations(function, *arguments):
+    """The operations of a compiled program, and how often each stands in it."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    names = re.findall(r" = \S+ ([a-z-]+)\(", text)
+    return {name: names.count(name) for name in names}
+
+
+def test_the_lowering_is_used(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    x, kernel = jnp.zeros((4, 14, 14, 64)), jnp.zeros((3, 3, 64, 64))
+
+    def found(x):  # a new function each time: jit keeps what was traced under the other switch
+        run = lambda x, k: convolution.convolution(x, k, padding=1)  # noqa: E731
+        return operations(lambda x, k: results(run, x, k), x, kernel)
+
+    assert "convolution" not in found(x)
+    assert "convolution" not in found(x[:, :2, :2])
+    monkeypatch.setenv(lowering.SWITCH, "plain")
+    assert found(x)["convolution"] == 3
+
+
+def test_the_gradient_of_the_images_is_not_computed(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    x, kernel = jnp.zeros((2, 32, 32, 3)), jnp.zeros((7, 7, 3, 8))
+
+    def kernel_gradient(x, kernel):
+        run = lambda k: convolution.convolution(x, k, stride=2, padding=3).sum()  # noqa: E731
+        return jax.grad(run)(kernel)
+
+    assert operations(kernel_gradient, x, kernel)["convolution"] == 1
+
+
+def test_several_devices_gather_nothing(monkeypatch):
+    from flax_resnet.training import sharding
+
+    monkeypatch.delenv(lowering.SWITCH, raising=False)
+    mesh = sharding.make_mesh()
+    spread = jax.NamedSharding(mesh, jax.P("data"))
+    x = jax.ShapeDtypeStruct((16, 14, 14, 64), jnp.float32, sharding=spread)
+    for size in (1, 3):
+        kernel = jax.ShapeDtypeStruct(
+            (size, size, 64, 64), jnp.float32, sharding=sharding.replicated(mesh)
+        )
+
+        def loss(x, kernel, size=size):
+            y = convolution.convolution(jnp.sin(x), kernel, padding=size // 2)
+            return jnp.sin(pooling.max_pool(y, size=3, stride=2, padding=1)).sum()
+
+        found = operations(jax.grad(loss, (0, 1)), x, kernel)
+        assert found["all-reduce"]
+        assert not {"all-gather", "all-to-all"} & found.keys()
+
+
+def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    model = create_model("resnet18", widths=(32, 32, 32, 32), num_classes=3)
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    text = jax.export.export(run, platforms=["cuda"])(variables, x).mlir_module()
+    assert text.count("stablehlo.convolution") == 20
+    assert text.count("stablehlo.dot_general") == 1
+
+
+def test_forward_mode_works_without_the_lowering(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "plain")
+    x, kernel = normal((1, 8, 8, 4), jnp.float32), normal((3, 3, 4, 4), jnp.float32)
+    run = lambda x: convolution.convolution(x, kernel, padding=1)  # noqa: E731
+    y, tangent = jax.jvp(run, (x,), (x,))
+    np.testing.assert_allclose(y, tangent, rtol=1e-5)
+
+
+def test_second_derivatives(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    x, kernel = normal((1, 12, 12, 32), jnp.float32), normal((3, 3, 32, 32), jnp.float32, 1)
+
+    def curvature(run):
+        slope = jax.grad(lambda k: jnp.sin(run(x, k)).sum())
+        return jax.grad(lambda k: (slope(k) * k).sum())(kernel)
+
+    def ours(x, k):
+        return convolution.convolution(x, k, padding=1)
+
+    def plain(x, k):
+        return lowering.plain(x, k, lowering.Geometry(1, 1, 1, 1))
+
+    assert farthest([curvature(ours)], [curvature(plain)]) < 1e-3  # sin'' of sums of hundreds
+
+
+def test_a_switch_of_another_name_is_refused(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "fast")
+    with pytest.raises(ConfigError, match="FLAX_RESNET_LOWERING=fast: must be one of auto"):
+        convolution.convolution(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)))
