@@ -64,9 +64,7 @@ def ours(work: Work) -> Program:
     model = build_model(config, work.classes)
     optimizer = make_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()
-    whole = sharding.replicated(
-        mesh
-    )  # as the step returns it: another placement would compile twice
+    whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
     state = jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()
     data = batch(work)
     if not work.train:

@@ -18,7 +18,6 @@ COMMANDS = {
     "prepare",
     "cli",
     "command",
-    "memory",
     "__init__",
 }
 # Each room, and the rooms it may import from.
@@ -27,6 +26,7 @@ ALLOWED = {
     "errors": set(),
     "version": set(),
     "config": {"errors"},
+    "memory": set(),
     "data": BASE | {"data"},
     "augment": BASE | {"augment"},
     "models": BASE | {"models"},

@@ -9,7 +9,7 @@ import pytest
 
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
-from flax_resnet.models import convolution, lowering, pooling, winograd
+from flax_resnet.models import convolution, lowering, pooling, ways, winograd
 
 # name: x [N, H, W, I], output channels, kernel size, stride, groups
 CONVOLUTIONS = {
@@ -28,6 +28,7 @@ CONVOLUTIONS = {
     "grouped": ((2, 9, 9, 96), 96, 3, 1, 12),
     "grouped, strided, widening": ((2, 9, 9, 24), 48, 3, 2, 6),
     "grouped, wide groups": ((2, 7, 7, 256), 256, 3, 1, 2),
+    "grouped, sixteen blocks": ((4, 7, 7, 1024), 1024, 3, 1, 32),
     "one channel a group": ((2, 9, 9, 16), 16, 3, 2, 16),
     "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
 }
@@ -62,7 +63,7 @@ def farthest(got, wanted):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_equal_xlas_own(name, dtype, limit, switch):
     shape, features, size, stride, groups = CONVOLUTIONS[name]
-    geometry = lowering.Geometry(stride, size // 2, 1, groups)
+    geometry = ways.Geometry(stride, size // 2, 1, groups)
     with jax.enable_x64(True):
         x = normal(shape, dtype)
         kernel = normal((size, size, shape[-1] // groups, features), dtype, 1)
@@ -73,7 +74,7 @@ def test_convolutions_equal_xlas_own(name, dtype, limit, switch):
             )
 
         def plain(x, kernel):
-            return lowering.plain(x, kernel, geometry)
+            return ways.plain(geometry, x, kernel)
 
         got = results(jax.jit(ours), x, kernel)
         assert farthest(got, results(plain, x, kernel)) < limit
@@ -88,7 +89,7 @@ def test_max_pools_equal_xlas_own(shape, size, stride, padding, switch):
     )  # many windows hold several zeros: the first wins
 
     def plain(x):
-        return lowering._plain_max_pool(x, size, stride, padding)
+        return pooling.plain_max_pool(x, size, stride, padding)
 
     def ours(x):
         return pooling.max_pool(x, size=size, stride=stride, padding=padding)
@@ -115,16 +116,26 @@ def operations(function, *arguments):
 
 def test_the_lowering_is_used(monkeypatch):
     monkeypatch.setenv(lowering.SWITCH, "cpu")
-    x, kernel = jnp.zeros((4, 14, 14, 64)), jnp.zeros((3, 3, 64, 64))
 
-    def found(x):  # a new function each time: jit keeps what was traced under the other switch
-        run = lambda x, k: convolution.convolution(x, k, padding=1)  # noqa: E731
+    def found(size, features=64, dtype=jnp.float32, groups=1, kernel_size=3):
+        def run(x, k):
+            return convolution.convolution(x, k, padding=kernel_size // 2, groups=groups)
+
+        x = jnp.zeros((4, size, size, 64), dtype)
+        kernel = jnp.zeros((kernel_size, kernel_size, 64 // groups, features), dtype)
+        # A new function each time: jit keeps what was traced under the other switch.
         return operations(lambda x, k: results(run, x, k), x, kernel)
 
-    assert "convolution" not in found(x)
-    assert "convolution" not in found(x[:, :2, :2])
+    assert "convolution" not in found(14)
+    assert "convolution" not in found(2)
+    assert "convolution" not in found(14, kernel_size=1)
+    assert found(14, groups=16)["convolution"] == 12  # four dense blocks
+    assert found(14, features=31)["convolution"] == 3
+    assert found(14, dtype=jnp.bfloat16)["convolution"] == 3  # too coarse for Winograd
+    with jax.enable_x64(True):
+        assert found(14, dtype=jnp.float64)["convolution"] == 3  # exact
     monkeypatch.setenv(lowering.SWITCH, "plain")
-    assert found(x)["convolution"] == 3
+    assert found(14)["convolution"] == 3
 
 
 def test_the_gradient_of_the_images_is_not_computed(monkeypatch):
@@ -190,7 +201,7 @@ def test_second_derivatives(monkeypatch):
         return convolution.convolution(x, k, padding=1)
 
     def plain(x, k):
-        return lowering.plain(x, k, lowering.Geometry(1, 1, 1, 1))
+        return ways.plain(ways.Geometry(1, 1, 1, 1), x, k)
 
     assert farthest([curvature(ours)], [curvature(plain)]) < 1e-3  # sin'' of sums of hundreds
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.errors import ConfigError
-from flax_resnet.models import lowering
+from flax_resnet.models.ways import Geometry, convolve
 
 Array = jax.Array
 Dtype = Any
@@ -62,7 +62,7 @@ def convolution(
             f"meets a map of {x.shape[1]}x{x.shape[2]}"
         )
 
-    return lowering.convolve(x, kernel, lowering.Geometry(stride, padding, dilation, groups))
+    return convolve(Geometry(stride, padding, dilation, groups), x, kernel)
 
 
 def standardized(kernel: Array, epsilon: float) -> Array:

@@ -1,16 +1,104 @@
 """Pooling: over windows, over the whole map, and the low-pass filters against aliasing."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from flax_resnet.models import lowering
 from flax_resnet.models.convolution import Array, convolution
+from flax_resnet.models.lowering import apart
 
 
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
-    return lowering.max_pool(x, size, stride, padding)
+    separable = lowering.adapts() and lowering.pins()
+    return (_max_pool if separable else plain_max_pool)(x, size, stride, padding)
+
+
+def plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
+    """Takes the maximum over windows by XLA's own operation."""
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    # The initial value must be a plain constant: only then does JAX know how to differentiate this.
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, sides)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
+    def separable(x: Array) -> Array:
+        return _window_maxima(_padded(x, padding), size, stride)[1]
+
+    return lowering.on_cpu(separable, lambda x: plain_max_pool(x, size, stride, padding), x)
+
+
+def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
+    return _max_pool(x, size, stride, padding), x
+
+
+def _max_pool_backward(size: int, stride: int, padding: int, x: Array, dy: Array) -> tuple:
+    # 112x112x64, batch 16: 100 ms by XLA's select-and-scatter, 29 so.
+    def separable(x: Array, dy: Array) -> Array:
+        padded = _padded(x, padding)
+        rows, y = _window_maxima(padded, size, stride)
+        along_height = apart(_to_first_maximum(rows, y, dy, size, stride, axis=1))
+        dx = _to_first_maximum(padded, rows, along_height, size, stride, axis=2)
+        return dx[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+
+    def plain(x: Array, dy: Array) -> Array:
+        return jax.vjp(lambda x: plain_max_pool(x, size, stride, padding), x)[1](dy)[0]
+
+    return (lowering.on_cpu(separable, plain, x, dy),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _padded(x: Array, padding: int) -> Array:
+    side = (padding, padding, 0)
+    return lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), side, side, (0, 0, 0)))
+
+
+def _taps(x: Array, size: int, stride: int, axis: int) -> list[Array]:
+    """Returns, for each place in a window, what the windows along an axis have there."""
+    reach = x.shape[axis] - size + 1
+    return [lax.slice_in_dim(x, t, t + reach, stride, axis) for t in range(size)]
+
+
+def _window_maxima(padded: Array, size: int, stride: int) -> tuple[Array, Array]:
+    """Returns the maxima along the width, and those of whole windows."""
+
+    def along(x: Array, axis: int) -> Array:
+        first, *others = _taps(x, size, stride, axis)
+        for tap in others:
+            first = jnp.maximum(first, tap)
+        return apart(first)
+
+    rows = along(apart(padded), 2)
+    return rows, along(rows, 1)
+
+
+def _to_first_maximum(x: Array, y: Array, dy: Array, size: int, stride: int, axis: int) -> Array:
+    """Returns the gradient of windows along one axis: dy goes to the first tap that equals the maximum y."""
+    free, shares = jnp.ones(y.shape, bool), []
+    for tap in _taps(x, size, stride, axis):
+        wins = (tap == y) & free
+        free &= ~wins
+        shares.append(jnp.where(wins, dy, 0))
+    length, windows = x.shape[axis], y.shape[axis]
+    count = -(-length // stride)
+    phases = []  # the positions stride i + phase
+    for phase in range(stride):
+        total = jnp.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), dy.dtype)
+        for tap in range(phase, size, stride):
+            sides = [(0, 0, 0)] * x.ndim
+            sides[axis] = (tap // stride, count - tap // stride - windows, 0)
+            total = total + lax.pad(shares[tap], jnp.zeros((), dy.dtype), sides)
+        phases.append(apart(total))
+    dx = jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    return lax.slice_in_dim(dx, 0, length, 1, axis)
 
 
 def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> Array:

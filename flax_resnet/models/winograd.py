@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from numpy.polynomial import polynomial
+
+from flax_resnet.models.lowering import apart
 
 Array = jax.Array
 
@@ -87,15 +88,6 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     return jnp.stack(
         [jnp.stack([_sum(c, part) for c in zip(*columns, strict=True)]) for part in t.kernel.T]
     )
-
-
-def apart(x: Array) -> Array:
-    """Keeps an array out of the loops that compute what it is made into, and pins its layout.
-
-    Fused, the transforms become scalar loops; without the pin, XLA lays the tiles out for the dots that come last.
-    """
-    pinned = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
-    return lax.optimization_barrier(pinned)
 
 
 def _convolve(x: Array, kernel: Array, over: int) -> Array:
