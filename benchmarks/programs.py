@@ -46,15 +46,24 @@ def normalized(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float32) - 127.5) / 64
 
 
-def ours(work: Work) -> Program:
-    """The training step of this package, normalisation of the images included; or its inference."""
+class Network(NamedTuple):
+    """A network of this package in training, as its commands make it."""
+
+    config: Any
+    model: Any
+    optimizer: Any
+    mesh: Any
+    state: Any
+
+
+def network(work: Work) -> Network:
+    """Makes the network of a work, its optimizer and its state."""
     import jax
 
     from flax_resnet.config import Plan, default_config, freeze
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, make_state
-    from flax_resnet.training.step import make_train_step
 
     tree = default_config()
     tree.model.name, tree.model.dtype = work.model, work.dtype
@@ -66,9 +75,21 @@ def ours(work: Work) -> Program:
     mesh = sharding.make_mesh()
     whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
     state = jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()
+    return Network(config, model, optimizer, mesh, state)
+
+
+def ours(work: Work) -> Program:
+    """The training step of this package, normalisation of the images included; or its inference, folded."""
+    import jax
+
+    from flax_resnet.models.folding import fold_batch_norm
+    from flax_resnet.training.step import make_train_step
+
+    config, model, optimizer, mesh, state = network(work)
     data = batch(work)
     if not work.train:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
         infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
         images = jax.device_put(normalized(data["image"]))
         return lambda: infer(variables, images)

@@ -58,6 +58,8 @@ class BatchNorm(nn.Module):
         """Normalises [N, H, W, C] over N, H, W (of each group)."""
         stats_dtype = at_least_float32(self.dtype)
         channels = x.shape[-1]
+        if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
+            return self._folded(x, train)
         scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), stats_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), stats_dtype)
@@ -91,6 +93,16 @@ class BatchNorm(nn.Module):
         factor = lax.rsqrt(var + self.epsilon) * scale.reshape(1, 1, 1, 1, channels)
         y = (grouped - mean) * factor + bias.reshape(1, 1, 1, 1, channels)
         y = y.reshape(x.shape).astype(self.dtype)
+        return self.act(y) if self.act else y
+
+    def _folded(self, x: Array, train: bool) -> Array:
+        """Adds what `folding.fold_batch_norm` leaves of this layer."""
+        if train:
+            raise ConfigError(
+                "BatchNorm: folded into the convolution before it, it cannot be trained"
+            )
+        bias = self.get_variable("params", "bias").astype(self.dtype)
+        y = x + bias.reshape(1, 1, 1, -1)
         return self.act(y) if self.act else y
 
 

@@ -1,0 +1,71 @@
+"""Batch normalisation folded into the convolutions before it, for inference."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_resnet.models.convolution import Conv
+from flax_resnet.models.normalization import BatchNorm
+
+Path = tuple[str, ...]
+Variables = dict[str, Any]
+
+
+def fold_batch_norm(model: nn.Module, variables: Variables) -> Variables:
+    """Folds every BatchNorm that directly follows a convolution into it.
+
+    ``(conv(x, kernel) + b - mean) s + bias = conv(x, kernel s) + bias + (b - mean) s``, with
+    ``s = scale / sqrt(var + epsilon)``. Of the layer its bias is left, and the same model applies the result under
+    ``train=False``. A BatchNorm elsewhere, as before the convolutions of a pre-activation block or behind weight
+    standardisation, stays as it is.
+
+    Args:
+      model: of `create_model`.
+      variables: its `params` and `batch_stats`.
+
+    Returns:
+      Variables with which the logits are equal up to rounding. Training with them is refused.
+    """
+    folded = jax.tree.map(lambda leaf: leaf, dict(variables))  # dicts of its own
+    for norm_path, (conv_path, epsilon) in _pairs(model, variables).items():
+        conv, norm = _at(folded["params"], conv_path), _at(folded["params"], norm_path)
+        stats = _at(folded["batch_stats"], norm_path)
+        factor = norm.pop("scale") * lax.rsqrt(stats.pop("var") + epsilon)
+        own_bias = conv.get("bias", 0)
+        norm["bias"] = norm["bias"] + (own_bias - stats.pop("mean")) * factor
+        # [..., O] against [..., K, K, I, O]: scanned blocks have an axis in front.
+        conv["kernel"] = conv["kernel"] * factor[..., None, None, None, :]
+        if "bias" in conv:
+            conv["bias"] = jnp.zeros_like(own_bias)
+    return folded
+
+
+def _at(tree: Variables, path: Path) -> Variables:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _pairs(model: nn.Module, variables: Variables) -> dict[Path, tuple[Path, float]]:
+    """Returns, for the path of each BatchNorm, that of the convolution whose output it takes, and its epsilon."""
+    pairs, convolved = {}, []  # scan calls a block several times
+
+    def record(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        module = context.module
+        if isinstance(module, Conv) and module.standardize is None:
+            convolved.append((result, module.path))
+        if isinstance(module, BatchNorm):
+            # In the same block: a pre-activation stem feeds the first block's BatchNorm, and its shortcut too.
+            for x, path in convolved:
+                if x is args[0] and path[:-1] == module.path[:-1]:
+                    pairs[module.path] = path, module.epsilon
+        return result
+
+    images = jax.ShapeDtypeStruct((1, 224, 224, model.in_channels), jnp.float32)
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    return pairs
