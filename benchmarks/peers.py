@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 from functools import partial
 
+from benchmarks.arguments import count, duration
 from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
 from benchmarks.record import write_record
 from benchmarks.turns import measure
@@ -49,9 +50,9 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
     parser.add_argument("--inference", action="store_true", help="logits instead of training steps")
-    parser.add_argument("--batch_size", type=int, default=0, help="instead of the work's own")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each system")
-    parser.add_argument("--seconds", type=float, default=2.0, help="least length of a turn")
+    parser.add_argument("--batch_size", type=count, default=0, help="instead of the work's own")
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each system")
+    parser.add_argument("--seconds", type=duration, default=2.0, help="least length of a turn")
     parser.add_argument("--output", default="", help="file for the result as JSON")
     args = parser.parse_args()
     has_torch = importlib.util.find_spec("timm") is not None

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
     "jax",
+    "jaxlib",
     "flax",
     "tensorflow-cpu",
     "tensorflow-datasets",
@@ -16,6 +17,7 @@ PACKAGES = (
     "pillow",
     "torch",
     "torchvision",
+    "timm",
 )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.arguments import count
 from benchmarks.record import write_record
 from flax_resnet import create_model
 from flax_resnet.models.scan import scanned
@@ -21,9 +22,9 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet152")
-    parser.add_argument("--image_size", type=int, default=96)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each, by turns")
+    parser.add_argument("--image_size", type=count, default=96)
+    parser.add_argument("--batch_size", type=count, default=4)
+    parser.add_argument("--steps", type=count, default=7, help="timed steps of each, by turns")
     parser.add_argument("--remat", default="none", choices=["none", "block", "stage"])
     parser.add_argument("--output", default="", help="file for the result as JSON")
     args = parser.parse_args()

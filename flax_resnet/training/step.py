@@ -45,6 +45,33 @@ def is_top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (best == labels[:, None]).any(axis=-1).astype(jnp.float32)
 
 
+def make_loss(config: Config, model: nn.Module) -> Callable:
+    """Returns the loss of a training batch, to be differentiated.
+
+    Returns:
+      ``loss(params, batch_stats, step, batch) -> (loss, (logits, targets, batch_stats))``: the mean over the
+      batch, augmented as the stream says for that step; logits and soft labels [N, K]; the new statistics.
+    """
+    seed, smoothing = config.train.seed, config.train.label_smoothing
+
+    def loss_fn(params: optax.Params, batch_stats: Any, step: jax.Array, batch: Batch) -> tuple:
+        key = stream_key(seed, AUGMENT_STREAM, step)
+        images, targets = training_batch(
+            key, batch["image"], batch["label"], model.num_classes, config.augment
+        )
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": stream_key(seed, DROPOUT_STREAM, step)},
+        )
+        loss = cross_entropy(logits, targets, smoothing).mean()
+        return loss, (logits, targets, updated.get("batch_stats", {}))
+
+    return loss_fn
+
+
 def make_train_step(
     config: Config,
     model: nn.Module,
@@ -66,27 +93,11 @@ def make_train_step(
       leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update: loss
       (mean) and top1 (share; of a mixed label, the larger part counts), float32 [steps].
     """
-    seed, smoothing = config.train.seed, config.train.label_smoothing
+    gradient = jax.value_and_grad(make_loss(config, model), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = stream_key(seed, AUGMENT_STREAM, state.step)
-        images, targets = training_batch(
-            key, batch["image"], batch["label"], model.num_classes, config.augment
-        )
-
-        def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": stream_key(seed, DROPOUT_STREAM, state.step)},
-            )
-            loss = cross_entropy(logits, targets, smoothing).mean()
-            return loss, (logits, updated.get("batch_stats", {}))
-
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
+        (loss, (logits, targets, batch_stats)), grads = gradient(
+            state.params, state.batch_stats, state.step, batch
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_state = TrainState(

@@ -1,0 +1,21 @@
+"""Kinds of command-line arguments that benchmarks share."""
+
+import argparse
+
+
+def count(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Reads seconds, more than 0 and at most an hour."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: must be seconds, above 0 and at most 3600")
+    return seconds

@@ -1,0 +1,299 @@
+"""Training and inference speed of networks: python -m benchmarks.model_speed
+
+    --models resnet50 resnet101 --batch_size 256 512 --dtypes bfloat16 float32 --output speed.json
+
+Measures on all devices that JAX sees. Of each network: inference (BatchNorm folded), the forward pass of
+training, forward and backward, the optimizer alone, and the whole step. The programs are compiled ahead, run once,
+and then take turns; figures are medians. Beside them: the share of a roofline measured on the spot
+(`roofline.py`), and the memory that the compiled program asks for. Where a batch does not fit into memory, it is
+halved. Times on a shared machine are only worth their ratios.
+"""
+
+import argparse
+import itertools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks import roofline
+from benchmarks.arguments import count, duration
+from benchmarks.programs import Work, batch, network
+from benchmarks.record import write_record
+from flax_resnet.augment import evaluation_images
+from flax_resnet.errors import ConfigError
+from flax_resnet.memory import computes_on_cpu, keep_freed_memory
+from flax_resnet.models.folding import fold_batch_norm
+from flax_resnet.summary import Summary, summarize
+from flax_resnet.training import sharding
+from flax_resnet.training.state import TrainState
+from flax_resnet.training.step import make_loss, make_train_step
+
+DTYPES = ("float32", "bfloat16")
+# Images per device: at 64 px and below, and above.
+BATCH_SIZES = {"cpu": (128, 16), "gpu": (1024, 256)}
+MIB = 2**20
+COLUMNS = {
+    "part": 11, "ms": 10, "least-most": 18, "images/s": 11, "of step": 9, "GFLOP/s": 10, "of roofline": 13,
+    "compile s": 11, "temporary MiB": 15, "arguments MiB": 15,
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A compiled part of the work.
+
+    Attributes:
+      program: compiled; knows its memory.
+      call: runs it once more, and returns what to wait for.
+      compile_seconds: tracing included.
+    """
+
+    program: Any
+    call: Callable[[], Any]
+    compile_seconds: float
+
+
+def parts(work: Work) -> dict[str, Part]:
+    """Compiles the parts of a network's work."""
+    config, model, optimizer, mesh, state = network(work)
+    data = batch(work)
+    images = sharding.place(data, mesh)
+    steps = sharding.place({key: value[None] for key, value in data.items()}, mesh, steps=True)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
+    grads = jax.tree.map(jnp.zeros_like, state.params)
+    loss = make_loss(config, model)
+    held = [state]  # one state for all: the optimizer and the step consume it, and give another
+
+    def infer(variables: Any, images: jax.Array) -> jax.Array:
+        return model.apply(variables, evaluation_images(images, config.augment), train=False)
+
+    def update(state: TrainState, grads: Any) -> tuple[TrainState, None]:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, opt_state=opt_state), None
+
+    def inputs() -> tuple:
+        return held[0].params, held[0].batch_stats, held[0].step, images
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    step = make_train_step(config, model, optimizer, mesh)
+    functions = {
+        "inference": (jax.jit(infer), lambda: (variables, images["image"])),
+        "forward": (jax.jit(loss), inputs),
+        "gradient": (jax.jit(gradient), inputs),
+        "optimizer": (jax.jit(update, donate_argnums=0), lambda: (held[0], grads)),
+        "step": (step, lambda: (held[0], None, steps)),
+    }
+
+    def part(name: str) -> Part:
+        function, arguments = functions[name]
+        began = time.perf_counter()
+        program = function.lower(*arguments()).compile()
+        seconds = time.perf_counter() - began
+
+        def call() -> Any:
+            result = program(*arguments())
+            if name in ("optimizer", "step"):
+                held[0] = result[0]
+            return result
+
+        return Part(program, call, seconds)
+
+    return {name: part(name) for name in functions}
+
+
+def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Compiles and measures the parts of a network's work.
+
+    Returns:
+      For each part: seconds of a call (median, and the least and most of the rounds), seconds it took to compile,
+      bytes of its temporaries and arguments on a device.
+
+    Raises:
+      MemoryError: the batch does not fit.
+    """
+    try:
+        made = parts(work)
+        memory = {name: part.program.memory_analysis() for name, part in made.items()}
+        needed = max(m.temp_size_in_bytes + m.argument_size_in_bytes for m in memory.values())
+        # Where a GPU refuses, Linux kills.
+        if jax.default_backend() == "cpu" and needed > available_memory():
+            raise MemoryError
+        calls = {name: _calls(part, seconds) for name, part in made.items()}
+        times = {name: [] for name in made}
+        for _ in range(rounds):
+            for name, part in made.items():
+                times[name].append(_time(part, calls[name]))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError from None
+    return {
+        name: {
+            "n": rounds,
+            "seconds": statistics.median(times[name]),
+            "spread": [min(times[name]), max(times[name])],
+            "compile_seconds": part.compile_seconds,
+            "temporary_bytes": memory[name].temp_size_in_bytes,
+            "argument_bytes": memory[name].argument_size_in_bytes,
+        }
+        for name, part in made.items()
+    }
+
+
+def available_memory() -> int:
+    """Returns the bytes that Linux could still give to this process; elsewhere, no limit."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return sys.maxsize
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _calls(part: Part, seconds: float) -> int:
+    """Runs a part twice, and returns how many calls make a turn; more than 50 are not queued."""
+    _time(part, 1)
+    return max(1, min(50, round(seconds / _time(part, 1))))
+
+
+def _time(part: Part, calls: int) -> float:
+    """Returns the mean time of calls, the device busy all along."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        result = part.call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - began) / calls
+
+
+def fitting(work: Work, rounds: int, seconds: float) -> tuple[Work, dict[str, dict[str, Any]]]:
+    """Measures, halving the batch until it fits into memory; returns also the work that did."""
+    while True:
+        try:
+            return work, measured(work, rounds, seconds)
+        except MemoryError:
+            half = work.batch_size // 2 // jax.device_count() * jax.device_count()
+            if not half:
+                raise ConfigError(
+                    f"{work.model}: not even one image a device fits into memory"
+                ) from None
+        print(
+            f"{work.model}, {work.dtype}: a batch of {work.batch_size} does not fit into memory: {half}"
+        )
+        work = work._replace(
+            batch_size=half
+        )  # outside of the handler, which keeps what did not fit
+
+
+def derived(rows: dict[str, dict[str, Any]], summary: Summary, limits: roofline.Limits) -> None:
+    """Adds what follows: the backward pass, images and floating-point operations a second, shares."""
+    size = summary.input_shape[0]
+    infer = roofline.cost(summary, limits, train=False)
+    train = roofline.cost(summary, limits, train=True)
+    costs = {"inference": infer, "forward": infer, "gradient": train, "step": train}
+    for name, row in rows.items():
+        row["images_per_second"] = size / row["seconds"]
+        row["share_of_step"] = row["seconds"] / rows["step"]["seconds"]
+        if name in costs:
+            row["gflop_per_image"] = costs[name].flops / size / 1e9
+            row["gflop_per_second"] = costs[name].flops / row["seconds"] / 1e9
+            row["roofline_fraction"] = costs[name].seconds / row["seconds"]
+
+
+def table(work: Work, rows: dict[str, dict[str, Any]]) -> str:
+    """Lays the figures of a network out for a person."""
+    lines = [f"{work.model}, {work.image_size} px, batch {work.batch_size}, {work.dtype}"]
+    lines.append("".join(f"{head:>{width}}" for head, width in COLUMNS.items()))
+    for name, row in rows.items():
+        known = "gflop_per_second" in row
+        cells = (
+            name,
+            f"{row['seconds'] * 1e3:.2f}",
+            "{:.2f}-{:.2f}".format(*(1e3 * value for value in row["spread"])),
+            f"{row['images_per_second']:.1f}",
+            f"{row['share_of_step']:.2f}",
+            f"{row['gflop_per_second']:.1f}" if known else "",
+            f"{row['roofline_fraction']:.2f}" if known else "",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['temporary_bytes'] / MIB:.0f}",
+            f"{row['argument_bytes'] / MIB:.0f}",
+        )
+        lines.append("".join(f"{c:>{w}}" for c, w in zip(cells, COLUMNS.values(), strict=True)))
+    backward = rows["gradient"]["seconds"] - rows["forward"]["seconds"]
+    lines.append(
+        f"backward (gradient less forward): {backward / rows['step']['seconds']:.2f} of the step"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--image_size", nargs="+", type=count, default=[0],
+                        help="pixels (default: 224, or 32 behind a cifar stem)")  # fmt: skip
+    parser.add_argument("--batch_size", nargs="+", type=count, default=[0],
+                        help="images, over all devices (default: a device has 256, or 1024 of at most 64 px; "
+                        "a CPU 16, or 128)")  # fmt: skip
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES,
+                        help="compute dtypes (default: bfloat16; on CPU float32)")  # fmt: skip
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each part")
+    parser.add_argument("--seconds", type=duration, default=1.0, help="length of a turn")
+    parser.add_argument("--output", default="", help="file for the result as JSON")
+    args = parser.parse_args()
+    if computes_on_cpu():
+        keep_freed_memory()
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        rows = run(args)
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
+    write_record(args.output, {"device": device(), **rows})
+
+
+def device() -> str:
+    """Returns number and kind of the devices."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures every combination. Raises ConfigError before anything is measured, where one is wrong."""
+    on_cpu = jax.default_backend() == "cpu"
+    dtypes = args.dtypes or (["float32"] if on_cpu else ["bfloat16"])
+    works = []
+    for name, size, images, dtype in itertools.product(
+        args.models, args.image_size, args.batch_size, dtypes
+    ):
+        summary = summarize(name, image_size=size, dtype=dtype)
+        small = summary.input_shape[1] <= 64
+        usual = BATCH_SIZES["cpu" if on_cpu else "gpu"][not small] * jax.device_count()
+        sharding.check_batch(sharding.make_mesh(), images or usual, "--batch_size")
+        classes = summary.layers[-1].output_shape[-1]
+        works.append(Work(name, summary.input_shape[1], images or usual, classes, dtype=dtype))
+    print(device())
+    found = {dtype: roofline.limits(dtype) for dtype in dtypes}
+    for dtype, limits in found.items():
+        print(
+            f"{dtype}: {limits.flops / 1e9:.0f} GFLOP/s in dot products, {limits.bandwidth / 1e9:.1f} GB/s"
+        )
+    results = []
+    for work in works:
+        work, rows = fitting(work, args.rounds, args.seconds)
+        summary = summarize(work.model, work.image_size, work.batch_size, dtype=work.dtype)
+        derived(rows, summary, found[work.dtype])
+        print(table(work, rows), flush=True)
+        results.append({**work._asdict(), "parts": rows})
+    return {
+        "limits": {dtype: limits._asdict() for dtype, limits in found.items()},
+        "results": results,
+    }
+
+
+if __name__ == "__main__":
+    main()

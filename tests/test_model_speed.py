@@ -1,0 +1,81 @@
+"""The benchmark of networks: what it counts, what it does where a batch does not fit, and a real run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import model_speed, roofline
+from benchmarks.programs import Work
+from flax_resnet.summary import summarize
+from tests.conftest import ROOT
+
+
+def test_cost_counts_two_operations_a_multiply_add_and_three_passes():
+    summary = summarize("resnet18", batch_size=4)
+    endless = roofline.Limits(flops=1e12, bandwidth=1e30)
+    infer = roofline.cost(summary, endless, train=False)
+    assert infer.flops == 2 * 4 * summary.macs
+    assert infer.seconds == pytest.approx(infer.flops / 1e12)
+    stem = 2 * 4 * 112 * 112 * 64 * 7 * 7 * 3
+    assert roofline.cost(summary, endless, train=True).flops == 3 * infer.flops - stem
+
+
+def test_cost_is_traffic_where_memory_is_slow():
+    summary = summarize("resnet20", dtype="bfloat16")
+    slow = roofline.Limits(flops=1e30, bandwidth=2.0)  # one bfloat16 a second
+    maps = 32 * 32 * 16 * 7 + 16 * 16 * 32 * 6 + 8 * 8 * 64 * 6  # its shortcuts have no parameters
+    kernels = sum(layer.parameters for layer in summary.layers if layer.macs)
+    expected = 2 * (maps + 10) + kernels
+    assert roofline.cost(summary, slow, train=False).seconds == pytest.approx(expected)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, capsys):
+    def measured(work, rounds, seconds):
+        if work.batch_size > 16:
+            raise MemoryError
+        return {}
+
+    monkeypatch.setattr(model_speed, "measured", measured)
+    work, _ = model_speed.fitting(Work("resnet18", batch_size=64), 1, 1.0)
+    assert work.batch_size == 16
+    assert "a batch of 64 does not fit into memory: 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "resnet19"], "did you mean 'resnet1"),
+        (["--batch_size", "0"], "0: must be a whole number of at least 1"),
+        (["--seconds", "nan"], "nan: must be seconds, above 0"),
+        (["--batch_size", "12"], "must be a multiple of the 8 devices"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["model_speed", *arguments])
+    monkeypatch.setattr(model_speed, "keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        model_speed.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.model_speed", "--models", "resnet20"]
+    command += ["--batch_size", "8", "--rounds", "1", "--seconds", "0.01"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    output = tmp_path / "speed.json"
+    done = subprocess.run(
+        [*command, "--output", str(output)],
+        cwd=ROOT, env=os.environ | flags, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(output.read_text())
+    assert record["device"] == "2 x cpu (cpu)"
+    (result,) = record["results"]
+    assert set(result["parts"]) == {"inference", "forward", "gradient", "optimizer", "step"}
+    for part in result["parts"].values():
+        assert part["images_per_second"] == pytest.approx(8 / part["seconds"])
