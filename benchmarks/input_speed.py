@@ -62,8 +62,8 @@ def photos(args: argparse.Namespace) -> dict:
     """Compares pipelines on photographs."""
     root = pathlib.Path(args.folder)
     names = {"photos": 480, "photos_tenfold": 4800}
-    for name, count in names.items():
-        make_photographs(root / name, count)
+    for name, images in names.items():
+        make_photographs(root / name, images)
         pack(root, name, root / name, max_side=4096)  # fits: stored byte for byte
     pack(root, "photos_400", root / "photos", max_side=400)
     tables = {}
