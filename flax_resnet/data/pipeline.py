@@ -163,7 +163,7 @@ def _batches(
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
     dataset = tf.data.Dataset.range(steps.start, steps.stop)
-    # Nothing here for AutoGraph: conditions are tf.cond already, and to convert them took 0.4 s of 8.7 to the first step.
+    # Nothing for AutoGraph: conditions are tf.cond already. To convert them took 0.4 s of 8.7 to the first step.
     load, decode = map(tf.autograph.experimental.do_not_convert, (load, decode))
     dataset = dataset.map(load, num_parallel_calls=READERS).unbatch()
     # One more than threads, so that none waits while a batch is put together: 3 % on two cores.
