@@ -53,7 +53,7 @@ def digits(config):
     config.optimizer.learning_rate = 0.05
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
-    config.schedule.warmup_epochs = 1.0
+    config.schedule.warmup = 1.0
 
 
 def cifar10(config):
@@ -70,7 +70,7 @@ def cifar10(config):
     config.train.checkpoint_every = 5.0
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.decay = "all"
+    config.optimizer.weight_decay_rules = ()
 
 
 def imagenet2012(config):
@@ -85,8 +85,9 @@ def imagenet2012(config):
     config.train.log_every = 100
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 1e-4
-    config.optimizer.decay = "all"
-    config.schedule.name = "step"
+    config.optimizer.weight_decay_rules = ()
+    config.schedule.name = "multi_step"
+    config.schedule.milestones = (30.0, 60.0)
 
 
 def photographs(config):
@@ -100,7 +101,7 @@ def photographs(config):
     config.train.epochs = 30
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 5e-4
-    config.schedule.warmup_epochs = 2.0
+    config.schedule.warmup = 2.0
 
 
 RECIPES = {

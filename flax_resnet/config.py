@@ -10,7 +10,9 @@ because ml_collections cannot override a None.
 """
 
 import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -20,10 +22,11 @@ from flax_resnet.errors import ConfigError, DataError, suggestion
 
 
 class Rule(NamedTuple):
-    """What a value must satisfy, and the words that say so."""
+    """What a value must satisfy, and the words that say so; a tuple holds numbers but where it does not."""
 
     holds: Callable[[Any], bool]
     words: str
+    numbers: bool = True
 
 
 def one_of(*choices: Any) -> Rule:
@@ -62,7 +65,31 @@ def ascending_pair(low: float, high: float) -> Rule:
     )
 
 
+def _are_rules(pairs: tuple) -> bool:
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            return False
+        if not isinstance(pair[1], int | float) or not math.isfinite(pair[1]) or pair[1] < 0:
+            return False
+        try:
+            re.compile(pair[0])
+        except re.error:
+            return False
+    return True
+
+
 ANY = Rule(lambda v: True, "any value")
+ASCENDING = Rule(
+    lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise(v)),
+    "ascending numbers above 0",
+)
+CLASS_WEIGHTS = Rule(
+    lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
+)
+BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
+PARAMETER_RULES = Rule(
+    _are_rules, "pairs of a regular expression and a factor of at least 0", numbers=False
+)
 
 
 def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True) -> Any:
@@ -227,26 +254,108 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """SGD with momentum; weight decay enters the gradient, as in torch."""
+class Loss:
+    """What training minimises."""
 
+    name: str = setting(
+        "softmax",
+        one_of("softmax", "sigmoid"),
+        "cross-entropy over all classes, or binary cross-entropy of each",
+    )
+    label_smoothing: float = setting(0.0, within(0, 0.99), "share of the label spread over all")
+    class_weights: tuple = setting(
+        (), CLASS_WEIGHTS, "one per class, in their order; none for equal"
+    )
+    threshold: float = setting(
+        1.0,
+        within(0, 1),
+        "for sigmoid: soft labels above it count as 1, others as 0; 1 for as they are",
+    )
+    sum_classes: bool = setting(False, ANY, "for sigmoid: the sum over the classes, not the mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How a gradient becomes an update; training/optimizer.py has the formulas.
+
+    Rules are pairs of a regular expression and a factor. A parameter, named like layer1_0/conv1/kernel, takes the
+    factor of the first expression found in its name, and 1 where there is none.
+    """
+
+    name: str = setting(
+        "sgd", one_of("sgd", "lars", "lamb", "adamw", "rmsprop", "muon"), "what scales the gradient"
+    )
     learning_rate: float = setting(0.1, above(0), "peak, reached at the end of the warm-up")
-    momentum: float = setting(0.9, within(0, 0.9999), "of the gradient's running sum")
+    momentum: float = setting(
+        0.9, within(0, 0.9999), "of the gradient's running sum, but for lamb and adamw"
+    )
     nesterov: bool = setting(False, ANY, "look ahead by one momentum step")
-    weight_decay: float = setting(1e-4, at_least(0), "times the weights, added to the gradient")
-    decay: str = setting(
-        "kernels", one_of("kernels", "all"), "what decays: kernels only, or norms and biases too"
+    betas: tuple = setting(
+        (0.9, 0.999), BETAS, "for lamb, adamw: of the gradient's running mean, and of its square's"
+    )
+    rms_decay: float = setting(0.9, within(0, 0.9999), "for rmsprop: of the square's running mean")
+    epsilon: float = setting(1e-8, above(0), "added to what is divided by; sgd divides by nothing")
+    trust_coefficient: float = setting(
+        0.001, above(0), "for lars: the update's norm over the weights' at learning rate 1"
+    )
+    weight_decay: float = setting(1e-4, at_least(0), "times the weights")
+    weight_decay_form: str = setting(
+        "auto",
+        one_of("auto", "coupled", "decoupled"),
+        "added to the gradient, or to what the optimizer makes of it (then times the learning rate); auto is "
+        "coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
+    )
+    weight_decay_rules: tuple = setting(
+        (("kernel$", 1.0), ("", 0.0)),
+        PARAMETER_RULES,
+        "rules for the weight decay: as it stands, of kernels only",
+    )
+    learning_rate_rules: tuple = setting(
+        (), PARAMETER_RULES, "rules for the learning rate; 0 freezes"
+    )
+    layer_decay: float = setting(
+        1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"
+    )
+    clip_norm: float = setting(0.0, at_least(0), "largest norm of the whole gradient; 0 for any")
+    clip_adaptive: float = setting(
+        0.0,
+        at_least(0),
+        "largest norm of a unit's gradient over its weights', but the head's; 0 for any",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time."""
+    """The learning rate over time: a rise to the peak, a shape, and what it ends on.
 
-    name: str = setting("cosine", one_of("cosine", "step", "constant"), "shape after the warm-up")
-    warmup_epochs: float = setting(0.0, at_least(0), "linear rise from 0")
-    step_epochs: int = setting(30, at_least(1), "for step: epochs between two drops")
-    step_factor: float = setting(0.1, within(0, 1), "for step: what a drop multiplies by")
+    A warm-up and a linear fall are together the triangle of fast recipes.
+    """
+
+    name: str = setting(
+        "cosine",
+        one_of("cosine", "linear", "polynomial", "multi_step", "constant"),
+        "shape after the warm-up",
+    )
+    unit: str = setting(
+        "epochs",
+        one_of("epochs", "steps", "fraction"),
+        "of warmup, cooldown and milestones; fraction of the run",
+    )
+    warmup: float = setting(0.0, at_least(0), "length of the linear rise")
+    warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")
+    cooldown: float = setting(0.0, at_least(0), "length of the end at the final learning rate")
+    final: float = setting(0.0, within(0, 1), "share of the peak that a fall ends on")
+    power: float = setting(2.0, above(0), "for polynomial: of the share of the fall that is left")
+    milestones: tuple = setting((30.0, 60.0), ASCENDING, "for multi_step: when it drops")
+    factor: float = setting(0.1, within(0, 1), "for multi_step: what a drop multiplies by")
+    batch_scaling: str = setting(
+        "none",
+        one_of("none", "linear", "sqrt"),
+        "the peak times train.batch_size / base_batch_size, or the square root of that",
+    )
+    base_batch_size: int = setting(
+        256, at_least(1), "the batch size that learning_rate is meant for"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +365,6 @@ class Train:
     batch_size: int = setting(128, at_least(1), "images per step, over all devices")
     epochs: int = setting(10, within(1, 10**6), "passes over the data; more of them extend a run")
     seed: int = setting(0, within(0, 2**31 - 1), "of weights, order and augmentation")
-    label_smoothing: float = setting(0.0, within(0, 0.99), "share of the label spread over all")
     matmul_precision: str = setting(
         "default", one_of("default", "tf32", "float32"), "of float32 products on GPU and TPU"
     )
@@ -307,6 +415,7 @@ class Config:
     data: Data = Data()
     augment: Augment = Augment()
     model: Model = Model()
+    loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     train: Train = Train()
@@ -365,11 +474,15 @@ def freeze(values: Mapping[str, Any]) -> Config:
 def _checked(key: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{key}={value!r}: must be {kind.__name__} ({metadata['help']})")
-    if kind is tuple and not all(isinstance(x, int | float) for x in value):
+    if (
+        kind is tuple
+        and metadata["rule"].numbers
+        and not all(isinstance(x, int | float) for x in value)
+    ):
         raise ConfigError(f"{key}={value!r}: must be numbers ({metadata['help']})")
     if not metadata["rule"].holds(value):
         raise ConfigError(f"{key}={value!r}: must be {metadata['rule'].words} ({metadata['help']})")
@@ -420,11 +533,6 @@ def _check_together(config: Config) -> None:
             f"model.norm_groups={config.model.norm_groups}: must divide "
             f"train.batch_size={config.train.batch_size}"
         )
-    if config.schedule.warmup_epochs >= config.train.epochs and config.schedule.warmup_epochs:
-        raise ConfigError(
-            f"schedule.warmup_epochs={config.schedule.warmup_epochs}: must be below "
-            f"train.epochs={config.train.epochs}"
-        )
 
 
 def differences(stored: Config, wanted: Config) -> list[str]:
@@ -457,8 +565,10 @@ class Plan:
     num_classes: int
     steps_per_epoch: int
     total_steps: int
+    peak_learning_rate: float
     warmup_steps: int
-    step_steps: int
+    cooldown_steps: int
+    milestones: tuple[int, ...]
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
@@ -466,7 +576,7 @@ class Plan:
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
         """Returns a plan of one step, for a state whose schedule does not matter."""
-        return cls(1, 1, num_classes, 1, 1, 0, 1, 1, 1, 1)
+        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1)
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
@@ -479,7 +589,8 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
       num_classes: classes of the dataset.
 
     Raises:
-      ConfigError: `model.num_classes` is set to fewer classes than the dataset has.
+      ConfigError: `model.num_classes` is set to fewer classes than the dataset has, or another number that does
+        not go with its size.
       DataError: the dataset has no examples, or fewer than one batch.
     """
     batch = config.train.batch_size
@@ -496,6 +607,11 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
             f"{num_classes} classes, or 0 for exactly these"
         )
+    logits = config.model.num_classes or num_classes
+    if config.loss.class_weights and len(config.loss.class_weights) != logits:
+        raise ConfigError(
+            f"loss.class_weights={config.loss.class_weights}: must be {logits} numbers, one per class"
+        )
     steps = num_train // batch
     if config.train.steps_per_call > steps:
         raise ConfigError(
@@ -507,14 +623,30 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         calls = math.ceil(max(1, round(epochs * steps)) / config.train.steps_per_call)
         return calls * config.train.steps_per_call
 
+    schedule, total = config.schedule, config.train.epochs * steps
+    unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
+    warmup, cooldown = round(schedule.warmup * unit), round(schedule.cooldown * unit)
+    if warmup + cooldown and warmup + cooldown >= total:
+        raise ConfigError(
+            f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
+            f"must be below the {total} steps of train.epochs={config.train.epochs}, together"
+        )
+    scale = batch / schedule.base_batch_size
+    peak = (
+        config.optimizer.learning_rate
+        * {"none": 1.0, "linear": scale, "sqrt": math.sqrt(scale)}[schedule.batch_scaling]
+    )
+
     return Plan(
         num_train=num_train,
         num_eval=num_eval,
-        num_classes=config.model.num_classes or num_classes,
+        num_classes=logits,
         steps_per_epoch=steps,
-        total_steps=config.train.epochs * steps,
-        warmup_steps=round(config.schedule.warmup_epochs * steps),
-        step_steps=config.schedule.step_epochs * steps,
+        total_steps=total,
+        peak_learning_rate=peak,
+        warmup_steps=warmup,
+        cooldown_steps=cooldown,
+        milestones=tuple(round(m * unit) for m in schedule.milestones),
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,

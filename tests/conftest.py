@@ -92,7 +92,7 @@ def tiny(data_dir, cache_dir):
         "--config.train.batch_size=240",
         "--config.train.eval_batch_size=360",
         "--config.train.epochs=2",
-        "--config.schedule.warmup_epochs=0",
+        "--config.schedule.warmup=0",
         f"--data_dir={data_dir}",
         f"--compilation_cache={cache_dir}",
     ]

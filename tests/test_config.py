@@ -47,7 +47,15 @@ def test_the_dict_is_locked():
         ("augment", "mix_mode", "elem", "one of batch, pair, element"),
         ("model", "norm_groups", 3, "model.norm_scope='ghost'"),
         ("model", "in_channels", 2, "one of 1, 3"),
-        ("schedule", "warmup_epochs", 10.0, "below train.epochs"),
+        ("schedule", "milestones", (60, 30), "ascending numbers"),
+        ("schedule", "warmup_epochs", 5.0, "is unknown"),
+        ("optimizer", "name", "adam", "one of sgd, lars, lamb, adamw"),
+        ("optimizer", "betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("optimizer", "weight_decay_rules", (("kernel", -1.0),), "pairs of a regular expression"),
+        ("optimizer", "learning_rate_rules", (("(", 1.0),), "pairs of a regular expression"),
+        ("optimizer", "learning_rate_rules", ("fc", 0.1), "pairs of a regular expression"),
+        ("loss", "class_weights", (0, 0), "not all 0"),
+        ("loss", "class_weights", ("a", "b"), "numbers"),
         ("train", "batchsize", 3, "did you mean 'train.batch_size'"),
         ("trian", "batch_size", 3, "did you mean 'train'"),
     ],
@@ -78,11 +86,22 @@ def test_plan_drops_the_remainder_of_an_epoch():
     config = freeze(
         {
             "train": {"batch_size": 64, "epochs": 3, "eval_every": 0.5},
-            "schedule": {"warmup_epochs": 1.5},
+            "schedule": {"warmup": 1.5},
         }
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
-    assert result == Plan(1437, 360, 10, 22, 66, 33, 660, 11, 22, 64)
+    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 11, 22, 64)
+
+
+def test_rules_survive_json():
+    config = freeze({"optimizer": {"learning_rate_rules": (("^fc", 1), ("", 0.1))}})
+    assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_class_weights_are_as_many_as_the_classes():
+    config = freeze({"loss": {"class_weights": (1, 2)}, "train": {"batch_size": 1}})
+    with pytest.raises(ConfigError, match=r"loss.class_weights=\(1, 2\): must be 3 numbers"):
+        plan(config, num_train=1, num_eval=1, num_classes=3)
 
 
 def test_plan_refuses_what_the_data_cannot_give():

@@ -189,7 +189,7 @@ def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
     arguments = [
         "--config=resnet18", "--config.model.widths=(4,8,8,8)", "--config.model.depths=(1,3,1,1)",
         "--config.model.scan=True", "--config.train.batch_size=240", "--config.train.epochs=1",
-        "--config.schedule.warmup_epochs=0", "--config.train.eval_batch_size=360",
+        "--config.schedule.warmup=0", "--config.train.eval_batch_size=360",
         f"--data_dir={data_dir}", f"--compilation_cache={cache_dir}", f"--workdir={run}",
     ]  # fmt: skip
     assert main.main(arguments) == 0
@@ -371,7 +371,7 @@ def test_training_starts_from_weights(photographs, tmp_path, cache_dir, capsys):
     arguments = [
         f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,8,8)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
-        "--config.schedule.warmup_epochs=0", f"--compilation_cache={cache_dir}",
+        "--config.schedule.warmup=0", f"--compilation_cache={cache_dir}",
         f"--config.model.pretrained={file}", "--config.optimizer.learning_rate=1e-30",
         "--config.augment.mean=(0.5,0.5,0.5)",
     ]  # fmt: skip

@@ -209,7 +209,7 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
         f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
         "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
-        "--config.schedule.warmup_epochs=0", "--config.data.limit=8", "--config.data.holdout=0.1",
+        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.holdout=0.1",
     ]  # fmt: skip
     assert main.main(arguments) == 0
     assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}
@@ -269,7 +269,7 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     arguments = [
         f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,16,32)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
-        "--config.schedule.warmup_epochs=0", "--config.data.holdout=0.3",
+        "--config.schedule.warmup=0", "--config.data.holdout=0.3",
         f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
     (photographs / "china" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")

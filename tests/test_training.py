@@ -10,11 +10,11 @@ from jax.sharding import AxisType
 from flax_resnet.augment import training_batch
 from flax_resnet.config import Augment, freeze, plan
 from flax_resnet.training import sharding
-from flax_resnet.training.optimizer import decays, learning_rate, make_optimizer
+from flax_resnet.training.loss import batch_loss
+from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import (
     AUGMENT_STREAM,
-    cross_entropy,
     evaluate,
     is_top1,
     is_top5,
@@ -25,7 +25,8 @@ from flax_resnet.training.step import (
 CONFIG = freeze(
     {
         "model": {"stem": "cifar", "widths": (16, 32, 32, 32), "depths": (1, 1, 1, 1)},
-        "train": {"batch_size": 16, "epochs": 4, "label_smoothing": 0.1},
+        "train": {"batch_size": 16, "epochs": 4},
+        "loss": {"label_smoothing": 0.1},
         "augment": {"shift": 1, "flip": True},
         "optimizer": {"learning_rate": 0.05, "nesterov": True},
     }
@@ -115,15 +116,6 @@ def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery)
         assert score["top1"] == pytest.approx((np.argmax(logits, 1) == examples["label"]).mean())
 
 
-def test_cross_entropy_of_soft_labels_smoothed():
-    draw = np.random.default_rng(0)
-    logits = draw.normal(size=(5, 4)).astype(np.float32)
-    targets = draw.dirichlet(np.ones(4), 5).astype(np.float32)
-    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    expected = -((0.9 * targets + 0.1 / 4) * log_probabilities).sum(1)
-    np.testing.assert_allclose(cross_entropy(logits, targets, 0.1), expected, rtol=1e-5)
-
-
 def test_the_step_trains_on_what_augment_gives(machinery):
     """Mixed images and labels; of a mixed label, top1 asks for the larger part."""
     model, optimizer, init = machinery
@@ -134,7 +126,7 @@ def test_the_step_trains_on_what_augment_gives(machinery):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     top1 = (np.argmax(logits, 1) == np.argmax(targets, 1)).mean()
-    loss = cross_entropy(logits, targets, 0.1).mean()
+    loss = batch_loss(logits, targets, config.loss)
 
     mesh = two_meshes()[0]
     step = make_train_step(config, model, optimizer, mesh)
@@ -151,57 +143,3 @@ def test_top1_and_top5():
     assert is_top1(logits, labels).tolist() == [1, 0, 0, 0]
     assert is_top5(logits, labels).tolist() == [1, 1, 0, 0]
     assert is_top5(logits[:, :3], jnp.array([0, 1, 2, 2])).tolist() == [1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_the_optimizer_is_torchs_sgd(nesterov):
-    section = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01, "learning_rate": 0.1}
-    config = freeze({"optimizer": section, "schedule": {"name": "constant"}})
-    optimizer = make_optimizer(config, PLAN)
-    params = {"conv1": {"kernel": jnp.array([1.0, -2.0])}, "bn1": {"scale": jnp.array([1.0])}}
-    grads = {"conv1": {"kernel": jnp.array([0.5, 0.25])}, "bn1": {"scale": jnp.array([2.0])}}
-    state = optimizer.init(params)
-    expected = {"kernel": np.array([1.0, -2.0]), "scale": np.array([1.0])}
-    velocity = {"kernel": 0.0, "scale": 0.0}
-    for _ in range(3):
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        for key, decay, g in (
-            ("kernel", 0.01, np.array([0.5, 0.25])),
-            ("scale", 0.0, np.array([2.0])),
-        ):
-            g = g + decay * expected[key]
-            velocity[key] = 0.9 * velocity[key] + g
-            expected[key] = expected[key] - 0.1 * (
-                g + 0.9 * velocity[key] if nesterov else velocity[key]
-            )
-    np.testing.assert_allclose(params["conv1"]["kernel"], expected["kernel"], rtol=1e-6)
-    np.testing.assert_allclose(params["bn1"]["scale"], expected["scale"], rtol=1e-6)
-
-
-def test_what_decays(machinery):
-    params = machinery[2]().params
-    chosen = jax.tree.leaves_with_path(decays(params, "kernels"))
-    assert all(decay == (path[-1].key == "kernel") for path, decay in chosen)
-    assert all(jax.tree.leaves(decays(params, "all")))
-
-
-def test_cosine_with_warm_up():
-    config = freeze(
-        {
-            "train": {"batch_size": 10, "epochs": 10},
-            "schedule": {"warmup_epochs": 2.0},
-            "optimizer": {"learning_rate": 0.4},
-        }
-    )
-    schedule = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
-    for step, expected in ((0, 0.0), (10, 0.2), (20, 0.4), (60, 0.2), (100, 0.0)):
-        assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
-
-
-def test_steps_drop_where_torchvision_drops_them():
-    section = {"name": "step", "step_epochs": 3, "warmup_epochs": 1.0}
-    config = freeze({"train": {"batch_size": 10, "epochs": 10}, "schedule": section})
-    schedule = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
-    for step, expected in ((10, 0.1), (29, 0.1), (31, 0.01), (61, 1e-3), (95, 1e-4)):
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)

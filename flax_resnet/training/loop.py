@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from flax_resnet.config import Augment, Config, Plan
+from flax_resnet.config import Config, Plan
 from flax_resnet.config import plan as make_plan
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
@@ -16,10 +16,11 @@ from flax_resnet.data.source import open_source
 from flax_resnet.errors import ConfigError, DataError, WorkdirError
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
-from flax_resnet.training.optimizer import learning_rate, make_optimizer
+from flax_resnet.training.description import describe
+from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.pretrained import read_pretrained, warm_started
+from flax_resnet.training.schedule import learning_rate
 from flax_resnet.training.state import (
-    TrainState,
     abstract_state,
     build_model,
     check_training,
@@ -243,70 +244,3 @@ def _report(
     (run_dir / workdir.SUMMARY).write_text(summary)
     log.info("%s", summary.rstrip())
     return result
-
-
-def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
-    """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
-    data = config.data
-    where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
-    size = data.image_size
-    ways = ", ".join(
-        text
-        for on, text in (
-            (data.repeats > 1, f"each {data.repeats} times an epoch"),
-            (data.balanced, "every class equally often"),
-            (config.train.steps_per_call > 1, f"{config.train.steps_per_call} steps a call"),
-        )
-        if on
-    )
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    kinds = {d.device_kind for d in jax.devices()}
-    options = {k: v for k, v in config.model.options().items() if k != "dtype"}
-    changed = ", ".join(f"{key} {value}" for key, value in options.items())
-    rows = {
-        "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
-        "dataset": (
-            f"{where}: {plan.num_train:,} images to train on ({data.train_split}), {plan.num_eval:,} to "
-            f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
-        ),
-        "input": (
-            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "
-            f"{data.train_crop}{ways and f', {ways}'}"
-        ),
-        "augment": ", ".join(augmentations(config.augment)) or "nothing",
-        "model": (
-            f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
-            f"computing in {config.model.dtype}"
-        ),
-        "steps": (
-            f"{plan.total_steps:,} of {config.train.batch_size} images: {config.train.epochs} epochs of "
-            f"{plan.steps_per_epoch:,}, warm-up {plan.warmup_steps:,}"
-        ),
-        "optimizer": (
-            f"SGD, learning rate {config.optimizer.learning_rate:g} ({config.schedule.name}), momentum "
-            f"{config.optimizer.momentum:g}{' (nesterov)' if config.optimizer.nesterov else ''}, weight "
-            f"decay {config.optimizer.weight_decay:g} on {config.optimizer.decay}"
-        ),
-    }
-    return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
-
-
-def augmentations(config: Augment) -> list[str]:
-    """Names the operations that are on, with what they are told."""
-    jitter = ("brightness", "contrast", "saturation", "hue")
-    mixing = f"{config.mix_mode}, probability {config.mix_probability:g}"
-    rows = [
-        (config.shift, f"shift {config.shift} ({config.shift_padding})"),
-        (config.flip, "flip"),
-        *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
-        (
-            config.policy == "randaugment",
-            f"randaugment ({config.policy_ops} of magnitude {config.policy_magnitude})",
-        ),
-        (config.policy == "trivialaugment", "trivialaugment"),
-        (config.erase, f"erase {config.erase:g} ({config.erase_fill})"),
-        (config.cutout, f"cutout {config.cutout}"),
-        (config.mixup, f"mixup {config.mixup:g} ({mixing})"),
-        (config.cutmix, f"cutmix {config.cutmix:g} ({mixing})"),
-    ]
-    return [text for on, text in rows if on]

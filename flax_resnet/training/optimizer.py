@@ -1,50 +1,226 @@
-"""SGD with momentum and its schedule, as compositions of Optax."""
+"""Optimizers, as compositions of Optax."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
+from optax import contrib
 
-from flax_resnet.config import Config, Plan
+from flax_resnet.config import Config, Optimizer, Plan
+from flax_resnet.errors import ConfigError
+from flax_resnet.training.schedule import learning_rate
+
+Rules = tuple[tuple[str, float], ...]
+HEAD = r"^(fc|classifier_6)/"
+BLOCK = re.compile(r"layer(\d+)_(\d+)/")
 
 
-def learning_rate(config: Config, plan: Plan) -> optax.Schedule:
-    """Returns step -> learning rate: linear warm-up from 0, then the configured shape.
+class Kind(NamedTuple):
+    """One optimizer; what stands between the parts is the same for all (`make_optimizer`).
 
-    Source: warm-up, Goyal et al. 2017, section 2.2; cosine, Loshchilov and Hutter 2017, equation 5.
+    Attributes:
+      direction: makes of the settings what scales the gradient.
+      finish: the same, for what comes after the learning rate: momentum that holds it (TensorFlow's way).
+      trust: the same, for what fits each layer's update to its weights; where the weights decay only.
+      coupled: whether weight decay, of itself, enters the gradient.
     """
-    peak, schedule = config.optimizer.learning_rate, config.schedule
-    remaining = plan.total_steps - plan.warmup_steps
-    if schedule.name == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(1, remaining))
-    elif schedule.name == "step":
-        drops = range(plan.step_steps, plan.total_steps, plan.step_steps)
-        boundaries = {
-            d - plan.warmup_steps: schedule.step_factor for d in drops if d > plan.warmup_steps
-        }
-        main = optax.piecewise_constant_schedule(peak, boundaries)
-    else:
-        main = optax.constant_schedule(peak)
-    if not plan.warmup_steps:
-        return main
-    warmup = optax.linear_schedule(0.0, peak, plan.warmup_steps)
-    return optax.join_schedules([warmup, main], [plan.warmup_steps])
+
+    direction: Callable[[Optimizer], optax.GradientTransformation]
+    coupled: bool
+    trust: Callable[[Optimizer], optax.GradientTransformation] | None = None
+    finish: Callable[[Optimizer], optax.GradientTransformation] | None = None
 
 
-def decays(params: optax.Params, which: str) -> optax.Params:
-    """Returns a tree of bools: True where weight decay applies ("kernels", or "all")."""
-    return jax.tree.map_with_path(
-        lambda path, _: which == "all" or path[-1].key == "kernel", params
+def _momentum(section: Optimizer) -> optax.GradientTransformation:
+    if not section.momentum:
+        return optax.identity()
+    return optax.trace(section.momentum, section.nesterov)
+
+
+def _adam(section: Optimizer) -> optax.GradientTransformation:
+    return optax.scale_by_adam(*section.betas, section.epsilon, nesterov=section.nesterov)
+
+
+def _rms(section: Optimizer) -> optax.GradientTransformation:
+    # TensorFlow's: epsilon within the root, and a mean square of 1 to begin with.
+    return optax.scale_by_rms(section.rms_decay, section.epsilon, initial_scale=1.0)
+
+
+def _muon(section: Optimizer) -> optax.GradientTransformation:
+    def flattened(params: optax.Params) -> Any:
+        convolution = contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return jax.tree.map(lambda leaf: convolution if leaf.ndim == 4 else None, params)
+
+    muon = contrib.muon(
+        1.0,
+        beta=section.momentum,
+        nesterov=section.nesterov,
+        adam_b1=section.betas[0],
+        adam_b2=section.betas[1],
+        eps=section.epsilon,
+        muon_weight_dimension_numbers=flattened,
     )
+    return optax.chain(muon, optax.scale(-1.0))  # of rate 1, it descends already
+
+
+KINDS = {
+    # Sutskever et al. 2013, section 2, in torch's form: v = momentum v + g; w -= rate v.
+    "sgd": Kind(_momentum, coupled=True),
+    # You et al. 2017, "Large batch training of convolutional networks", algorithm 1.
+    "lars": Kind(
+        lambda section: optax.identity(),
+        coupled=True,
+        trust=lambda section: optax.scale_by_trust_ratio(
+            trust_coefficient=section.trust_coefficient, eps=section.epsilon
+        ),
+        finish=_momentum,
+    ),
+    # You et al. 2020, "Large batch optimization for deep learning", algorithm 2.
+    "lamb": Kind(_adam, coupled=False, trust=lambda section: optax.scale_by_trust_ratio()),
+    # Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+    "adamw": Kind(_adam, coupled=False),
+    # Tieleman and Hinton 2012, in TensorFlow's form.
+    "rmsprop": Kind(_rms, coupled=True, finish=_momentum),
+    # Jordan et al. 2024, "Muon", on the kernels of convolutions; Adam on the rest.
+    "muon": Kind(_muon, coupled=False),
+}
 
 
 def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
-    """Returns torch's SGD: ``v = momentum v + (g + weight_decay w)``, ``w = w - lr v``.
+    """Returns the configured optimizer.
 
-    Source: Sutskever et al. 2013, section 2, in torch's form, where the learning rate multiplies last.
+    In order: the gradient is clipped; coupled decay adds ``weight_decay w``; the optimizer scales; decoupled decay
+    adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
+    learning rate, and each parameter's own factor of it.
+
+    Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
+
+    Raises (where it is initialised):
+      ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
     """
     section = config.optimizer
+    kind = KINDS[section.name]
+    coupled = decays_coupled(section)
+
+    def decay_factors(params: optax.Params) -> Any:
+        return factors(params, section.weight_decay_rules, "optimizer.weight_decay_rules")
+
+    def decays(params: optax.Params) -> Any:
+        return jax.tree.map(
+            lambda factor: factor > 0 and section.weight_decay > 0, decay_factors(params)
+        )
+
+    def rate_factors(params: optax.Params) -> Any:
+        own = factors(params, section.learning_rate_rules, "optimizer.learning_rate_rules")
+        return jax.tree.map(float.__mul__, own, block_factors(params, section.layer_decay))
+
+    def decayed(update: jax.Array, param: jax.Array, factor: float) -> jax.Array:
+        strength = section.weight_decay * factor
+        return update + strength * param if strength else update
+
+    decay = _with_params(decayed, decay_factors)
     return optax.chain(
-        optax.add_decayed_weights(
-            section.weight_decay, mask=lambda params: decays(params, section.decay)
-        ),
-        optax.sgd(learning_rate(config, plan), section.momentum or None, section.nesterov),
+        optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
+        optax.masked(optax.adaptive_grad_clip(section.clip_adaptive), outside_head)
+        if section.clip_adaptive
+        else optax.identity(),
+        decay if coupled else optax.identity(),
+        kind.direction(section),
+        optax.identity() if coupled else decay,
+        optax.masked(kind.trust(section), decays) if kind.trust else optax.identity(),
+        _with_params(lambda update, param, factor: update * factor, rate_factors),
+        optax.scale_by_learning_rate(learning_rate(config, plan)),
+        kind.finish(section) if kind.finish else optax.identity(),
     )
+
+
+def decays_coupled(section: Optimizer) -> bool:
+    """Whether weight decay enters the gradient."""
+    forms = {"auto": KINDS[section.name].coupled, "coupled": True, "decoupled": False}
+    return forms[section.weight_decay_form]
+
+
+def _with_params(change: Callable, of_params: Callable) -> optax.GradientTransformation:
+    """A transformation without state: ``change(update, parameter, factor)``, leaf by leaf."""
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        of_params(params)  # a rule that makes no sense is refused here, before anything is computed
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        return jax.tree.map(change, updates, params, of_params(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def names(params: optax.Params) -> Any:
+    """Returns a tree of the parameters' names, such as layer1_0/conv1/kernel."""
+    return jax.tree.map_with_path(lambda path, _: "/".join(part.key for part in path), params)
+
+
+def factors(params: optax.Params, rules: Rules, key: str) -> Any:
+    """Returns a tree of factors: that of the first rule found in each parameter's name, else 1.
+
+    Raises:
+      ConfigError: a rule is found in no name, earlier rules apart.
+    """
+    matched = [False] * len(rules)
+
+    def factor(name: str) -> float:
+        for number, (pattern, value) in enumerate(rules):
+            if re.search(pattern, name):
+                matched[number] = True
+                return float(value)
+        return 1.0
+
+    found = jax.tree.map(factor, names(params))
+    for (pattern, value), one in zip(rules, matched, strict=True):
+        if not one:
+            some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
+            raise ConfigError(
+                f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; there are "
+                f"{some} and so on (python -m flax_resnet.summary lists them)"
+            )
+    return found
+
+
+def outside_head(params: optax.Params) -> Any:
+    """Returns a tree of bools: False for the last linear layer."""
+    return jax.tree.map(lambda name: not re.search(HEAD, name), names(params))
+
+
+def block_factors(params: optax.Params, layer_decay: float) -> Any:
+    """Returns a tree of factors: 1 for the head, and `layer_decay` to the power of the blocks up to it.
+
+    The last block, and a normalisation after it, have the power 1, the block before 2, and the stem one more than
+    the first block.
+
+    Source: Clark et al. 2020, "ELECTRA", appendix A; for images, Bao et al. 2022, "BEiT", appendix.
+    """
+    if layer_decay == 1:
+        return jax.tree.map(lambda leaf: 1.0, params)
+    blocks = sorted(
+        {
+            tuple(map(int, found.groups()))
+            for found in map(BLOCK.match, jax.tree.leaves(names(params)))
+            if found
+        }
+    )
+    if not blocks or any("_rest/" in name for name in jax.tree.leaves(names(params))):
+        raise ConfigError(
+            f"optimizer.layer_decay={layer_decay:g}: goes with residual networks whose blocks are apart "
+            "(model.scan=False)"
+        )
+
+    def factor(name: str) -> float:
+        if re.search(HEAD, name):
+            return 1.0
+        if name.startswith("norm/"):
+            return layer_decay
+        block = BLOCK.match(name)
+        before = blocks.index(tuple(map(int, block.groups()))) + 1 if block else 0
+        return layer_decay ** (len(blocks) + 1 - before)
+
+    return jax.tree.map(factor, names(params))

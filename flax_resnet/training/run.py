@@ -157,8 +157,8 @@ class Run:
         )
         return (
             f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
-            f"{config.optimizer.learning_rate} is too high, schedule.warmup_epochs="
-            f"{config.schedule.warmup_epochs} too short, model.dtype={config.model.dtype} too narrow"
+            f"{config.optimizer.learning_rate} is too high, schedule.warmup="
+            f"{config.schedule.warmup} too short, model.dtype={config.model.dtype} too narrow"
         )
 
 

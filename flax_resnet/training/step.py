@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
 from flax_resnet.training import sharding
+from flax_resnet.training.loss import batch_loss, cross_entropy
 from flax_resnet.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -24,14 +25,6 @@ AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
     """Returns the key of one of the streams at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
-    """Softmax cross-entropy [N] of logits [N, K] and soft labels [N, K], smoothed.
-
-    Source: label smoothing, Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
-    """
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
 def is_top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -52,7 +45,7 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
       ``loss(params, batch_stats, step, batch) -> (loss, (logits, targets, batch_stats))``: the mean over the
       batch, augmented as the stream says for that step; logits and soft labels [N, K]; the new statistics.
     """
-    seed, smoothing = config.train.seed, config.train.label_smoothing
+    seed = config.train.seed
 
     def loss_fn(params: optax.Params, batch_stats: Any, step: jax.Array, batch: Batch) -> tuple:
         key = stream_key(seed, AUGMENT_STREAM, step)
@@ -66,7 +59,7 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
             mutable=["batch_stats"],
             rngs={"dropout": stream_key(seed, DROPOUT_STREAM, step)},
         )
-        loss = cross_entropy(logits, targets, smoothing).mean()
+        loss = batch_loss(logits, targets, config.loss)
         return loss, (logits, targets, updated.get("batch_stats", {}))
 
     return loss_fn
@@ -151,7 +144,7 @@ def make_eval_step(
         logits = model.apply(variables, images, train=False)
         mask = batch["mask"].astype(jnp.float32)
         targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
-        losses = cross_entropy(logits, targets, 0.0)
+        losses = cross_entropy(logits, targets)
         return {
             "loss": jnp.where(batch["mask"], losses, 0).sum(),
             "top1": (is_top1(logits, batch["label"]) * mask).sum(),

@@ -1,0 +1,63 @@
+"""Losses against their formulas in NumPy."""
+
+import numpy as np
+import pytest
+
+from flax_resnet.config import Loss
+from flax_resnet.training.loss import batch_loss
+
+N, K = 6, 4
+DRAW = np.random.default_rng(0)
+LOGITS = DRAW.normal(size=(N, K)).astype(np.float32)
+SOFT = DRAW.dirichlet(np.ones(K), N).astype(np.float32)
+HARD = np.eye(K, dtype=np.float32)[[0, 3, 2, 2, 1, 0]]
+WEIGHTS = np.array([1.0, 0.5, 3.0, 2.0])
+LOG_P = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
+P = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+
+
+def smoothed(targets, smoothing):
+    return (1 - smoothing) * targets + smoothing / K
+
+
+def binary(targets):
+    return -(targets * np.log(P) + (1 - targets) * np.log(1 - P))
+
+
+@pytest.mark.parametrize("targets", [SOFT, HARD], ids=["soft", "hard"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_cross_entropy(targets, smoothing):
+    expected = -(smoothed(targets, smoothing) * LOG_P).sum(1).mean()
+    found = batch_loss(LOGITS, targets, Loss(label_smoothing=smoothing))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_weigh_examples_as_torchs_cross_entropy_does(smoothing):
+    losses = -(WEIGHTS * smoothed(HARD, smoothing) * LOG_P).sum(1)
+    expected = losses.sum() / WEIGHTS[HARD.argmax(1)].sum()
+    section = Loss(label_smoothing=smoothing, class_weights=tuple(WEIGHTS))
+    np.testing.assert_allclose(batch_loss(LOGITS, HARD, section), expected, rtol=1e-5)
+
+
+def test_a_batch_without_weight_has_no_loss():
+    first = np.eye(K, dtype=np.float32)[[0] * N]
+    assert float(batch_loss(LOGITS, first, Loss(class_weights=(0.0, 1.0, 1.0, 1.0)))) == 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy(smoothing):
+    terms = binary(smoothed(SOFT, smoothing))
+    section = Loss(name="sigmoid", label_smoothing=smoothing)
+    np.testing.assert_allclose(batch_loss(LOGITS, SOFT, section), terms.mean(), rtol=1e-5)
+    summed = Loss(name="sigmoid", label_smoothing=smoothing, sum_classes=True)
+    np.testing.assert_allclose(batch_loss(LOGITS, SOFT, summed), terms.sum(1).mean(), rtol=1e-5)
+    weighted = Loss(name="sigmoid", label_smoothing=smoothing, class_weights=tuple(WEIGHTS))
+    expected = (WEIGHTS * terms).mean()
+    np.testing.assert_allclose(batch_loss(LOGITS, SOFT, weighted), expected, rtol=1e-5)
+
+
+def test_a_threshold_makes_soft_labels_hard():
+    section = Loss(name="sigmoid", threshold=0.2)
+    expected = binary((SOFT > 0.2).astype(float)).mean()
+    np.testing.assert_allclose(batch_loss(LOGITS, SOFT, section), expected, rtol=1e-5)

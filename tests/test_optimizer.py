@@ -1,0 +1,234 @@
+"""Optimizers against their formulas in NumPy, and which parameter gets what."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from flax_resnet import create_model
+from flax_resnet.config import freeze, plan
+from flax_resnet.errors import ConfigError
+from flax_resnet.training.optimizer import block_factors, factors, make_optimizer, names
+
+RATE, DECAY, STEPS = 0.1, 0.01, 4
+KERNEL, BIAS, HEAD = "layer1_0/conv1/kernel", "layer1_0/bn1/bias", "fc/kernel"
+
+
+def optimizer_of(**section):
+    config = freeze(
+        {
+            "optimizer": {"learning_rate": RATE, "weight_decay": DECAY, **section},
+            "schedule": {"name": "constant"},
+            "train": {"batch_size": 10},
+        }
+    )
+    return make_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+
+
+def values():
+    """Parameters, and a gradient per step, by name; float64."""
+    draw = np.random.default_rng(0)
+    shapes = {KERNEL: (3, 3, 2, 4), BIAS: (4,), HEAD: (4, 3)}
+    params = {name: draw.normal(size=shape) for name, shape in shapes.items()}
+    grads = [
+        {name: draw.normal(size=shape) for name, shape in shapes.items()} for _ in range(STEPS)
+    ]
+    return params, grads
+
+
+def nested(flat):
+    tree = {}
+    for name, value in flat.items():
+        *path, last = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def ours(**section):
+    """What the parameters become, by name."""
+    params, grads = values()
+    with jax.enable_x64(True):
+        optimizer, tree = optimizer_of(**section), jax.tree.map(jax.numpy.asarray, nested(params))
+        state = optimizer.init(tree)
+        for grad in grads:
+            updates, state = optimizer.update(nested(grad), state, tree)
+            tree = optax.apply_updates(tree, updates)
+    return dict(
+        zip(jax.tree.leaves(names(tree)), map(np.asarray, jax.tree.leaves(tree)), strict=True)
+    )
+
+
+def formula(step_of):
+    """The same by a formula, ``step_of(w, g, memory, t, decay) -> what is subtracted``; kernels alone decay."""
+    params, grads = values()
+    memory = {name: {} for name in params}
+    for t, grad in enumerate(grads, 1):
+        for name, w in params.items():
+            decay = DECAY * name.endswith("kernel")
+            params[name] = w - step_of(w, grad[name], memory[name], t, decay)
+    return params
+
+
+def sgd(w, g, memory, t, decay, nesterov=False):
+    g = g + decay * w
+    memory["v"] = 0.9 * memory.get("v", 0) + g
+    return RATE * (g + 0.9 * memory["v"] if nesterov else memory["v"])
+
+
+def sgdw(w, g, memory, t, decay):
+    memory["v"] = 0.9 * memory.get("v", 0) + g
+    return RATE * (memory["v"] + decay * w)
+
+
+def lars(w, g, memory, t, decay):
+    g = g + decay * w
+    if decay:
+        g = 0.001 * np.linalg.norm(w) / (np.linalg.norm(g) + 1e-8) * g
+    memory["v"] = 0.9 * memory.get("v", 0) + RATE * g
+    return memory["v"]
+
+
+def adam(g, memory, t):
+    memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+    memory["s"] = 0.999 * memory.get("s", 0) + 0.001 * g * g
+    return memory["m"] / (1 - 0.9**t) / (np.sqrt(memory["s"] / (1 - 0.999**t)) + 1e-8)
+
+
+def adamw(w, g, memory, t, decay):
+    return RATE * (adam(g, memory, t) + decay * w)
+
+
+def l2_adam(w, g, memory, t, decay):
+    return RATE * adam(g + decay * w, memory, t)
+
+
+def lamb(w, g, memory, t, decay):
+    u = adam(g, memory, t) + decay * w
+    return RATE * u * (np.linalg.norm(w) / np.linalg.norm(u) if decay else 1)
+
+
+def rmsprop(w, g, memory, t, decay):
+    g = g + decay * w
+    memory["s"] = 0.9 * memory.get("s", 1) + 0.1 * g * g
+    memory["v"] = 0.9 * memory.get("v", 0) + RATE * g / np.sqrt(memory["s"] + 1e-8)
+    return memory["v"]
+
+
+@pytest.mark.parametrize(
+    ("step_of", "section"),
+    [
+        (sgd, {}),
+        (lambda *a: sgd(*a, nesterov=True), {"nesterov": True}),
+        (sgdw, {"weight_decay_form": "decoupled"}),
+        (lars, {"name": "lars"}),
+        (adamw, {"name": "adamw"}),
+        (l2_adam, {"name": "adamw", "weight_decay_form": "coupled"}),
+        (lamb, {"name": "lamb"}),
+        (rmsprop, {"name": "rmsprop"}),
+    ],
+    ids=["sgd", "nesterov", "sgdw", "lars", "adamw", "adam with l2", "lamb", "rmsprop"],
+)
+def test_optimizers_follow_their_formulas(step_of, section):
+    found, wanted = ours(**section), formula(step_of)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_muon_orthogonalises_the_kernels_of_convolutions():
+    """Its updates have singular values near 1; all else is Adam's."""
+    params, grads = values()
+    found = ours(name="muon", weight_decay=0.0, learning_rate=RATE)
+    adams = formula(lambda w, g, memory, t, decay: RATE * adam(g, memory, t))
+    np.testing.assert_allclose(found[HEAD], adams[HEAD], rtol=1e-5)
+    np.testing.assert_allclose(found[BIAS], adams[BIAS], rtol=1e-5)
+    optimizer = optimizer_of(name="muon", weight_decay=0.0)
+    tree = jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), nested(params))
+    updates, _ = optimizer.update(nested(grads[0]), optimizer.init(tree), tree)
+    update = np.asarray(updates["layer1_0"]["conv1"]["kernel"]).reshape(18, 4) / RATE
+    singular = np.linalg.svd(update, compute_uv=False)
+    scale = singular.mean()  # Optax scales by the shape
+    assert ((singular / scale > 0.6) & (singular / scale < 1.4)).all()
+    along = np.linalg.svd(grads[0][KERNEL].reshape(18, 4), full_matrices=False)
+    assert (np.diag(along[0].T @ update @ along[2].T) < 0).all()  # it descends
+
+
+def test_the_whole_gradient_is_clipped():
+    def clipped(limit):
+        params, grads = values()
+        norm = np.sqrt(sum((g**2).sum() for g in grads[0].values()))
+        optimizer = optimizer_of(clip_norm=limit, weight_decay=0.0)
+        tree, grad = (jax.tree.map(np.float32, nested(x)) for x in (params, grads[0]))
+        updates, _ = optimizer.update(grad, optimizer.init(tree), tree)
+        return updates["fc"]["kernel"], -RATE * grads[0][HEAD], norm
+
+    update, whole, norm = clipped(0.5)
+    np.testing.assert_allclose(update, whole * 0.5 / norm, rtol=1e-5)
+    update, whole, norm = clipped(100.0)
+    np.testing.assert_allclose(update, whole, rtol=1e-5)
+
+
+def test_units_are_clipped_by_their_weights_but_the_head():
+    params, grads = values()
+    optimizer = optimizer_of(clip_adaptive=0.3, weight_decay=0.0)
+    tree = nested(params)
+    updates, _ = optimizer.update(nested(grads[0]), optimizer.init(tree), tree)
+    w, g = params[KERNEL], grads[0][KERNEL]
+    weight, gradient = (np.sqrt((x**2).sum((0, 1, 2))) for x in (w, g))
+    limit = 0.3 * np.maximum(weight, 1e-3)
+    expected = g * np.where(gradient > limit, limit / gradient, 1)
+    np.testing.assert_allclose(updates["layer1_0"]["conv1"]["kernel"], -RATE * expected, rtol=1e-5)
+    np.testing.assert_allclose(updates["fc"]["kernel"], -RATE * grads[0][HEAD], rtol=1e-5)
+
+
+def test_a_rate_of_zero_freezes_and_another_multiplies():
+    start, _ = values()
+    found = ours(learning_rate_rules=(("^fc", 1.0), ("bn", 0.5), ("^layer1", 0.0)))
+    whole = ours()
+    np.testing.assert_array_equal(found[KERNEL], start[KERNEL])
+    np.testing.assert_allclose(found[HEAD], whole[HEAD])
+    np.testing.assert_allclose(found[BIAS] - start[BIAS], 0.5 * (whole[BIAS] - start[BIAS]))
+
+
+def test_the_first_rule_found_counts():
+    params = nested(values()[0])
+    got = factors(params, (("bias$", 0.0), ("layer1", 0.5)), "key")
+    assert dict(zip(jax.tree.leaves(names(params)), jax.tree.leaves(got), strict=True)) == {
+        HEAD: 1.0,
+        BIAS: 0.0,
+        KERNEL: 0.5,
+    }
+
+
+@pytest.mark.parametrize("key", ["weight_decay_rules", "learning_rate_rules"])
+@pytest.mark.parametrize("rules", [(("kernal$", 1.0),), (("", 1.0), ("kernel$", 0.0))])
+def test_a_rule_that_matches_nothing_is_refused(key, rules):
+    with pytest.raises(ConfigError, match=f"optimizer.{key}: .* matches no parameter"):
+        optimizer_of(**{key: rules}).init(nested(values()[0]))
+
+
+def test_the_rate_falls_block_by_block():
+    model = create_model("resnet18", num_classes=3)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)[
+        "params"
+    ]
+    got = block_factors(params, 0.5)
+    assert got["fc"]["kernel"] == 1
+    assert got["layer4_1"]["conv2"]["kernel"] == 0.5
+    assert got["layer4_0"]["bn1"]["scale"] == 0.25
+    assert got["layer1_0"]["conv1"]["kernel"] == 0.5**8
+    assert got["conv1"]["kernel"] == got["bn1"]["bias"] == 0.5**9
+
+
+@pytest.mark.parametrize(("name", "options"), [("vgg11", {}), ("resnet50", {"scan": True})])
+def test_layer_decay_wants_blocks_that_are_apart(name, options):
+    model = create_model(name, num_classes=3, **options)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)[
+        "params"
+    ]
+    with pytest.raises(ConfigError, match=r"optimizer.layer_decay=0.5: goes with"):
+        block_factors(params, 0.5)

@@ -1,0 +1,94 @@
+"""Learning rates against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+
+from flax_resnet.config import freeze, plan
+from flax_resnet.errors import ConfigError
+from flax_resnet.training.schedule import learning_rate
+
+
+def rates(schedule, steps=101, **sections):
+    """The learning rate at each step of a run of 10 epochs of 10 steps, peak 0.4."""
+    config = freeze(
+        {
+            "train": {"batch_size": 10, "epochs": 10},
+            "optimizer": {"learning_rate": 0.4},
+            "schedule": schedule,
+            **sections,
+        }
+    )
+    rate = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    return np.array([float(rate(step)) for step in range(steps)])
+
+
+FALLS = {
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "linear": lambda t: 1 - t,
+    "polynomial": lambda t: (1 - t) ** 3,
+}
+
+
+@pytest.mark.parametrize("name", FALLS)
+@pytest.mark.parametrize(("warmup", "cooldown", "final"), [(0, 0, 0.0), (2, 1, 0.1), (2, 0, 0.0)])
+def test_falls_after_a_rise(name, warmup, cooldown, final):
+    section = {"name": name, "warmup": warmup, "cooldown": cooldown, "final": final, "power": 3.0}
+    found = rates({**section, "warmup_from": 0.25})
+    rise, fall = 10 * warmup, 100 - 10 * warmup - 10 * cooldown
+
+    def expected(step):
+        if step < rise:
+            return 0.4 * (0.25 + 0.75 * step / rise)
+        return 0.4 * (final + (1 - final) * FALLS[name](min(1, (step - rise) / fall)))
+
+    np.testing.assert_allclose(found, [expected(step) for step in range(101)], rtol=1e-5, atol=1e-7)
+
+
+def test_multi_step_drops_at_its_milestones():
+    found = rates({"name": "multi_step", "milestones": (3, 6), "factor": 0.1, "warmup": 1})
+    expected = [
+        0.4 * (step / 10 if step < 10 else 0.1 ** ((step >= 30) + (step >= 60)))
+        for step in range(101)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_milestone_within_the_warm_up_is_passed_over():
+    found = rates({"name": "multi_step", "milestones": (1, 6), "warmup": 2})
+    np.testing.assert_allclose(found[[20, 59, 60]], [0.4, 0.4, 0.04], rtol=1e-5)
+
+
+def test_constant():
+    np.testing.assert_allclose(rates({"name": "constant"}), 0.4)
+
+
+@pytest.mark.parametrize(("unit", "length"), [("epochs", 2.5), ("steps", 25), ("fraction", 0.25)])
+def test_lengths_in_every_unit(unit, length):
+    found = rates({"name": "linear", "unit": unit, "warmup": length})
+    assert found.argmax() == 25
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("linear", 4), ("sqrt", 2)])
+def test_the_peak_follows_the_batch(scaling, factor):
+    train = {"batch_size": 40, "epochs": 100}
+    found = rates(
+        {"name": "constant", "batch_scaling": scaling, "base_batch_size": 10}, train=train
+    )
+    np.testing.assert_allclose(found, 0.4 * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"warmup": 10},
+        {"warmup": 6, "cooldown": 4},
+        {"warmup": 0.5, "cooldown": 0.5, "unit": "fraction"},
+    ],
+)
+def test_a_schedule_longer_than_the_run_is_refused(section):
+    with pytest.raises(
+        ConfigError, match=r"schedule.warmup=.*: must be below the 100 steps of train.epochs=10"
+    ):
+        rates(section)
