@@ -123,17 +123,22 @@ class Classifier:
         return jax.jit(forward, static_argnums=2)
 
 
-def load(path: str | pathlib.Path, checkpoint: str | int = "last") -> Classifier:
+def load(
+    path: str | pathlib.Path, checkpoint: str | int = "last", *, average: bool = True
+) -> Classifier:
     """Loads a trained network from its run folder, which is all it needs.
 
     Args:
       path: the run's workdir.
       checkpoint: "last", "best" (highest top-1 of its evaluations), or a saved step.
+      average: take the averaged weights where the run kept them (`config.average`), or else the last.
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or it is not what was saved.
     """
-    classifier, _ = load_state(path, checkpoint)
+    classifier, state = load_state(path, checkpoint)
+    if average and state.average:
+        return dataclasses.replace(classifier, variables=state.average)
     return classifier
 
 

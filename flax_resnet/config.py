@@ -359,6 +359,22 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Average:
+    """A running mean of the weights, evaluated beside them, and what `load` returns."""
+
+    decay: float = setting(
+        0.0, within(0, 0.999999), "share of the mean that a step leaves; 0 for no mean"
+    )
+    warmup: bool = setting(True, ANY, "at most (1 + step) / (10 + step) of it, in the beginning")
+    recalibrate: int = setting(
+        0,
+        at_least(0),
+        "training batches from which its batch statistics are measured before it is used; 0 averages them "
+        "as the weights",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """The run."""
 
@@ -418,6 +434,7 @@ class Config:
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    average: Average = Average()
     train: Train = Train()
 
     def keeps_resident(self, examples: int, crop: str) -> bool:
@@ -523,6 +540,10 @@ def _check_together(config: Config) -> None:
                 f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
                 f"numbers, as model.in_channels={config.model.in_channels}"
             )
+    if config.average.recalibrate and not config.average.decay:
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"
+        )
     if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
         raise ConfigError(
             f"model.norm_groups={config.model.norm_groups}: must be above 1 with "

@@ -105,6 +105,7 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
         params=classifier.variables["params"],
         batch_stats=classifier.variables["batch_stats"],
         opt_state=_optimizer_state(config, classifier),
+        average={},
     )
     workdir.claim(folder, config, resume="auto")
     checkpoints = Checkpoints(folder)

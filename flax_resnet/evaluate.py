@@ -66,10 +66,13 @@ def _evaluate(values: flags.FlagValues) -> None:
     run = evaluate_model if given["model"] else evaluate_run
     record = run(given["model"] or given["workdir"], **options)
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
-    print(
-        f"top-1 {record['top1']:.2%}, top-5 {record['top5']:.2%}, loss {record['loss']:.4f} "
-        f"on {record['split']} ({record['count']} images), {what}"
+    prefixes = {"": "", "average_": "averaged weights: "}
+    scores = "; ".join(
+        f"{words}top-1 {record[p + 'top1']:.2%}, top-5 {record[p + 'top5']:.2%}, loss {record[p + 'loss']:.4f}"
+        for p, words in prefixes.items()
+        if p + "top1" in record
     )
+    print(f"{scores} on {record['split']} ({record['count']} images), {what}")
 
 
 def evaluate_run(
@@ -180,7 +183,7 @@ def evaluate_model(
     opened = open_source(data, train=False)
     _check_classes(opened.class_names, classifier.class_names, dataset)
     variables = classifier.variables
-    state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], ())
+    state = TrainState(jnp.int32(0), **variables, opt_state=(), average={})
     metrics = _measure(classifier.model, config, opened, state, batch_size or 64)
     return {"model": name, "split": data.eval_split, **metrics}
 

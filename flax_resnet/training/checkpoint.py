@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError, one_line, suggestion
+from flax_resnet.training.average import top1
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
@@ -35,18 +36,15 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run folder."""
 
-    def __init__(
-        self, workdir: pathlib.Path, *, best_metric: str = "top1", read_only: bool = False
-    ):
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = workdir.resolve() / "checkpoints"
-        self._best_metric = best_metric
         self._read_only = read_only
         self._pending: int | None = None
         self._open()
 
     def _open(self) -> None:
         best = ocp.checkpoint_managers.BestN(
-            get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
         )
         latest = ocp.checkpoint_managers.LatestN(2)
         any_of = ocp.checkpoint_managers.AnyPreservationPolicy([latest, best])
@@ -54,14 +52,11 @@ class Checkpoints:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=any_of,
-                best_fn=self._score,
+                best_fn=top1,
                 create=not self._read_only,
                 read_only=self._read_only,
             ),
         )
-
-    def _score(self, metrics: dict[str, float]) -> float:
-        return metrics[self._best_metric]
 
     def steps(self) -> list[int]:
         """Returns the saved steps, oldest first."""

@@ -2,7 +2,7 @@
 
 import jax
 
-from flax_resnet.config import Augment, Config, Loss, Optimizer, Plan
+from flax_resnet.config import Augment, Average, Config, Loss, Optimizer, Plan
 from flax_resnet.training.optimizer import decays_coupled
 from flax_resnet.training.state import TrainState
 
@@ -46,6 +46,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         ),
         "loss": ", ".join(loss_terms(config.loss)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),
+        "average": ", ".join(average_terms(config.average)) or "none",
         "rate": ", ".join(schedule_terms(config, plan)),
     }
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
@@ -93,6 +94,14 @@ def optimizer_terms(section: Optimizer) -> list[str]:
         (section.clip_adaptive, f"clipped to {section.clip_adaptive:g} of each unit's weights"),
     ]
     return [text for on, text in rows if on]
+
+
+def average_terms(section: Average) -> list[str]:
+    """Says what mean of the weights is kept."""
+    if not section.decay:
+        return []
+    measured = f"statistics of {section.recalibrate} batches" if section.recalibrate else ""
+    return [f"of the weights, decay {section.decay:g}", *filter(None, [measured])]
 
 
 def schedule_terms(config: Config, plan: Plan) -> list[str]:

@@ -15,6 +15,7 @@ from flax_resnet.data.records import Source
 from flax_resnet.data.source import open_source
 from flax_resnet.errors import ConfigError, DataError, WorkdirError
 from flax_resnet.training import sharding, workdir
+from flax_resnet.training.average import top1
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
 from flax_resnet.training.optimizer import make_optimizer
@@ -26,7 +27,7 @@ from flax_resnet.training.state import (
     check_training,
     make_state,
 )
-from flax_resnet.training.step import make_eval_step, make_train_step
+from flax_resnet.training.step import make_eval_step, make_recalibration, make_train_step
 
 log = logging.getLogger("flax_resnet")
 
@@ -158,6 +159,9 @@ def train(
             checkpoints=checkpoints,
             train_step=make_train_step(config, model, optimizer, mesh, train_feed.training_batch),
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
+            recalibrate=make_recalibration(config, model, mesh, train_feed.training_batch)
+            if config.average.recalibrate
+            else None,
             train_feed=train_feed,
             eval_feed=eval_feed,
             learning_rate=learning_rate(config, plan),
@@ -217,7 +221,7 @@ def _data_changes(restored: Restored, source: Source) -> str:
 
 
 def _result(records: list[dict], split: str, step: int) -> Result | None:
-    scores = {r["step"]: r["top1"] for r in records if r["split"] == split}
+    scores = {r["step"]: top1(r) for r in records if r["split"] == split}
     if step not in scores:
         return None
     best = max(scores, key=lambda s: scores[s])

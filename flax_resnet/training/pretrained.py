@@ -168,8 +168,7 @@ def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> Tr
         whole = sharding.replicated(mesh)
         return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, whole)
 
-    return dataclasses.replace(
-        state,
-        params=jax.tree.map(chosen, variables["params"], state.params),
-        batch_stats=jax.tree.map(chosen, variables["batch_stats"], state.batch_stats),
-    )
+    own = {"params": state.params, "batch_stats": state.batch_stats}
+    filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}
+    mean = jax.tree.map(jnp.copy, filled) if state.average else {}
+    return dataclasses.replace(state, average=mean, **filled)

@@ -32,6 +32,7 @@ class Run:
       checkpoints: of the run folder.
       train_step: as `make_train_step` makes it.
       eval_step: as `make_eval_step` makes it.
+      recalibrate: as `make_recalibration` makes it, or None.
       train_feed: of the training split.
       eval_feed: of the evaluation split.
       learning_rate: step -> learning rate.
@@ -44,6 +45,7 @@ class Run:
     checkpoints: Checkpoints
     train_step: Any
     eval_step: Any
+    recalibrate: Any
     train_feed: Any
     eval_feed: Any
     learning_rate: Any
@@ -72,12 +74,15 @@ class Run:
                     self._late = (step, on_device)
                     step += len(on_device["loss"])
                     last_step = step == plan.total_steps
+                    evaluates = last_step or step % plan.eval_every == 0
+                    saves = last_step or stop or step % plan.checkpoint_every == 0
                     metrics = None
-                    if last_step or step % plan.eval_every == 0:
+                    if evaluates or saves:
                         self._read_late()
+                        state = self._recalibrated(state)
+                    if evaluates:
                         metrics = self._evaluate(state, step)
-                    if last_step or stop or step % plan.checkpoint_every == 0:
-                        self._read_late()
+                    if saves:
                         self._save(state, step, metrics)
                     if stop and not last_step:
                         self.checkpoints.wait()
@@ -123,6 +128,17 @@ class Run:
             self._progress.record(step, "train", record)
             self._window.clear()
             self._seconds.clear()
+
+    def _recalibrated(self, state: TrainState) -> TrainState:
+        """Measures the batch statistics of the averaged weights: always on the first batches of the run."""
+        if self.recalibrate is None:
+            return state
+        began = time.perf_counter()
+        count = min(self.config.average.recalibrate, self.plan.total_steps)
+        calls = self.train_feed.training(0, count)
+        found = self.recalibrate(state.average, self.train_feed.data, calls)
+        self._read_at += time.perf_counter() - began
+        return dataclasses.replace(state, average={**state.average, "batch_stats": found})
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         began, split = time.perf_counter(), self.config.data.eval_split

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
-from flax_resnet.training import sharding
+from flax_resnet.training import average, sharding
 
 
 @flax.struct.dataclass
@@ -23,13 +23,15 @@ class TrainState:
       step: int32 scalar, number of updates made.
       params: weights, at least float32.
       batch_stats: running statistics, at least float32; empty without batch normalisation.
-      opt_state: of the optimizer; the momentum.
+      opt_state: of the optimizer, such as the momentum.
+      average: running mean of params and batch_stats, by these names; {} where none is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -55,12 +57,14 @@ def make_state(
     size = config.data.image_size
     image = jnp.zeros((1, size, size, model.in_channels), jnp.float32)
     variables = model.init(jax.random.key(config.train.seed), image, train=False)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    kept = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
+        average=average.start(kept, config.average),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two compiled functions: one update, and the sums of one evaluation batch."""
+"""The compiled functions: one update, the sums of one evaluation batch, the statistics of one batch."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
-from flax_resnet.training import sharding
+from flax_resnet.errors import ConfigError
+from flax_resnet.training import average, sharding
 from flax_resnet.training.loss import batch_loss, cross_entropy
 from flax_resnet.training.state import TrainState
 
@@ -93,12 +94,13 @@ def make_train_step(
             state.params, state.batch_stats, state.step, batch
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
+        step = state.step + 1
+        variables = {
+            "params": optax.apply_updates(state.params, updates),
+            "batch_stats": batch_stats,
+        }
+        mean = average.advance(state.average, variables, step, config.average)
+        new_state = TrainState(step=step, opt_state=opt_state, average=mean, **variables)
         top1 = is_top1(logits, jnp.argmax(targets, axis=-1)).mean()
         return new_state, {"loss": loss, "top1": top1}
 
@@ -134,23 +136,27 @@ def make_eval_step(
 ) -> Callable[[TrainState, Any, Any], Metrics]:
     """Returns the jitted evaluation: sums over the unmasked examples of loss, top1, top5, count.
 
+    Where the state holds averaged weights, the same pass gives average_loss, average_top1 and average_top5, theirs.
     Args are those of `make_train_step`; it is called with the state, a feed's `data`, and what the feed yields.
     """
 
     def eval_step(state: TrainState, data: Any, places: Any) -> Metrics:
         batch = fetch(data, places)
         images = evaluation_images(batch["image"], config.augment)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = model.apply(variables, images, train=False)
         mask = batch["mask"].astype(jnp.float32)
-        targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
-        losses = cross_entropy(logits, targets)
-        return {
-            "loss": jnp.where(batch["mask"], losses, 0).sum(),
-            "top1": (is_top1(logits, batch["label"]) * mask).sum(),
-            "top5": (is_top5(logits, batch["label"]) * mask).sum(),
-            "count": mask.sum(),
-        }
+        sums = {"count": mask.sum()}
+        raw = {"params": state.params, "batch_stats": state.batch_stats}
+        for prefix, variables in (("", raw), ("average_", state.average)):
+            if not variables:
+                continue
+            logits = model.apply(variables, images, train=False)
+            losses = cross_entropy(logits, jax.nn.one_hot(batch["label"], logits.shape[-1]))
+            sums |= {
+                f"{prefix}loss": jnp.where(batch["mask"], losses, 0).sum(),
+                f"{prefix}top1": (is_top1(logits, batch["label"]) * mask).sum(),
+                f"{prefix}top5": (is_top5(logits, batch["label"]) * mask).sum(),
+            }
+        return sums
 
     whole = sharding.replicated(mesh)
     return jax.jit(eval_step, in_shardings=(whole, whole, None), out_shardings=whole)
@@ -159,7 +165,7 @@ def make_eval_step(
 def evaluate(
     eval_step: Callable, state: TrainState, data: Any, batches: Iterable
 ) -> dict[str, float]:
-    """Runs an evaluation pass and returns its means: loss, top1 and top5 (0 to 1), and count."""
+    """Runs an evaluation pass and returns its means: what the step sums, top1 and top5 from 0 to 1, and count."""
     total: Metrics | None = None
     for batch in batches:
         sums = eval_step(state, data, batch)
@@ -167,3 +173,62 @@ def evaluate(
     sums = {k: float(v) for k, v in jax.device_get(total).items()}
     count = sums.pop("count")
     return {k: v / max(count, 1) for k, v in sums.items()} | {"count": int(count)}
+
+
+def make_recalibration(
+    config: Config,
+    model: nn.Module,
+    mesh: Mesh,
+    fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
+) -> Callable[[Any, Any, Any, Iterable], Any]:
+    """Returns what measures the running statistics anew: each their mean over batches of the training set.
+
+    Statistics averaged over weights that moved are not those of the averaged weights.
+
+    Args:
+      config: the configuration.
+      model: the network, with batch normalisation.
+      mesh: the devices.
+      fetch: as in `make_train_step`.
+
+    Returns:
+      ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
+
+    Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
+
+    Raises:
+      ConfigError: the network keeps no statistics.
+    """
+    if not hasattr(model, "norm_momentum") or getattr(model, "norm", "batch") != "batch":
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: {config.model.name} has no batch normalisation to "
+            "measure; 0 is for none"
+        )
+    measuring = model.clone(norm_momentum=1.0)  # its running statistics are those of the last batch
+    seed = config.train.seed
+
+    def statistics(variables: Any, number: jax.Array, data: Any, step: Any) -> Any:
+        batch = fetch(data, step)
+        key = stream_key(seed, AUGMENT_STREAM, number)
+        images, _ = training_batch(
+            key, batch["image"], batch["label"], model.num_classes, config.augment
+        )
+        keys = {"dropout": stream_key(seed, DROPOUT_STREAM, number)}
+        return measuring.apply(variables, images, train=True, mutable=["batch_stats"], rngs=keys)[
+            1
+        ]["batch_stats"]
+
+    whole = sharding.replicated(mesh)
+    measure = jax.jit(statistics, in_shardings=(whole, whole, whole, None), out_shardings=whole)
+
+    def recalibrate(variables: Any, data: Any, calls: Iterable) -> Any:
+        total, number = None, 0
+        for steps in calls:
+            for place in range(len(jax.tree.leaves(steps)[0])):
+                one = jax.tree.map(lambda leaf, n=place: leaf[n], steps)
+                found = measure(variables, jnp.int32(number), data, one)
+                total = found if total is None else jax.tree.map(jnp.add, total, found)
+                number += 1
+        return jax.tree.map(lambda leaf: leaf / number, total)
+
+    return recalibrate

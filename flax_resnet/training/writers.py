@@ -89,6 +89,7 @@ def shown(values: dict[str, float]) -> str:
     formats = {
         "loss": "loss {:.4f}",
         "top1": "top-1 {:.2%}",
+        "average_top1": "averaged top-1 {:.2%}",
         "images_per_second": "{:.0f} images/s",
     }
     return ", ".join(text.format(values[k]) for k, text in formats.items() if k in values)

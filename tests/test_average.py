@@ -1,0 +1,143 @@
+"""The running mean of the weights: its formula, its statistics, and where it goes."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import flax_resnet
+from flax_resnet import main
+from flax_resnet.augment import training_batch
+from flax_resnet.classifier import load_state
+from flax_resnet.config import Average, freeze, plan
+from flax_resnet.errors import ConfigError
+from flax_resnet.training import average, sharding
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import AUGMENT_STREAM, make_recalibration, stream_key
+
+
+def values(seed):
+    draw = np.random.default_rng(seed)
+    return {
+        "params": {"w": draw.normal(size=3).astype(np.float32)},
+        "batch_stats": {"mean": draw.normal(size=2).astype(np.float32)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "decays"),
+    [
+        (Average(decay=0.9, warmup=False), [0.9] * 3),
+        (Average(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
+    ],
+)
+def test_the_mean_moves_by_its_decay(section, decays):
+    mean = expected = average.start(values(0), section)
+    for step, decay in enumerate(decays, 1):
+        mean = average.advance(mean, values(step), np.int32(step), section)
+        expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, values(step))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
+
+
+def test_statistics_that_are_measured_are_not_averaged():
+    section = Average(decay=0.9, recalibrate=4)
+    mean = average.advance(values(0), values(1), np.int32(1), section)
+    assert (mean["batch_stats"]["mean"] == values(0)["batch_stats"]["mean"]).all()
+    assert (mean["params"]["w"] != values(0)["params"]["w"]).all()
+
+
+def test_no_decay_is_no_mean():
+    assert average.start(values(0), Average()) == {}
+    assert average.advance({}, values(0), np.int32(1), Average()) == {}
+    assert average.top1({"top1": 0.5}) == 0.5
+    assert average.top1({"top1": 0.5, "average_top1": 0.6}) == 0.6
+
+
+def recalibration_config(**model):
+    return freeze(
+        {
+            "model": {"stem": "cifar", "widths": (16,) * 4, "depths": (1,) * 4, **model},
+            "train": {"batch_size": 16},
+            "augment": {"flip": True},
+            "average": {"decay": 0.9, "recalibrate": 3},
+        }
+    )
+
+
+def test_recalibrated_statistics_are_the_mean_over_the_batches():
+    config = recalibration_config()
+    model, mesh = build_model(config, 10), sharding.make_mesh()
+    optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
+    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    draw = np.random.default_rng(0)
+    batches = [
+        {
+            "image": draw.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8),
+            "label": draw.integers(0, 10, 16).astype(np.int32),
+        }
+        for _ in range(3)
+    ]
+    calls = [
+        sharding.place({k: np.stack([b[k] for b in part]) for k in part[0]}, mesh, steps=True)
+        for part in (batches[:2], batches[2:])
+    ]
+    found = make_recalibration(config, model, mesh)(variables, {}, calls)
+
+    sums = []
+    for number, batch in enumerate(batches):
+        key = stream_key(0, AUGMENT_STREAM, number)
+        images, _ = training_batch(key, batch["image"], batch["label"], 10, config.augment)
+        _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        # 0.9 of the old and 0.1 of the batch's
+        sums.append(
+            jax.tree.map(
+                lambda new, old: (new - 0.9 * old) / 0.1,
+                updated["batch_stats"],
+                variables["batch_stats"],
+            )
+        )
+    expected = jax.tree.map(lambda *parts: sum(parts) / 3, *sums)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+    )
+
+
+def test_recalibration_needs_batch_normalisation():
+    config = recalibration_config(norm="group")
+    with pytest.raises(ConfigError, match=r"average.recalibrate=3: .* has no batch normalisation"):
+        make_recalibration(config, build_model(config, 10), sharding.make_mesh())
+    with pytest.raises(ConfigError, match=r"goes with average.decay above 0"):
+        freeze({"average": {"recalibrate": 3}})
+
+
+def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
+    arguments = [
+        *tiny, "--config.schedule.name=constant", "--config.average.decay=0.5", "--config.average.warmup=False",
+        "--config.average.recalibrate=2", "--config.augment.flip=True",
+    ]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main.main([*arguments, f"--workdir={whole}", "--config.train.epochs=2"]) == 0
+    for epochs in (1, 2):
+        run = [*arguments, f"--workdir={parts}", f"--config.train.epochs={epochs}"]
+        assert main.main(run) == 0
+    (classifier, one), (_, other) = load_state(whole), load_state(parts)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    mean, last = flax_resnet.load(whole), flax_resnet.load(whole, average=False)
+    jax.tree.map(np.testing.assert_array_equal, mean.variables, one.average)
+    jax.tree.map(np.testing.assert_array_equal, last.variables, classifier.variables)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), mean.variables, last.variables)
+    assert all(jax.tree.leaves(moved))
+
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    final = records[-1]
+    assert {"top1", "average_top1", "average_top5", "average_loss"} <= final.keys()
+    assert f"final top-1 {final['average_top1']:.2%}" in (whole / "summary.txt").read_text()
+    # What predict gives is what was counted.
+    config = dataclasses.replace(mean.config)
+    assert config.average.decay == 0.5
+    assert "averaged top-1" in capsys.readouterr().err
