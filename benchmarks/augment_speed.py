@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet.augment import color, policy, training_batch
 from flax_resnet.augment.apply import normalize
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--steps", type=count, default=5, help="timed batches of each, by turns")
-    parser.add_argument("--output", default="", help="file for the result as JSON")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
 

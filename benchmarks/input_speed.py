@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, output
 from benchmarks.input_data import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
 from benchmarks.input_peers import flax_example, torchvision
 from benchmarks.record import write_record
@@ -44,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=count, default=7, help="turns of each system")
     parser.add_argument("--images", type=count, default=1920, help="images of a turn")
-    parser.add_argument("--output", default="", help="file for the result as JSON")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     write_record(args.output, PARTS[args.part](args))
 

@@ -15,7 +15,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import roofline
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count, duration, output
 from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
 from flax_resnet.augment import evaluation_images
@@ -192,7 +192,7 @@ def fitting(work: Work, rounds: int, seconds: float) -> tuple[Work, dict[str, di
 
 
 def derived(rows: dict[str, dict[str, Any]], summary: Summary, limits: roofline.Limits) -> None:
-    """Adds what follows: the backward pass, images and floating-point operations a second, shares."""
+    """Adds what follows: images and floating-point operations a second, shares."""
     size = summary.input_shape[0]
     infer = roofline.cost(summary, limits, train=False)
     train = roofline.cost(summary, limits, train=True)
@@ -245,16 +245,16 @@ def main() -> None:
                         help="compute dtypes (default: bfloat16; on CPU float32)")  # fmt: skip
     parser.add_argument("--rounds", type=count, default=5, help="turns of each part")
     parser.add_argument("--seconds", type=duration, default=1.0, help="length of a turn")
-    parser.add_argument("--output", default="", help="file for the result as JSON")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     if computes_on_cpu():
         keep_freed_memory()
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        rows = run(args)
+        for found in run(args):
+            write_record(args.output, {"device": device(), **found})
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
-    write_record(args.output, {"device": device(), **rows})
 
 
 def device() -> str:
@@ -262,15 +262,20 @@ def device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures every combination. Raises ConfigError before anything is measured, where one is wrong."""
+def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures every combination, and yields all results after each.
+
+    Raises:
+      ConfigError: names or sizes are wrong, before anything is measured; or, when it is its turn, a network cannot
+        train on so few pixels, or does not fit into memory with one image.
+    """
     on_cpu = jax.default_backend() == "cpu"
     dtypes = args.dtypes or (["float32"] if on_cpu else ["bfloat16"])
     works = []
     for name, size, images, dtype in itertools.product(
         args.models, args.image_size, args.batch_size, dtypes
     ):
-        summary = summarize(name, image_size=size, dtype=dtype)
+        summary = summarize(name, image_size=size, batch_size=images or 1, dtype=dtype)
         small = summary.input_shape[1] <= 64
         usual = BATCH_SIZES["cpu" if on_cpu else "gpu"][not small] * jax.device_count()
         sharding.check_batch(sharding.make_mesh(), images or usual, "--batch_size")
@@ -289,10 +294,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         derived(rows, summary, found[work.dtype])
         print(table(work, rows), flush=True)
         results.append({**work._asdict(), "parts": rows})
-    return {
-        "limits": {dtype: limits._asdict() for dtype, limits in found.items()},
-        "results": results,
-    }
+        yield {
+            "limits": {dtype: limits._asdict() for dtype, limits in found.items()},
+            "results": results,
+        }
 
 
 if __name__ == "__main__":

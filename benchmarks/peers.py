@@ -15,7 +15,7 @@ import argparse
 import importlib.util
 from functools import partial
 
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count, duration, output
 from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
 from benchmarks.record import write_record
 from benchmarks.turns import measure
@@ -53,9 +53,16 @@ def main() -> None:
     parser.add_argument("--batch_size", type=count, default=0, help="instead of the work's own")
     parser.add_argument("--rounds", type=count, default=5, help="turns of each system")
     parser.add_argument("--seconds", type=duration, default=2.0, help="least length of a turn")
-    parser.add_argument("--output", default="", help="file for the result as JSON")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
-    has_torch = importlib.util.find_spec("timm") is not None
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm")):
+        needs_torch = [s for s in args.systems if s.startswith(("torch", "timm"))]
+        args.systems = [s for s in args.systems if s not in needs_torch]
+        print(
+            f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch) or 'nothing'}"
+        )
+    if not args.systems:
+        parser.error("no system is left to measure")
     tables = {}
     for name in args.works:
         work = WORKS[name]._replace(train=not args.inference)
@@ -66,10 +73,9 @@ def main() -> None:
             system: partial(take_turns, make, work._replace(dtype=dtype), args.seconds, keep)
             for system in args.systems
             for make, dtype, keep in [SYSTEMS[system]]
-            if has_torch or not system.startswith(("torch", "timm"))
         }
         tables[name] = measure(systems, rounds=args.rounds)
-    write_record(args.output, {"images_per_second": tables})
+        write_record(args.output, {"images_per_second": tables})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ PACKAGES = (
 )
 
 
-def write_record(output: str, result: dict) -> None:
+def write_record(output: str | None, result: dict) -> None:
     """Writes a result with its command and environment; nothing where no file is named."""
     if not output:
         return
@@ -33,15 +34,29 @@ def write_record(output: str, result: dict) -> None:
 
 def environment() -> dict:
     """Returns machine, versions and commit."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line for line in lines if line.startswith("model name")]
     return {
-        "cpu": model[0].split(":")[1].strip() if model else "",
+        "cpu": _processor(),
         "cores": os.cpu_count(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "commit": _commit(),
         "versions": {name: _installed(name) for name in PACKAGES},
     }
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    model = [line for line in lines if line.startswith("model name")]
+    return model[0].split(":")[1].strip() if model else platform.processor()
+
+
+def _commit() -> str:
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        return ""
 
 
 def _installed(name: str) -> str:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet import create_model
 from flax_resnet.models.scan import scanned
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=count, default=4)
     parser.add_argument("--steps", type=count, default=7, help="timed steps of each, by turns")
     parser.add_argument("--remat", default="none", choices=["none", "block", "stage"])
-    parser.add_argument("--output", default="", help="file for the result as JSON")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,11 @@ def measure(
     speeds = {name: [] for name in systems}
     for turn in range(rounds + 1):
         for name, connection in served.items():
-            connection.send(turn)
-            speed = connection.recv()
+            try:
+                connection.send(turn)
+                speed = connection.recv()
+            except (EOFError, OSError):
+                sys.exit(f"error: {name}: its process died; its own message is above")
             if turn:
                 speeds[name].append(speed)
     for connection in served.values():

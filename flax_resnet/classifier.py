@@ -96,8 +96,8 @@ class Classifier:
             raise ConfigError(
                 f"no features asked for: allowed: {', '.join(self.model.feature_info())}"
             )
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: must be a whole number of at least 1")
         pixels = prepare(images, self.config.data)
         # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
         batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())

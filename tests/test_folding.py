@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
@@ -79,3 +80,10 @@ def test_training_is_refused():
     folded = fold_batch_norm(model, variables)
     with pytest.raises(ConfigError, match="folded into the convolution before it"):
         model.apply(folded, images, train=True, mutable=["batch_stats"])
+
+
+def test_what_is_folded_stays_and_frozen_dicts_fold():
+    model, variables, _ = drawn("resnet18", SMALL)
+    once = fold_batch_norm(model, variables)
+    jax.tree.map(np.testing.assert_array_equal, fold_batch_norm(model, once), once)
+    jax.tree.map(np.testing.assert_array_equal, fold_batch_norm(model, freeze(variables)), once)

@@ -36,6 +36,11 @@ CONVOLUTIONS = {
     "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
 }
 POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0)]
+# x, kernel size, stride and padding, where the taps that see the map have gaps, or are none.
+ODD = {
+    "gap": ((2, 1, 1, 4), 3, 2, 2),
+    "nothing": ((2, 1, 1, 4), 1, 2, 1),
+}
 
 
 # Both lowerings of a CPU: of one device, and of several (the tests have eight).
@@ -129,7 +134,7 @@ def test_winograd_matrices_convolve(t):
 def operations(function, *arguments):
     """The operations of a compiled program, and how often each stands in it."""
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    names = re.findall(r" = \S+ ([a-z-]+)\(", text)
+    names = re.findall(r" = (?:\S+|\([^()]*\)) ([a-z-]+)\(", text)  # of one result, or of several
     return {name: names.count(name) for name in names}
 
 
@@ -198,6 +203,38 @@ def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
     text = jax.export.export(run, platforms=["cuda"])(variables, x).mlir_module()
     assert text.count("stablehlo.convolution") == 20
     assert text.count("stablehlo.dot_general") == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_a_network_exports_with_a_symbolic_batch(platform, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    model = create_model("resnet18", widths=(32, 32, 32, 32), num_classes=3)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 64, 64, 3), jnp.float32)
+    run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    exported = jax.export.export(run, platforms=[platform])(variables, x)
+    assert exported.out_avals[0].shape == (batch, 3)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_kernels_whose_taps_see_little(name, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    shape, size, stride, padding = ODD[name]
+    x, kernel = normal(shape, jnp.float32), normal((size, size, 4, 5), jnp.float32, 1)
+    got = convolution.convolution(x, kernel, stride=stride, padding=padding)
+    wanted = ways.plain(ways.Geometry(stride, padding, 1, 1), x, kernel)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_a_window_larger_than_its_map_gives_an_empty_map(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    assert pooling.max_pool(jnp.zeros((1, 1, 1, 2)), size=3, stride=2).shape == (1, 0, 0, 2)
+    model = create_model("alexnet", num_classes=3)
+    init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
+    with pytest.raises(ConfigError, match="images of 32x32 px are too small"):
+        jax.eval_shape(init, jnp.zeros((1, 32, 32, 3)))
 
 
 def test_forward_mode_works_without_the_lowering(monkeypatch):

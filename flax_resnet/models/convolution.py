@@ -36,7 +36,7 @@ def convolution(
     dilation: int = 1,
     groups: int = 1,
 ) -> Array:
-    """Convolves with symmetric zero padding; the one place where a platform is lowered differently.
+    """Convolves with symmetric zero padding, by what the platform does best.
 
     Args:
       x: [N, H, W, I].

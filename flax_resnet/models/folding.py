@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 from jax import lax
 
 from flax_resnet.models.convolution import Conv
@@ -29,9 +30,11 @@ def fold_batch_norm(model: nn.Module, variables: Variables) -> Variables:
     Returns:
       Variables with which the logits are equal up to rounding. Training with them is refused.
     """
-    folded = jax.tree.map(lambda leaf: leaf, dict(variables))  # dicts of its own
+    folded = jax.tree.map(lambda leaf: leaf, unfreeze(variables))  # dicts of its own
     for norm_path, (conv_path, epsilon) in _pairs(model, variables).items():
         conv, norm = _at(folded["params"], conv_path), _at(folded["params"], norm_path)
+        if "scale" not in norm:
+            continue  # folded already
         stats = _at(folded["batch_stats"], norm_path)
         factor = norm.pop("scale") * lax.rsqrt(stats.pop("var") + epsilon)
         own_bias = conv.get("bias", 0)

@@ -10,7 +10,8 @@ devices, so several devices do without, and without what needs it.
 
 The environment variable FLAX_RESNET_LOWERING turns all of it off ("plain"), or on for several devices too
 ("cpu"). It is read when a function is traced; what `jit` has compiled stays as it is. What is lowered here has
-gradients of any order, but no forward mode (`jax.jvp`) on CPU; "plain" has both.
+gradients of any order, but no forward mode (`jax.jvp`) on CPU, and its pinned layouts cannot be serialised for CPU
+by `jax.export` (for GPU and TPU, and with dimensions that are symbols, nothing is lowered); "plain" has all.
 """
 
 import functools
@@ -29,8 +30,10 @@ SWITCH = "FLAX_RESNET_LOWERING"
 CHOICES = ("auto", "plain", "cpu")
 
 
-def adapts() -> bool:
-    """Whether anything is lowered in its own way: on CPU, unless the environment says "plain".
+def adapts(x: Array) -> bool:
+    """Whether an operation on x is lowered in its own way: on CPU, unless the environment says "plain".
+
+    What is chosen by shape needs one: dimensions that are symbols (`jax.export`) leave everything as it is.
 
     Elsewhere the operations stay bare, so that every transformation of JAX, jvp included, goes through them.
 
@@ -40,6 +43,8 @@ def adapts() -> bool:
     choice = os.environ.get(SWITCH, "auto")
     if choice not in CHOICES:
         raise ConfigError(f"{SWITCH}={choice}: must be one of {', '.join(CHOICES)}")
+    if not all(isinstance(side, int) for side in x.shape):
+        return False
     return choice == "cpu" or (choice == "auto" and _devices()[0] == "cpu")
 
 

@@ -14,8 +14,8 @@ from flax_resnet.models.lowering import apart
 
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
-    separable = lowering.adapts() and lowering.pins()
-    return (_max_pool if separable else plain_max_pool)(x, size, stride, padding)
+    fits = lowering.adapts(x) and min(x.shape[1:3]) + 2 * padding >= size
+    return (_max_pool if fits and lowering.pins() else plain_max_pool)(x, size, stride, padding)
 
 
 def plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:

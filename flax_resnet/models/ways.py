@@ -47,7 +47,7 @@ class Way(NamedTuple):
 
 def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """Convolves [N, H, W, I] with [KH, KW, I / groups, O], as the platform does it best."""
-    return (_convolve if lowering.adapts() else plain)(geometry, x, kernel)
+    return (_convolve if lowering.adapts(x) else plain)(geometry, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -63,7 +63,6 @@ def _convolve_forward(geometry: Geometry, x: Array, kernel: Array) -> tuple:
 def _convolve_backward(geometry: Geometry, kept: tuple, dy: Array) -> tuple:
     _, *ours = _way(geometry, *kept)
     _, *xlas = PLAIN
-    # Apart from one another, so that what nobody asks for, such as the gradient of the images, is not computed.
     return tuple(
         lowering.on_cpu(partial(our, geometry), partial(xla, geometry), *kept, dy)
         for our, xla in zip(ours, xlas, strict=True)
@@ -78,7 +77,7 @@ def _way(geometry: Geometry, x: Array, kernel: Array) -> Way:
     height, width, inputs, outputs = kernel.shape
     stride, padding, dilation, groups = geometry
     if groups > 1:
-        # One channel per group is a filter without gradient (blur pool): left alone.
+        # One channel per group is, in every named network, a filter without gradient (blur pool): left alone.
         return BLOCKS if lowering.pins() and inputs > 1 else PLAIN
     if height == width == 1 and padding == 0:
         return POINTWISE
@@ -199,6 +198,10 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
     rows = [t for t in range(kernel_height) if sees_input(t, height, out_height)]
     columns = [t for t in range(kernel_width) if sees_input(t, width, out_width)]
+    if any(taps != [*range(taps[0], taps[-1] + 1)] if taps else True for taps in (rows, columns)):
+        return plain(
+            geometry, x, kernel
+        )  # taps with gaps, or none: strides and paddings of no network here
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     patches = [
         padded[

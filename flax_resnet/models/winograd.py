@@ -53,8 +53,8 @@ SMALL, LARGE = transform((0, 1, -1)), transform((0, 0.75, -0.75, 1.5, -1.5))
 
 
 def transform_for(x: Array) -> Transform:
-    """Returns the transform for a map: two 4x4 tiles of outputs a side would be half empty on 7x7 and smaller."""
-    return SMALL if x.shape[1] <= 8 else LARGE
+    """Returns the transform for a map: of 4x4 outputs a tile, of 2x2 where there would be few of them."""
+    return SMALL if min(x.shape[1:3]) <= 8 else LARGE
 
 
 @jax.jit
