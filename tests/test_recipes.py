@@ -1,0 +1,102 @@
+"""Every file in configs/: what it says of itself, that it goes with its dataset, and that it trains."""
+
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from flax_resnet.config import freeze, plan
+from flax_resnet.data.arrays import ArraySource
+from flax_resnet.errors import ConfigError
+from flax_resnet.training.description import describe
+from flax_resnet.training.loop import train
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.sharding import make_mesh
+from flax_resnet.training.state import abstract_state, build_model
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+FILES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__")
+EXAMPLES = {
+    "digits": (1437, 360, 10),
+    "cifar10": (50_000, 10_000, 10),
+    "imagenet2012": (1_281_167, 50_000, 1000),
+}
+
+
+def recipe(name, *argument):
+    file = FOLDER / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return freeze(module.get_config(*argument))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_says_its_command_result_and_source(name):
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    assert f"python -m flax_resnet.main --config configs/{name}.py" in text
+    assert "Expected: " in text
+    assert "yet run here" in text or "seeds" in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_plans_its_dataset(name):
+    config = recipe(name)
+    images, tests, classes = EXAMPLES[config.data.name]
+    made = plan(config, num_train=images, num_eval=tests, num_classes=classes)
+    model, optimizer = build_model(config, classes), make_optimizer(config, made)
+    shapes = abstract_state(
+        config, model, optimizer, make_mesh()
+    )  # rules that match nothing are refused here
+    assert config.model.name in describe(config, made, shapes, resident=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_takes_two_real_steps_at_reduced_size(name, tmp_path):
+    config = recipe(name)
+    stages = len(getattr(build_model(config, 4), "depths", ()))  # none in VGG and AlexNet
+    size = min(32, config.data.image_size) if stages else 64
+    sections = dataclasses.asdict(config)
+    sections["data"] |= {"source": "arrays", "image_size": size}
+    schedule = sections["schedule"]
+    schedule |= {"unit": "steps", "warmup": float(schedule["warmup"] > 0), "milestones": (1.0, 2.0)}
+    sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
+    sections["data"]["repeats"] = min(2, config.data.repeats)
+    if stages:
+        widths = {"widths": (16, 16, 32, 32)} if stages == 4 else {}
+        sections["model"] |= {"depths": (1,) * stages, **widths}
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (32, size, size, 3)).astype(np.uint8)
+    source = ArraySource(images, np.arange(32) % 4)
+    result = train(freeze(sections), tmp_path / "run", train_source=source, eval_source=source)
+    assert result.step == 2
+
+
+def test_a_network_of_another_name_is_refused():
+    assert recipe("plain_vs_residual", "resnet56").model.name == "resnet56"
+    with pytest.raises(ConfigError, match=r"plain_vs_residual\.py:resnet50: "):
+        recipe("plain_vs_residual", "resnet50")
+
+
+def test_norms_of_the_second_weights_do_not_decay():
+    config = recipe("resnet50_v2")
+    made = plan(config, num_train=1_281_167, num_eval=1, num_classes=1000)
+    optimizer = make_optimizer(config, made)
+    params = {
+        "bn1": {"scale": np.ones(2)},
+        "fc": {"bias": np.ones(2)},
+        "layer1_0": {"downsample_1": {"scale": np.ones(2)}},
+    }
+    params = jax.tree.map(np.float32, params)
+    zero = jax.tree.map(np.zeros_like, params)
+    state = optimizer.init(params)
+    _, state = optimizer.update(zero, state, params)
+    update, _ = optimizer.update(zero, state, params)
+    assert not update["bn1"]["scale"].any()
+    assert not update["layer1_0"]["downsample_1"]["scale"].any()
+    assert update["fc"]["bias"].all()
