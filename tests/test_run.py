@@ -168,7 +168,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
         "10 of 240 images",
         "parameters",
         "float32",
-        "warm-up",
+        "peak 0.05, cosine to 0",
         "cpu",
     ):
         assert words in plan
