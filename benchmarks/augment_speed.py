@@ -20,7 +20,7 @@ from benchmarks.record import write_record
 from flax_resnet.augment import color, policy, training_batch
 from flax_resnet.augment.apply import normalize
 from flax_resnet.augment.geometry import warp
-from flax_resnet.config import Augment
+from flax_resnet.sections import Augment
 
 SIZES = {"224": (64, 224), "32": (512, 32)}
 BASE = "normalize"

@@ -95,10 +95,10 @@ def photos(args: argparse.Namespace) -> dict:
 
 def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callable:
     """Returns a function that yields the sizes of the training batches of a packed set."""
-    from flax_resnet.config import Data
     from flax_resnet.data import pipeline
     from flax_resnet.data.order import Order
     from flax_resnet.data.source import open_source
+    from flax_resnet.sections import Data
 
     data = Data(
         name=f"{name}_set", data_dir=str(root), image_size=size, train_crop="random_resized", **options
@@ -118,9 +118,9 @@ def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callabl
 
 def reading(root: pathlib.Path, name: str) -> float:
     """Returns what reading a record costs the Python thread that does it, microseconds (median of 20)."""
-    from flax_resnet.config import Data
     from flax_resnet.data.decode import decodable
     from flax_resnet.data.source import open_source
+    from flax_resnet.sections import Data
 
     source = open_source(Data(name=f"{name}_set", data_dir=str(root)), train=True)
     draw, spent = np.random.default_rng(0), []
@@ -286,7 +286,7 @@ def share_of_step(config: object, steps: int, rounds: int) -> dict:
     """Lets the loop and the bare step take turns; returns images/s of both and the ratio of medians."""
     import jax
 
-    from flax_resnet.config import Plan
+    from flax_resnet.plan import Plan
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, make_state

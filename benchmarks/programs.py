@@ -60,7 +60,8 @@ def network(work: Work) -> Network:
     """Makes the network of a work, its optimizer and its state."""
     import jax
 
-    from flax_resnet.config import Plan, default_config, freeze
+    from flax_resnet.config import default_config, freeze
+    from flax_resnet.plan import Plan
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, make_state

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_resnet.augment import evaluation_images
-from flax_resnet.config import Augment, Config, Data, Model, Plan, freeze
+from flax_resnet.config import Config, freeze
 from flax_resnet.errors import CheckpointError, ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
+from flax_resnet.plan import Plan
 from flax_resnet.preprocessing import prepare
+from flax_resnet.sections import Augment, Data, Model
 from flax_resnet.training import sharding
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.optimizer import make_optimizer

@@ -129,7 +129,7 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
 
 
 def _optimizer_state(config: Any, classifier: Any) -> Any:
-    from flax_resnet.config import Plan
+    from flax_resnet.plan import Plan
     from flax_resnet.training.optimizer import make_optimizer
 
     optimizer = make_optimizer(config, Plan.nominal(classifier.model.num_classes))

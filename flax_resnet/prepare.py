@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from flax_resnet import command
-from flax_resnet.config import Data
 from flax_resnet.errors import ConfigError
+from flax_resnet.sections import Data
 
 PACKING = ("path", "max_side", "quality", "holdout", "shard_size", "max_bad")  # need --pack
 

@@ -54,8 +54,8 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     from matplotlib.figure import Figure
 
     from flax_resnet.augment import training_batch
-    from flax_resnet.config import plan
     from flax_resnet.data.source import open_source
+    from flax_resnet.plan import plan
     from flax_resnet.training import sharding
     from flax_resnet.training.feed import StreamingFeed
     from flax_resnet.training.loop import make_order

@@ -51,8 +51,8 @@ def saved(workdir, step):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A TFDS data folder that holds the prepared digits."""
-    from flax_resnet.config import Data
     from flax_resnet.data.source import open_source
+    from flax_resnet.sections import Data
 
     folder = tmp_path_factory.mktemp("tfds")
     open_source(Data(data_dir=str(folder)), train=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_resnet.augment import evaluation_images, mix, training_batch
-from flax_resnet.config import Augment
+from flax_resnet.sections import Augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3)).astype(np.uint8)
 LABELS = np.arange(64) % 10

@@ -11,8 +11,10 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.augment import training_batch
 from flax_resnet.classifier import load_state
-from flax_resnet.config import Average, freeze, plan
+from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.sections import Average
 from flax_resnet.training import average, sharding
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, make_state

@@ -5,10 +5,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from flax_resnet.config import Data, freeze
+from flax_resnet.config import freeze
 from flax_resnet.data import pipeline
 from flax_resnet.data.order import Order
 from flax_resnet.data.source import open_source
+from flax_resnet.sections import Data
 
 
 def batches(source, data, **options):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_resnet.config import Data
 from flax_resnet.data import decode
 from flax_resnet.errors import DataError
 from flax_resnet.preprocessing import prepare
+from flax_resnet.sections import Data
 
 
 def test_random_windows_follow_torchvisions_rule():

@@ -21,11 +21,14 @@ COMMANDS = {
     "__init__",
 }
 # Each room, and the rooms it may import from.
-BASE = {"errors", "config", "version"}
+BASE = {"errors", "rules", "sections", "config", "plan", "version"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
-    "config": {"errors"},
+    "rules": set(),
+    "sections": {"rules"},
+    "config": {"errors", "sections"},
+    "plan": {"errors", "config"},
     "memory": set(),
     "data": BASE | {"data"},
     "augment": BASE | {"augment"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flax_resnet.config import Loss
+from flax_resnet.sections import Loss
 from flax_resnet.training.loss import batch_loss
 
 N, K = 6, 4

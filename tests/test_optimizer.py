@@ -6,8 +6,9 @@ import optax
 import pytest
 
 from flax_resnet import create_model
-from flax_resnet.config import freeze, plan
+from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
 from flax_resnet.training.optimizer import block_factors, factors, make_optimizer, names
 
 RATE, DECAY, STEPS = 0.1, 0.01, 4

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from flax_resnet import cli
-from flax_resnet.config import Data
 from flax_resnet.data.preparation import convert_to_array_record
 from flax_resnet.data.source import open_source
 from flax_resnet.errors import DataError
+from flax_resnet.sections import Data
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 from flax_resnet import prepare
-from flax_resnet.config import Data
 from flax_resnet.data.decode import evaluation_pixels
 from flax_resnet.data.packing.jpeg import pack_image
 from flax_resnet.data.packing.ordered import in_order
@@ -26,6 +25,7 @@ from flax_resnet.data.packing.splits import file_splits
 from flax_resnet.data.packing.verification import verify
 from flax_resnet.data.source import open_source
 from flax_resnet.errors import DataError
+from flax_resnet.sections import Data
 
 SIDE, QUALITY = 150, 90
 

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from flax_resnet.config import freeze, plan
+from flax_resnet.config import freeze
 from flax_resnet.data.arrays import ArraySource
 from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
 from flax_resnet.training.description import describe
 from flax_resnet.training.loop import train
 from flax_resnet.training.optimizer import make_optimizer

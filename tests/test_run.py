@@ -110,8 +110,8 @@ def test_a_run_repeated_after_damage_gives_the_same_bits(finished, copy):
 def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, capsys, tmp_path):
     import io
 
-    from flax_resnet.config import Data
     from flax_resnet.data.source import open_source
+    from flax_resnet.sections import Data
 
     workdir, _ = copy
     options = [f"--workdir={workdir}", f"--compilation_cache={cache_dir}"]
@@ -195,9 +195,9 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
 
 
 def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
-    from flax_resnet.config import Data
     from flax_resnet.data.order import Order
     from flax_resnet.data.source import open_source
+    from flax_resnet.sections import Data
 
     data = Data(source="folder", path=str(photographs), holdout=0.1)
     source = open_source(data, train=True)

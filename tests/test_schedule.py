@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from flax_resnet.config import freeze, plan
+from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
 from flax_resnet.training.schedule import learning_rate
 
 

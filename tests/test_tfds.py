@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_resnet.config import Data
 from flax_resnet.data import shards
 from flax_resnet.data.source import open_source
 from flax_resnet.data.tfds import TfdsSource
 from flax_resnet.errors import DataError
+from flax_resnet.sections import Data
 
 
 def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):

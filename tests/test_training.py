@@ -8,7 +8,9 @@ import pytest
 from jax.sharding import AxisType
 
 from flax_resnet.augment import training_batch
-from flax_resnet.config import Augment, freeze, plan
+from flax_resnet.config import freeze
+from flax_resnet.plan import plan
+from flax_resnet.sections import Augment
 from flax_resnet.training import sharding
 from flax_resnet.training.loss import batch_loss
 from flax_resnet.training.optimizer import make_optimizer

@@ -6,7 +6,7 @@ import numpy as np
 
 from flax_resnet.augment import color, erase, geometry, mix, policy
 from flax_resnet.augment.streams import Stream
-from flax_resnet.config import Augment
+from flax_resnet.sections import Augment
 
 Array = jax.Array
 

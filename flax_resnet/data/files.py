@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from flax_resnet.config import Data
 from flax_resnet.data.records import Records
 from flax_resnet.errors import DataError, one_line
+from flax_resnet.sections import Data
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4

@@ -1,8 +1,8 @@
 """Opens the dataset that a configuration names."""
 
-from flax_resnet.config import Data
 from flax_resnet.data.records import Source
 from flax_resnet.errors import DataError
+from flax_resnet.sections import Data
 
 
 def open_source(config: Data, *, train: bool, split: str = "") -> Source:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from flax_resnet.config import Data
 from flax_resnet.data.records import Records
 from flax_resnet.data.shards import FORMATS, ShardedRecords
 from flax_resnet.errors import DataError, one_line, suggestion
+from flax_resnet.sections import Data
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
 

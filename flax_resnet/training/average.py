@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.config import Average
+from flax_resnet.sections import Average
 
 Variables = dict[str, Any]
 

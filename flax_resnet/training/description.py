@@ -2,7 +2,9 @@
 
 import jax
 
-from flax_resnet.config import Augment, Average, Config, Loss, Optimizer, Plan
+from flax_resnet.config import Config
+from flax_resnet.plan import Plan
+from flax_resnet.sections import Augment, Average, Loss, Optimizer
 from flax_resnet.training.optimizer import decays_coupled
 from flax_resnet.training.state import TrainState
 

@@ -8,12 +8,13 @@ import time
 
 import jax
 
-from flax_resnet.config import Config, Plan
-from flax_resnet.config import plan as make_plan
+from flax_resnet.config import Config
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
 from flax_resnet.data.source import open_source
 from flax_resnet.errors import ConfigError, DataError, WorkdirError
+from flax_resnet.plan import Plan
+from flax_resnet.plan import plan as make_plan
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.average import top1
 from flax_resnet.training.checkpoint import Checkpoints, Restored

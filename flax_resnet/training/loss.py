@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flax_resnet.config import Loss
+from flax_resnet.sections import Loss
 
 Array = jax.Array
 

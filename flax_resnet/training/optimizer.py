@@ -8,8 +8,10 @@ import jax
 import optax
 from optax import contrib
 
-from flax_resnet.config import Config, Optimizer, Plan
+from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
+from flax_resnet.plan import Plan
+from flax_resnet.sections import Optimizer
 from flax_resnet.training.schedule import learning_rate
 
 Rules = tuple[tuple[str, float], ...]

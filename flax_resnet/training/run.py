@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_resnet.config import Config, Plan
+from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import DivergedError
+from flax_resnet.plan import Plan
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.state import TrainState

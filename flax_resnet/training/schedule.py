@@ -2,7 +2,8 @@
 
 import optax
 
-from flax_resnet.config import Config, Plan
+from flax_resnet.config import Config
+from flax_resnet.plan import Plan
 
 
 def learning_rate(config: Config, plan: Plan) -> optax.Schedule:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from flax_resnet.config import Data
 from flax_resnet.data import pipeline
 from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
 from flax_resnet.errors import DataError, one_line
+from flax_resnet.sections import Data
 
 log = logging.getLogger("flax_resnet")
 

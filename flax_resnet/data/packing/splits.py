@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_resnet.config import Data
 from flax_resnet.data import order
 from flax_resnet.data.files import splits_of
 from flax_resnet.data.records import Source
 from flax_resnet.data.source import open_source
 from flax_resnet.data.tfds import find_builder, not_prepared
 from flax_resnet.errors import DataError
+from flax_resnet.sections import Data
 
 FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 

@@ -1,0 +1,86 @@
+"""What the value of a setting must satisfy, and the words that say so."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words that say so; a tuple holds numbers but where it does not."""
+
+    holds: Callable[[Any], bool]
+    words: str
+    numbers: bool = True
+
+
+def one_of(*choices: Any) -> Rule:
+    """The value is one of the named choices."""
+    return Rule(lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def at_least(low: float) -> Rule:
+    """The value is finite and not below `low`."""
+    return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    """The value is finite and above `low`."""
+    return Rule(lambda v: math.isfinite(v) and v > low, f"above {low}")
+
+
+def within(low: float, high: float) -> Rule:
+    """The value lies in [low, high]."""
+    return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
+
+
+def per_channel(low: float, high: float) -> Rule:
+    """The value is a tuple of three numbers, or of one for grey images, each in [low, high]."""
+    return Rule(
+        lambda v: len(v) in (1, 3) and all(low <= x <= high for x in v),
+        f"3 numbers (1 for grey) between {low} and {high}",
+    )
+
+
+def ascending_pair(low: float, high: float) -> Rule:
+    """The value is (a, b) with low <= a <= b <= high and b > 0."""
+    return Rule(
+        lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high and v[1] > 0,
+        f"two ascending numbers between {low} and {high}",
+    )
+
+
+def _are_rules(pairs: tuple) -> bool:
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            return False
+        if not isinstance(pair[1], int | float) or not math.isfinite(pair[1]) or pair[1] < 0:
+            return False
+        try:
+            re.compile(pair[0])
+        except re.error:
+            return False
+    return True
+
+
+ANY = Rule(lambda v: True, "any value")
+ASCENDING = Rule(
+    lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise(v)),
+    "ascending numbers above 0",
+)
+CLASS_WEIGHTS = Rule(
+    lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
+)
+BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
+PARAMETER_RULES = Rule(
+    _are_rules, "pairs of a regular expression and a factor of at least 0", numbers=False
+)
+
+
+def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True) -> Any:
+    """One field: its default, its rule, its meaning, and whether it changes what is trained."""
+    return dataclasses.field(
+        default=default, metadata={"rule": rule, "help": help, "changes_result": changes_result}
+    )
