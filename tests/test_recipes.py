@@ -28,12 +28,24 @@ EXAMPLES = {
 }
 
 
-def recipe(name, *argument):
-    file = FOLDER / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return freeze(module.get_config(*argument))
+    return module
+
+
+def recipe(name, *argument):
+    return freeze(module_of(name).get_config(*argument))
+
+
+# File, and network where it takes one.
+RECIPES = [
+    (name, *network)
+    for name in FILES
+    for network in [(n,) for n in getattr(module_of(name), "NETWORKS", ())] or [()]
+]
+IDS = [":".join(names) for names in RECIPES]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -44,22 +56,21 @@ def test_a_recipe_says_its_command_result_and_source(name):
     assert "yet run here" in text or "seeds" in text
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_recipe_plans_its_dataset(name):
-    config = recipe(name)
+@pytest.mark.parametrize("names", RECIPES, ids=IDS)
+def test_a_recipe_plans_its_dataset(names):
+    config = recipe(*names)
     images, tests, classes = EXAMPLES[config.data.name]
     made = plan(config, num_train=images, num_eval=tests, num_classes=classes)
     model, optimizer = build_model(config, classes), make_optimizer(config, made)
-    shapes = abstract_state(
-        config, model, optimizer, make_mesh()
-    )  # rules that match nothing are refused here
+    # Rules that match nothing are refused here.
+    shapes = abstract_state(config, model, optimizer, make_mesh())
     assert config.model.name in describe(config, made, shapes, resident=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES)
-def test_a_recipe_takes_two_real_steps_at_reduced_size(name, tmp_path):
-    config = recipe(name)
+@pytest.mark.parametrize("names", RECIPES, ids=IDS)
+def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
+    config = recipe(*names)
     stages = len(getattr(build_model(config, 4), "depths", ()))  # none in VGG and AlexNet
     size = min(32, config.data.image_size) if stages else 64
     sections = dataclasses.asdict(config)
@@ -78,10 +89,10 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(name, tmp_path):
     assert result.step == 2
 
 
-def test_a_network_of_another_name_is_refused():
-    assert recipe("plain_vs_residual", "resnet56").model.name == "resnet56"
-    with pytest.raises(ConfigError, match=r"plain_vs_residual\.py:resnet50: "):
-        recipe("plain_vs_residual", "resnet50")
+@pytest.mark.parametrize("name", ["cifar_he2016", "torchvision_v1"])
+def test_a_network_of_another_name_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"configs/{name}\.py:resnet51: .*resnet5"):
+        recipe(name, "resnet51")
 
 
 def test_norms_of_the_second_weights_do_not_decay():

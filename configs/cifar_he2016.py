@@ -1,0 +1,49 @@
+"""Networks on CIFAR-10 as the papers of He et al. trained them; the network after the colon.
+
+python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir runs/resnet20
+
+Expected: error on the test images (published; not yet run here in full) of
+    resnet20 8.75 %, resnet56 6.97, resnet110 6.43 (best of five), preact164 5.46.
+    plain20 and plain56 lack shortcuts: the degradation experiment, in which plain56 ends worse than plain20, and
+    resnet56 better than resnet20 (figure 6).
+Source: He et al. 2016, "Deep residual learning", section 4.2; preact164: He et al. 2016, "Identity mappings in deep
+residual networks", appendix.
+Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet.prepare --name=cifar10`.
+"""
+
+from flax_resnet.config import default_config
+from flax_resnet.errors import ConfigError, suggestion
+
+NETWORKS = ("resnet20", "resnet56", "resnet110", "preact164", "plain20", "plain56")
+WARMED_UP = ("resnet110", "preact164")
+
+
+def get_config(network: str = "resnet20"):
+    """Returns the configuration for one of the networks.
+
+    164 epochs of 390 steps are the papers' 64,000 steps, less 40.
+    """
+    if network not in NETWORKS:
+        raise ConfigError(f"configs/cifar_he2016.py:{network}: {suggestion(network, NETWORKS)}")
+    config = default_config()
+    config.model.name = network
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    config.augment.mean = (0.4914, 0.4822, 0.4465)
+    config.augment.std = (0.2470, 0.2435, 0.2616)
+    config.augment.shift = 4
+    config.augment.flip = True
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.weight_decay_rules = ()
+    config.schedule.name = "multi_step"
+    config.schedule.unit = "steps"
+    config.schedule.milestones = (32_000.0, 48_000.0)
+    if network in WARMED_UP:  # the papers: at 0.01 for about 400 steps; here a rise from there
+        config.schedule.warmup = 400.0
+        config.schedule.warmup_from = 0.1
+    config.train.batch_size = 128
+    config.train.epochs = 164
+    config.train.eval_batch_size = 1000
+    config.train.checkpoint_every = 5.0
+    return config
