@@ -58,9 +58,8 @@ def main() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm")):
         needs_torch = [s for s in args.systems if s.startswith(("torch", "timm"))]
         args.systems = [s for s in args.systems if s not in needs_torch]
-        print(
-            f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch) or 'nothing'}"
-        )
+        if needs_torch:
+            print(f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch)}")
     if not args.systems:
         parser.error("no system is left to measure")
     tables = {}

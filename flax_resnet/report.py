@@ -59,6 +59,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
 
     from flax_resnet.classifier import load
     from flax_resnet.data.source import open_source
+    from flax_resnet.training.average import top1
     from flax_resnet.training.workdir import read_records
 
     classifier = load(workdir)
@@ -87,6 +88,9 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
             points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
             marker = "" if split == "train" else "o"
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
+        averaged = [(r["epoch"], r[f"average_{key}"]) for r in records if f"average_{key}" in r]
+        if averaged:
+            axes.plot(*zip(*averaged, strict=True), marker="s", markersize=4, label="averaged")
         axes.set(
             xlabel="epoch",
             title=name,
@@ -108,7 +112,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
             fontsize=9,
             color="green" if right else "red",
         )
-    scores = [r["top1"] for r in records if r["split"] == data.eval_split]
+    scores = [top1(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
         f"{classifier.config.model.name} on {data.path or data.name}: {score} "

@@ -198,10 +198,10 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
     rows = [t for t in range(kernel_height) if sees_input(t, height, out_height)]
     columns = [t for t in range(kernel_width) if sees_input(t, width, out_width)]
-    if any(taps != [*range(taps[0], taps[-1] + 1)] if taps else True for taps in (rows, columns)):
-        return plain(
-            geometry, x, kernel
-        )  # taps with gaps, or none: strides and paddings of no network here
+    if not (
+        _adjacent(rows) and _adjacent(columns)
+    ):  # a stride and padding that no network here has
+        return plain(geometry, x, kernel)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     patches = [
         padded[
@@ -215,6 +215,10 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
     used = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     left = jnp.concatenate(patches, axis=-1).reshape(-1, len(patches) * channels)
     return (left @ used.reshape(-1, features)).reshape(batch, out_height, out_width, features)
+
+
+def _adjacent(taps: list[int]) -> bool:
+    return bool(taps) and taps[-1] - taps[0] + 1 == len(taps)
 
 
 PATCHES = _widened(_differentiated(_patches))

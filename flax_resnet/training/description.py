@@ -72,12 +72,8 @@ def optimizer_terms(section: Optimizer) -> list[str]:
     """Names the optimizer, with what it is told."""
     form = "coupled" if decays_coupled(section) else "decoupled"
     with_momentum = section.name not in ("lamb", "adamw")
-    rules = ", ".join(
-        f"{pattern or 'else'} x {value:g}" for pattern, value in section.weight_decay_rules
-    )
-    rates = ", ".join(
-        f"{pattern or 'else'} x {value:g}" for pattern, value in section.learning_rate_rules
-    )
+    rates = _rule_terms(section.learning_rate_rules)
+    decaying = _rule_terms(section.weight_decay_rules) or "of all"
     rows = [
         (True, section.name),
         (with_momentum, f"momentum {section.momentum:g}"),
@@ -88,7 +84,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
         ),
         (
             True,
-            f"weight decay {section.weight_decay:g} ({form}; {rules or 'of all'})",
+            f"weight decay {section.weight_decay:g} ({form}; {decaying})",
         ),
         (rates, f"learning rate of {rates}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
@@ -96,6 +92,10 @@ def optimizer_terms(section: Optimizer) -> list[str]:
         (section.clip_adaptive, f"clipped to {section.clip_adaptive:g} of each unit's weights"),
     ]
     return [text for on, text in rows if on]
+
+
+def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"{pattern or 'else'} x {value:g}" for pattern, value in rules)
 
 
 def average_terms(section: Average) -> list[str]:

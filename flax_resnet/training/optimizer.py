@@ -1,5 +1,6 @@
 """Optimizers, as compositions of Optax."""
 
+import operator
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.plan import Plan
 from flax_resnet.sections import Optimizer
 from flax_resnet.training.schedule import learning_rate
+from flax_resnet.weights.layouts import HEAD
 
 Rules = tuple[tuple[str, float], ...]
-HEAD = r"^(fc|classifier_6)/"
 BLOCK = re.compile(r"layer(\d+)_(\d+)/")
 
 
@@ -24,9 +25,9 @@ class Kind(NamedTuple):
 
     Attributes:
       direction: makes of the settings what scales the gradient.
-      finish: the same, for what comes after the learning rate: momentum that holds it (TensorFlow's way).
-      trust: the same, for what fits each layer's update to its weights; where the weights decay only.
       coupled: whether weight decay, of itself, enters the gradient.
+      trust: as `direction`, for what fits each layer's update to its weights; where the weights decay only.
+      finish: as `direction`, for what comes after the learning rate: momentum that holds it (TensorFlow's way).
     """
 
     direction: Callable[[Optimizer], optax.GradientTransformation]
@@ -97,10 +98,10 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
     adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
     learning rate, and each parameter's own factor of it.
 
-    Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
-
     Raises (where it is initialised):
       ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
+
+    Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
     """
     section = config.optimizer
     kind = KINDS[section.name]
@@ -116,7 +117,7 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
 
     def rate_factors(params: optax.Params) -> Any:
         own = factors(params, section.learning_rate_rules, "optimizer.learning_rate_rules")
-        return jax.tree.map(float.__mul__, own, block_factors(params, section.layer_decay))
+        return jax.tree.map(operator.mul, own, block_factors(params, section.layer_decay))
 
     def decayed(update: jax.Array, param: jax.Array, factor: float) -> jax.Array:
         strength = section.weight_decay * factor
@@ -190,7 +191,11 @@ def factors(params: optax.Params, rules: Rules, key: str) -> Any:
 
 def outside_head(params: optax.Params) -> Any:
     """Returns a tree of bools: False for the last linear layer."""
-    return jax.tree.map(lambda name: not re.search(HEAD, name), names(params))
+    return jax.tree.map(lambda name: not _is_head(name), names(params))
+
+
+def _is_head(name: str) -> bool:
+    return re.fullmatch(HEAD, f"params/{name}") is not None
 
 
 def block_factors(params: optax.Params, layer_decay: float) -> Any:
@@ -217,7 +222,7 @@ def block_factors(params: optax.Params, layer_decay: float) -> Any:
         )
 
     def factor(name: str) -> float:
-        if re.search(HEAD, name):
+        if _is_head(name):
             return 1.0
         if name.startswith("norm/"):
             return layer_decay

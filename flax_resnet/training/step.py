@@ -180,7 +180,7 @@ def make_recalibration(
     model: nn.Module,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
-) -> Callable[[Any, Any, Any, Iterable], Any]:
+) -> Callable[[Any, Any, Iterable], Any]:
     """Returns what measures the running statistics anew: each their mean over batches of the training set.
 
     Statistics averaged over weights that moved are not those of the averaged weights.
@@ -194,29 +194,24 @@ def make_recalibration(
     Returns:
       ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
 
-    Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
-
     Raises:
       ConfigError: the network keeps no statistics.
+
+    Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
     if not hasattr(model, "norm_momentum") or getattr(model, "norm", "batch") != "batch":
         raise ConfigError(
             f"average.recalibrate={config.average.recalibrate}: {config.model.name} has no batch normalisation to "
             "measure; 0 is for none"
         )
-    measuring = model.clone(norm_momentum=1.0)  # its running statistics are those of the last batch
-    seed = config.train.seed
+    # A momentum of 1 makes the running statistics those of the last batch. The loss itself is not asked for.
+    loss = make_loss(config, model.clone(norm_momentum=1.0))
 
     def statistics(variables: Any, number: jax.Array, data: Any, step: Any) -> Any:
-        batch = fetch(data, step)
-        key = stream_key(seed, AUGMENT_STREAM, number)
-        images, _ = training_batch(
-            key, batch["image"], batch["label"], model.num_classes, config.augment
+        _, (_, _, batch_stats) = loss(
+            variables["params"], variables["batch_stats"], number, fetch(data, step)
         )
-        keys = {"dropout": stream_key(seed, DROPOUT_STREAM, number)}
-        return measuring.apply(variables, images, train=True, mutable=["batch_stats"], rngs=keys)[
-            1
-        ]["batch_stats"]
+        return batch_stats
 
     whole = sharding.replicated(mesh)
     measure = jax.jit(statistics, in_shardings=(whole, whole, whole, None), out_shardings=whole)
