@@ -152,8 +152,12 @@ def test_muon_orthogonalises_the_kernels_of_convolutions():
     singular = np.linalg.svd(update, compute_uv=False)
     scale = singular.mean()  # Optax scales by the shape
     assert ((singular / scale > 0.6) & (singular / scale < 1.4)).all()
-    along = np.linalg.svd(grads[0][KERNEL].reshape(18, 4), full_matrices=False)
-    assert (np.diag(along[0].T @ update @ along[2].T) < 0).all()  # it descends
+    left, _, right = np.linalg.svd(grads[0][KERNEL].reshape(18, 4), full_matrices=False)
+    along = left.T @ update @ right.T / scale
+    assert (np.diag(along) < 0).all()  # it descends
+    assert (
+        np.abs(along - np.diag(np.diag(along))).max() < 0.01
+    )  # along the gradient's own directions
 
 
 def test_the_whole_gradient_is_clipped():

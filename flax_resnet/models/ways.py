@@ -198,9 +198,8 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
     rows = [t for t in range(kernel_height) if sees_input(t, height, out_height)]
     columns = [t for t in range(kernel_width) if sees_input(t, width, out_width)]
-    if not (
-        _adjacent(rows) and _adjacent(columns)
-    ):  # a stride and padding that no network here has
+    if not (_adjacent(rows) and _adjacent(columns)):
+        # A stride and padding that no network here has.
         return plain(geometry, x, kernel)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     patches = [
