@@ -1,5 +1,6 @@
 """The benchmark of networks: what it counts, what it does where a batch does not fit, and a real run."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import model_speed, roofline
+from benchmarks.arguments import output
 from benchmarks.programs import Work
 from flax_resnet.summary import summarize
 from tests.conftest import ROOT
@@ -79,3 +81,11 @@ def test_a_run_on_two_devices(tmp_path):
     assert set(result["parts"]) == {"inference", "forward", "gradient", "optimizer", "step"}
     for part in result["parts"].values():
         assert part["images_per_second"] == pytest.approx(8 / part["seconds"])
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    assert output(str(tmp_path / "new" / "result.json"))
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path, tmp_path / "file" / "result.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a file that can be written"):
+            output(str(wrong))

@@ -40,9 +40,15 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     options = section.options()
     groups = options.pop("norm_groups", 1)
     model = create_model(section.name, num_classes=num_classes, **options)
+    normalises = getattr(model, "norm", "") == "batch"
+    if config.average.recalibrate and not normalises:
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: {section.name} with "
+            f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; 0 is for none"
+        )
     if section.norm_scope == "global":
         return model
-    if getattr(model, "norm", "") != "batch":
+    if not normalises:
         raise ConfigError(
             f"model.norm_scope={section.norm_scope!r}: only batch normalisation takes statistics of a "
             f"scope, and {section.name} has norm={getattr(model, 'norm', 'none')!r}"

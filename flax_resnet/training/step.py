@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
-from flax_resnet.errors import ConfigError
 from flax_resnet.training import average, sharding
 from flax_resnet.training.loss import batch_loss, cross_entropy
 from flax_resnet.training.state import TrainState
@@ -194,16 +193,8 @@ def make_recalibration(
     Returns:
       ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
 
-    Raises:
-      ConfigError: the network keeps no statistics.
-
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
-    if not hasattr(model, "norm_momentum") or getattr(model, "norm", "batch") != "batch":
-        raise ConfigError(
-            f"average.recalibrate={config.average.recalibrate}: {config.model.name} has no batch normalisation to "
-            "measure; 0 is for none"
-        )
     # A momentum of 1 makes the running statistics those of the last batch. The loss itself is not asked for.
     loss = make_loss(config, model.clone(norm_momentum=1.0))
 
