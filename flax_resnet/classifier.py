@@ -58,7 +58,7 @@ class Classifier:
     step: int
 
     def predict(self, images: np.ndarray | Sequence, *, batch_size: int = 64) -> Prediction:
-        """Classifies images.
+        """Classifies images, as the run's evaluation does (`data.eval_size`, `augment.eval_flip`).
 
         Args:
           images: uint8 [N, H, W, 3] of any size, or a sequence of such arrays, file paths or Pillow
@@ -68,8 +68,12 @@ class Classifier:
         Raises:
           DataError: a file cannot be read, or an array is not uint8 [H, W, 3].
         """
-        logits = self.features(images, ("logits",), batch_size=batch_size)["logits"]
-        probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))
+        _check_batch_size(batch_size)
+        pixels = prepare(images, self.config.evaluating().data)
+        views = [pixels, pixels[:, :, ::-1]] if self.config.augment.eval_flip else [pixels]
+        logits = [self._computed(view, ("logits",), batch_size)["logits"] for view in views]
+        mean = sum(array.astype(np.float32) for array in logits) / len(logits)
+        probabilities = np.asarray(jax.nn.softmax(mean, axis=-1))
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 
     def features(
@@ -98,9 +102,13 @@ class Classifier:
             raise ConfigError(
                 f"no features asked for: allowed: {', '.join(self.model.feature_info())}"
             )
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: must be a whole number of at least 1")
-        pixels = prepare(images, self.config.data)
+        _check_batch_size(batch_size)
+        return self._computed(prepare(images, self.config.evaluating().data), names, batch_size)
+
+    def _computed(
+        self, pixels: np.ndarray, names: tuple[str, ...], batch_size: int
+    ) -> dict[str, np.ndarray]:
+        """Computes features of prepared images, uint8 [N, S, S, 3]."""
         # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
         batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
         starts = range(0, max(len(pixels), 1), batch_size)
@@ -123,6 +131,11 @@ class Classifier:
             return self.model.apply(variables, images, train=False, features=names)
 
         return jax.jit(forward, static_argnums=2)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be a whole number of at least 1")
 
 
 def load(

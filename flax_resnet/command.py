@@ -211,11 +211,11 @@ def frozen_config(values: flags.FlagValues) -> Config:
     return config
 
 
-def picture(path: str | pathlib.Path) -> pathlib.Path:
+def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
     """Returns the path of a picture to draw. Raises ConfigError: no matplotlib, or another suffix."""
     path = pathlib.Path(path).expanduser()
     if path.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--output={path}: must end in .png, .pdf or .svg")
+        raise ConfigError(f"{flag}={path}: must end in .png, .pdf or .svg")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("drawing needs matplotlib: pip install 'flax_resnet[plot]'")
     return path

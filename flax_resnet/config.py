@@ -28,6 +28,11 @@ class Config:
     average: Average = dataclasses.field(default_factory=Average)
     train: Train = dataclasses.field(default_factory=Train)
 
+    def evaluating(self) -> "Config":
+        """Returns the configuration with the image size of evaluation as that of its images."""
+        size = self.data.eval_size or self.data.image_size
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, image_size=size))
+
     def keeps_resident(self, examples: int, crop: str) -> bool:
         """Says whether a split of so many examples, cut so, is decoded once and kept on the device."""
         if crop == "random_resized" or self.train.feed != "auto":

@@ -1,7 +1,8 @@
 """Evaluates a saved run, or a network with weights made elsewhere.
 
 python -m flax_resnet.evaluate --workdir /tmp/run
-    top-1, top-5 and loss over every example of the run's split; appended to evaluations.jsonl in the workdir.
+    loss, top-1, top-5, calibration and the weakest classes over every example of the run's split; appended to
+    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png: how often each class is taken for each.
 python -m flax_resnet.evaluate --model resnet50.a1_in1k --dataset imagenet2012
     timm's weights, or a file of weights (--weights), on a TFDS dataset or a folder of images.
 """
@@ -11,11 +12,12 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
-from flax_resnet import command
+from flax_resnet import command, confusion
 from flax_resnet.errors import ConfigError, DataError, WorkdirError, one_line
 
 
@@ -33,12 +35,13 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         ("weights", "with --model: file of weights (default: timm's on the Hugging Face hub)"),
         ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
         ("split", "split to evaluate on (default: the run's own, or validation)"),
+        ("confusion", "file for the confusion matrix: .csv, or .png (which needs matplotlib)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
     flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
     for name, help in (
         ("batch_size", "images per step (default: the run's own, or 64)"),
-        ("image_size", "with --model: side in pixels (default: that of the weights)"),
+        ("image_size", "side in pixels (default: the run's own, or that of the weights)"),
     ):
         flags.DEFINE_integer(name, 0, help, lower_bound=0, flag_values=values)
 
@@ -49,30 +52,54 @@ def _evaluate(values: flags.FlagValues) -> None:
         raise ConfigError(
             "--workdir or --model is needed, and one only: the run, or the network, to evaluate"
         )
-    options = {k: values[k].value for k in ("split", "data_dir", "batch_size")}
+    options = {k: values[k].value for k in ("split", "data_dir", "batch_size", "image_size")}
+    file = confusion.checked(values["confusion"].value)
     if given["model"]:
-        for name in ("weights", "dataset", "image_size"):
+        for name in ("weights", "dataset"):
             options[name] = values[name].value
         if (checkpoint := values["checkpoint"].value) != "last":
             raise ConfigError(f"--checkpoint={checkpoint}: goes with --workdir, not --model")
     else:
-        for name in ("weights", "dataset", "image_size"):
+        for name in ("weights", "dataset"):
             if values[name].value:
                 raise ConfigError(
                     f"--{name}={values[name].value}: goes with --model, not --workdir"
                 )
         options["checkpoint"] = values["checkpoint"].value
     command.set_up_jax(values["compilation_cache"].value)
+    from flax_resnet.training.metrics import AVERAGE, judged, shown
+
     run = evaluate_model if given["model"] else evaluate_run
-    record = run(given["model"] or given["workdir"], **options)
+    record, counts, names = run(given["model"] or given["workdir"], **options)
+    if file and counts is None:
+        raise ConfigError(
+            f"--confusion={file}: {len(names)} classes, at most {confusion.MOST_CLASSES}"
+        )
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
-    prefixes = {"": "", "average_": "averaged weights: "}
-    scores = "; ".join(
-        f"{words}top-1 {record[p + 'top1']:.2%}, top-5 {record[p + 'top5']:.2%}, loss {record[p + 'loss']:.4f}"
-        for p, words in prefixes.items()
-        if p + "top1" in record
-    )
-    print(f"{scores} on {record['split']} ({record['count']} images), {what}")
+    where = f"{record['split']} ({record['count']} images), {what}"
+    print(f"{shown(record)} on {where}")
+    if f"{AVERAGE}top1" in record:
+        print(f"averaged weights: {shown(record, AVERAGE)}")
+    if counts is not None and (told := confusion.weakest(counts, names)):
+        print(f"weakest classes: {told}")
+    if file:
+        confusion.write(file, counts, names, f"{judged(record):.2%} top-1 on {where}")
+        print(file)
+
+
+class Evaluation(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+      record: what was evaluated; the METRICS of training/metrics.py, also with average_ before; count.
+      confusion: [K, K], how often the class of the row was taken for that of the column, by the averaged weights
+        where there are such; None for thousands of classes.
+      class_names: of the K classes.
+    """
+
+    record: dict[str, Any]
+    confusion: np.ndarray | None
+    class_names: tuple[str, ...]
 
 
 def evaluate_run(
@@ -82,7 +109,8 @@ def evaluate_run(
     split: str = "",
     data_dir: str = "",
     batch_size: int = 0,
-) -> dict:
+    image_size: int = 0,
+) -> Evaluation:
     """Evaluates a checkpoint and appends the record to the run's evaluations.jsonl.
 
     Args:
@@ -91,9 +119,7 @@ def evaluate_run(
       split: TFDS split expression or folder split; empty for the run's own.
       data_dir: TFDS data folder; empty for the run's own.
       batch_size: images per step; 0 for the run's own.
-
-    Returns:
-      step, split, loss, top1 and top5 (0 to 1), and count.
+      image_size: side in pixels; 0 for the run's own.
 
     Raises:
       UserError: no such run, checkpoint or split; classes that are not the run's.
@@ -103,22 +129,24 @@ def evaluate_run(
 
     classifier, state = load_state(workdir, checkpoint)
     config = classifier.config
-    if data_dir:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, data_dir=data_dir)
-        )
+    data = dataclasses.replace(
+        config.data,
+        data_dir=data_dir or config.data.data_dir,
+        eval_size=image_size or config.data.eval_size,
+    )
+    config = dataclasses.replace(config, data=data)
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
     _check_classes(source.class_names, classifier.class_names, f"split {split!r}")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
-    metrics = _measure(classifier.model, config, source, state, batch_size)
+    metrics, counts = _measure(classifier.model, config, source, state, batch_size)
     record = {"step": classifier.step, "split": split, **metrics}
     try:
         with (pathlib.Path(workdir).expanduser() / "evaluations.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
-    return record
+    return Evaluation(record, counts, classifier.class_names)
 
 
 def evaluate_model(
@@ -130,7 +158,7 @@ def evaluate_model(
     data_dir: str = "",
     image_size: int = 0,
     batch_size: int = 0,
-) -> dict:
+) -> Evaluation:
     """Evaluates a network with weights made elsewhere, under the preprocessing that belongs to them.
 
     Args:
@@ -143,9 +171,6 @@ def evaluate_model(
       data_dir: TFDS data folder; empty for TFDS's own.
       image_size: side in pixels; 0 for that of the weights.
       batch_size: images per step; 0 for 64.
-
-    Returns:
-      model, split, loss, top1 and top5 (0 to 1), and count.
 
     Raises:
       UserError: no such network, weights, dataset or split; another number of classes.
@@ -184,8 +209,9 @@ def evaluate_model(
     _check_classes(opened.class_names, classifier.class_names, dataset)
     variables = classifier.variables
     state = TrainState(jnp.int32(0), **variables, opt_state=(), average={})
-    metrics = _measure(classifier.model, config, opened, state, batch_size or 64)
-    return {"model": name, "split": data.eval_split, **metrics}
+    metrics, counts = _measure(classifier.model, config, opened, state, batch_size or 64)
+    record = {"model": name, "split": data.eval_split, **metrics}
+    return Evaluation(record, counts, classifier.class_names)
 
 
 def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
@@ -204,16 +230,24 @@ def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> 
         raise DataError(f"{where} has the class {odd[0]!r} where the weights have {odd[1]!r}")
 
 
-def _measure(model: Any, config: Any, source: Any, state: Any, batch_size: int) -> dict[str, float]:
+def _measure(
+    model: Any, config: Any, source: Any, state: Any, batch_size: int
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Returns the metrics, and the confusion matrix unless it would be very large."""
     from flax_resnet.data.order import Order
     from flax_resnet.training import sharding
     from flax_resnet.training.feed import StreamingFeed
-    from flax_resnet.training.step import evaluate, make_eval_step
+    from flax_resnet.training.metrics import AVERAGE, record
+    from flax_resnet.training.step import make_eval_step, total
 
     mesh = sharding.make_mesh()
-    feed = StreamingFeed(source, Order(len(source), seed=0), config, mesh)
+    feed = StreamingFeed(source, Order(len(source), seed=0), config.evaluating(), mesh)
     batches = feed.evaluation(sharding.round_up(mesh, batch_size))
-    return evaluate(make_eval_step(config, model, mesh), state, feed.data, batches)
+    drawn = model.num_classes <= confusion.MOST_CLASSES
+    step = make_eval_step(config, model, mesh, confusion=drawn)
+    sums = total(step, state, feed.data, batches)
+    counts = sums.get(AVERAGE, sums[""]).get("confusion")
+    return record(sums), counts
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
 
     from flax_resnet.classifier import load
     from flax_resnet.data.source import open_source
-    from flax_resnet.training.average import top1
+    from flax_resnet.training.metrics import judged
     from flax_resnet.training.workdir import read_records
 
     classifier = load(workdir)
@@ -112,7 +112,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
             fontsize=9,
             color="green" if right else "red",
         )
-    scores = [top1(r) for r in records if r["split"] == data.eval_split]
+    scores = [judged(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
         f"{classifier.config.model.name} on {data.path or data.name}: {score} "

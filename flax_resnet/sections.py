@@ -60,6 +60,9 @@ class Data:
     balanced: bool = setting(False, ANY, "draw every class equally often")
     exif: bool = setting(True, ANY, "turn image files upright as their EXIF data say")
     image_size: int = setting(8, at_least(1), "height and width of the network's input, pixels")
+    eval_size: int = setting(
+        0, at_least(0), "image_size to evaluate at, and to predict at; 0 for that of training"
+    )
     train_crop: str = setting(
         "resize", one_of("resize", "center", "random_resized"), "how a training image is cut"
     )
@@ -97,6 +100,9 @@ class Augment:
     mean: tuple = setting((0.485, 0.456, 0.406), per_channel(0, 1), "subtracted, per channel")
     std: tuple = setting((0.229, 0.224, 0.225), per_channel(1e-6, 10), "divided by, per channel")
     flip: bool = setting(False, ANY, "mirror every other training image, left to right")
+    eval_flip: bool = setting(
+        False, ANY, "evaluate the mean logits of an image and its mirror", changes_result=False
+    )
     shift: int = setting(0, at_least(0), "pad by this many pixels and crop back at random")
     shift_padding: str = setting("black", one_of("black", "reflect"), "what shift pads with")
     brightness: float = setting(
@@ -310,6 +316,18 @@ class Train:
     )
     eval_batch_size: int = setting(
         0, at_least(0), "images per evaluation step; 0 for batch_size", changes_result=False
+    )
+    judged_by: str = setting(
+        "top1",
+        one_of("top1", "top5", "loss", "class_accuracy", "macro_f1", "ece"),
+        "what the best checkpoint is the best of, and early stopping waits for",
+        changes_result=False,
+    )
+    early_stopping: int = setting(
+        0,
+        at_least(0),
+        "evaluations without a better one after which the run ends; 0 for never",
+        changes_result=False,
     )
     log_every: int = setting(
         10, at_least(1), "steps between records of training", changes_result=False

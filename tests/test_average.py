@@ -53,8 +53,6 @@ def test_statistics_that_are_measured_are_not_averaged():
 def test_no_decay_is_no_mean():
     assert average.start(values(0), Average()) == {}
     assert average.advance({}, values(0), np.int32(1), Average()) == {}
-    assert average.top1({"top1": 0.5}) == 0.5
-    assert average.top1({"top1": 0.5, "average_top1": 0.6}) == 0.6
 
 
 def recalibration_config(**model):

@@ -18,8 +18,6 @@ from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import (
     AUGMENT_STREAM,
     evaluate,
-    is_top1,
-    is_top5,
     make_eval_step,
     make_train_step,
 )
@@ -137,11 +135,3 @@ def test_the_step_trains_on_what_augment_gives(machinery):
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(top1)
     assert (np.argmax(targets, 1) != batch["label"]).any()
-
-
-def test_top1_and_top5():
-    logits = jnp.array([[0.0, 1, 2, 3, 4, 5, 6]] * 4)
-    labels = jnp.array([6, 2, 1, 0])
-    assert is_top1(logits, labels).tolist() == [1, 0, 0, 0]
-    assert is_top5(logits, labels).tolist() == [1, 1, 0, 0]
-    assert is_top5(logits[:, :3], jnp.array([0, 1, 2, 2])).tolist() == [1, 1, 1, 1]

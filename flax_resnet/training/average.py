@@ -36,8 +36,3 @@ def advance(
     if section.recalibrate:
         return {**mixed, "batch_stats": average["batch_stats"]}
     return mixed
-
-
-def top1(metrics: dict[str, float]) -> float:
-    """Returns the top-1 that a run is judged by: the averaged weights', where there are such."""
-    return metrics.get("average_top1", metrics["top1"])

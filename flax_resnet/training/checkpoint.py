@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError, one_line, suggestion
-from flax_resnet.training.average import top1
+from flax_resnet.training.metrics import score
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
@@ -34,17 +34,27 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run folder."""
+    """The checkpoints of a run folder.
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    Args:
+      workdir: the run folder.
+      read_only: nothing is made or moved.
+      judged_by: the metric that says which checkpoint is the best and is kept.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, judged_by: str = "top1"):
+        self._judged_by = judged_by
         self._folder = workdir.resolve() / "checkpoints"
         self._read_only = read_only
         self._pending: int | None = None
         self._open()
 
     def _open(self) -> None:
+        def value(metrics: dict[str, float]) -> float:
+            return score(metrics, self._judged_by)
+
         best = ocp.checkpoint_managers.BestN(
-            get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
         )
         latest = ocp.checkpoint_managers.LatestN(2)
         any_of = ocp.checkpoint_managers.AnyPreservationPolicy([latest, best])
@@ -52,7 +62,7 @@ class Checkpoints:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=any_of,
-                best_fn=top1,
+                best_fn=value,
                 create=not self._read_only,
                 read_only=self._read_only,
             ),
@@ -198,8 +208,13 @@ class Checkpoints:
         )
 
     def best(self) -> int | None:
-        """Returns the step with the best evaluation among those kept."""
-        return self._manager.best_step()
+        """Returns the step with the best evaluation among those kept, by what the last of them was judged by."""
+        runs = {step: self.run(step) for step in self.steps()}
+        evaluated = {step: run["metrics"] for step, run in runs.items() if run.get("metrics")}
+        if not evaluated:
+            return None
+        name = runs[max(runs)]["config"].get("train", {}).get("judged_by", self._judged_by)
+        return max(evaluated, key=lambda step: score(evaluated[step], name))
 
     def close(self) -> None:
         """Waits for the last write and lets go of the folder."""

@@ -16,9 +16,9 @@ from flax_resnet.errors import ConfigError, DataError, WorkdirError
 from flax_resnet.plan import Plan
 from flax_resnet.plan import plan as make_plan
 from flax_resnet.training import sharding, workdir
-from flax_resnet.training.average import top1
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
+from flax_resnet.training.metrics import has_stalled, judged, score
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.pretrained import read_pretrained, warm_started
 from flax_resnet.training.schedule import learning_rate
@@ -37,7 +37,7 @@ PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended: accuracies are shares of the evaluation split, 0 to 1."""
+    """How a run ended: accuracies are shares of the evaluation split, 0 to 1; best by `train.judged_by`."""
 
     step: int
     final_top1: float
@@ -113,7 +113,7 @@ def train(
         return None
     stored = workdir.claim(run_dir, config, resume=resume)
 
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = Checkpoints(run_dir, judged_by=config.train.judged_by)
     try:
         restored = checkpoints.restore_last_good(shapes)
         changed = restored and _data_changes(restored, train_source)
@@ -152,7 +152,7 @@ def train(
         crops = config.data.train_crop, config.data.eval_crop
         train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
         whole = Order(len(eval_source), seed=0)
-        eval_feed = make_feed(eval_source, whole, config, mesh, crop=crops[1])
+        eval_feed = make_feed(eval_source, whole, config.evaluating(), mesh, crop=crops[1])
         run = Run(
             config=config,
             plan=plan,
@@ -191,21 +191,29 @@ def _finished(
     restored: Restored | None, run_dir: pathlib.Path, plan: Plan, config: Config
 ) -> Result | None:
     """Says so, and returns the result, where the last checkpoint is already the end of the plan."""
-    if restored is None or restored.step < plan.total_steps:
+    if restored is None:
+        return None
+    split = config.data.eval_split
+    records = [r for r in workdir.read_records(run_dir) if r["step"] <= restored.step]
+    scores = [score(r, config.train.judged_by) for r in records if r["split"] == split]
+    if restored.step < plan.total_steps and not has_stalled(scores, config.train.early_stopping):
         return None
     if restored.step > plan.total_steps:
         raise WorkdirError(
             f"train.epochs={config.train.epochs}: workdir {run_dir} has already trained "
             f"{restored.step / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
         )
-    result = _result(workdir.read_records(run_dir), config.data.eval_split, plan.total_steps)
+    result = _result(records, config, restored.step)
     if result is not None:
+        stopped = restored.step < plan.total_steps
         log.info(
-            "%s is finished: %d epochs, final top-1 %.2f %% on %s (more epochs extend it)",
+            "%s is finished: %.3g epochs%s, final top-1 %.2f %% on %s (%s)",
             run_dir,
-            config.train.epochs,
+            restored.step / plan.steps_per_epoch,
+            ", stopped early" if stopped else "",
             100 * result.final_top1,
-            config.data.eval_split,
+            split,
+            "a larger train.early_stopping goes on" if stopped else "more epochs extend it",
         )
     return result
 
@@ -221,12 +229,12 @@ def _data_changes(restored: Restored, source: Source) -> str:
     return ""
 
 
-def _result(records: list[dict], split: str, step: int) -> Result | None:
-    scores = {r["step"]: top1(r) for r in records if r["split"] == split}
-    if step not in scores:
+def _result(records: list[dict], config: Config, step: int) -> Result | None:
+    evaluated = {r["step"]: r for r in records if r["split"] == config.data.eval_split}
+    if step not in evaluated:
         return None
-    best = max(scores, key=lambda s: scores[s])
-    return Result(step, scores[step], scores[best], best)
+    best = max(evaluated, key=lambda s: score(evaluated[s], config.train.judged_by))
+    return Result(step, judged(evaluated[step]), judged(evaluated[best]), best)
 
 
 def _report(
@@ -235,13 +243,20 @@ def _report(
     """Writes summary.txt and shows it."""
     from flax_resnet.training.writers import clock
 
-    result = _result(records, config.data.eval_split, plan.total_steps)
+    train, end = config.train, max(r["step"] for r in records)
+    result = _result(records, config, end)
+    early = (
+        f", stopped early: {train.early_stopping} evaluations without a better {train.judged_by}"
+        if end < plan.total_steps
+        else ""
+    )
+    by = "" if train.judged_by == "top1" else f", by {train.judged_by}"
     summary = (
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
-        f"({plan.num_eval} images) after {config.train.epochs} epochs; "
-        f"best {result.best_top1:.2%} at step {result.best_step}\n"
+        f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "
+        f"best {result.best_top1:.2%} at step {result.best_step}{by}\n"
         f"time {clock(time.perf_counter() - began)}, of which this start trained "
-        f"{plan.total_steps - start} steps\n"
+        f"{end - start} steps\n"
         f"checkpoints {run_dir / 'checkpoints'}\n"
         f"records     {run_dir / workdir.METRICS}; TensorBoard: tensorboard --logdir {run_dir}\n"
         f'in Python   flax_resnet.load("{run_dir}").predict(images)\n'

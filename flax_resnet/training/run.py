@@ -15,6 +15,7 @@ from flax_resnet.errors import DivergedError
 from flax_resnet.plan import Plan
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.interrupt import Interrupted, stop_requested
+from flax_resnet.training.metrics import has_stalled, score
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step import evaluate
 from flax_resnet.training.writers import Progress, RecordWriter
@@ -53,7 +54,7 @@ class Run:
     source: Source
 
     def go(self, state: TrainState, start: int) -> list[dict]:
-        """Trains from `start` to the last step and returns all records of the run.
+        """Trains from `start` to the last step, or to an early stop, and returns all records of the run.
 
         Raises:
           Interrupted: a signal came; the state was saved.
@@ -74,18 +75,18 @@ class Run:
                     self._read_late()
                     self._late = (step, on_device)
                     step += len(on_device["loss"])
-                    last_step = step == plan.total_steps
-                    evaluates = last_step or step % plan.eval_every == 0
-                    saves = last_step or stop or step % plan.checkpoint_every == 0
-                    metrics = None
+                    evaluates = step == plan.total_steps or step % plan.eval_every == 0
+                    saves = stop or step % plan.checkpoint_every == 0
                     if evaluates or saves:
                         self._read_late()
                         state = self._recalibrated(state)
-                    if evaluates:
-                        metrics = self._evaluate(state, step)
-                    if saves:
+                    metrics = self._evaluate(state, step) if evaluates else None
+                    ends = step == plan.total_steps or (evaluates and self._has_stalled())
+                    if saves or ends:
                         self._save(state, step, metrics)
-                    if stop and not last_step:
+                    if ends:
+                        break
+                    if stop:
                         self.checkpoints.wait()
                         raise Interrupted(
                             f"interrupted after step {step}, which is saved: the same command goes on "
@@ -93,8 +94,7 @@ class Run:
                             stop[0],
                         )
             self.checkpoints.wait()
-            wanted = (plan.total_steps, split)
-            if wanted not in {(r["step"], r["split"]) for r in self._writer.records}:
+            if (step, split) not in {(r["step"], r["split"]) for r in self._writer.records}:
                 self._evaluate(state, step)  # nothing was left to train, but this split is new
         finally:
             self._progress.close()
@@ -151,6 +151,11 @@ class Run:
         self._progress.record(step, split, metrics)
         self._read_at += time.perf_counter() - began
         return metrics
+
+    def _has_stalled(self) -> bool:
+        train, split = self.config.train, self.config.data.eval_split
+        records = (r for r in self._writer.records if r["split"] == split)
+        return has_stalled([score(r, train.judged_by) for r in records], train.early_stopping)
 
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
         run = {

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
 from flax_resnet.training import average, sharding
-from flax_resnet.training.loss import batch_loss, cross_entropy
+from flax_resnet.training.loss import batch_loss
+from flax_resnet.training.metrics import AVERAGE, batch_sums, is_top1, record
 from flax_resnet.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -25,17 +26,6 @@ AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
     """Returns the key of one of the streams at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
-
-
-def is_top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns 1 where the largest logit is the label's, else 0: float32 [N]."""
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-
-
-def is_top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns 1 where the label's logit is among the five largest, else 0: float32 [N]."""
-    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    return (best == labels[:, None]).any(axis=-1).astype(jnp.float32)
 
 
 def make_loss(config: Config, model: nn.Module) -> Callable:
@@ -132,46 +122,47 @@ def make_eval_step(
     model: nn.Module,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
+    *,
+    confusion: bool = False,
 ) -> Callable[[TrainState, Any, Any], Metrics]:
-    """Returns the jitted evaluation: sums over the unmasked examples of loss, top1, top5, count.
+    """Returns the jitted evaluation of a batch: its `metrics.batch_sums`, by "" and by "average_".
 
-    Where the state holds averaged weights, the same pass gives average_loss, average_top1 and average_top5, theirs.
-    Args are those of `make_train_step`; it is called with the state, a feed's `data`, and what the feed yields.
+    The latter are those of the averaged weights, in the same pass, where the state holds such. With
+    `augment.eval_flip`, the logits are the mean of an image's and its mirror's. Args are those of
+    `make_train_step`, and of `batch_sums`; it is called with the state, a feed's `data`, and what the feed yields.
     """
 
     def eval_step(state: TrainState, data: Any, places: Any) -> Metrics:
         batch = fetch(data, places)
         images = evaluation_images(batch["image"], config.augment)
-        mask = batch["mask"].astype(jnp.float32)
-        sums = {"count": mask.sum()}
+        views = [images, images[:, :, ::-1]] if config.augment.eval_flip else [images]
         raw = {"params": state.params, "batch_stats": state.batch_stats}
-        for prefix, variables in (("", raw), ("average_", state.average)):
-            if not variables:
-                continue
-            logits = model.apply(variables, images, train=False)
-            losses = cross_entropy(logits, jax.nn.one_hot(batch["label"], logits.shape[-1]))
-            sums |= {
-                f"{prefix}loss": jnp.where(batch["mask"], losses, 0).sum(),
-                f"{prefix}top1": (is_top1(logits, batch["label"]) * mask).sum(),
-                f"{prefix}top5": (is_top5(logits, batch["label"]) * mask).sum(),
-            }
+        sums = {}
+        for prefix, variables in (("", raw), (AVERAGE, state.average)):
+            if variables:
+                logits = [model.apply(variables, view, train=False) for view in views]
+                mean = sum(logits) / len(logits)
+                sums[prefix] = batch_sums(mean, batch["label"], batch["mask"], confusion=confusion)
         return sums
 
     whole = sharding.replicated(mesh)
     return jax.jit(eval_step, in_shardings=(whole, whole, None), out_shardings=whole)
 
 
+def total(eval_step: Callable, state: TrainState, data: Any, batches: Iterable) -> Metrics:
+    """Runs an evaluation pass and returns the sums over all of it, on the host."""
+    sums = None
+    for batch in batches:
+        found = eval_step(state, data, batch)
+        sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+    return jax.device_get(sums)
+
+
 def evaluate(
     eval_step: Callable, state: TrainState, data: Any, batches: Iterable
 ) -> dict[str, float]:
-    """Runs an evaluation pass and returns its means: what the step sums, top1 and top5 from 0 to 1, and count."""
-    total: Metrics | None = None
-    for batch in batches:
-        sums = eval_step(state, data, batch)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    sums = {k: float(v) for k, v in jax.device_get(total).items()}
-    count = sums.pop("count")
-    return {k: v / max(count, 1) for k, v in sums.items()} | {"count": int(count)}
+    """Runs an evaluation pass and returns its `metrics.record`."""
+    return record(total(eval_step, state, data, batches))
 
 
 def make_recalibration(

@@ -85,7 +85,7 @@ class Progress:
 
 
 def shown(values: dict[str, float]) -> str:
-    """Formats the values a person looks at."""
+    """Formats the values a person looks at while he waits."""
     formats = {
         "loss": "loss {:.4f}",
         "top1": "top-1 {:.2%}",

@@ -1,0 +1,232 @@
+"""Metrics against scikit-learn, and what is done with them: the best checkpoint, and stopping early."""
+
+import csv
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+from conftest import records_of, saved
+
+import flax_resnet
+from flax_resnet import confusion, evaluate, main
+from flax_resnet.augment import evaluation_images
+from flax_resnet.config import Config
+from flax_resnet.sections import Augment
+from flax_resnet.training import metrics, sharding
+from flax_resnet.training.state import TrainState
+from flax_resnet.training.step import make_eval_step, total
+
+CLASSES, IMAGES = 8, 500
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Logits somewhat right; the class 6 does not occur, and 7 is never predicted."""
+    draw = np.random.default_rng(0)
+    labels = draw.choice([0, 1, 2, 3, 4, 5, 7], IMAGES).astype(np.int32)
+    logits = draw.normal(size=(IMAGES, CLASSES)).astype(np.float32) * 2
+    logits[np.arange(IMAGES), labels] += 1
+    logits[:, 7] -= 20
+    return logits, labels
+
+
+@pytest.fixture(scope="module")
+def measured(scores):
+    """The metrics, from batches of 64 whose last is padded with what must not count."""
+    logits, labels = scores
+    sums = None
+    for start in range(0, IMAGES, 64):
+        rows = np.arange(start, start + 64)
+        inside = np.minimum(rows, IMAGES - 1)
+        found = metrics.batch_sums(
+            jnp.asarray(logits[inside]),
+            jnp.asarray(labels[inside]),
+            jnp.asarray(rows < IMAGES),
+            confusion=True,
+        )
+        sums = found if sums is None else {k: sums[k] + found[k] for k in sums}
+    return sums
+
+
+def test_metrics_are_scikit_learns(scores, measured):
+    logits, labels = scores
+    guesses, every = logits.argmax(axis=1), np.arange(CLASSES)
+    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    recalls = sklearn.metrics.recall_score(
+        labels, guesses, labels=np.unique(labels), average="macro", zero_division=0
+    )
+    assert metrics.means(measured) == pytest.approx(
+        {
+            "loss": sklearn.metrics.log_loss(labels, probabilities, labels=every),
+            "top1": sklearn.metrics.accuracy_score(labels, guesses),
+            "top5": sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=every),
+            "class_accuracy": recalls,
+            "macro_f1": sklearn.metrics.f1_score(labels, guesses, average="macro", zero_division=0),
+            "ece": calibration_error(probabilities, labels),
+        },
+        rel=1e-5,
+    )
+    expected = sklearn.metrics.confusion_matrix(labels, guesses, labels=every)
+    np.testing.assert_array_equal(measured["confusion"], expected)
+
+
+def calibration_error(probabilities, labels, bins=15):
+    """As Guo et al. 2017 write it: sum over bins of |B| / n |acc(B) - conf(B)|, bins (a, b]."""
+    confidence, guesses = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    error = 0.0
+    for low in np.arange(bins) / bins:
+        inside = (confidence > low) & (confidence <= low + 1 / bins)
+        if inside.any():
+            gap = abs((guesses == labels)[inside].mean() - confidence[inside].mean())
+            error += inside.mean() * gap
+    return error
+
+
+def test_top5_of_fewer_classes_is_always_right():
+    logits, labels = jnp.zeros((4, 3)), jnp.array([0, 1, 2, 2])
+    assert metrics.is_top5(logits, labels).tolist() == [1, 1, 1, 1]
+
+
+def test_judged_by_the_averaged_weights_and_the_right_way_round():
+    raw, averaged = {"top1": 0.5, "loss": 2.0}, {"average_top1": 0.6, "average_loss": 1.0}
+    assert metrics.judged(raw) == 0.5
+    assert metrics.judged(raw | averaged) == 0.6
+    assert metrics.score(raw, "top1") == 0.5
+    assert metrics.score(raw | averaged, "loss") == -1.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "evaluations", "stalled"),
+    [
+        ([], 1, False),
+        ([0.5, 0.4, 0.4], 0, False),
+        ([0.5, 0.4], 2, False),
+        ([0.5, 0.4, 0.5], 2, True),
+        ([0.5, 0.4, 0.6], 2, False),
+    ],
+)
+def test_a_run_stalls_after_evaluations_without_a_better_one(scores, evaluations, stalled):
+    assert metrics.has_stalled(scores, evaluations) is stalled
+
+
+def test_the_weakest_classes_are_named(measured):
+    names = [f"c{number}" for number in range(CLASSES)]
+    told = confusion.weakest(np.asarray(measured["confusion"]), names, most=1)
+    assert told.startswith("c7 0.0% of")  # never predicted; c6 does not occur
+    assert confusion.weakest(np.diag([3, 0, 2]), names[:3]) == ""
+
+
+class Brightness:
+    """Logits from the means of an image's left and right half, which a mirror exchanges."""
+
+    num_classes = 2
+
+    def apply(self, variables, images, train):
+        half = images.shape[2] // 2
+        left, right = images[:, :, :half], images[:, :, half:]
+        return jnp.stack([left.mean((1, 2, 3)), 2 * right.mean((1, 2, 3))], axis=-1)
+
+
+def test_flipped_evaluation_takes_the_mean_of_both_views():
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
+    batch = {"image": images, "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, {}, (), {})
+    mesh, config = sharding.make_mesh(), Config(augment=Augment(eval_flip=True))
+    found = total(make_eval_step(config, Brightness(), mesh), state, {}, [batch])[""]
+
+    pixels = evaluation_images(jnp.asarray(images), config.augment)
+    whole = pixels.mean((1, 2, 3))
+    expected = metrics.batch_sums(
+        jnp.stack([whole, 2 * whole], axis=-1), jnp.zeros(8, jnp.int32), jnp.ones(8, bool)
+    )
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+    config = dataclasses.replace(config, augment=Augment())
+    plain = total(make_eval_step(config, Brightness(), mesh), state, {}, [batch])[""]
+    assert float(plain["loss"]) != pytest.approx(float(expected["loss"]), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, data_dir):
+    """A run that learns nothing, is judged by its loss, and evaluated at twice the size with flips."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    command = [
+        "--config=configs/resnet18.py",
+        f"--workdir={workdir}",
+        f"--data_dir={data_dir}",
+        "--config.model.widths=(8,8,8,8)",
+        "--config.model.depths=(1,1,1,1)",
+        "--config.data.limit=64",
+        "--config.data.eval_size=16",
+        "--config.augment.eval_flip=True",
+        "--config.train.epochs=20",
+        "--config.train.batch_size=32",
+        "--config.optimizer.learning_rate=10.0",
+        "--config.schedule.warmup=0.0",
+        "--config.train.judged_by=loss",
+        "--config.train.early_stopping=2",
+    ]
+    assert main.main(command) == 0
+    return workdir, command
+
+
+def test_a_run_that_stalls_stops_and_is_finished(stopped, capfd):
+    workdir, command = stopped
+    losses = [r["loss"] for r in records_of(workdir, "test")]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 20
+    assert "stopped early" in (workdir / "summary.txt").read_text()
+    last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert last == 2 * len(losses)
+    capfd.readouterr()
+    assert main.main(command) == 0
+    assert "finished" in capfd.readouterr().err
+    assert len(records_of(workdir, "test")) == len(losses)
+
+
+def test_the_best_checkpoint_is_the_one_of_the_least_loss(stopped):
+    workdir, _ = stopped
+    records = records_of(workdir, "test")
+    best = min(records, key=lambda record: record["loss"])
+    assert flax_resnet.load(workdir, "best").step == best["step"]
+    assert saved(workdir, best["step"])["metrics"]["loss"] == best["loss"]
+
+
+def test_evaluation_writes_the_matrix_and_predicts_as_it_evaluates(stopped, tmp_path, capsys):
+    workdir, _ = stopped
+    for name in ("confusion.csv", "confusion.png"):
+        command = [f"--workdir={workdir}", f"--confusion={tmp_path / name}"]
+        assert evaluate.main(command) == 0
+    assert "weakest classes" in capsys.readouterr().out
+    rows = list(csv.reader((tmp_path / "confusion.csv").open()))
+    counts = np.array([row[1:] for row in rows[1:]], int)
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == [str(n) for n in range(10)]
+    record = json.loads((workdir / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert counts.sum() == record["count"] == 360
+    assert np.trace(counts) / 360 == pytest.approx(record["top1"])
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000
+
+    last = records_of(workdir, "test")[-1]  # of training, at the same size
+    assert record["loss"] == pytest.approx(last["loss"], rel=1e-4)
+    assert evaluate.main([f"--workdir={workdir}", "--image_size=8"]) == 0
+    small = json.loads((workdir / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert small["loss"] != pytest.approx(last["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--confusion=matrix.txt", "--confusion=.", "--config.train.judged_by=f1"]
+)
+def test_wrong_input_is_one_line(stopped, flag, capsys):
+    workdir, command = stopped
+    run = (
+        main.main([*command, flag])
+        if "config" in flag
+        else evaluate.main([f"--workdir={workdir}", flag])
+    )
+    error = capsys.readouterr().err.strip().splitlines()
+    assert run == 2
+    assert len(error) == 1
+    assert flag.split("=")[1] in error[0]
