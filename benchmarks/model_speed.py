@@ -11,9 +11,7 @@ halved. Times on a shared machine are only worth their ratios.
 
 import argparse
 import itertools
-import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,14 +24,16 @@ from benchmarks import roofline
 from benchmarks.arguments import count, duration, output
 from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
-from flax_resnet.augment import evaluation_images
+from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.errors import ConfigError
 from flax_resnet.memory import computes_on_cpu, keep_freed_memory
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.summary import Summary, summarize
 from flax_resnet.training import sharding
+from flax_resnet.training.loss import loss_weight
+from flax_resnet.training.microbatch import available_memory
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import make_loss, make_train_step
+from flax_resnet.training.step import AUGMENT_STREAM, make_loss, make_train_step, stream_key
 
 DTYPES = ("float32", "bfloat16")
 # Images per device: at 64 px and below, and above.
@@ -68,11 +68,18 @@ def parts(work: Work) -> dict[str, Part]:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
     grads = jax.tree.map(jnp.zeros_like, state.params)
-    loss = make_loss(config, model)
+    of_images = make_loss(config, model)
     held = [state]  # one state for all: the optimizer and the step consume it, and give another
 
     def infer(variables: Any, images: jax.Array) -> jax.Array:
         return model.apply(variables, evaluation_images(images, config.augment), train=False)
+
+    def loss(params: Any, batch_stats: Any, step: jax.Array, batch: Any) -> tuple:
+        key = stream_key(0, AUGMENT_STREAM, step)
+        args = key, batch["image"], batch["label"], model.num_classes, config.augment
+        pixels, targets = training_batch(*args)
+        weight = loss_weight(targets, config.loss)
+        return of_images(params, batch_stats, pixels, targets, weight, key)
 
     def update(state: TrainState, grads: Any) -> tuple[TrainState, None]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -146,15 +153,6 @@ def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any
         }
         for name, part in made.items()
     }
-
-
-def available_memory() -> int:
-    """Returns the bytes that Linux could still give to this process; elsewhere, no limit."""
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return sys.maxsize
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _calls(part: Part, seconds: float) -> int:

@@ -12,18 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_resnet.augment import evaluation_images
-from flax_resnet.config import Config, freeze
-from flax_resnet.errors import CheckpointError, ConfigError
+from flax_resnet.config import Config
+from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.plan import Plan
 from flax_resnet.preprocessing import prepare
 from flax_resnet.sections import Augment, Data, Model
-from flax_resnet.training import sharding
-from flax_resnet.training.checkpoint import Checkpoints
-from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.pretrained import fill, open_weights, unrolled_model
-from flax_resnet.training.state import TrainState, abstract_state, build_model
+from flax_resnet.training.saved import read_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 
 
@@ -145,39 +141,15 @@ def load(
 
     Args:
       path: the run's workdir.
-      checkpoint: "last", "best" (highest top-1 of its evaluations), or a saved step.
+      checkpoint: "last", "best" (by `train.judged_by` of its evaluations), or a saved step.
       average: take the averaged weights where the run kept them (`config.average`), or else the last.
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or it is not what was saved.
     """
-    classifier, state = load_state(path, checkpoint)
-    if average and state.average:
-        return dataclasses.replace(classifier, variables=state.average)
-    return classifier
-
-
-def load_state(
-    path: str | pathlib.Path, checkpoint: str | int = "last"
-) -> tuple[Classifier, TrainState]:
-    """Loads a classifier and the whole training state behind it; raises as `load` does."""
-    folder = pathlib.Path(path).expanduser().resolve()
-    if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{folder} is no run folder: it has no checkpoints/")
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        step = checkpoints.resolve(checkpoint)
-        run = checkpoints.run(step)
-        config, num_classes = freeze(run["config"]), int(run["num_classes"])
-        model = build_model(config, num_classes)
-        optimizer = make_optimizer(config, Plan.nominal(num_classes))
-        state = checkpoints.restore(
-            step, abstract_state(config, model, optimizer, sharding.make_mesh())
-        ).state
-    finally:
-        checkpoints.close()
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return Classifier(model, variables, tuple(run["class_names"]), config, step), state
+    run = read_run(path, checkpoint)
+    variables = run.variables(average=average)
+    return Classifier(run.model, variables, run.class_names, run.config, run.step)
 
 
 def load_pretrained(

@@ -114,12 +114,24 @@ def _check_together(config: Config) -> None:
             "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
             "'random_resized', which cuts an image anew every time"
         )
-    if config.augment.shift >= config.data.image_size:
+    model, size = config.model, config.data.image_size
+    left_open = {
+        "model.name": model.name,
+        "data.image_size": size,
+        "augment.mean": config.augment.mean,
+        "augment.std": config.augment.std,
+    }
+    for key, value in left_open.items():
+        if not value and not model.pretrained:
+            raise ConfigError(
+                f"{key}={value!r}: is left to model.pretrained, which names no weights"
+            )
+    if size and config.augment.shift >= size:
         raise ConfigError(
             f"augment.shift={config.augment.shift}: must be below "
             f"data.image_size={config.data.image_size}"
         )
-    if config.augment.cutout > config.data.image_size:
+    if size and config.augment.cutout > size:
         raise ConfigError(
             f"augment.cutout={config.augment.cutout}: must be at most "
             f"data.image_size={config.data.image_size}"
@@ -131,7 +143,8 @@ def _check_together(config: Config) -> None:
                 f"augment.{key}={getattr(config.augment, key)}, which mixes images in pairs"
             )
     for key in ("mean", "std"):
-        if len(getattr(config.augment, key)) != config.model.in_channels:
+        given = getattr(config.augment, key)
+        if given and model.name and len(given) != model.in_channels:
             raise ConfigError(
                 f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
                 f"numbers, as model.in_channels={config.model.in_channels}"

@@ -18,19 +18,6 @@ from absl import flags
 from flax_resnet import command
 from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
 
-# Options that are no part of a network's shape, or that the description holds elsewhere.
-SEPARATE = (
-    "drop_path",
-    "dropout",
-    "zero_init_last",
-    "dtype",
-    "in_channels",
-    "scan",
-    "remat",
-    "norm_groups",
-    "norm_momentum",
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
@@ -114,7 +101,8 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
             "config": dataclasses.asdict(config),
             "class_names": list(classifier.class_names),
             "num_classes": classifier.model.num_classes,
-            "num_train": 0,
+            "num_examples": 0,
+            "parts": 1,
             "bad_images": {},
         }
         whole = sharding.replicated(sharding.make_mesh())
@@ -151,6 +139,7 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
 
     from flax_resnet.classifier import load
     from flax_resnet.models.scan import unrolled
+    from flax_resnet.training.pretrained import described
     from flax_resnet.weights import layout_of, to_torch, write_safetensors
     from flax_resnet.weights.layouts import LAYOUTS
 
@@ -165,39 +154,17 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     variables = unrolled(jax.device_get(classifier.variables))
     tensors = to_torch(variables)
     write_safetensors(file, tensors, {"format": "pt"})
+    about = described(classifier.config, classifier.model, classifier.class_names)
     try:
-        sidecar.write_text(json.dumps(description(classifier), indent=2) + "\n")
+        sidecar.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise WeightsError(f"{sidecar} cannot be written: {one_line(error)}") from error
     title = LAYOUTS[layout_of(variables)].title
-    options = description(classifier)["options"]
+    options = about["options"]
     print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")
     if options:
         changed = ", ".join(f"{key}={value}" for key, value in options.items())
         print(f"the network there must be made with the same options: {changed}")
-
-
-def description(classifier: Any) -> dict[str, Any]:
-    """Returns network, classes and preprocessing of a classifier, as timm's config.json has them."""
-    config, model = classifier.config, classifier.model
-    data = config.data
-    whole = data.eval_crop == "resize"
-    return {
-        "architecture": config.model.name,
-        "num_classes": model.num_classes,
-        "label_names": list(classifier.class_names),
-        "options": {k: v for k, v in config.model.options().items() if k not in SEPARATE},
-        "pretrained_cfg": {
-            "tag": "",
-            "num_classes": model.num_classes,
-            "input_size": [model.in_channels, data.image_size, data.image_size],
-            "crop_pct": 1.0 if whole else data.eval_crop_fraction,
-            "crop_mode": "squash" if whole else "center",
-            "interpolation": data.interpolation,
-            "mean": list(config.augment.mean),
-            "std": list(config.augment.std),
-        },
-    }
 
 
 if __name__ == "__main__":

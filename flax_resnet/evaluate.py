@@ -124,11 +124,11 @@ def evaluate_run(
     Raises:
       UserError: no such run, checkpoint or split; classes that are not the run's.
     """
-    from flax_resnet.classifier import load_state
     from flax_resnet.data.source import open_source
+    from flax_resnet.training.saved import read_run
 
-    classifier, state = load_state(workdir, checkpoint)
-    config = classifier.config
+    run = read_run(workdir, checkpoint)
+    config = run.config
     data = dataclasses.replace(
         config.data,
         data_dir=data_dir or config.data.data_dir,
@@ -137,16 +137,16 @@ def evaluate_run(
     config = dataclasses.replace(config, data=data)
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
-    _check_classes(source.class_names, classifier.class_names, f"split {split!r}")
+    _check_classes(source.class_names, run.class_names, f"split {split!r}")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
-    metrics, counts = _measure(classifier.model, config, source, state, batch_size)
-    record = {"step": classifier.step, "split": split, **metrics}
+    metrics, counts = _measure(run.model, config, source, run.state, batch_size)
+    record = {"step": run.step, "split": split, **metrics}
     try:
         with (pathlib.Path(workdir).expanduser() / "evaluations.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
-    return Evaluation(record, counts, classifier.class_names)
+    return Evaluation(record, counts, run.class_names)
 
 
 def evaluate_model(

@@ -20,6 +20,7 @@ class Plan:
     warmup_steps: int
     cooldown_steps: int
     milestones: tuple[int, ...]
+    unit: int  # steps of a schedule.unit
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
@@ -27,7 +28,7 @@ class Plan:
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
         """Returns a plan of one step, for a state whose schedule does not matter."""
-        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1)
+        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1, 1)
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
@@ -82,6 +83,12 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
             f"must be below the {total} steps of train.epochs={config.train.epochs}, together"
         )
+    for pattern, start in config.optimizer.thaw:
+        if round(start * unit) >= total:
+            raise ConfigError(
+                f"optimizer.thaw: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps of "
+                f"train.epochs={config.train.epochs}; to freeze for good, optimizer.learning_rate_rules with 0"
+            )
     scale = batch / schedule.base_batch_size
     peak = (
         config.optimizer.learning_rate
@@ -98,6 +105,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         warmup_steps=warmup,
         cooldown_steps=cooldown,
         milestones=tuple(round(m * unit) for m in schedule.milestones),
+        unit=unit,
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,

@@ -37,9 +37,9 @@ def within(low: float, high: float) -> Rule:
 
 
 def per_channel(low: float, high: float) -> Rule:
-    """The value is a tuple of three numbers, or of one for grey images, each in [low, high]."""
+    """The value is a tuple of three numbers, of one for grey images, or of none, each in [low, high]."""
     return Rule(
-        lambda v: len(v) in (1, 3) and all(low <= x <= high for x in v),
+        lambda v: len(v) in (0, 1, 3) and all(low <= x <= high for x in v),
         f"3 numbers (1 for grey) between {low} and {high}",
     )
 
@@ -74,6 +74,10 @@ CLASS_WEIGHTS = Rule(
     lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
 )
 BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
+MICROBATCH = Rule(
+    lambda v: v in ("whole", "auto") or (v.isdecimal() and int(v) > 0),
+    "'whole', 'auto', or a number of at least 1",
+)
 PARAMETER_RULES = Rule(
     _are_rules, "pairs of a regular expression and a factor of at least 0", numbers=False
 )

@@ -12,6 +12,7 @@ from flax_resnet.rules import (
     ASCENDING,
     BETAS,
     CLASS_WEIGHTS,
+    MICROBATCH,
     PARAMETER_RULES,
     above,
     ascending_pair,
@@ -59,7 +60,9 @@ class Data:
     )
     balanced: bool = setting(False, ANY, "draw every class equally often")
     exif: bool = setting(True, ANY, "turn image files upright as their EXIF data say")
-    image_size: int = setting(8, at_least(1), "height and width of the network's input, pixels")
+    image_size: int = setting(
+        8, at_least(0), "height and width of the network's input, pixels; 0 for those of pretrained"
+    )
     eval_size: int = setting(
         0, at_least(0), "image_size to evaluate at, and to predict at; 0 for that of training"
     )
@@ -97,8 +100,16 @@ class Data:
 class Augment:
     """What the device does to a batch of uint8 images."""
 
-    mean: tuple = setting((0.485, 0.456, 0.406), per_channel(0, 1), "subtracted, per channel")
-    std: tuple = setting((0.229, 0.224, 0.225), per_channel(1e-6, 10), "divided by, per channel")
+    mean: tuple = setting(
+        (0.485, 0.456, 0.406),
+        per_channel(0, 1),
+        "subtracted, per channel; () for that of pretrained",
+    )
+    std: tuple = setting(
+        (0.229, 0.224, 0.225),
+        per_channel(1e-6, 10),
+        "divided by, per channel; () for that of pretrained",
+    )
     flip: bool = setting(False, ANY, "mirror every other training image, left to right")
     eval_flip: bool = setting(
         False, ANY, "evaluate the mean logits of an image and its mirror", changes_result=False
@@ -141,14 +152,21 @@ class Model:
     What an option may be is said, and checked, where networks are made: models/registry.py.
     """
 
-    name: str = setting("resnet18", ANY, "a name of flax_resnet.list_models()")
+    name: str = setting(
+        "resnet18", ANY, "a name of flax_resnet.list_models(); '' for that of pretrained"
+    )
     pretrained: str = setting(
-        "", ANY, "weights to start from: a timm name such as resnet50.a1_in1k, or a file of weights"
+        "",
+        ANY,
+        "weights to start from: a timm name such as resnet50.a1_in1k, a run folder, or a file of weights",
     )
     num_classes: int = setting(0, at_least(0), "size of the logits; 0 for the dataset's classes")
     in_channels: int = setting(3, one_of(1, 3), "3 for colour, 1 for grey")
     dtype: str = setting(
-        "float32", one_of("float32", "bfloat16"), "compute dtype; logits stay float32"
+        "auto",
+        one_of("auto", "float32", "bfloat16", "float16"),
+        "compute dtype; logits stay float32; auto is bfloat16 on GPU and TPU, float32 on CPU; float16 scales "
+        "the loss",
     )
     depths: tuple = setting((), ANY, "blocks per stage")
     widths: tuple = setting((), ANY, "channels per stage, before a bottleneck's expansion")
@@ -178,7 +196,7 @@ class Model:
 
     def options(self) -> dict[str, Any]:
         """Returns what differs from the named network, as options of `create_model`."""
-        apart = ("name", "pretrained", "num_classes", "norm_scope")
+        apart = ("name", "pretrained", "num_classes", "norm_scope", "dtype")
         values, unset = dataclasses.asdict(self), dataclasses.asdict(Model())
         return {k: v for k, v in values.items() if k not in apart and v != unset[k]}
 
@@ -243,6 +261,11 @@ class Optimizer:
     learning_rate_rules: tuple = setting(
         (), PARAMETER_RULES, "rules for the learning rate; 0 freezes"
     )
+    thaw: tuple = setting(
+        (),
+        PARAMETER_RULES,
+        "rules for when a parameter begins to learn, in schedule.unit: until then it is frozen",
+    )
     layer_decay: float = setting(
         1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"
     )
@@ -269,7 +292,7 @@ class Schedule:
     unit: str = setting(
         "epochs",
         one_of("epochs", "steps", "fraction"),
-        "of warmup, cooldown and milestones; fraction of the run",
+        "of warmup, cooldown, milestones and optimizer.thaw; fraction of the run",
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear rise")
     warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")
@@ -328,6 +351,11 @@ class Train:
         at_least(0),
         "evaluations without a better one after which the run ends; 0 for never",
         changes_result=False,
+    )
+    microbatch: str = setting(
+        "whole",
+        MICROBATCH,
+        "images whose gradient is computed at once; auto takes as many as memory holds",
     )
     log_every: int = setting(
         10, at_least(1), "steps between records of training", changes_result=False

@@ -9,13 +9,13 @@ import pytest
 import flax_resnet
 from flax_resnet import main
 from flax_resnet.augment import training_batch
-from flax_resnet.classifier import load_state
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
 from flax_resnet.sections import Average
 from flax_resnet.training import average, sharding
 from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.saved import read_run
 from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import AUGMENT_STREAM, make_recalibration, stream_key
 
@@ -123,12 +123,13 @@ def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
     for epochs in (1, 2):
         run = [*arguments, f"--workdir={parts}", f"--config.train.epochs={epochs}"]
         assert main.main(run) == 0
-    (classifier, one), (_, other) = load_state(whole), load_state(parts)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    run, other = read_run(whole), read_run(parts)
+    one = run.state
+    jax.tree.map(np.testing.assert_array_equal, one, other.state)
 
     mean, last = flax_resnet.load(whole), flax_resnet.load(whole, average=False)
     jax.tree.map(np.testing.assert_array_equal, mean.variables, one.average)
-    jax.tree.map(np.testing.assert_array_equal, last.variables, classifier.variables)
+    jax.tree.map(np.testing.assert_array_equal, last.variables, run.variables(average=False))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), mean.variables, last.variables)
     assert all(jax.tree.leaves(moved))
 

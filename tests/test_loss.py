@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flax_resnet.sections import Loss
-from flax_resnet.training.loss import batch_loss
+from flax_resnet.training.loss import loss_sum, loss_weight
 
 N, K = 6, 4
 DRAW = np.random.default_rng(0)
@@ -14,6 +14,10 @@ HARD = np.eye(K, dtype=np.float32)[[0, 3, 2, 2, 1, 0]]
 WEIGHTS = np.array([1.0, 0.5, 3.0, 2.0])
 LOG_P = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
 P = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+
+
+def batch_loss(logits, targets, section):
+    return loss_sum(logits, targets, section) / loss_weight(targets, section)
 
 
 def smoothed(targets, smoothing):

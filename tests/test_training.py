@@ -12,7 +12,7 @@ from flax_resnet.config import freeze
 from flax_resnet.plan import plan
 from flax_resnet.sections import Augment
 from flax_resnet.training import sharding
-from flax_resnet.training.loss import batch_loss
+from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import (
@@ -126,7 +126,7 @@ def test_the_step_trains_on_what_augment_gives(machinery):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     top1 = (np.argmax(logits, 1) == np.argmax(targets, 1)).mean()
-    loss = batch_loss(logits, targets, config.loss)
+    loss = loss_sum(logits, targets, config.loss) / loss_weight(targets, config.loss)
 
     mesh = two_meshes()[0]
     step = make_train_step(config, model, optimizer, mesh)

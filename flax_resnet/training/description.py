@@ -6,7 +6,7 @@ from flax_resnet.config import Config
 from flax_resnet.plan import Plan
 from flax_resnet.sections import Augment, Average, Loss, Optimizer
 from flax_resnet.training.optimizer import decays_coupled
-from flax_resnet.training.state import TrainState
+from flax_resnet.training.state import TrainState, compute_dtype
 
 
 def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
@@ -25,8 +25,9 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
-    options = {k: v for k, v in config.model.options().items() if k != "dtype"}
-    changed = ", ".join(f"{key} {value}" for key, value in options.items())
+    changed = ", ".join(f"{key} {value}" for key, value in config.model.options().items())
+    microbatch = config.train.microbatch
+    microbatch = "" if microbatch == "whole" else f", microbatch {microbatch}"
     rows = {
         "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
         "dataset": (
@@ -40,11 +41,11 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         "augment": ", ".join(augmentations(config.augment)) or "nothing",
         "model": (
             f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
-            f"computing in {config.model.dtype}"
+            f"computing in {compute_dtype(config.model)}"
         ),
         "steps": (
             f"{plan.total_steps:,} of {config.train.batch_size} images: {config.train.epochs} epochs of "
-            f"{plan.steps_per_epoch:,}"
+            f"{plan.steps_per_epoch:,}{microbatch}"
         ),
         "loss": ", ".join(loss_terms(config.loss)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),
@@ -73,6 +74,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
     form = "coupled" if decays_coupled(section) else "decoupled"
     with_momentum = section.name not in ("lamb", "adamw")
     rates = _rule_terms(section.learning_rate_rules)
+    thaws = ", ".join(f"{pattern or 'all'} at {start:g}" for pattern, start in section.thaw)
     decaying = _rule_terms(section.weight_decay_rules) or "of all"
     rows = [
         (True, section.name),
@@ -87,6 +89,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
             f"weight decay {section.weight_decay:g} ({form}; {decaying})",
         ),
         (rates, f"learning rate of {rates}"),
+        (thaws, f"learning begins for {thaws}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
         (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
         (section.clip_adaptive, f"clipped to {section.clip_adaptive:g} of each unit's weights"),

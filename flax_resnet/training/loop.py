@@ -5,6 +5,7 @@ import itertools
 import logging
 import pathlib
 import time
+from typing import Any
 
 import jax
 
@@ -19,8 +20,14 @@ from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
 from flax_resnet.training.metrics import has_stalled, judged, score
+from flax_resnet.training.microbatch import choose, parts_of
 from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.pretrained import read_pretrained, warm_started
+from flax_resnet.training.pretrained import (
+    adopted,
+    open_pretrained,
+    read_pretrained,
+    warm_started,
+)
 from flax_resnet.training.schedule import learning_rate
 from flax_resnet.training.state import (
     abstract_state,
@@ -77,8 +84,11 @@ def train(
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # What can be refused is refused before anything is compiled or written: network, data, folder.
+    before = workdir.read_config(run_dir) if run_dir is not None else None
+    weights = open_pretrained(config) if config.model.pretrained and not before else None
+    if before or weights:
+        config = adopted(config, before or weights.about)
     build_model(config, config.model.num_classes or 1)
-    begun = run_dir is not None and workdir.read_config(run_dir) is not None
     given = config.data.source == "arrays"
     if any((source is not None) != given for source in (train_source, eval_source)):
         raise ConfigError(
@@ -100,6 +110,7 @@ def train(
     )
     mesh = sharding.make_mesh()
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
+    parts = parts_of(config, mesh)
     rounded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads, so any size will do
     plan = dataclasses.replace(plan, eval_batch_size=rounded)
 
@@ -107,7 +118,7 @@ def train(
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
     check_training(config, model, shapes)
-    warm = read_pretrained(config, model) if config.model.pretrained and not begun else None
+    warm = read_pretrained(config, model, weights) if weights else None
     if dry_run:
         log.info("%s", describe(config, plan, shapes, resident=resident))
         return None
@@ -134,7 +145,8 @@ def train(
             )
             start, state, bad = 0, init(), {}
             if config.model.pretrained:
-                state = warm_started(state, warm or read_pretrained(config, model), mesh)
+                warm = warm or read_pretrained(config, model, open_pretrained(config))
+                state = warm_started(state, warm, mesh)
             if stored is not None:
                 log.info("no checkpoint yet: starting from the beginning")
         else:
@@ -142,6 +154,9 @@ def train(
             # Of other data, or of data that may be others, the list says nothing.
             known = {} if resume == "force" else restored.run["bad_images"]
             bad = {int(k): v for k, v in known.items()}
+            parts = (
+                parts or restored.run["parts"]
+            )  # what was chosen, so that the resumption is exact
             log.info(
                 "going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch
             )
@@ -153,14 +168,25 @@ def train(
         train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
         whole = Order(len(eval_source), seed=0)
         eval_feed = make_feed(eval_source, whole, config.evaluating(), mesh, crop=crops[1])
+
+        def step_in(parts: int) -> Any:
+            fetch = train_feed.training_batch
+            return make_train_step(config, model, optimizer, mesh, fetch, parts=parts)
+
+        if parts is None:
+            first = next(train_feed.training(start, plan.total_steps))
+            parts = choose(config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first))
         run = Run(
             config=config,
             plan=plan,
             folder=run_dir,
             checkpoints=checkpoints,
-            train_step=make_train_step(config, model, optimizer, mesh, train_feed.training_batch),
+            train_step=step_in(parts),
+            parts=parts,
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
-            recalibrate=make_recalibration(config, model, mesh, train_feed.training_batch)
+            recalibrate=make_recalibration(
+                config, model, mesh, train_feed.training_batch, parts=parts
+            )
             if config.average.recalibrate
             else None,
             train_feed=train_feed,

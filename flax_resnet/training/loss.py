@@ -9,24 +9,37 @@ from flax_resnet.sections import Loss
 Array = jax.Array
 
 
-def batch_loss(logits: Array, targets: Array, config: Loss) -> Array:
-    """Returns the mean loss of a batch, float32 [].
+def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
+    """Returns the sum of the losses of a batch, float32 []; over `loss_weight`, it is what training minimises.
 
     Args:
       logits: [N, K], float32.
       targets: soft labels [N, K], not smoothed.
-      config: which loss. Class weights w [K] weigh, with softmax, each example by the weights of its label, and the
-        mean is over the weights (torch's CrossEntropyLoss); with sigmoid, each class's term, and the mean is plain.
+      config: which loss. Class weights w [K] weigh each class's term.
     """
-    weights = jnp.asarray(config.class_weights or jnp.ones(targets.shape[-1]), jnp.float32)[None]
+    weights = _class_weights(targets, config)
     smooth = optax.smooth_labels(targets, config.label_smoothing)
     if config.name == "softmax":
-        weight = (weights * targets).sum()
-        return cross_entropy(logits, smooth, weights).sum() / jnp.maximum(weight, 1e-8)
+        return cross_entropy(logits, smooth, weights).sum()
     if config.threshold < 1:
         smooth = (smooth > config.threshold).astype(smooth.dtype)
     terms = weights * optax.sigmoid_binary_cross_entropy(logits, smooth)
-    return terms.sum(axis=-1).mean() if config.sum_classes else terms.mean()
+    return terms.sum() if config.sum_classes else terms.mean(axis=-1).sum()
+
+
+def loss_weight(targets: Array, config: Loss) -> Array:
+    """Returns what the sum of a batch's losses is divided by, float32 [].
+
+    With softmax the weights of the examples, each that of its label (torch's CrossEntropyLoss): N where all
+    classes weigh 1; with sigmoid, N.
+    """
+    if config.name == "softmax":
+        return jnp.maximum((_class_weights(targets, config) * targets).sum(), 1e-8)
+    return jnp.float32(len(targets))
+
+
+def _class_weights(targets: Array, config: Loss) -> Array:
+    return jnp.asarray(config.class_weights or jnp.ones(targets.shape[-1]), jnp.float32)[None]
 
 
 def cross_entropy(logits: Array, targets: Array, weights: Array | float = 1.0) -> Array:

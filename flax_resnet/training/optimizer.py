@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -94,9 +95,10 @@ KINDS = {
 def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
     """Returns the configured optimizer.
 
-    In order: the gradient is clipped; coupled decay adds ``weight_decay w``; the optimizer scales; decoupled decay
-    adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
-    learning rate, and each parameter's own factor of it.
+    In order: the gradient of what is still frozen becomes 0; the gradient is clipped; coupled decay adds
+    ``weight_decay w``; the optimizer scales; decoupled decay adds ``weight_decay w``; layers' updates are fitted to
+    their weights (lars, lamb); all is multiplied by the learning rate, and each parameter's own factor of it; what
+    is still frozen stays.
 
     Raises (where it is initialised):
       ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
@@ -123,8 +125,14 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
         strength = section.weight_decay * factor
         return update + strength * param if strength else update
 
+    def starts(params: optax.Params) -> Any:
+        rules = tuple((pattern, round(start * plan.unit)) for pattern, start in section.thaw)
+        return factors(params, rules, "optimizer.thaw", otherwise=0)
+
+    thaw = _from_step(starts) if section.thaw else optax.identity()
     decay = _with_params(decayed, decay_factors)
     return optax.chain(
+        thaw,
         optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
         optax.masked(optax.adaptive_grad_clip(section.clip_adaptive), outside_head)
         if section.clip_adaptive
@@ -136,6 +144,7 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
         _with_params(lambda update, param, factor: update * factor, rate_factors),
         optax.scale_by_learning_rate(learning_rate(config, plan)),
         kind.finish(section) if kind.finish else optax.identity(),
+        thaw,
     )
 
 
@@ -158,13 +167,30 @@ def _with_params(change: Callable, of_params: Callable) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
+def _from_step(of_params: Callable) -> optax.GradientTransformation:
+    """Makes updates 0 before the step that `of_params` has for each parameter."""
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        of_params(params)
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        def gated(leaf: jax.Array, start: float) -> jax.Array:
+            return jnp.where(state.count >= start, leaf, 0) if start else leaf
+
+        count = optax.safe_increment(state.count)
+        return jax.tree.map(gated, updates, of_params(params)), state._replace(count=count)
+
+    return optax.GradientTransformation(init, update)
+
+
 def names(params: optax.Params) -> Any:
     """Returns a tree of the parameters' names, such as layer1_0/conv1/kernel."""
     return jax.tree.map_with_path(lambda path, _: "/".join(part.key for part in path), params)
 
 
-def factors(params: optax.Params, rules: Rules, key: str) -> Any:
-    """Returns a tree of factors: that of the first rule found in each parameter's name, else 1.
+def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) -> Any:
+    """Returns a tree of numbers: that of the first rule found in each parameter's name, or `otherwise`.
 
     Raises:
       ConfigError: a rule is found in no name, earlier rules apart.
@@ -176,7 +202,7 @@ def factors(params: optax.Params, rules: Rules, key: str) -> Any:
             if re.search(pattern, name):
                 matched[number] = True
                 return float(value)
-        return 1.0
+        return float(otherwise)
 
     found = jax.tree.map(factor, names(params))
     for (pattern, value), one in zip(rules, matched, strict=True):

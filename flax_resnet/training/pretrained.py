@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from flax_resnet.config import Config
+from flax_resnet.config import Config, freeze
 from flax_resnet.errors import ConfigError, WeightsError, one_line
-from flax_resnet.models.scan import scanned
+from flax_resnet.models.scan import scanned, unrolled
+from flax_resnet.sections import Model
 from flax_resnet.training import sharding
+from flax_resnet.training.saved import is_run, read_run
 from flax_resnet.training.state import TrainState
 from flax_resnet.weights import (
     Pretrained,
@@ -25,6 +28,7 @@ from flax_resnet.weights import (
     from_config,
     from_torch,
     read_tensors,
+    to_torch,
 )
 
 log = logging.getLogger("flax_resnet")
@@ -32,6 +36,17 @@ log = logging.getLogger("flax_resnet")
 # torchvision's, for weights that nothing is said about
 USUAL = Pretrained(
     "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
+)
+# Options that are no part of a network's shape, or that the description holds elsewhere.
+SEPARATE = (
+    "drop_path",
+    "dropout",
+    "zero_init_last",
+    "in_channels",
+    "scan",
+    "remat",
+    "norm_groups",
+    "norm_momentum",
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
@@ -88,6 +103,90 @@ def _read_config(file: pathlib.Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns network, classes and preprocessing of a run in timm's words: what `from_config` reads."""
+    data, size = config.data, config.data.image_size
+    whole = data.eval_crop == "resize"
+    return {
+        "architecture": config.model.name,
+        "num_classes": model.num_classes,
+        "label_names": list(class_names),
+        "options": {k: v for k, v in config.model.options().items() if k not in SEPARATE},
+        "pretrained_cfg": {
+            "tag": "",
+            "num_classes": model.num_classes,
+            "input_size": [model.in_channels, size, size],
+            "crop_pct": 1.0 if whole else data.eval_crop_fraction,
+            "crop_mode": "squash" if whole else "center",
+            "interpolation": data.interpolation,
+            "mean": list(config.augment.mean),
+            "std": list(config.augment.std),
+        },
+    }
+
+
+def open_run(path: str | pathlib.Path) -> Weights:
+    """Reads the weights of a run's last checkpoint, as a file of them would hold them."""
+    run = read_run(path)
+    variables = unrolled(jax.device_get(run.variables()))
+    about = from_config(described(run.config, run.model, run.class_names))
+    return Weights(to_torch(variables), about)
+
+
+def open_pretrained(config: Config) -> Weights:
+    """Reads the weights that `model.pretrained` names: a run's, a file's, or timm's.
+
+    Raises:
+      ConfigError: they are of another network than `model.name`.
+      UserError: there are no such weights.
+    """
+    name, text = config.model.name, config.model.pretrained
+    if is_run(text):
+        weights = open_run(text)
+    elif not is_file(text):
+        weights = open_weights(text)
+    elif name:
+        return open_weights(name, text)
+    else:
+        raise ConfigError(
+            f"model.name='': must name the network that the file model.pretrained={text!r} holds"
+        )
+    if name not in ("", weights.about.model):
+        raise ConfigError(
+            f"model.pretrained={text!r}: is of {weights.about.model}, not of model.name={name!r}; allowed: weights "
+            f"of {name}, a file of them, or model.name='' for the network of the weights"
+        )
+    return weights
+
+
+def adopted(config: Config, source: Pretrained | Config) -> Config:
+    """Takes what the configuration leaves open from weights, or, to resume a run, from what it had taken.
+
+    That is the network, with its options, where `model.name` is empty; `data.image_size` where it is 0; and
+    `augment.mean` and `augment.std` where they are empty.
+    """
+    model, data, augment = config.model, config.data, config.augment
+    if isinstance(source, Config):
+        options = dataclasses.asdict(source.model)
+        size, mean, std = source.data.image_size, source.augment.mean, source.augment.std
+    else:
+        known = {field.name for field in dataclasses.fields(Model)}
+        options = {key: value for key, value in source.options if key in known}
+        options |= {"name": source.model, "in_channels": len(source.mean)}
+        size, mean, std = source.image_size, source.mean, source.std
+    if not model.name:
+        unset = dataclasses.asdict(Model(name=""))
+        own = {k: v for k, v in dataclasses.asdict(model).items() if v != unset[k]}
+        model = Model(**{**options, **own})
+    whole = dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(data, image_size=data.image_size or size),
+        augment=dataclasses.replace(augment, mean=augment.mean or mean, std=augment.std or std),
+    )
+    return freeze(dataclasses.asdict(whole))
+
+
 def is_file(text: str) -> bool:
     """Whether a text names a file of weights rather than weights of the hub."""
     return text.endswith(SUFFIXES) or pathlib.Path(text).expanduser().is_file()
@@ -131,21 +230,12 @@ def abstract(model: nn.Module) -> dict[str, Any]:
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 
 
-def read_pretrained(config: Config, model: nn.Module) -> dict[str, Any]:
-    """Returns the variables of `model.pretrained`; shapes alone for a head of other classes.
+def read_pretrained(config: Config, model: nn.Module, weights: Weights) -> dict[str, Any]:
+    """Returns the weights as variables of the network; shapes alone for a head of other classes.
 
-    Says where its preprocessing is not the configured one. Raises ConfigError, WeightsError.
+    Says where their preprocessing is not the configured one. Raises WeightsError.
     """
-    name, text, augment = config.model.name, config.model.pretrained, config.augment
-    if is_file(text):
-        tensors, about = open_weights(name, text)
-    elif text.partition(".")[0] == name:
-        tensors, about = open_weights(text)
-    else:
-        raise ConfigError(
-            f"model.pretrained={text!r}: is of another network than model.name={name!r}; allowed: "
-            f"weights of {name} such as '{name}.TAG', or a file of weights"
-        )
+    (tensors, about), text, augment = weights, config.model.pretrained, config.augment
     variables = fill(
         model, tensors, initial=abstract(unrolled_model(model)), adapt_stem=model.in_channels != 3
     )

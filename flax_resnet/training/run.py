@@ -33,6 +33,7 @@ class Run:
       folder: the run folder.
       checkpoints: of the run folder.
       train_step: as `make_train_step` makes it.
+      parts: into which it divides a batch.
       eval_step: as `make_eval_step` makes it.
       recalibrate: as `make_recalibration` makes it, or None.
       train_feed: of the training split.
@@ -46,6 +47,7 @@ class Run:
     folder: pathlib.Path
     checkpoints: Checkpoints
     train_step: Any
+    parts: int
     eval_step: Any
     recalibrate: Any
     train_feed: Any
@@ -163,6 +165,7 @@ class Run:
             "class_names": list(self.source.class_names),
             "num_classes": self.plan.num_classes,
             "num_examples": len(self.source),
+            "parts": self.parts,
             "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
         }
         try:

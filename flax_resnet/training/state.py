@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
-from flax_resnet.training import average, sharding
+from flax_resnet.sections import Model
+from flax_resnet.training import average, loss_scale, sharding
 
 
 @flax.struct.dataclass
@@ -25,6 +26,7 @@ class TrainState:
       batch_stats: running statistics, at least float32; empty without batch normalisation.
       opt_state: of the optimizer, such as the momentum.
       average: running mean of params and batch_stats, by these names; {} where none is kept.
+      loss_scale: as loss_scale.py has it; {} but for float16.
     """
 
     step: jax.Array
@@ -32,12 +34,20 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     average: Any
+    loss_scale: Any = flax.struct.field(default_factory=dict)
+
+
+def compute_dtype(section: Model) -> str:
+    """Returns the dtype to compute in: of "auto", bfloat16 on GPU and TPU, and float32 on CPU."""
+    if section.dtype != "auto":
+        return section.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Returns the configured network. Raises ConfigError where its options make no sense."""
     section = config.model
-    options = section.options()
+    options = section.options() | {"dtype": compute_dtype(section)}
     groups = options.pop("norm_groups", 1)
     model = create_model(section.name, num_classes=num_classes, **options)
     normalises = getattr(model, "norm", "") == "batch"
@@ -71,6 +81,7 @@ def make_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         average=average.start(kept, config.average),
+        loss_scale=loss_scale.start(config.model),
     )
 
 

@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
-from flax_resnet.training import average, sharding
-from flax_resnet.training.loss import batch_loss
+from flax_resnet.training import average, loss_scale, sharding
+from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.metrics import AVERAGE, batch_sums, is_top1, record
 from flax_resnet.training.state import TrainState
 
@@ -29,30 +29,108 @@ def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
 
 
 def make_loss(config: Config, model: nn.Module) -> Callable:
-    """Returns the loss of a training batch, to be differentiated.
+    """Returns the loss of augmented images, to be differentiated.
 
     Returns:
-      ``loss(params, batch_stats, step, batch) -> (loss, (logits, targets, batch_stats))``: the mean over the
-      batch, augmented as the stream says for that step; logits and soft labels [N, K]; the new statistics.
+      ``loss(params, batch_stats, images, targets, weight, key) -> (loss, (logits, batch_stats))``: of images
+      [N, S, S, C] and soft labels [N, K], the sum of the losses over `weight` (`loss_weight` of the whole batch,
+      of which these may be a part), the logits [N, K], and the new statistics; `key` draws what drops out.
     """
-    seed = config.train.seed
 
-    def loss_fn(params: optax.Params, batch_stats: Any, step: jax.Array, batch: Batch) -> tuple:
-        key = stream_key(seed, AUGMENT_STREAM, step)
-        images, targets = training_batch(
-            key, batch["image"], batch["label"], model.num_classes, config.augment
-        )
+    def loss_fn(
+        params: optax.Params,
+        batch_stats: Any,
+        images: jax.Array,
+        targets: jax.Array,
+        weight: jax.Array,
+        key: jax.Array,
+    ) -> tuple:
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": stream_key(seed, DROPOUT_STREAM, step)},
+            rngs={"dropout": key},
         )
-        loss = batch_loss(logits, targets, config.loss)
-        return loss, (logits, targets, updated.get("batch_stats", {}))
+        loss = loss_sum(logits, targets, config.loss) / weight
+        return loss, (logits, updated.get("batch_stats", {}))
 
     return loss_fn
+
+
+def make_gradient(config: Config, model: nn.Module, mesh: Mesh, parts: int = 1) -> Callable:
+    """Returns the gradient of the loss of a training batch, augmented as the stream says for that step.
+
+    In several parts, one after the other, of which each takes every `parts`-th row: memory is that of a part, and
+    the gradient the same but for batch normalisation, which takes the statistics of each part, as ghost batch
+    normalisation of so many groups does; the running statistics move once, by the mean over the parts.
+
+    Returns:
+      ``gradient(params, batch_stats, step, batch, scale) -> (grads, metrics, batch_stats)``: the gradient of
+      `scale` times the loss; the batch's loss (mean) and top1 (share; of a mixed label, the larger part counts).
+    """
+    seed, loss_fn = config.train.seed, make_loss(config, model)
+
+    def scaled(params: optax.Params, scale: jax.Array | float, *args: Any) -> tuple:
+        loss, (logits, batch_stats) = loss_fn(params, *args)
+        targets = args[2]
+        hits = is_top1(logits, jnp.argmax(targets, axis=-1)).sum()
+        return scale * loss, (loss, hits, batch_stats)
+
+    differentiated = jax.grad(scaled, has_aux=True)
+
+    def gradient(
+        params: optax.Params, batch_stats: Any, step: jax.Array, batch: Batch, scale: Any
+    ) -> tuple:
+        key = stream_key(seed, AUGMENT_STREAM, step)
+        whole = training_batch(
+            key, batch["image"], batch["label"], model.num_classes, config.augment
+        )
+        weight, rows = loss_weight(whole[1], config.loss), len(whole[1])
+        key = stream_key(seed, DROPOUT_STREAM, step)
+
+        def one(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
+            grads, (loss, hits, new) = differentiated(
+                params, scale, batch_stats, images, targets, weight, key
+            )
+            return grads, {"loss": loss, "top1": hits / rows}, new
+
+        if parts == 1:
+            return one(*whole, key)
+
+        def split(array: jax.Array) -> jax.Array:
+            rowwise = array.reshape(rows // parts, parts, *array.shape[1:]).swapaxes(0, 1)
+            by_row = NamedSharding(mesh, PartitionSpec(None, "data"))
+            return jax.lax.with_sharding_constraint(rowwise, by_row)
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            images, *rest = part
+            # Written out, nothing would keep XLA from holding all parts' activations at once: a batch of 256 of
+            # resnet20 took 576 MB on CPU in one part and in four. So each part waits for the one before.
+            before = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(total))
+            return jax.tree.map(jnp.add, total, one(images + 0 * before, *rest)), None
+
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(parts))
+        pieces = (*map(split, whole), keys)
+        first = jax.tree.map(lambda leaf: leaf[0], pieces)
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, *first)
+        )
+        (grads, metrics, new), _ = repeat(add, nothing, pieces, mesh)
+        return grads, metrics, jax.tree.map(lambda leaf: leaf / parts, new)
+
+    return gradient
+
+
+def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, Any]:
+    """Is `jax.lax.scan`; written out on CPU, where a convolution's gradient in a loop is 6 to 28 times as slow."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return jax.lax.scan(function, carry, xs)
+    outputs = []
+    for number in range(len(jax.tree.leaves(xs)[0])):
+        carry, output = function(carry, jax.tree.map(lambda leaf, n=number: leaf[n], xs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
 
 
 def make_train_step(
@@ -61,6 +139,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
+    *,
+    parts: int = 1,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
@@ -70,43 +150,44 @@ def make_train_step(
       optimizer: of the parameters.
       mesh: the devices.
       fetch: makes a step's batch inside the compiled function; `training_batch` of a feed.
+      parts: as in `make_gradient`.
 
     Returns:
       ``updates(state, data, steps) -> (state, metrics)``: `data` and each element of `steps` (pytree with
-      leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update: loss
-      (mean) and top1 (share; of a mixed label, the larger part counts), float32 [steps].
+      leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update, as
+      `make_gradient` says, and with float16 loss_scale: float32 [steps].
     """
-    gradient = jax.value_and_grad(make_loss(config, model), has_aux=True)
+    gradient = make_gradient(config, model, mesh, parts)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, (logits, targets, batch_stats)), grads = gradient(
-            state.params, state.batch_stats, state.step, batch
+        scale = loss_scale.factor(state.loss_scale)
+        grads, metrics, batch_stats = gradient(
+            state.params, state.batch_stats, state.step, batch, scale
         )
+        grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         step = state.step + 1
         variables = {
             "params": optax.apply_updates(state.params, updates),
             "batch_stats": batch_stats,
         }
-        mean = average.advance(state.average, variables, step, config.average)
-        new_state = TrainState(step=step, opt_state=opt_state, average=mean, **variables)
-        top1 = is_top1(logits, jnp.argmax(targets, axis=-1)).mean()
-        return new_state, {"loss": loss, "top1": top1}
+        new_state = TrainState(
+            step=step,
+            opt_state=opt_state,
+            average=average.advance(state.average, variables, step, config.average),
+            loss_scale=state.loss_scale,
+            **variables,
+        )
+        if state.loss_scale:
+            metrics["loss_scale"] = scale
+            new_state = loss_scale.advance(state, new_state, grads)
+        return new_state, metrics
 
     def updates(state: TrainState, data: Any, steps: Any) -> tuple[TrainState, Metrics]:
         def one(state: TrainState, step: Any) -> tuple[TrainState, Metrics]:
             return train_step(state, fetch(data, step))
 
-        count = len(jax.tree.leaves(steps)[0])
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        if count > 1 and not on_cpu:
-            return jax.lax.scan(one, state, steps)
-        # Written out: the gradient of a convolution inside a loop is 6 to 28 times as slow on XLA:CPU.
-        metrics = []
-        for number in range(count):
-            state, found = one(state, jax.tree.map(lambda leaf, n=number: leaf[n], steps))
-            metrics.append(found)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+        return repeat(one, state, steps, mesh)
 
     whole = sharding.replicated(mesh)
     return jax.jit(
@@ -170,6 +251,8 @@ def make_recalibration(
     model: nn.Module,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
+    *,
+    parts: int = 1,
 ) -> Callable[[Any, Any, Iterable], Any]:
     """Returns what measures the running statistics anew: each their mean over batches of the training set.
 
@@ -180,20 +263,19 @@ def make_recalibration(
       model: the network, with batch normalisation.
       mesh: the devices.
       fetch: as in `make_train_step`.
+      parts: as in `make_gradient`.
 
     Returns:
       ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
 
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
-    # A momentum of 1 makes the running statistics those of the last batch. The loss itself is not asked for.
-    loss = make_loss(config, model.clone(norm_momentum=1.0))
+    # A momentum of 1 makes the running statistics those of the last batch. The gradient itself is not asked for.
+    gradient = make_gradient(config, model.clone(norm_momentum=1.0), mesh, parts)
 
     def statistics(variables: Any, number: jax.Array, data: Any, step: Any) -> Any:
-        _, (_, _, batch_stats) = loss(
-            variables["params"], variables["batch_stats"], number, fetch(data, step)
-        )
-        return batch_stats
+        batch = fetch(data, step)
+        return gradient(variables["params"], variables["batch_stats"], number, batch, 1.0)[-1]
 
     whole = sharding.replicated(mesh)
     measure = jax.jit(statistics, in_shardings=(whole, whole, whole, None), out_shardings=whole)

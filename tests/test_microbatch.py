@@ -1,0 +1,171 @@
+"""Gradients in parts: the same as at once, or as ghost batch normalisation's; and how many parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import saved
+from jax.sharding import AxisType
+
+from flax_resnet import main
+from flax_resnet.config import freeze
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.training import microbatch, sharding
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import make_gradient, make_train_step
+
+ROWS, CLASSES = 16, 10
+
+
+def config_of(norm="group", **sections):
+    model = {"name": "resnet20", "depths": (1, 1, 1), "norm": norm}
+    model |= sections.pop("model", {})
+    return freeze({"model": model, "train": {"batch_size": ROWS}, **sections})
+
+
+def mesh_of(count):
+    devices = jax.devices()[:count]
+    return jax.make_mesh((count,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+
+
+def batch_of(rows=ROWS):
+    draw = np.random.default_rng(0)
+    return {
+        "image": draw.integers(0, 256, (rows, 8, 8, 3), np.uint8),
+        "label": draw.integers(0, CLASSES, rows).astype(np.int32),
+    }
+
+
+def gradient_of(config, parts, devices=1, batch=None):
+    mesh, model = mesh_of(devices), build_model(config, CLASSES)
+    optimizer = make_optimizer(config, plan_of(config))
+    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    gradient = jax.jit(make_gradient(config, model, mesh, parts))
+    placed = sharding.place(batch or batch_of(), mesh)
+    args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
+    return jax.device_get(gradient(*args, jnp.int32(3), placed, 1.0))
+
+
+def plan_of(config):
+    return plan(config, num_train=10 * ROWS, num_eval=1, num_classes=CLASSES)
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+
+
+@pytest.mark.parametrize(("parts", "devices"), [(4, 1), (2, 8)])
+def test_parts_change_nothing_without_batch_normalisation(parts, devices):
+    """Mixed images, whose partners are of the whole batch, and unequal weights of the parts included."""
+    config = config_of(
+        augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "shift": 1},
+        loss={"class_weights": tuple(range(1, CLASSES + 1))},
+    )
+    assert_same(gradient_of(config, parts, devices), gradient_of(config, 1))
+
+
+def test_parts_with_batch_normalisation_are_ghost_batch_normalisation():
+    parts, rows = 4, np.arange(ROWS)
+    ghost = config_of("batch", model={"norm_scope": "ghost", "norm_groups": parts})
+    found = gradient_of(config_of("batch"), parts)
+    ordered = np.concatenate([rows[start::parts] for start in range(parts)])
+    batch = {name: array[ordered] for name, array in batch_of().items()}
+    assert_same(found, gradient_of(ghost, 1, batch=batch))
+    whole = gradient_of(config_of("batch"), 1)
+    assert not np.allclose(jax.tree.leaves(found[0])[0], jax.tree.leaves(whole[0])[0], rtol=1e-3)
+
+
+def test_each_part_drops_out_anew():
+    """Twice the same images in a part each: with the same draws, the second would repeat the first."""
+    config = config_of(model={"dropout": 0.5})
+    half = batch_of(ROWS // 2)
+    batch = {name: np.repeat(array, 2, axis=0) for name, array in half.items()}
+    found = gradient_of(config, 2, batch=batch)[0]
+    alone = gradient_of(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=ROWS // 2)),
+        1,
+        batch=half,
+    )[0]
+    kernel = found["fc"]["kernel"]
+    assert not np.allclose(kernel, alone["fc"]["kernel"], rtol=1e-3)
+
+
+class Compiled:
+    """A compiled step of so many bytes."""
+
+    def __init__(self, size):
+        self.temp_size_in_bytes, self.argument_size_in_bytes = size, 0
+        self.output_size_in_bytes = self.alias_size_in_bytes = 0
+
+    def compile(self):
+        return self
+
+    def memory_analysis(self):
+        return self
+
+
+def test_auto_takes_the_largest_that_fits(monkeypatch):
+    monkeypatch.setattr(microbatch, "available_memory", lambda: 1000)
+    config, mesh = config_of(), mesh_of(1)
+    assert microbatch.choose(config, mesh, lambda parts: Compiled(800 // parts)) == 1
+    assert microbatch.choose(config, mesh, lambda parts: Compiled(3000 // parts)) == 4
+    with pytest.raises(ConfigError, match="even 2 images"):
+        microbatch.choose(config, mesh_of(2), lambda parts: Compiled(800_000))
+
+
+def test_needed_memory_falls_with_the_parts():
+    config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
+    model, optimizer = build_model(config, CLASSES), make_optimizer(config, plan_of(config))
+    state = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    images = jax.ShapeDtypeStruct((1, ROWS, 32, 32, 3), jnp.uint8)
+    steps = {"image": images, "label": jax.ShapeDtypeStruct((1, ROWS), jnp.int32)}
+    needs = [
+        microbatch.needed_memory(
+            make_train_step(config, model, optimizer, mesh, parts=parts)
+            .lower(state, {}, steps)
+            .compile()
+        )
+        for parts in (1, 8)
+    ]
+    assert needs[1] < 0.7 * needs[0]
+
+
+RUN = [
+    "--config=configs/resnet18.py",
+    "--config.model.name=resnet20",
+    "--config.model.depths=(1,1,1)",
+    "--config.data.limit=64",
+    "--config.train.epochs=1",
+    "--config.train.batch_size=32",
+    "--config.schedule.warmup=0.0",
+]
+
+
+def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
+    """Of 16 images, eight devices divide two parts; once chosen, what memory there is does not matter."""
+    command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
+    command += ["--config.train.microbatch=auto", "--config.train.batch_size=16"]
+    needs = iter([2e9, 0])
+    monkeypatch.setattr(microbatch, "available_memory", lambda: 1e9)
+    monkeypatch.setattr(microbatch, "needed_memory", lambda compiled: next(needs))
+    assert main.main(command) == 0
+    assert "microbatch: 8 images" in capfd.readouterr().err
+    assert saved(tmp_path / "run", 4)["parts"] == 2
+    assert main.main([*command, "--config.train.epochs=2"]) == 0
+    assert saved(tmp_path / "run", 8)["parts"] == 2
+
+
+@pytest.mark.parametrize("value", ["12", "4", "0", "most"])
+def test_a_wrong_microbatch_is_one_line(tmp_path, data_dir, capsys, value):
+    """12 does not divide 32; 4 is not for eight devices."""
+    command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
+    assert main.main([*command, f"--config.train.microbatch={value}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert f"train.microbatch='{value}'" in error[0]
+    assert not (tmp_path / "run").exists()
