@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import saved
+from conftest import drawn, saved
 from jax.sharding import AxisType
 
 from flax_resnet import main
@@ -43,7 +43,7 @@ def batch_of(rows=ROWS):
 def gradient_of(config, parts, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
     optimizer = make_optimizer(config, plan_of(config))
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
     gradient = jax.jit(make_gradient(config, model, mesh, parts))
     placed = sharding.place(batch or batch_of(), mesh)
     args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
@@ -59,7 +59,7 @@ def assert_same(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
 
 
-@pytest.mark.parametrize(("parts", "devices"), [(4, 1), (2, 8)])
+@pytest.mark.parametrize(("parts", "devices"), [(2, 1), (2, 8)])
 def test_parts_change_nothing_without_batch_normalisation(parts, devices):
     """Mixed images, whose partners are of the whole batch, and unequal weights of the parts included."""
     config = config_of(
@@ -70,7 +70,7 @@ def test_parts_change_nothing_without_batch_normalisation(parts, devices):
 
 
 def test_parts_with_batch_normalisation_are_ghost_batch_normalisation():
-    parts, rows = 4, np.arange(ROWS)
+    parts, rows = 2, np.arange(ROWS)
     ghost = config_of("batch", model={"norm_scope": "ghost", "norm_groups": parts})
     found = gradient_of(config_of("batch"), parts)
     ordered = np.concatenate([rows[start::parts] for start in range(parts)])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 
 from flax_resnet.config import Config, freeze
 from flax_resnet.plan import plan
@@ -36,9 +37,10 @@ def trained(dtype, steps=3, factor=None):
     )
     model, mesh = build_model(config, 10), sharding.make_mesh()
     optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
-    if factor:
-        state = state.replace(loss_scale=state.loss_scale | {"factor": jnp.float32(factor)})
+    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
+    if state.loss_scale:
+        start = jnp.float32(factor or loss_scale.FIRST)
+        state = state.replace(loss_scale={"factor": start, "steps": jnp.int32(0)})
     first = jax.tree.map(jnp.copy, state)
     draw = np.random.default_rng(0)
     batch = {
