@@ -1,6 +1,7 @@
-"""Kinds of command-line arguments that benchmarks share."""
+"""Kinds of command-line arguments that benchmarks share, and what is installed."""
 
 import argparse
+import importlib.util
 import os
 import pathlib
 
@@ -23,14 +24,43 @@ def duration(text: str) -> float:
     return seconds
 
 
+def seed(text: str) -> int:
+    """Reads a seed, 0 to 2**31 - 1."""
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 0 to 2**31 - 1")
+    return int(text)
+
+
 def output(text: str) -> str:
     """Reads the name of a file to be written, before hours are spent on what it shall hold."""
     path = pathlib.Path(text)
-    nearest = next((p for p in path.parents if p.exists()), pathlib.Path())
-    if (
-        path.is_dir()
-        or not nearest.is_dir()
-        or not os.access(path if path.exists() else nearest, os.W_OK)
-    ):
+    if path.is_dir() or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be a file that can be written")
     return text
+
+
+def folder(text: str) -> pathlib.Path:
+    """Reads the name of a folder to be written to, made where absent."""
+    path = pathlib.Path(text)
+    if (path.exists() and not path.is_dir()) or not _writable(path):
+        raise argparse.ArgumentTypeError(f"{text}: must be a folder that can be written to")
+    return path
+
+
+def picture(text: str) -> str:
+    """Reads the name of a picture to be drawn."""
+    if pathlib.Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text}: must end in .png, .pdf or .svg")
+    if absent("matplotlib"):
+        raise argparse.ArgumentTypeError("drawing needs matplotlib: pip install '.[plot]'")
+    return output(text)
+
+
+def absent(*packages: str) -> list[str]:
+    """Returns which packages are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def _writable(path: pathlib.Path) -> bool:
+    nearest = next((p for p in (path, *path.parents) if p.exists()), pathlib.Path())
+    return os.access(nearest, os.W_OK) and (nearest == path or nearest.is_dir())

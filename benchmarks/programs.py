@@ -179,13 +179,15 @@ def torch_step(work: Work, library: str = "torchvision", compiled: bool = False)
 
 
 def torch_model(work: Work, library: str) -> Any:
-    """Returns the network of torchvision or timm; behind a 3x3 stem, torchvision's with that stem."""
+    """Returns the network of torchvision or timm; behind a 3x3 stem, torchvision's with that stem; or ResNet-20."""
     import timm
     import torchvision
     from torch import nn
 
+    from benchmarks.torch_networks import cifar_resnet
+
     if work.model == "resnet20":
-        return torch_resnet20(work.classes)
+        return cifar_resnet(shortcut="pad", classes=work.classes)
     name, small, _ = work.model.partition("_cifar")
     if library == "timm" or not hasattr(torchvision.models, name):
         model = timm.create_model(name, num_classes=work.classes)
@@ -194,25 +196,6 @@ def torch_model(work: Work, library: str) -> Any:
     if small:
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return model
-
-
-def torch_resnet20(classes: int) -> Any:
-    """He et al. 2016, section 4.2, from torchvision's basic blocks; option B."""
-    from torch import nn
-    from torchvision.models.resnet import BasicBlock
-
-    layers: list = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    channels = 16
-    for stage in range(3):
-        for number in range(3):
-            width, stride = 16 * 2**stage, 2 if stage and not number else 1
-            shortcut = None
-            if stride > 1:
-                projection = nn.Conv2d(channels, width, 1, stride, bias=False)
-                shortcut = nn.Sequential(projection, nn.BatchNorm2d(width))
-            layers.append(BasicBlock(channels, width, stride, shortcut))
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
 def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Callable:

@@ -29,6 +29,8 @@ import numpy as np
 import timm
 import torch
 import torchvision
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from golden.pairs import (
     FLOAT32_BOUND,
     FLOAT64_BOUND,
@@ -43,12 +45,12 @@ from golden.pairs import (
     relative,
 )
 from timm.layers import BatchNormAct2d, StdConv2d, create_conv2d
-from timm.models.resnet import BasicBlock, ResNet, make_blocks
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 from tqdm import tqdm
 from weights_by_name import images_of, last_of_branch, tensors_of
 
+from benchmarks.torch_networks import cifar_resnet
 from flax_resnet import create_model
 from flax_resnet.models.baselines import BASELINES
 from flax_resnet.models.convolution import Conv, Linear
@@ -117,33 +119,6 @@ def all_pairs() -> dict[str, Pair]:
 
 
 # The torch side
-
-
-class PaddedShortcut(nn.Module):
-    """Option A: every second row and column, with zeros for the new channels on either side."""
-
-    def __init__(self, new: int):
-        super().__init__()
-        self.before, self.after = new // 2, new - new // 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [N, C, H, W] to [N, C + new, H / 2, W / 2]."""
-        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
-
-
-def cifar_resnet(*, shortcut: str = "projection", depth: int = 3) -> nn.Module:
-    """Builds the three-stage ResNet for 32 px from timm's blocks."""
-    widths, depths = (16, 32, 64), (depth,) * 3
-    net = ResNet(BasicBlock, depths, num_classes=10, channels=widths)
-    net.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-    net.bn1 = nn.BatchNorm2d(16)
-    net.maxpool = net.layer4 = nn.Identity()
-    stages, _ = make_blocks((BasicBlock,) * 3, widths, depths, 16, norm_layer=nn.BatchNorm2d)
-    for name, stage in stages:
-        setattr(net, name, stage)
-    if shortcut == "pad":
-        net.layer2[0].downsample, net.layer3[0].downsample = PaddedShortcut(16), PaddedShortcut(32)
-    return net
 
 
 def _cifar_v2(layers: tuple[int, ...], **options: Any) -> nn.Module:

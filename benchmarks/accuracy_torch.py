@@ -1,0 +1,294 @@
+"""A run of `flax_resnet.main` in PyTorch: same recipe, same initial weights, same batches.
+
+python -m benchmarks.accuracy_torch --config configs/cifar_he2016.py:resnet20 --workdir /tmp/torch \\
+    --config.data.source=folder --config.data.path=/path/to/cifar10
+
+The network (`torch_networks.py`), its gradient, batch normalisation and SGD are PyTorch's. Weights to begin with,
+order, augmentation and learning rates are made by this package: its own arrays are what PyTorch is given. Images
+are decoded by Pillow, as TensorFlow and PyTorch do not bear one another in a process; of JPEGs of the network's
+size both give the same pixels. A run leaves metrics.jsonl, config.json and summary.txt, and no checkpoints: one
+that was stopped begins anew. Needs `pip install '.[parity]'`.
+"""
+
+import io
+import json
+import logging
+import math
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image, ImageOps
+
+from benchmarks.arguments import absent
+from flax_resnet import command
+from flax_resnet.augment import evaluation_images, training_batch
+from flax_resnet.config import Config, flatten, settings
+from flax_resnet.data.order import Order
+from flax_resnet.data.records import Source
+from flax_resnet.data.source import open_source
+from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
+from flax_resnet.plan import Plan
+from flax_resnet.plan import plan as make_plan
+from flax_resnet.preprocessing import prepare
+from flax_resnet.training import workdir
+from flax_resnet.training.loop import make_order
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.schedule import learning_rate
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import AUGMENT_STREAM, stream_key
+from flax_resnet.weights import to_torch
+
+log = logging.getLogger("flax_resnet")
+
+# What is followed; any other setting that changes the result must stand at what PyTorch's side does.
+FOLLOWED = re.compile(
+    r"(data|augment|schedule)\..*|model\.name|train\.(batch_size|epochs|seed)"
+    r"|optimizer\.(learning_rate|momentum|nesterov|weight_decay)"
+)
+FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize", "optimizer.weight_decay_rules": ()}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return command.run("benchmarks.accuracy_torch", __doc__, _define, _train, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    command.define_config(values, argv)
+    command.define_common(values)
+    flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
+
+
+def _train(values: flags.FlagValues) -> None:
+    config = command.frozen_config(values)
+    if not values["workdir"].value:
+        raise ConfigError("--workdir is needed: the folder that the run is written to")
+    if missing := absent("torch", "timm"):
+        raise ConfigError(f"{' and '.join(missing)} not installed: pip install '.[parity]'")
+    command.set_up_jax(values["compilation_cache"].value)
+    train(config, pathlib.Path(values["workdir"].value).expanduser().resolve())
+
+
+def blocks_per_stage(config: Config) -> int:
+    """Returns the depth of the configured network.
+
+    Raises:
+      ConfigError: PyTorch's side does not have it, or does not follow one of the settings.
+    """
+    if config.data.source not in ("folder", "csv"):
+        raise ConfigError(f"data.source={config.data.source!r}: must be 'folder' or 'csv' here")
+    values, usual, fields = flatten(config), flatten(Config()), settings()
+    for key, value in values.items():
+        wanted = FIXED.get(key, usual[key])
+        free = FOLLOWED.fullmatch(key) and key not in FIXED
+        if fields[key].metadata["changes_result"] and not free and value != wanted:
+            raise ConfigError(
+                f"{key}={value!r}: PyTorch's side does not follow it; allowed: {wanted!r}"
+            )
+    found = re.fullmatch(r"resnet(\d+)", config.model.name)
+    layers = int(found[1]) if found else 0
+    if layers not in (20, 32, 44, 56, 110):
+        raise ConfigError(
+            f"model.name={config.model.name!r}: PyTorch's side has "
+            "resnet20, resnet32, resnet44, resnet56, resnet110"
+        )
+    return (layers - 2) // 6
+
+
+def train(config: Config, folder: pathlib.Path) -> None:
+    """Trains from the beginning to the end, or says that the run is finished.
+
+    Raises:
+      UserError: as `training.loop.train`, and where a setting is not followed.
+    """
+    blocks_per_stage(config)
+    began = time.perf_counter()
+    sources = [open_source(config.data, train=train) for train in (True, False)]
+    order = make_order(sources[0], config)
+    plan = make_plan(
+        config,
+        num_train=order.epoch_size,
+        num_eval=len(sources[1]),
+        num_classes=len(sources[0].class_names),
+    )
+    workdir.claim(folder, config, resume="auto")
+    if (folder / workdir.SUMMARY).exists():
+        log.info("%s is finished", folder)
+        return
+    images, labels = pixels(sources[0], order.used, config)
+    test = pixels(sources[1], np.arange(len(sources[1])), config)
+    training = Training(config, plan, order, images, labels)
+    split, window, since = config.data.eval_split, [], time.perf_counter()
+    with (folder / workdir.METRICS).open("w", buffering=1) as file:
+
+        def record(step: int, split: str, values: dict[str, float]) -> None:
+            place = {"step": step, "epoch": round(step / plan.steps_per_epoch, 4), "split": split}
+            file.write(json.dumps(place | values) + "\n")
+            loss, top1 = values["loss"], values["top1"]
+            log.info(
+                "step %d of %d, %s: loss %.4f, top-1 %.2f %%",
+                step,
+                plan.total_steps,
+                split,
+                loss,
+                100 * top1,
+            )
+
+        for number in range(plan.total_steps):
+            window.append(training.step(number))
+            step, last = number + 1, number + 1 == plan.total_steps
+            if not math.isfinite(window[-1]["loss"]):
+                raise DivergedError(f"the loss is {window[-1]['loss']} at step {step}")
+            if step % config.train.log_every == 0 or last:
+                now = time.perf_counter()
+                values = {key: sum(one[key] for one in window) / len(window) for key in window[0]}
+                values["images_per_second"] = len(window) * config.train.batch_size / (now - since)
+                values["learning_rate"] = training.rate(number)
+                record(step, "train", values)
+                window, since = [], now
+            if step % plan.eval_every == 0 or last:
+                paused = time.perf_counter()
+                final = training.evaluate(*test)
+                record(step, split, final)
+                since += time.perf_counter() - paused
+    summary = (
+        f"final top-1 {final['top1']:.2%} on {split} ({plan.num_eval} images) after {config.train.epochs} epochs\n"
+        f"time {time.perf_counter() - began:.0f} s\n"
+    )
+    (folder / workdir.SUMMARY).write_text(summary)
+    log.info("%s", summary.rstrip())
+
+
+def pixels(source: Source, indices: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes examples with Pillow.
+
+    Returns:
+      Images, uint8 [n, image_size, image_size, 3], and labels, int32 [n].
+
+    Raises:
+      DataError: one cannot be decoded.
+    """
+    records = source.read(indices)
+    images = []
+    for index, encoded in zip(indices, records.images, strict=True):
+        try:
+            with Image.open(io.BytesIO(encoded)) as opened:
+                upright = ImageOps.exif_transpose(opened) if source.orientations else opened
+                images.append(prepare(upright, config.data)[0])
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot decode {source.describe(index)}: {one_line(error)}") from error
+    return np.stack(images), records.labels
+
+
+class Training:
+    """A network in training, in PyTorch.
+
+    Args:
+      config: the configuration.
+      plan: what it means for the data.
+      order: of the training examples.
+      images: uint8 [n, S, S, 3], of the examples used, ascending by their index.
+      labels: int32 [n], theirs.
+    """
+
+    def __init__(
+        self, config: Config, plan: Plan, order: Order, images: np.ndarray, labels: np.ndarray
+    ):
+        import torch
+
+        from benchmarks.torch_networks import cifar_resnet
+
+        self._config, self._plan, self._order = config, plan, order
+        self._images, self._labels = images, labels
+        net = cifar_resnet(shortcut="pad", depth=blocks_per_stage(config), classes=plan.num_classes)
+        tensors = initial_weights(config, plan)
+        net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=True)
+        self._net = net.to(memory_format=torch.channels_last)
+        section = config.optimizer
+        self._optimizer = torch.optim.SGD(
+            self._net.parameters(),
+            section.learning_rate,
+            momentum=section.momentum,
+            nesterov=section.nesterov,
+            weight_decay=section.weight_decay,
+        )
+        schedule = learning_rate(config, plan)
+        self.rate = lambda step: float(schedule(step))
+        self._augmented = jax.jit(
+            lambda step, images, labels: training_batch(
+                stream_key(config.train.seed, AUGMENT_STREAM, step),
+                images,
+                labels,
+                plan.num_classes,
+                config.augment,
+            )
+        )
+        self._normalized = jax.jit(lambda images: evaluation_images(images, config.augment))
+
+    def step(self, number: int) -> dict[str, float]:
+        """Makes an update; returns loss and top1 of its batch before it.
+
+        Args:
+          number: of the step, from 0.
+        """
+        from torch.nn import functional
+
+        indices = self._order.batch(np, number, self._config.train.batch_size)
+        places = np.searchsorted(self._order.used, indices)
+        batch = self._augmented(number, self._images[places], self._labels[places])
+        images, targets = (_tensor(array) for array in batch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        logits = self._net.train()(images.permute(0, 3, 1, 2))
+        loss = functional.cross_entropy(logits, targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        right = logits.argmax(1) == targets.argmax(1)
+        return {"loss": float(loss.detach()), "top1": float(right.float().mean())}
+
+    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Returns the mean loss and top1 over a split, and count.
+
+        Args:
+          images: uint8 [n, S, S, 3].
+          labels: int32 [n].
+        """
+        import torch
+
+        self._net.eval()
+        loss = right = 0.0
+        size = self._plan.eval_batch_size
+        with torch.inference_mode():
+            for first in range(0, len(images), size):
+                some = _tensor(self._normalized(images[first : first + size]))
+                targets = torch.from_numpy(labels[first : first + size]).long()
+                logits = self._net(some.permute(0, 3, 1, 2))
+                loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+                right += float((logits.argmax(1) == targets).sum())
+        return {"loss": loss / len(images), "top1": right / len(images), "count": len(images)}
+
+
+def initial_weights(config: Config, plan: Plan) -> dict[str, np.ndarray]:
+    """Returns the weights that this package begins with, named and laid out as PyTorch's."""
+    model = build_model(config, plan.num_classes)
+    optimizer = make_optimizer(config, plan)
+    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    return to_torch({"params": state.params, "batch_stats": state.batch_stats})
+
+
+def _tensor(array: jax.Array) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(array))  # a copy: JAX's own memory is not to be written to
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The benchmark of accuracy: what it runs, what it keeps, and its tables from made-up records."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import accuracy, accuracy_torch
+from flax_resnet.config import freeze
+from flax_resnet.errors import ConfigError
+from flax_resnet.training import workdir
+
+TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
+
+
+def call(monkeypatch, folder, *arguments, experiment="plain_vs_residual", data="nowhere"):
+    given = [experiment, f"--folder={folder}", f"--data={data}", *arguments]
+    monkeypatch.setattr(sys, "argv", ["accuracy", *given])
+    accuracy.main()
+
+
+def finish(run, final):
+    """Writes what a finished run leaves: four epochs of 78 steps, a record of training in the middle of each."""
+    config = accuracy.configuration(run)
+    run.folder.mkdir(parents=True)
+    workdir.store_config(run.folder, config)
+    records = []
+    for epoch in (1, 2, 3, 4):
+        train = {"loss": 4.0 - epoch, "top1": 0.1, "images_per_second": 128.0}
+        test = {"loss": 1.0, "top1": final - 0.1 * (4 - epoch), "count": 10}
+        if config.average.decay:
+            test["average_top1"] = test["top1"] + 0.01
+        for split, step, values in (("train", 78 * epoch - 39, train), ("test", 78 * epoch, test)):
+            records.append({"step": step, "epoch": step / 78, "split": split, **values})
+    lines = (json.dumps(record) + "\n" for record in records)
+    (run.folder / workdir.METRICS).write_text("".join(lines))
+    (run.folder / workdir.SUMMARY).write_text("done\n")
+
+
+def made_up(folder, **overrides):
+    """Finishes two of the four rows with two seeds each."""
+    for label, scores in TOP1.items():
+        row = next(r for r in accuracy.EXPERIMENTS["plain_vs_residual"] if r.label == label)
+        for seed, score in enumerate(scores):
+            values = accuracy.DATA | row.overrides | {"train.seed": seed, "data.path": "nowhere"}
+            where = folder / "plain_vs_residual" / label / str(seed)
+            finish(accuracy.Run(row, seed, where, values | overrides), score)
+
+
+def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
+    made_up(tmp_path / "runs")
+    output, plot = tmp_path / "new" / "found.json", tmp_path / "curves.png"
+    call(monkeypatch, tmp_path / "runs", "--collect", f"--output={output}", f"--plot={plot}")
+    printed = capsys.readouterr().out.splitlines()
+    # Four records of 39, 78, 78 and 78 steps at a step a second.
+    assert (
+        "| plain20 | 2 | 39,936 | 0.000 (0.000 to 0.000) | 55.00 (50.00 to 60.00) |  | 273 |"
+        in printed
+    )
+    assert "| epoch | plain20 | resnet20 |" in printed
+    assert "| 1 | 25.00 (20.00 to 30.00) | 41.00 (40.00 to 42.00) |" in printed
+    record = json.loads(output.read_text())
+    assert set(record["rows"]) == set(TOP1)
+    score = record["rows"]["plain20"]["top1"]
+    assert score["mean"] == pytest.approx(0.55)
+    assert score["std"] == pytest.approx(0.1 / 2**0.5)
+    assert [(run["row"], run["seed"]) for run in record["runs"]] == [
+        ("plain20", 0), ("plain20", 1), ("resnet20", 0), ("resnet20", 1),
+    ]  # fmt: skip
+    assert record["runs"][0]["evaluations"][-1]["top1"] == 0.5
+    assert record["runs"][3]["command"] == (
+        "python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir "
+        f"{tmp_path}/runs/plain_vs_residual/resnet20/1 --config.data.path=nowhere "
+        "--config.data.source=folder --config.data.limit=10000 --config.schedule.unit=fraction "
+        "'--config.schedule.milestones=(0.5,0.75)' --config.train.seed=1 --config.train.epochs=4"
+    )
+    assert Image.open(plot).size == (1320, 495)
+
+
+def test_averaged_weights_have_columns_of_their_own(tmp_path, monkeypatch, capsys):
+    made_up(tmp_path, **{"average.decay": 0.99})
+    rows = [
+        r._replace(overrides=r.overrides | {"average.decay": 0.99})
+        for r in accuracy.EXPERIMENTS["plain_vs_residual"]
+    ]
+    monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
+    call(monkeypatch, tmp_path, "--collect", "--seeds", "1")
+    printed = capsys.readouterr().out
+    assert "| 60.00 (60.00 to 60.00) | 61.00 (61.00 to 61.00) |" in printed
+    assert "| epoch | plain20 | plain20, averaged | resnet20 | resnet20, averaged |" in printed
+
+
+def test_commands_are_what_the_check_takes_them_for(tmp_path):
+    """The configuration that a kept run is compared with is the one that its command line makes."""
+    from absl import flags
+
+    from flax_resnet import command
+
+    for experiment in accuracy.EXPERIMENTS:
+        for row in accuracy.EXPERIMENTS[experiment]:
+            overrides = accuracy.DATA | row.overrides | {"train.seed": 2, "data.path": "a folder"}
+            run = accuracy.Run(row, 2, tmp_path, overrides)
+            values, argv = flags.FlagValues(), command.resolve_config(run.command[2:])
+            command.define_config(values, argv)
+            command.define_common(values)
+            flags.DEFINE_string("workdir", "", "", flag_values=values)
+            values(["program", *argv])
+            assert command.frozen_config(values) == accuracy.configuration(run)
+            assert values["workdir"].value == str(tmp_path)
+
+
+def test_only_what_is_missing_is_trained(tmp_path, monkeypatch, capsys, photographs):
+    made_up(tmp_path)
+    (photographs / "test").mkdir()
+    for name in ("china", "flower"):
+        (photographs / name).rename(photographs / "test" / name)
+    (photographs / "train").symlink_to(photographs / "test")
+    trained = []
+
+    def train(run):
+        trained.append((run.row.label, run.seed))
+        finish(run, 0.5)
+
+    monkeypatch.setattr(accuracy, "train_one", train)
+    call(monkeypatch, tmp_path, "--seeds", "0", "1", data=photographs)
+    assert trained == [("plain56", 0), ("resnet56", 0), ("plain56", 1), ("resnet56", 1)]
+    labels = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "39,936" in line]
+    assert labels == ["plain20", "resnet20", "plain56", "resnet56"]
+
+
+def test_rows_without_their_system_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "absent", lambda *names: ["torch"])
+    rows = accuracy.EXPERIMENTS["resnet20"]
+    runs = [accuracy.Run(row, 0, tmp_path / row.label, {}) for row in rows]
+    assert [run.row.label for run in accuracy.startable(runs)] == ["resnet20"]
+    assert capsys.readouterr().out == "left out, for want of torch: torch\n"
+
+
+def test_a_command_that_fails_ends_with_its_code(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(accuracy.SYSTEMS, "flax_resnet", "benchmarks.nothing")
+    row = accuracy.EXPERIMENTS["resnet20"][0]
+    run = accuracy.Run(row, 3, tmp_path / "runs" / "3", {"data.path": "nowhere"})
+    with pytest.raises(SystemExit) as stopped:
+        accuracy.train_one(run)
+    assert stopped.value.code == 1
+    said = capfd.readouterr()
+    assert said.out.startswith("\npython -m benchmarks.nothing --config configs/cifar_he2016.py")
+    assert said.err.splitlines()[-1].startswith("error: resnet20, seed 3: its command ended with 1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1.5"], "1.5: must be a whole number from 0"),
+        (["--output", "."], ".: must be a file that can be written"),
+        (["--plot", "curves.txt"], "curves.txt: must end in .png"),
+        (["--folder", __file__], "must be a folder that can be written to"),
+        (["--epochs", "5", "--collect"], "train.epochs: 4 -> 5): name another --folder"),
+        (["--limit", "9", "--collect"], "data.limit: 10000 -> 9): name another --folder"),
+        (["--seeds", "7", "--collect"], "is finished"),
+        ([], "data.path='nowhere': is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    made_up(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, tmp_path, *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_experiment_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, tmp_path, experiment="resnet2")
+    assert stopped.value.code == 2
+    assert "resnet2: did you mean 'resnet20'?" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_records_that_end_early_are_refused(tmp_path, monkeypatch, capsys):
+    made_up(tmp_path)
+    file = tmp_path / "plain_vs_residual" / "plain20" / "0" / workdir.METRICS
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, tmp_path, "--collect")
+    assert "plain20/0: its metrics.jsonl does not reach the end" in capsys.readouterr().err
+
+
+# PyTorch's side, as far as it needs no PyTorch
+
+
+class Encoded:
+    """A source of images in memory."""
+
+    orientations = True
+
+    def __init__(self, images):
+        self.images = images
+
+    def read(self, indices):
+        from flax_resnet.data.records import Records
+
+        labels = np.arange(len(self.images), dtype=np.int32)[indices]
+        return Records([self.images[i] for i in indices], labels)
+
+    def describe(self, index):
+        return f"image {index}"
+
+
+def test_pillow_gives_the_pixels_that_training_decodes(photographs):
+    from flax_resnet.data.decode import training_pixels
+
+    images = []
+    for file in sorted(photographs.rglob("*.jpg")):
+        buffer = io.BytesIO()
+        Image.open(file).crop((8, 8, 40, 40)).save(buffer, "JPEG")
+        images.append(buffer.getvalue())
+    config = freeze({"data": {"image_size": 32}})
+    found, labels = accuracy_torch.pixels(Encoded(images), np.arange(12)[::-1], config)
+    assert labels.tolist() == list(range(12))[::-1]
+    for image, pixels in zip(images[::-1], found, strict=True):
+        np.testing.assert_array_equal(pixels, training_pixels(image, config.data, seed=[0, 0]))
+    with pytest.raises(accuracy_torch.DataError, match="cannot decode image 1: "):
+        accuracy_torch.pixels(Encoded([images[0], b"torn"]), np.arange(2), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.source": "tfds"}, "data.source='tfds': must be 'folder' or 'csv' here"),
+        ({"model.name": "plain20"}, "model.name='plain20': PyTorch's side has resnet20, "),
+        ({"model.dropout": 0.1}, r"model.dropout=0.1: .*; allowed: -1.0"),
+        ({"average.decay": 0.9}, "average.decay=0.9: .*; allowed: 0.0"),
+        ({"loss.label_smoothing": 0.1}, "loss.label_smoothing=0.1: "),
+        ({"optimizer.name": "adamw"}, "optimizer.name='adamw': .*; allowed: 'sgd'"),
+        ({"data.train_crop": "center"}, "data.train_crop='center': .*; allowed: 'resize'"),
+        ({"optimizer.weight_decay_rules": (("kernel$", 1.0), ("", 0.0))}, r"allowed: \(\)"),
+    ],
+)
+def test_settings_that_torch_does_not_follow_are_refused(changes, message, tmp_path):
+    row = accuracy.EXPERIMENTS["resnet20"][1]
+    values = accuracy.DATA | row.overrides | {"data.path": "nowhere"}
+    depth = accuracy_torch.blocks_per_stage
+    assert depth(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values))) == 3
+    with pytest.raises(ConfigError, match=message):
+        depth(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values | changes)))
+
+
+def test_torch_that_is_not_installed_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(accuracy_torch, "absent", lambda *names: ["torch"])
+    given = ["--config=configs/cifar_he2016.py", f"--workdir={tmp_path}"]
+    assert accuracy_torch.main(given) == 2
+    assert capsys.readouterr().err == "error: torch not installed: pip install '.[parity]'\n"
