@@ -8,7 +8,7 @@ python -m flax_resnet.main --config configs/finetune.py:folder=/data/flowers --w
 model.pretrained is a name of timm's weights, a run folder of this package, or a file of weights (which needs
 --config.model.name). Network, image size and normalisation are those of the weights; the head is new.
 
-Expected: depends on the images; docs/results.md has CIFAR-10 classes from a network trained on the others.
+Expected: depends on the images; no set of photographs was yet run here.
 Source: two stages, the head first, then all, Howard and Ruder 2018, "Universal language model fine-tuning for text
 classification", section 3.3; lower rates for lower layers, ibid.; a short schedule with little regularisation,
 Kolesnikov et al. 2020, "Big Transfer", section 3.3.
@@ -16,18 +16,15 @@ Cost: 20 epochs. For a network that must keep its batch statistics (tiny sets): 
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError, suggestion
-
-SOURCES = ("folder", "csv", "tfds")
+from flax_resnet.errors import ConfigError
 
 
 def get_config(dataset: str = "folder="):
     """Returns the configuration for folder=/path, csv=/path or tfds=NAME."""
     source, _, place = dataset.partition("=")
-    if source not in SOURCES or not place:
+    if source not in ("folder", "csv", "tfds") or not place:
         raise ConfigError(
             f"configs/finetune.py:{dataset}: must be folder=/path, csv=/path or tfds=NAME"
-            + ("" if source in SOURCES else f"; {suggestion(source, SOURCES)}")
         )
     config = default_config()
     config.data.source = source

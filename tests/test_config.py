@@ -29,7 +29,7 @@ def test_the_dict_is_locked():
         ("train", "batch_size", 0, "at least 1"),
         ("train", "batch_size", "many", "int"),
         ("train", "batch_size", True, "int"),
-        ("data", "image_size", 0, "at least 1"),
+        ("data", "image_size", 0, "is left to model.pretrained"),
         ("optimizer", "learning_rate", -0.1, "above 0"),
         ("optimizer", "learning_rate", float("nan"), "above 0"),
         ("optimizer", "momentum", 1.5, "between 0 and 0.9999"),
@@ -91,7 +91,7 @@ def test_plan_drops_the_remainder_of_an_epoch():
         }
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
-    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 11, 22, 64)
+    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, 11, 22, 64)
 
 
 def test_rules_survive_json():

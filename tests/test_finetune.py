@@ -1,0 +1,168 @@
+"""Fine-tuning from a run: what is taken from it, what begins anew, and when each part begins to learn."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import drawn
+
+import flax_resnet
+from flax_resnet import create_model, main, preview
+from flax_resnet.config import freeze
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.training.optimizer import make_optimizer
+
+PRETRAINED = {
+    "widths": [4, 8, 16, 32],
+    "depths": [1, 1, 1, 1],
+    "stem": "cifar",
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny, tmp_path_factory):
+    """A run on the digits whose network, size and normalisation are its own."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    command = [*tiny, f"--workdir={workdir}", "--config.train.epochs=1", "--config.data.limit=240"]
+    assert main.main([*command, "--config.average.decay=0.5"]) == 0
+    return workdir
+
+
+def finetune(pretrained, photographs, workdir, cache_dir, *flags):
+    return main.main(
+        [
+            f"--config=configs/finetune.py:folder={photographs}",
+            f"--workdir={workdir}",
+            f"--config.model.pretrained={pretrained}",
+            f"--compilation_cache={cache_dir}",
+            "--config.train.batch_size=8",
+            "--config.train.epochs=3",
+            *flags,
+        ]
+    )
+
+
+def differing(one, other):
+    """The names of the parameters that differ."""
+    same = jax.tree.map(np.array_equal, one, other)
+    leaves = jax.tree.leaves_with_path(same)
+    return {"/".join(part.key for part in path) for path, equal in leaves if not equal}
+
+
+def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path, cache_dir, capfd):
+    workdir, source = tmp_path / "tuned", tmp_path / "source"
+    shutil.copytree(pretrained, source)
+    freezes = "--config.optimizer.thaw=(('^(?!fc/)',2.0),)"
+    stays = "--config.model.norm=frozen"
+    assert finetune(source, photographs, workdir, cache_dir, freezes, stays) == 0
+    said = capfd.readouterr().err
+    assert "a fresh head of 2 classes in place of its 10" in said
+    assert "learning begins for ^(?!fc/) at 2" in said
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["name"] == "resnet18"
+    assert {key: config["model"][key] for key in PRETRAINED} == PRETRAINED
+    assert config["data"]["image_size"] == 8
+    assert config["augment"]["mean"] == [0.305] * 3
+
+    begun = flax_resnet.load(source).variables["params"]  # the averaged ones
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    frozen, thawed = (flax_resnet.load(workdir, step).variables for step in steps[-2:])
+    assert set(differing(frozen["params"], begun)) == {"fc/kernel", "fc/bias"}
+    assert "conv1/kernel" in differing(thawed["params"], begun)
+    assert flax_resnet.load(workdir).predict([photographs / "china" / "0.jpg"]).labels.shape == (1,)
+
+    shutil.rmtree(source)  # nothing more is needed of it
+    more = "--config.train.epochs=4"
+    assert finetune(source, photographs, workdir, cache_dir, freezes, stays, more) == 0
+
+
+def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_path):
+    output = tmp_path / "batch.png"
+    command = [
+        f"--config=configs/finetune.py:folder={photographs}",
+        f"--config.model.pretrained={pretrained}",
+        "--config.train.batch_size=8",
+        f"--output={output}",
+    ]
+    assert preview.main(command) == 0
+    assert output.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("argument", "flags", "words"),
+    [
+        ("folder={folder}", [], "model.name='': is left to model.pretrained"),
+        ("folder=", [], "must be folder=/path"),
+        ("files={folder}", [], "must be folder=/path"),
+        (
+            "folder={folder}",
+            ["--config.model.pretrained=resnet50.a1", "--config.model.name=resnet18"],
+            "no weights 'a1'",
+        ),
+        ("folder={folder}", ["--config.model.pretrained=weights.pth"], "must name the network"),
+        (
+            "folder={folder}",
+            ["--config.model.pretrained={run}", "--config.model.name=resnet50"],
+            "is of resnet18, not of model.name='resnet50'",
+        ),
+        (
+            "folder={folder}",
+            ["--config.model.pretrained={run}", "--config.optimizer.thaw=(('fc/',20.0),)"],
+            "must be below the 20 steps",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(pretrained, photographs, tmp_path, capsys, argument, flags, words):
+    places = {"folder": photographs, "run": pretrained}
+    command = [f"--config=configs/finetune.py:{argument.format(**places)}"]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.train.batch_size=8"]
+    code = main.main(command + [flag.format(**places) for flag in flags])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 2, error
+    assert len(error) == 1
+    assert words in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_open_needs_weights():
+    for sections, words in (
+        ({"data": {"image_size": 0}}, "data.image_size=0"),
+        ({"augment": {"std": ()}}, r"augment.std=\(\)"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            freeze(sections)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon"])
+def test_a_parameter_begins_to_learn_at_its_step(name):
+    """Before, it stays; after, it moves as one that has seen no gradient yet."""
+    config = freeze(
+        {
+            "model": {"name": "resnet20", "depths": (1, 1, 1)},
+            "optimizer": {"name": name, "thaw": (("^fc/", 0.0), ("", 2.0)), "weight_decay": 0.0},
+            "schedule": {"name": "constant", "unit": "steps"},
+            "train": {"batch_size": 10},
+        }
+    )
+    optimizer = make_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=10))
+    model = create_model("resnet20", num_classes=10, depths=(1, 1, 1))
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    params = drawn(variables["params"])
+    grads = jax.tree.map(lambda leaf: 0.1 * leaf + 0.01, params)
+    state, trail = optimizer.init(params), [params]
+    update = jax.jit(optimizer.update)
+    for _ in range(3):
+        updates, state = update(grads, state, trail[-1])
+        trail.append(optax.apply_updates(trail[-1], updates))
+    head = {"fc/kernel", "fc/bias"}
+    assert differing(trail[0], trail[1]) == differing(trail[1], trail[2]) == head
+    everything = set(differing(jax.tree.map(np.zeros_like, params), params))
+    assert differing(trail[2], trail[3]) == everything
+    if name == "sgd":  # without momentum of the steps before
+        moved = np.asarray(trail[3]["conv1"]["kernel"]) - np.asarray(trail[2]["conv1"]["kernel"])
+        np.testing.assert_allclose(moved, -0.1 * np.asarray(grads["conv1"]["kernel"]), atol=1e-6)
