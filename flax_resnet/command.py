@@ -232,11 +232,16 @@ def set_up_jax(compilation_cache: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def define_common(values: flags.FlagValues) -> None:
-    """Adds the flags that every command running a network has."""
+def define_data_dir(values: flags.FlagValues) -> None:
+    """Adds --data_dir."""
     flags.DEFINE_string(
         "data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values
     )
+
+
+def define_common(values: flags.FlagValues) -> None:
+    """Adds the flags that every command running a network has."""
+    define_data_dir(values)
     flags.DEFINE_string(
         "compilation_cache",
         "~/.cache/flax_resnet/xla",

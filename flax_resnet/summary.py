@@ -2,6 +2,9 @@
 
 A row per layer that has parameters, with its output and its multiply-adds, and the totals. With --list 'seresnet*'
 instead, a row per network. Nothing is allocated or compiled: everything follows from the shapes.
+
+python -m flax_resnet.summary --config configs/resnet50_mlperf.py --schedule rate.png --num_train 1281167
+    The learning rate of a configuration over its run, as a picture. Needs matplotlib.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from flax_resnet import command
+from flax_resnet import command, curve
 from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
 
 MIB = 2**20
@@ -244,10 +247,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    del argv
+    command.define_config(values, argv)
+    command.define_data_dir(values)
     for name, help in (
         ("model", "the network to show"),
         ("list", "instead, a pattern of names: one row for each network"),
+        ("schedule", "instead, with --config, a picture of its learning rate over the run"),
         ("dtype", "compute dtype (default: float32)"),
         ("output", "file to write (default: the terminal)"),
     ):
@@ -263,17 +268,26 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         ("batch_size", 1, 1, "images in the batch, for the sizes"),
         ("num_classes", -1, -1, "size of the logits (default: the network's own)"),
         ("in_channels", 0, 0, "channels of the images (default: 3)"),
+        ("num_train", 0, 0, "with --schedule: images to train on (default: the dataset's)"),
         ("depth", 0, 0, "sum layers below so many names of the path, such as 1 for blocks"),
     ):
         flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
 
 
 def _summary(values: flags.FlagValues) -> None:
+    if sum(bool(values[name].value) for name in ("model", "list", "schedule")) != 1:
+        raise ConfigError(
+            "--model, --list or --schedule is needed, and one only: a network, a pattern, or a picture to draw"
+        )
+    if values["schedule"].value:
+        config = command.frozen_config(values)
+        output = command.picture(values["schedule"].value, "--schedule")
+        curve.draw(config, output, num_train=values["num_train"].value)
+        print(output)
+        return
     given = {name: values[name].value for name in values if name not in ("h", "help")}
     if given["format"] not in FORMATS:
         raise ConfigError(f"--format={given['format']}: {suggestion(given['format'], FORMATS)}")
-    if bool(given["model"]) == bool(given["list"]):
-        raise ConfigError("--model or --list is needed, and one only: a network, or a pattern")
     options = {
         key: given[key]
         for key, unset in (("num_classes", -1), ("in_channels", 0), ("dtype", ""))

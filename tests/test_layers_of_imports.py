@@ -19,6 +19,7 @@ COMMANDS = {
     "cli",
     "command",
     "confusion",
+    "curve",
     "__init__",
 }
 # Each room, and the rooms it may import from.

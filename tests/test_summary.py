@@ -184,3 +184,21 @@ def test_a_reader_that_stops_early_is_no_error(model, reader, seen):
     )
     assert done.stdout.startswith(seen)
     assert done.stderr == ""
+
+
+def test_the_schedule_is_drawn(tmp_path, capsys):
+    output = tmp_path / "rate.png"
+    command = ["--config=resnet50_mlperf", f"--schedule={output}"]
+    assert summary.main([*command, "--num_train=1281167"]) == 0
+    assert output.stat().st_size > 10_000
+    for flags, words in (
+        ([*command, "--num_train=100"], "train.batch_size=3200: must be at most"),
+        ([f"--schedule={output}"], "--config is needed"),
+        ([*command, "--model=resnet18"], "one only"),
+        (["--config=resnet50_mlperf", "--schedule=rate.txt"], "--schedule=rate.txt: must end in"),
+    ):
+        capsys.readouterr()
+        assert summary.main(flags) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1
+        assert words in error[0]
