@@ -18,6 +18,7 @@ COMMANDS = {
     "prepare",
     "cli",
     "command",
+    "subject",
     "__init__",
 }
 # Each room, and the rooms it may import from.
