@@ -11,6 +11,7 @@ PACKAGE = ROOT / "flax_resnet"
 COMMANDS = {
     "main",
     "evaluate",
+    "probe",
     "convert",
     "summary",
     "report",
