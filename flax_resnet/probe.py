@@ -18,6 +18,11 @@ from absl import flags
 from flax_resnet import command, subject
 from flax_resnet.errors import DataError
 
+OPTIONS = (
+    "workdir", "model", "weights", "checkpoint", "dataset", "train_split", "split", "data_dir",
+    "k", "temperature", "limit", "image_size", "batch_size",
+)  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
@@ -46,12 +51,6 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         "a neighbour's vote is exp(similarity / temperature)",
         flag_values=values,
     )
-
-
-OPTIONS = (
-    "workdir", "model", "weights", "checkpoint", "dataset", "train_split", "split", "data_dir",
-    "k", "temperature", "limit", "image_size", "batch_size",
-)  # fmt: skip
 
 
 def _probe(values: flags.FlagValues) -> None:

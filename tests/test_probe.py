@@ -72,7 +72,7 @@ def weights(tmp_path_factory):
     return file
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (7, 1.0), (101, 0.002)])
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (7, 1.0), (101, 5e-4)])
 def test_the_vote_is_that_of_scikit_learn_and_of_its_formula(monkeypatch, k, temperature):
     """Over several blocks of either kind, the last ones smaller."""
     monkeypatch.setattr(probes, "QUERIES", 16)
@@ -154,7 +154,7 @@ def test_a_fifth_is_held_out_but_never_the_whole_of_a_class():
     assert held.sum() == 200
     for c in range(4):
         assert abs(held[labels == c].mean() - 0.2) < 0.01
-    assert 0 < np.flatnonzero(held)[:20].min() < 30  # not the end of the split
+    assert len(set(np.flatnonzero(probes.held_out(np.zeros(100, int))) % 5)) > 1  # by chance
     np.testing.assert_array_equal(held, probes.held_out(labels))
     few = np.array([0] * 4 + [1] + [2] * 5)  # the fifth in order is the only one of its class
     assert set(few[~probes.held_out(few)]) == {0, 1, 2}
