@@ -9,6 +9,7 @@ from flax_resnet.errors import suggestion
 COMMANDS = {
     "main": "train a network, or go on training",
     "evaluate": "evaluate a saved run, or pretrained weights, on any split",
+    "probe": "how good a network's features are on a dataset, without training it",
     "summary": "layers, parameters and multiply-adds of a network, or of many",
     "convert": "weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",

@@ -8,7 +8,6 @@ python -m flax_resnet.evaluate --model resnet50.a1_in1k --dataset imagenet2012
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from flax_resnet import command, confusion
-from flax_resnet.errors import ConfigError, DataError, WorkdirError, one_line
+from flax_resnet import command, confusion, subject
+from flax_resnet.errors import ConfigError, DataError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,43 +28,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     command.define_common(values)
+    subject.define(values)
     for name, help in (
-        ("workdir", "folder of the run"),
-        ("model", "instead of a run: a network, or timm's weights for one (resnet50.a1_in1k)"),
-        ("weights", "with --model: file of weights (default: timm's on the Hugging Face hub)"),
         ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
-        ("split", "split to evaluate on (default: the run's own, or validation)"),
+        ("split", "split to evaluate on (default: the run's own; or validation, or test)"),
         ("confusion", "file for the confusion matrix: .csv, or .png (which needs matplotlib)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
-    flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
-    for name, help in (
-        ("batch_size", "images per step (default: the run's own, or 64)"),
-        ("image_size", "side in pixels (default: the run's own, or that of the weights)"),
-    ):
-        flags.DEFINE_integer(name, 0, help, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "image_size",
+        0,
+        "side in pixels (default: the run's own, or that of the weights)",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
 def _evaluate(values: flags.FlagValues) -> None:
+    model_only = ("weights", "dataset")
+    subject.check(values, purpose="evaluate", model_only=model_only)
     given = {name: values[name].value for name in ("workdir", "model")}
-    if bool(given["workdir"]) == bool(given["model"]):
-        raise ConfigError(
-            "--workdir or --model is needed, and one only: the run, or the network, to evaluate"
-        )
-    options = {k: values[k].value for k in ("split", "data_dir", "batch_size", "image_size")}
     file = confusion.checked(values["confusion"].value)
-    if given["model"]:
-        for name in ("weights", "dataset"):
-            options[name] = values[name].value
-        if (checkpoint := values["checkpoint"].value) != "last":
-            raise ConfigError(f"--checkpoint={checkpoint}: goes with --workdir, not --model")
-    else:
-        for name in ("weights", "dataset"):
-            if values[name].value:
-                raise ConfigError(
-                    f"--{name}={values[name].value}: goes with --model, not --workdir"
-                )
-        options["checkpoint"] = values["checkpoint"].value
+    own = model_only if given["model"] else ("checkpoint",)
+    names = ("split", "data_dir", "batch_size", "image_size", *own)
+    options = {name: values[name].value for name in names}
     command.set_up_jax(values["compilation_cache"].value)
     from flax_resnet.training.metrics import AVERAGE, judged, shown
 
@@ -126,6 +112,7 @@ def evaluate_run(
     """
     from flax_resnet.data.source import open_source
     from flax_resnet.training.saved import read_run
+    from flax_resnet.training.workdir import EVALUATIONS, append_record
 
     run = read_run(workdir, checkpoint)
     config = run.config
@@ -141,11 +128,7 @@ def evaluate_run(
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     metrics, counts = _measure(run.model, config, source, run.state, batch_size)
     record = {"step": run.step, "split": split, **metrics}
-    try:
-        with (pathlib.Path(workdir).expanduser() / "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error
+    append_record(pathlib.Path(workdir).expanduser(), EVALUATIONS, record)
     return Evaluation(record, counts, run.class_names)
 
 
@@ -166,8 +149,8 @@ def evaluate_model(
       dataset: a TFDS dataset, a folder of images, or a CSV file of path and label (and split, where it says
         so itself); its classes in the order of the logits.
       weights: file of weights; empty for timm's on the Hugging Face hub.
-      split: TFDS split expression or folder split; empty for validation. A folder without train/ has
-        none, and is read whole.
+      split: TFDS split expression or folder split; empty for validation, or test where there is none. A
+        folder without train/ has none, and is read whole.
       data_dir: TFDS data folder; empty for TFDS's own.
       image_size: side in pixels; 0 for that of the weights.
       batch_size: images per step; 0 for 64.
@@ -175,35 +158,19 @@ def evaluate_model(
     Raises:
       UserError: no such network, weights, dataset or split; another number of classes.
     """
-    if not dataset:
-        raise ConfigError("--dataset is needed with --model: a TFDS dataset, or a folder of images")
+    subject.kind_of(dataset)  # a wrong path costs no download
     import jax.numpy as jnp
 
     from flax_resnet.classifier import load_pretrained
     from flax_resnet.data.source import open_source
     from flax_resnet.training.state import TrainState
 
-    place = pathlib.Path(dataset).expanduser()
-    source = "folder" if place.is_dir() else "csv" if place.is_file() else "tfds"
-    if source == "tfds" and dataset[0] in "./~":
-        raise DataError(f"--dataset={dataset}: is neither a folder nor a file")
-    if source == "folder" and split and not (place / "train").is_dir():
-        raise DataError(
-            f"--split={split}: {dataset} has no splits, being one folder per class; it is read whole"
-        )
     classifier = load_pretrained(name, weights=weights)
-    default = (
-        "validation" if source == "tfds" else "test"
-    )  # a folder's val/ is found by either name
-    data = dataclasses.replace(
-        classifier.config.data,
-        source=source,
-        **{"name" if source == "tfds" else "path": dataset},
-        data_dir=data_dir,
-        holdout=1.0,  # nothing of a folder without splits was ever trained on: all of it counts
-        eval_split=split or default,
-        image_size=image_size or classifier.config.data.image_size,
+    data = subject.data_section(
+        classifier.config.data, dataset, split=split, data_dir=data_dir, image_size=image_size
     )
+    # Nothing of a folder without splits was ever trained on: all of it counts.
+    data = dataclasses.replace(data, holdout=1.0)
     config = dataclasses.replace(classifier.config, data=data)
     opened = open_source(data, train=False)
     _check_classes(opened.class_names, classifier.class_names, dataset)
@@ -234,20 +201,17 @@ def _measure(
     model: Any, config: Any, source: Any, state: Any, batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Returns the metrics, and the confusion matrix unless it would be very large."""
-    from flax_resnet.data.order import Order
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import StreamingFeed
+    from flax_resnet.training.feed import every_example
     from flax_resnet.training.metrics import AVERAGE, record
     from flax_resnet.training.step import make_eval_step, total
 
     mesh = sharding.make_mesh()
-    feed = StreamingFeed(source, Order(len(source), seed=0), config.evaluating(), mesh)
-    batches = feed.evaluation(sharding.round_up(mesh, batch_size))
+    batches = every_example(source, config, mesh, batch_size=batch_size)
     drawn = model.num_classes <= confusion.MOST_CLASSES
     step = make_eval_step(config, model, mesh, confusion=drawn)
-    sums = total(step, state, feed.data, batches)
-    counts = sums.get(AVERAGE, sums[""]).get("confusion")
-    return record(sums), counts
+    sums = total(step, state, {}, batches)
+    return record(sums), sums.get(AVERAGE, sums[""]).get("confusion")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "flax_resnet"
 COMMANDS = {
     "main",
     "evaluate",
+    "probe",
     "convert",
     "summary",
     "report",
@@ -20,6 +21,7 @@ COMMANDS = {
     "command",
     "confusion",
     "curve",
+    "subject",
     "__init__",
 }
 # Each room, and the rooms it may import from.

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from flax_resnet import cli
+from flax_resnet import cli, summary
 from flax_resnet.errors import ConfigError
 from flax_resnet.summary import collapsed, format_table, summarize, totals
 
@@ -142,7 +142,7 @@ def test_a_list_of_networks(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--model or --list is needed"),
+        ([], "--model, --list or --schedule is needed"),
         (["--model=resnet18", "--list=*"], "one only"),
         (["--model=resnet81"], "did you mean 'resnet18'"),
         (["--list=*resnet81*"], "did you mean 'resnet18'"),

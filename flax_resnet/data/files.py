@@ -93,6 +93,11 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
     if not root.is_dir():
         raise DataError(f"data.path={config.path!r}: is not a folder")
     if not (root / "train").is_dir():
+        folders = _class_folders(root)
+        if folders and {*folders} <= {"test", "val", "validation"}:
+            raise DataError(
+                f"data.path={config.path!r}: has no train/ (found: {', '.join(folders)})"
+            )
         files, labels, classes = _list_classes(root)
         names = [str(file.relative_to(root)) for file in files]
         kept = _side(names, config, split, train=train)

@@ -182,6 +182,15 @@ class _MockedSplit:
         return [self._examples[int(i)] for i in indices]
 
 
+def evaluation_split(name: str, data_dir: str) -> str:
+    """Returns the split of a dataset to evaluate on: validation, or test where there is none.
+
+    Args are those of `find_builder`, and so is what it raises.
+    """
+    splits = find_builder(name, data_dir).info.splits
+    return "test" if "test" in splits and "validation" not in splits else "validation"
+
+
 def preparation(name: str, data_dir: str) -> str:
     """Returns the command that prepares a dataset."""
     where = f" --data_dir={data_dir}" if data_dir else ""

@@ -52,6 +52,27 @@ def make_feed(
     return StreamingFeed(source, stream, config, mesh, bad=bad)
 
 
+def every_example(
+    source: Source, config: Config, mesh: Mesh, *, batch_size: int, limit: int = 0
+) -> Iterator[Batch]:
+    """Streams a split once, cut as for evaluation, for a pass outside a run.
+
+    Args:
+      source: the split.
+      config: the configuration.
+      mesh: where batches go.
+      batch_size: images per batch; rounded up to divide over the devices.
+      limit: most examples, the random subset that `data.limit` takes; 0 for all.
+
+    Returns:
+      Batches as `StreamingFeed.evaluation` yields them, which raises what `HostStream` does.
+    """
+    kept = min(limit, len(source))
+    order = Order(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
+    feed = StreamingFeed(source, order, config.evaluating(), mesh)
+    return feed.evaluation(sharding.round_up(mesh, batch_size))
+
+
 class StreamingFeed:
     """Decodes batches on the host while the device works on the ones before.
 

@@ -1,4 +1,4 @@
-"""The run folder: whether a command may use it, its config.json, and its metrics.jsonl."""
+"""The run folder: whether a command may use it, its config.json, and its records."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from flax_resnet.config import Config, differences, freeze
 from flax_resnet.errors import WorkdirError, one_line
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
+EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 
 def read_config(workdir: pathlib.Path) -> Config | None:
@@ -98,3 +99,12 @@ def cut_records(workdir: pathlib.Path, after_step: int) -> list[dict]:
     part.write_text("".join(json.dumps(r) + "\n" for r in kept))
     os.replace(part, workdir / METRICS)
     return kept
+
+
+def append_record(workdir: pathlib.Path, name: str, record: dict) -> None:
+    """Appends a line to a file of records, such as evaluations.jsonl. Raises WorkdirError."""
+    try:
+        with (workdir / name).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be written: {one_line(error)}") from error

@@ -1,0 +1,192 @@
+"""Classifiers on top of features that stay as they are: k nearest neighbours, and a linear one.
+
+How well they do says how good the features are, whatever classes the network was trained on.
+"""
+
+import logging
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from flax_resnet.errors import ConfigError, DataError
+
+log = logging.getLogger("flax_resnet")
+
+# Similarities are held in blocks of so many images to classify by so many known ones: 64 MiB.
+QUERIES, KNOWN = 1024, 16384
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MAX_ITERATIONS = 1000
+
+
+def check_neighbours(k: int, temperature: float, known: int) -> None:
+    """Raises ConfigError unless `k` is from 1 to the number of `known` images, and `temperature` above 0."""
+    if not 1 <= k <= known:
+        raise ConfigError(f"k={k}: must be between 1 and the {known} training images")
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature={temperature}: must be a finite number above 0")
+
+
+def nearest_neighbours(
+    vectors: np.ndarray, known: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k known vectors most similar to each vector, block by block.
+
+    Args:
+      vectors: float32 [n, C].
+      known: float32 [m, C].
+      k: 1 to m.
+
+    Returns:
+      Cosine similarities, float32 [n, k], in descending order; and places in `known`, int32 [n, k]. Of equally
+      similar ones the first comes first. A vector of zeros is similar to none: 0.
+    """
+    similarities = np.full((len(vectors), k), -np.inf, np.float32)
+    places = np.zeros((len(vectors), k), np.int32)
+    for start in range(0, len(known), KNOWN):
+        block = jnp.asarray(known[start : start + KNOWN])
+        for rows in _slices(len(vectors), QUERIES):
+            similarities[rows], places[rows] = _merged(
+                similarities[rows], places[rows], vectors[rows], block, np.int32(start)
+            )
+    return similarities, places
+
+
+@jax.jit
+def _merged(
+    similarities: jax.Array,
+    places: jax.Array,
+    vectors: jax.Array,
+    block: jax.Array,
+    start: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the nearest of those found so far and of a block that begins at place `start`."""
+    # As float32 on every device: TF32 would exchange neighbours.
+    found = jnp.matmul(_unit(vectors), _unit(block).T, precision=jax.lax.Precision.HIGHEST)
+    new = jnp.broadcast_to(start + jnp.arange(len(block), dtype=jnp.int32), found.shape)
+    # Those found so far stand first, and top_k takes the first of equals.
+    best, where = jax.lax.top_k(jnp.concatenate([similarities, found], 1), places.shape[1])
+    return best, jnp.take_along_axis(jnp.concatenate([places, new], 1), where, 1)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def knn_predict(
+    vectors: np.ndarray,
+    known: np.ndarray,
+    labels: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """Classifies vectors by a vote of their k nearest neighbours, each with weight exp(similarity / temperature).
+
+    Args:
+      vectors: float32 [n, C].
+      known: float32 [m, C].
+      labels: of the known ones, int [m], 0 or more.
+      k: neighbours that vote, 1 to m.
+      temperature: above 0; the smaller, the more the nearest count.
+
+    Returns:
+      int32 [n]; of classes with equally many votes the first.
+
+    Raises:
+      ConfigError: `k` or `temperature` is out of range.
+
+    Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination",
+    section 3.4; 20 neighbours as Caron et al. 2021, "Emerging properties in self-supervised vision
+    transformers", section 3.2.
+    """
+    check_neighbours(k, temperature, len(known))
+    similarities, places = nearest_neighbours(vectors, known, k)
+    classes = int(labels.max()) + 1
+    predicted = np.empty(len(vectors), np.int32)
+    for rows in _slices(len(vectors), QUERIES):
+        near = similarities[rows].astype(np.float64)
+        # Relative to the nearest: the vote is the same, and no weight overflows.
+        weights = np.exp((near - near[:, :1]) / temperature)
+        ballots = np.arange(len(near))[:, None] * classes + labels[places[rows]]
+        votes = np.bincount(ballots.ravel(), weights.ravel(), minlength=len(near) * classes)
+        predicted[rows] = votes.reshape(len(near), classes).argmax(1)
+    return predicted
+
+
+def linear_predict(
+    vectors: np.ndarray, known: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Classifies vectors by multinomial logistic regression on standardised features.
+
+    C, the inverse strength of regularisation, is the one of GRID that classifies a held-out fifth of the known
+    vectors best, of equals the smallest; the regression is then fitted to all of them.
+
+    Args:
+      vectors: float32 [n, C].
+      known: float32 [m, C].
+      labels: of the known ones, int [m], 0 or more.
+
+    Returns:
+      Predicted labels, int32 [n], and C.
+
+    Raises:
+      DataError: there are fewer than two classes.
+    """
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"all {len(labels)} training images are of one class; two are needed")
+    held = held_out(labels)
+    fitted = ~held
+    judged = held if held.any() else fitted  # so few that none can be spared
+    scores, model = [], _regression(GRID[0])
+    for strength in GRID:  # ascending, each fit from where the last ended
+        model.set_params(logisticregression__C=strength)
+        _fit(model, known[fitted], labels[fitted])
+        scores.append((_predicted(model, known[judged]) == labels[judged]).mean())
+    best = GRID[int(np.argmax(scores))]
+    model = _regression(best)
+    if not _fit(model, known, labels):
+        log.warning("the linear probe has not converged after %d iterations", MAX_ITERATIONS)
+    return _predicted(model, vectors), best
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Returns which examples are held out: bool [m], every fifth of those sorted by class, chosen at random.
+
+    At least one of each class is not, and every class gives about its fifth.
+    """
+    order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
+    first = np.diff(labels[order], prepend=-1) != 0
+    held = np.zeros(len(labels), bool)
+    held[order[(np.arange(len(labels)) % 5 == 4) & ~first]] = True
+    return held
+
+
+def _regression(strength: float) -> Pipeline:
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, warm_start=True)
+    )
+
+
+def _fit(model: Pipeline, vectors: np.ndarray, labels: np.ndarray) -> bool:
+    """Fits the regression and says whether it has converged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(vectors, labels)
+    return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+
+
+def _predicted(model: Pipeline, vectors: np.ndarray) -> np.ndarray:
+    """Predicts in blocks: standardising copies what it is given."""
+    parts = [model.predict(vectors[rows]) for rows in _slices(len(vectors), QUERIES)]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
