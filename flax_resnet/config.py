@@ -12,7 +12,17 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from flax_resnet.errors import ConfigError, suggestion
-from flax_resnet.sections import Augment, Average, Data, Loss, Model, Optimizer, Schedule, Train
+from flax_resnet.sections import (
+    Augment,
+    Average,
+    Data,
+    Distill,
+    Loss,
+    Model,
+    Optimizer,
+    Schedule,
+    Train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Config:
     augment: Augment = dataclasses.field(default_factory=Augment)
     model: Model = dataclasses.field(default_factory=Model)
     loss: Loss = dataclasses.field(default_factory=Loss)
+    distill: Distill = dataclasses.field(default_factory=Distill)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     average: Average = dataclasses.field(default_factory=Average)

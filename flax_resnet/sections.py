@@ -223,6 +223,20 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distill:
+    """A teacher, whose outputs for the same augmented images are learned beside, or in place of, the labels."""
+
+    teacher: str = setting(
+        "", ANY, "as model.pretrained: a timm name, a run folder, or a file of weights; '' for none"
+    )
+    teacher_model: str = setting("", ANY, "of a file: the network that it holds")
+    temperature: float = setting(1.0, above(0), "by which both networks' logits are divided")
+    weight: float = setting(
+        1.0, within(0, 1), "share of the teacher in the loss; the rest is the labels'"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """How a gradient becomes an update; training/optimizer.py has the formulas.
 

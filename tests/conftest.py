@@ -66,9 +66,9 @@ def drawn(shapes):
     def fill(leaf):
         if not np.issubdtype(leaf.dtype, np.floating):
             return np.zeros(leaf.shape, leaf.dtype)
-        fan = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
-        around = 0 if len(leaf.shape) > 1 else 1
-        return (around + draw.normal(size=leaf.shape) * 0.5 / fan**0.5).astype(leaf.dtype)
+        if len(leaf.shape) < 2:  # a variance, among others: above 0
+            return draw.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        return (draw.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5).astype(leaf.dtype)
 
     return jax.tree.map(fill, shapes)
 

@@ -4,7 +4,7 @@ import jax
 
 from flax_resnet.config import Config
 from flax_resnet.plan import Plan
-from flax_resnet.sections import Augment, Average, Loss, Optimizer
+from flax_resnet.sections import Augment, Average, Distill, Loss, Optimizer
 from flax_resnet.training.optimizer import decays_coupled
 from flax_resnet.training.state import TrainState, compute_dtype
 
@@ -47,7 +47,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
             f"{plan.total_steps:,} of {config.train.batch_size} images: {config.train.epochs} epochs of "
             f"{plan.steps_per_epoch:,}{microbatch}"
         ),
-        "loss": ", ".join(loss_terms(config.loss)),
+        "loss": ", ".join(loss_terms(config.loss, config.distill)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),
         "average": ", ".join(average_terms(config.average)) or "none",
         "rate": ", ".join(schedule_terms(config, plan)),
@@ -55,7 +55,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
 
 
-def loss_terms(config: Loss) -> list[str]:
+def loss_terms(config: Loss, distill: Distill) -> list[str]:
     """Names the loss, with what it is told."""
     name = {"softmax": "softmax cross-entropy", "sigmoid": "binary cross-entropy of each class"}
     sigmoid = config.name == "sigmoid"
@@ -66,7 +66,14 @@ def loss_terms(config: Loss) -> list[str]:
         (sigmoid and config.threshold < 1, f"labels above {config.threshold:g} as 1"),
         (sigmoid and config.sum_classes, "summed"),
     ]
-    return [text for on, text in rows if on]
+    terms = [text for on, text in rows if on]
+    if not distill.teacher:
+        return terms
+    taught = f"{distill.weight:g} x divergence from {distill.teacher} (temperature {distill.temperature:g})"
+    return [
+        taught,
+        *([f"{1 - distill.weight:g} x {terms[0]}", *terms[1:]] if distill.weight < 1 else []),
+    ]
 
 
 def optimizer_terms(section: Optimizer) -> list[str]:

@@ -19,6 +19,7 @@ from flax_resnet.plan import plan as make_plan
 from flax_resnet.training import sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
+from flax_resnet.training.distill import open_teacher
 from flax_resnet.training.metrics import has_stalled, judged, score
 from flax_resnet.training.microbatch import choose, parts_of
 from flax_resnet.training.optimizer import make_optimizer
@@ -115,6 +116,9 @@ def train(
     plan = dataclasses.replace(plan, eval_batch_size=rounded)
 
     model = build_model(config, plan.num_classes)
+    teacher, taught = None, ()
+    if config.distill.teacher:
+        teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
     check_training(config, model, shapes)
@@ -171,17 +175,23 @@ def train(
 
         def step_in(parts: int) -> Any:
             fetch = train_feed.training_batch
-            return make_train_step(config, model, optimizer, mesh, fetch, parts=parts)
+            return make_train_step(
+                config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher
+            )
 
         if parts is None:
             first = next(train_feed.training(start, plan.total_steps))
-            parts = choose(config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first))
+            parts = choose(
+                config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first, *taught)
+            )
+        taught = tuple(jax.device_put(taught, sharding.replicated(mesh)))
         run = Run(
             config=config,
             plan=plan,
             folder=run_dir,
             checkpoints=checkpoints,
             train_step=step_in(parts),
+            taught=taught,
             parts=parts,
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
             recalibrate=make_recalibration(

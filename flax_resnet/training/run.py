@@ -33,6 +33,7 @@ class Run:
       folder: the run folder.
       checkpoints: of the run folder.
       train_step: as `make_train_step` makes it.
+      taught: the variables of the teacher, or nothing.
       parts: into which it divides a batch.
       eval_step: as `make_eval_step` makes it.
       recalibrate: as `make_recalibration` makes it, or None.
@@ -47,6 +48,7 @@ class Run:
     folder: pathlib.Path
     checkpoints: Checkpoints
     train_step: Any
+    taught: tuple
     parts: int
     eval_step: Any
     recalibrate: Any
@@ -73,7 +75,9 @@ class Run:
         try:
             with stop_requested() as stop:
                 for batches in self.train_feed.training(start, plan.total_steps):
-                    state, on_device = self.train_step(state, self.train_feed.data, batches)
+                    state, on_device = self.train_step(
+                        state, self.train_feed.data, batches, *self.taught
+                    )
                     self._read_late()
                     self._late = (step, on_device)
                     step += len(on_device["loss"])

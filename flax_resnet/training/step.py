@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
 from flax_resnet.training import average, loss_scale, sharding
+from flax_resnet.training.distill import Teacher, divergence_sum
 from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.metrics import AVERAGE, batch_sums, is_top1, record
 from flax_resnet.training.state import TrainState
@@ -28,14 +29,16 @@ def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
-def make_loss(config: Config, model: nn.Module) -> Callable:
+def make_loss(config: Config, model: nn.Module, teacher: Teacher | None = None) -> Callable:
     """Returns the loss of augmented images, to be differentiated.
 
     Returns:
-      ``loss(params, batch_stats, images, targets, weight, key) -> (loss, (logits, batch_stats))``: of images
-      [N, S, S, C] and soft labels [N, K], the sum of the losses over `weight` (`loss_weight` of the whole batch,
-      of which these may be a part), the logits [N, K], and the new statistics; `key` draws what drops out.
+      ``loss(params, batch_stats, images, targets, weight, key, taught) -> (loss, (logits, batch_stats))``: of
+      images [N, S, S, C] and soft labels [N, K], the sum of the losses over `weight` (`loss_weight` of the whole
+      batch, of which these may be a part), the logits [N, K], and the new statistics; `key` draws what drops out,
+      and `taught` holds the teacher's variables.
     """
+    section = config.distill
 
     def loss_fn(
         params: optax.Params,
@@ -44,6 +47,7 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
         targets: jax.Array,
         weight: jax.Array,
         key: jax.Array,
+        taught: Any = None,
     ) -> tuple:
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -53,12 +57,22 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
             rngs={"dropout": key},
         )
         loss = loss_sum(logits, targets, config.loss) / weight
+        if teacher:
+            wanted = teacher.logits(taught, images)
+            apart = divergence_sum(logits, wanted, section.temperature) / config.train.batch_size
+            loss = section.weight * apart + (1 - section.weight) * loss
         return loss, (logits, updated.get("batch_stats", {}))
 
     return loss_fn
 
 
-def make_gradient(config: Config, model: nn.Module, mesh: Mesh, parts: int = 1) -> Callable:
+def make_gradient(
+    config: Config,
+    model: nn.Module,
+    mesh: Mesh,
+    parts: int = 1,
+    teacher: Teacher | None = None,
+) -> Callable:
     """Returns the gradient of the loss of a training batch, augmented as the stream says for that step.
 
     In several parts, one after the other, of which each takes every `parts`-th row: memory is that of a part, and
@@ -66,10 +80,11 @@ def make_gradient(config: Config, model: nn.Module, mesh: Mesh, parts: int = 1) 
     normalisation of so many groups does; the running statistics move once, by the mean over the parts.
 
     Returns:
-      ``gradient(params, batch_stats, step, batch, scale) -> (grads, metrics, batch_stats)``: the gradient of
-      `scale` times the loss; the batch's loss (mean) and top1 (share; of a mixed label, the larger part counts).
+      ``gradient(params, batch_stats, step, batch, scale, taught) -> (grads, metrics, batch_stats)``: the gradient
+      of `scale` times the loss, where `taught` holds the variables of the teacher, if there is one; the batch's
+      loss (mean) and top1 (share; of a mixed label, the larger part counts).
     """
-    seed, loss_fn = config.train.seed, make_loss(config, model)
+    seed, loss_fn = config.train.seed, make_loss(config, model, teacher)
 
     def scaled(params: optax.Params, scale: jax.Array | float, *args: Any) -> tuple:
         loss, (logits, batch_stats) = loss_fn(params, *args)
@@ -80,7 +95,12 @@ def make_gradient(config: Config, model: nn.Module, mesh: Mesh, parts: int = 1) 
     differentiated = jax.grad(scaled, has_aux=True)
 
     def gradient(
-        params: optax.Params, batch_stats: Any, step: jax.Array, batch: Batch, scale: Any
+        params: optax.Params,
+        batch_stats: Any,
+        step: jax.Array,
+        batch: Batch,
+        scale: Any,
+        taught: Any = None,
     ) -> tuple:
         key = stream_key(seed, AUGMENT_STREAM, step)
         whole = training_batch(
@@ -91,7 +111,7 @@ def make_gradient(config: Config, model: nn.Module, mesh: Mesh, parts: int = 1) 
 
         def one(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
             grads, (loss, hits, new) = differentiated(
-                params, scale, batch_stats, images, targets, weight, key
+                params, scale, batch_stats, images, targets, weight, key, taught
             )
             return grads, {"loss": loss, "top1": hits / rows}, new
 
@@ -141,7 +161,8 @@ def make_train_step(
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
     parts: int = 1,
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+    teacher: Teacher | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
     Args:
@@ -151,18 +172,22 @@ def make_train_step(
       mesh: the devices.
       fetch: makes a step's batch inside the compiled function; `training_batch` of a feed.
       parts: as in `make_gradient`.
+      teacher: whom the network learns from, if anyone.
 
     Returns:
-      ``updates(state, data, steps) -> (state, metrics)``: `data` and each element of `steps` (pytree with
-      leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update, as
-      `make_gradient` says, and with float16 loss_scale: float32 [steps].
+      ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
+      with leading axis [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
+      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale: float32
+      [steps].
     """
-    gradient = make_gradient(config, model, mesh, parts)
+    gradient = make_gradient(config, model, mesh, parts, teacher)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, taught: Any = None
+    ) -> tuple[TrainState, Metrics]:
         scale = loss_scale.factor(state.loss_scale)
         grads, metrics, batch_stats = gradient(
-            state.params, state.batch_stats, state.step, batch, scale
+            state.params, state.batch_stats, state.step, batch, scale, taught
         )
         grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -183,16 +208,23 @@ def make_train_step(
             new_state = loss_scale.advance(state, new_state, grads)
         return new_state, metrics
 
-    def updates(state: TrainState, data: Any, steps: Any) -> tuple[TrainState, Metrics]:
+    def updates(
+        state: TrainState, data: Any, steps: Any, *taught: Any
+    ) -> tuple[TrainState, Metrics]:
         def one(state: TrainState, step: Any) -> tuple[TrainState, Metrics]:
-            return train_step(state, fetch(data, step))
+            return train_step(state, fetch(data, step), *taught)
 
         return repeat(one, state, steps, mesh)
 
     whole = sharding.replicated(mesh)
     return jax.jit(
         updates,
-        in_shardings=(whole, whole, None),  # steps are where the feed has put them
+        in_shardings=(
+            whole,
+            whole,
+            None,
+            *([whole] if teacher else []),
+        ),  # steps are where the feed has put them
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

@@ -1,0 +1,91 @@
+"""Distillation: a network learns what another, the teacher, makes of the same augmented images."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from flax_resnet.config import Config
+from flax_resnet.errors import ConfigError
+from flax_resnet.sections import Augment, Data, Model
+from flax_resnet.training.pretrained import adopted, fill, open_pretrained
+from flax_resnet.training.state import build_model
+from flax_resnet.weights import classes_of
+
+log = logging.getLogger("flax_resnet")
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network, which is asked and stays as it is.
+
+    Attributes:
+      model: the network.
+      scale: float32 [1, 1, 1, C]; with `offset`, turns images as the student sees them into the teacher's.
+      offset: likewise.
+    """
+
+    model: nn.Module
+    scale: np.ndarray
+    offset: np.ndarray
+
+    def logits(self, variables: Any, images: Array) -> Array:
+        """Returns what the teacher makes, [N, K], of images [N, S, S, C] normalised for the student."""
+        seen = images * self.scale + self.offset
+        return jax.lax.stop_gradient(self.model.apply(variables, seen, train=False))
+
+
+def open_teacher(
+    config: Config, num_classes: int, class_names: Sequence[str]
+) -> tuple[Teacher, dict[str, Any]]:
+    """Reads the configured teacher, and returns it with its variables, NumPy arrays.
+
+    Raises:
+      ConfigError: it has other classes, or takes images of other channels.
+      UserError: there are no such weights.
+    """
+    section, own = config.distill, config.augment
+    model = Model(name=section.teacher_model, pretrained=section.teacher, dtype=config.model.dtype)
+    asked = Config(model=model, data=Data(image_size=0), augment=Augment(mean=(), std=()))
+    tensors, about = open_pretrained(asked)
+    theirs = adopted(asked, about)
+    if len(about.mean) != len(own.mean):
+        raise ConfigError(
+            f"distill.teacher={section.teacher!r}: takes images of {len(about.mean)} channels, not of "
+            f"model.in_channels={len(own.mean)}"
+        )
+    names, classes = tuple(about.class_names), classes_of(tensors)
+    shuffled = names != tuple(class_names) and sorted(names) == sorted(class_names)
+    if classes != num_classes or shuffled:
+        raise ConfigError(
+            f"distill.teacher={section.teacher!r}: has {classes} classes; must be the dataset's {num_classes}, in "
+            "the same order"
+        )
+    network = build_model(theirs, classes)
+    scale = np.array(own.std) / np.array(about.std)
+    offset = (np.array(own.mean) - np.array(about.mean)) / np.array(about.std)
+    scale, offset = (x.astype(np.float32).reshape(1, 1, 1, -1) for x in (scale, offset))
+    log.info("learning from %s, %s", section.teacher, about.name)
+    return Teacher(network, scale, offset), fill(network, tensors)
+
+
+def divergence_sum(logits: Array, taught: Array, temperature: float) -> Array:
+    """Returns ``T^2 sum_n KL(softmax(taught / T) || softmax(logits / T))``, float32 [].
+
+    T^2 keeps the size of the gradient from one temperature to another.
+
+    Args:
+      logits: the student's, [N, K].
+      taught: the teacher's, [N, K].
+      temperature: T.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
+    """
+    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, taught))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher).sum()

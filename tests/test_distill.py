@@ -1,0 +1,96 @@
+"""Distillation: its formula, what the teacher sees, and whom a student may learn from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import drawn, records_of
+
+from flax_resnet import create_model, main
+from flax_resnet.augment import training_batch
+from flax_resnet.config import freeze
+from flax_resnet.training import distill, sharding
+from flax_resnet.training.loss import loss_sum
+from flax_resnet.training.step import AUGMENT_STREAM, make_gradient, stream_key
+
+ROWS, CLASSES = 8, 10
+
+
+def test_divergence_is_the_formula():
+    draw = np.random.default_rng(0)
+    student, teacher = draw.normal(size=(2, 5, 4)) * 3
+    temperature = 2.5
+
+    def softmax(x):
+        exponents = np.exp(x / temperature)
+        return exponents / exponents.sum(1, keepdims=True)
+
+    p, q = softmax(teacher), softmax(student)
+    expected = temperature**2 * (p * np.log(p / q)).sum()
+    found = distill.divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert float(distill.divergence_sum(teacher, teacher, temperature)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = create_model("resnet20", num_classes=CLASSES, depths=(1, 1, 1))
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    return model, drawn(
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    )
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network, weight):
+    model, variables = network
+    config = freeze(
+        {
+            "augment": {"mean": (0.5,) * 3, "std": (0.2,) * 3, "mixup": 1.0, "flip": True},
+            "train": {"batch_size": ROWS},
+            "distill": {"teacher": "x", "temperature": 3.0, "weight": weight},
+        }
+    )
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    scale, offset = 0.2 / std, (0.5 - mean) / std
+    teacher = distill.Teacher(
+        model, *(x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, offset))
+    )
+    draw = np.random.default_rng(0)
+    batch = {
+        "image": draw.integers(0, 256, (ROWS, 8, 8, 3), np.uint8),
+        "label": draw.integers(0, CLASSES, ROWS).astype(np.int32),
+    }
+    taught = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
+    gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), 1, teacher))
+    args = variables["params"], variables["batch_stats"], jnp.int32(3), batch, 1.0, taught
+    _, metrics, _ = gradient(*args)
+
+    key = stream_key(0, AUGMENT_STREAM, 3)
+    images, targets = training_batch(key, batch["image"], batch["label"], CLASSES, config.augment)
+    seen = ((np.asarray(images) * 0.2 + 0.5) - mean) / std
+    wanted = model.apply(taught, jnp.asarray(seen, jnp.float32), train=False)
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    divergence = distill.divergence_sum(logits, wanted, 3.0) / ROWS
+    labels = loss_sum(logits, targets, config.loss) / ROWS
+    expected = weight * divergence + (1 - weight) * labels
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
+    """Labels weigh nothing, yet top-1 rises above chance: all of it comes from the teacher."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    more = ["--config.train.epochs=8", "--config.train.batch_size=120"]
+    assert main.main([*tiny, *more, f"--workdir={teacher}"]) == 0
+    command = [*tiny, *more, f"--workdir={student}", f"--config.distill.teacher={teacher}"]
+    command += ["--config.train.seed=1", "--config.augment.mean=(0.5,0.5,0.5)"]
+    assert main.main([*command, "--config.distill.temperature=2.0"]) == 0
+    assert f"1 x divergence from {teacher} (temperature 2)" in capfd.readouterr().err
+    scores = [records_of(run, "test")[-1]["top1"] for run in (teacher, student)]
+    assert scores[1] > 0.5 * scores[0] > 0.25
+
+    assert main.main([*command, "--config.model.num_classes=12", "--resume=force"]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "has 10 classes; must be the dataset's 12" in error
