@@ -5,10 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import records_of
+from jax.sharding import AxisType
 
-from flax_resnet import create_model
+from flax_resnet import create_model, main
+from flax_resnet.config import freeze
+from flax_resnet.errors import ConfigError
 from flax_resnet.models.baselines import ConvNet
 from flax_resnet.models.dropping import Dropout, drop, scaled
+from flax_resnet.plan import plan
+from flax_resnet.training import sharding
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.schedule import drop_factor
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import make_recalibration, make_train_step
 
 KEY = jax.random.key(3)
 DROP = jax.jit(drop, static_argnums=3)
@@ -178,3 +188,149 @@ def test_the_factor_reaches_each_rate_alone(rate):
         )[0]  # fmt: skip
 
     assert np.abs(logits(jnp.float32(1)) - logits(jnp.float32(0))).max() > 1e-3
+
+
+def planned(schedule, **sections):
+    """The configuration, and its plan of 100 steps: 10 epochs of 10."""
+    config = freeze(
+        {
+            "train": {"batch_size": 16, "epochs": 10},
+            "schedule": {"name": "constant", **schedule},
+            **sections,
+        }
+    )
+    return config, plan(config, num_train=160, num_eval=1, num_classes=10)
+
+
+STEPS = np.arange(100)
+SHAPES = {
+    "linear": ({}, STEPS / 99),
+    "early": ({"drop_until": 2.5}, np.where(STEPS < 25, 1.0, 0.0)),
+    "late": ({"drop_until": 0.3, "unit": "fraction"}, np.where(STEPS < 30, 0.0, 1.0)),
+    "late, in steps": ({"drop_until": 1, "unit": "steps"}, np.where(STEPS < 1, 0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shapes(name):
+    section, expected = SHAPES[name]
+    config, made = planned({"drop_rates": name.split(",")[0], **section})
+    factor = jax.jit(drop_factor(config, made))
+    found = [factor(jnp.int32(step)) for step in STEPS]
+    assert {(f.dtype, f.shape) for f in found} == {(jnp.dtype("float32"), ())}
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
+    # Statistics are measured anew after the last step, too.
+    assert float(factor(jnp.int32(100))) == expected[-1]
+
+
+def test_constant_is_a_number_of_the_program():
+    assert type(drop_factor(*planned({}))(jnp.int32(3))) is float
+
+
+def test_a_run_of_one_step_rises_from_zero():
+    config = freeze({"train": {"batch_size": 1, "epochs": 1}, "schedule": {"drop_rates": "linear"}})
+    made = plan(config, num_train=1, num_eval=1, num_classes=2)
+    assert float(drop_factor(config, made)(0)) == 0
+
+
+SMALL = {"stem": "cifar", "widths": (8,), "depths": (2,)}
+LATE = {"drop_rates": "late", "drop_until": 2, "unit": "steps"}
+MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+
+
+def batches(count):
+    draw = np.random.default_rng(0)
+    whole = {
+        "image": draw.integers(0, 256, (count, 16, 8, 8, 3)).astype(np.uint8),
+        "label": draw.integers(0, 10, (count, 16)).astype(np.int32),
+    }
+    return [{k: v[i : i + 1] for k, v in whole.items()} for i in range(count)]
+
+
+def test_late_dropping_leaves_the_steps_before_it_as_they_are():
+    results = []
+    for rates, schedule in (({}, {}), ({"drop_path": 0.5, "dropout": 0.5}, LATE)):
+        config, made = planned(schedule, model={**SMALL, **rates})
+        model, optimizer = build_model(config, 10), make_optimizer(config, made)
+        step = make_train_step(config, model, optimizer, MESH, drop=drop_factor(config, made))
+        init = jax.jit(lambda c=config, m=model, o=optimizer: make_state(c, m, o))
+        state, after = jax.device_put(init(), sharding.replicated(MESH)), []
+        for batch in batches(3):
+            state, _ = step(state, {}, batch)
+            after.append(jax.device_get(state.params))
+        assert step._cache_size() == 1
+        results.append(after)
+    for number, (plain, late) in enumerate(zip(*results, strict=True)):
+        pairs = zip(*map(jax.tree.leaves, (plain, late)), strict=True)
+        far = max(np.abs(a - b).max() for a, b in pairs)
+        assert far < 1e-6 if number < 2 else far > 1e-4, number
+
+
+def test_statistics_are_measured_dropping_as_at_that_step():
+    average = {"decay": 0.5, "recalibrate": 1}
+    model = {
+        **SMALL,
+        "depths": (3,),
+        "drop_path": 0.5,
+    }  # the third block sees what the second drops
+    config, made = planned(LATE, model=model, average=average)
+    model, optimizer = build_model(config, 10), make_optimizer(config, made)
+    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    measure = make_recalibration(config, model, MESH, drop=drop_factor(config, made))
+    same = model.clone(drop_path=0.0)
+    expected = make_recalibration(config, same, MESH)(variables, {}, batches(1))
+
+    def distance(step):
+        found = measure(variables, {}, batches(1), jnp.int32(step))
+        pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+        return max(float(jnp.abs(a - b).max()) for a, b in pairs)
+
+    assert distance(1) < 1e-6
+    assert distance(2) > 1e-3
+
+
+def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, capsys):
+    arguments = [*tiny, "--config.train.epochs=1", "--config.train.log_every=1"]
+    late = ["--config.model.dropout=0.5", "--config.schedule.drop_rates=late"]
+    late += ["--config.schedule.unit=steps", "--config.schedule.drop_until=3"]
+    losses = []
+    for name, options in (("plain", []), ("late", late)):
+        assert main.main([*arguments, *options, f"--workdir={tmp_path / name}"]) == 0
+        said = capsys.readouterr().err
+        assert ("dropping  after the first 3 steps only" in said) == (name == "late")
+        losses.append([r["loss"] for r in records_of(tmp_path / name, "train")])
+    plain, late = map(np.array, losses)
+    assert len(plain) == 5
+    np.testing.assert_allclose(late[:3], plain[:3], atol=1e-5)
+    assert np.abs(late[3:] - plain[3:]).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"drop_rates": "sometimes"}, "one of constant, linear, early, late"),
+        ({"drop_rates": "early"}, r"schedule.drop_until=0: must be above 0"),
+        ({"drop_until": 2}, r"drop_until=2: .* 0 without \(drop_rates='constant'\)"),
+        ({"drop_rates": "linear", "drop_until": 2}, r"0 without \(drop_rates='linear'\)"),
+        ({"drop_rates": "late", "drop_until": -1}, "drop_until=-1.0: must be at least 0"),
+        ({"drop_rates": "late", "drop_until": 10}, "drop_until=10 epochs: .* below the 100 steps"),
+        ({"drop_rates": "early", "drop_until": 0.04}, "drop_until=0.04 epochs: .* at least 1 step"),
+    ],
+)
+def test_wrong_schedules_are_refused(schedule, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        planned(schedule)
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_of_nothing_is_refused():
+    for shape in ({"drop_rates": "linear"}, LATE):
+        with pytest.raises(ConfigError, match=r"schedule.drop_rates='(linear|late)': goes with"):
+            build_model(planned(shape, model=SMALL)[0], 10)
+        for rate in ("dropout", "drop_path"):
+            build_model(planned(shape, model={**SMALL, rate: 0.1})[0], 10)
+        build_model(planned(shape, model={"name": "alexnet"})[0], 10)  # its own rate is 0.5
+    config, _ = planned({"drop_rates": "linear"}, model={"name": "alexnet", "dropout": 0.0})
+    with pytest.raises(ConfigError, match="alexnet has both at 0"):
+        build_model(config, 10)

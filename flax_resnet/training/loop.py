@@ -21,7 +21,7 @@ from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.pretrained import read_pretrained, warm_started
-from flax_resnet.training.schedule import learning_rate
+from flax_resnet.training.schedule import drop_factor, learning_rate
 from flax_resnet.training.state import (
     abstract_state,
     build_model,
@@ -149,7 +149,7 @@ def train(
         from flax_resnet.training.feed import make_feed
         from flax_resnet.training.run import Run
 
-        crops = config.data.train_crop, config.data.eval_crop
+        crops, drop = (config.data.train_crop, config.data.eval_crop), drop_factor(config, plan)
         train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
         whole = Order(len(eval_source), seed=0)
         eval_feed = make_feed(eval_source, whole, config, mesh, crop=crops[1])
@@ -158,9 +158,11 @@ def train(
             plan=plan,
             folder=run_dir,
             checkpoints=checkpoints,
-            train_step=make_train_step(config, model, optimizer, mesh, train_feed.training_batch),
+            train_step=make_train_step(
+                config, model, optimizer, mesh, train_feed.training_batch, drop
+            ),
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
-            recalibrate=make_recalibration(config, model, mesh, train_feed.training_batch)
+            recalibrate=make_recalibration(config, model, mesh, train_feed.training_batch, drop)
             if config.average.recalibrate
             else None,
             train_feed=train_feed,

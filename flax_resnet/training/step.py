@@ -38,8 +38,10 @@ def is_top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (best == labels[:, None]).any(axis=-1).astype(jnp.float32)
 
 
-def make_loss(config: Config, model: nn.Module) -> Callable:
-    """Returns the loss of a training batch, to be differentiated.
+def make_loss(
+    config: Config, model: nn.Module, drop: optax.Schedule = lambda step: 1.0
+) -> Callable:
+    """Returns the loss of a training batch, to be differentiated; `drop` is that of `make_train_step`.
 
     Returns:
       ``loss(params, batch_stats, step, batch) -> (loss, (logits, targets, batch_stats))``: the mean over the
@@ -58,6 +60,7 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": stream_key(seed, DROPOUT_STREAM, step)},
+            drop_factor=drop(step),
         )
         loss = batch_loss(logits, targets, config.loss)
         return loss, (logits, targets, updated.get("batch_stats", {}))
@@ -71,6 +74,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
+    drop: optax.Schedule = lambda step: 1.0,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
@@ -80,13 +84,14 @@ def make_train_step(
       optimizer: of the parameters.
       mesh: the devices.
       fetch: makes a step's batch inside the compiled function; `training_batch` of a feed.
+      drop: what the rates of dropping are multiplied by at a step; `schedule.drop_factor`.
 
     Returns:
       ``updates(state, data, steps) -> (state, metrics)``: `data` and each element of `steps` (pytree with
       leading axis [steps]) go to `fetch`. The metrics are those of each batch before its update: loss
       (mean) and top1 (share; of a mixed label, the larger part counts), float32 [steps].
     """
-    gradient = jax.value_and_grad(make_loss(config, model), has_aux=True)
+    gradient = jax.value_and_grad(make_loss(config, model, drop), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, (logits, targets, batch_stats)), grads = gradient(
@@ -179,7 +184,8 @@ def make_recalibration(
     model: nn.Module,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
-) -> Callable[[Any, Any, Iterable], Any]:
+    drop: optax.Schedule = lambda step: 1.0,
+) -> Callable[..., Any]:
     """Returns what measures the running statistics anew: each their mean over batches of the training set.
 
     Statistics averaged over weights that moved are not those of the averaged weights.
@@ -189,30 +195,33 @@ def make_recalibration(
       model: the network, with batch normalisation.
       mesh: the devices.
       fetch: as in `make_train_step`.
+      drop: as in `make_train_step`.
 
     Returns:
-      ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
+      ``recalibrate(variables, data, calls, step) -> batch_stats``: `data`, and each of `calls`, as a feed gives
+      them; dropping as at `step`.
 
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
     # A momentum of 1 makes the running statistics those of the last batch. The loss itself is not asked for.
-    loss = make_loss(config, model.clone(norm_momentum=1.0))
+    measured = model.clone(norm_momentum=1.0)
 
-    def statistics(variables: Any, number: jax.Array, data: Any, step: Any) -> Any:
-        _, (_, _, batch_stats) = loss(
+    def statistics(variables: Any, number: jax.Array, now: jax.Array, data: Any, step: Any) -> Any:
+        _, (_, _, batch_stats) = make_loss(config, measured, lambda _: drop(now))(
             variables["params"], variables["batch_stats"], number, fetch(data, step)
         )
         return batch_stats
 
     whole = sharding.replicated(mesh)
-    measure = jax.jit(statistics, in_shardings=(whole, whole, whole, None), out_shardings=whole)
+    places = (whole, whole, whole, whole, None)
+    measure = jax.jit(statistics, in_shardings=places, out_shardings=whole)
 
-    def recalibrate(variables: Any, data: Any, calls: Iterable) -> Any:
+    def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int = 0) -> Any:
         total, number = None, 0
         for steps in calls:
             for place in range(len(jax.tree.leaves(steps)[0])):
                 one = jax.tree.map(lambda leaf, n=place: leaf[n], steps)
-                found = measure(variables, jnp.int32(number), data, one)
+                found = measure(variables, jnp.int32(number), jnp.int32(step), data, one)
                 total = found if total is None else jax.tree.map(jnp.add, total, found)
                 number += 1
         return jax.tree.map(lambda leaf: leaf / number, total)
