@@ -185,7 +185,7 @@ def make_recalibration(
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     drop: optax.Schedule = lambda step: 1.0,
-) -> Callable[..., Any]:
+) -> Callable[[Any, Any, Iterable, Any], Any]:
     """Returns what measures the running statistics anew: each their mean over batches of the training set.
 
     Statistics averaged over weights that moved are not those of the averaged weights.
@@ -216,7 +216,7 @@ def make_recalibration(
     places = (whole, whole, whole, whole, None)
     measure = jax.jit(statistics, in_shardings=places, out_shardings=whole)
 
-    def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int = 0) -> Any:
+    def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int) -> Any:
         total, number = None, 0
         for steps in calls:
             for place in range(len(jax.tree.leaves(steps)[0])):
