@@ -164,6 +164,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"
         )
+    schedule = config.schedule
+    if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):
+        raise ConfigError(
+            f"schedule.drop_until={schedule.drop_until:g}: must be above 0 with schedule.drop_rates='early' or "
+            f"'late', and 0 without (drop_rates={schedule.drop_rates!r})"
+        )
     if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
         raise ConfigError(
             f"model.norm_groups={config.model.norm_groups}: must be above 1 with "

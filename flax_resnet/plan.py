@@ -24,11 +24,12 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
+    drop_until: int
 
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
         """Returns a plan of one step, for a state whose schedule does not matter."""
-        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1, 1)
+        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1, 1, 0)
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
@@ -89,6 +90,12 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
                 f"optimizer.thaw: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps of "
                 f"train.epochs={config.train.epochs}; to freeze for good, optimizer.learning_rate_rules with 0"
             )
+    drop_until = round(schedule.drop_until * unit)
+    if schedule.drop_until and not 0 < drop_until < total:
+        raise ConfigError(
+            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
+            f"below the {total} steps of train.epochs={config.train.epochs}"
+        )
     scale = batch / schedule.base_batch_size
     peak = (
         config.optimizer.learning_rate
@@ -109,4 +116,5 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,
+        drop_until=drop_until,
     )

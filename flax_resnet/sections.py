@@ -189,7 +189,11 @@ class Model:
     norm_epsilon: float = setting(1e-5, above(0), "added to the variance")
     zero_init_last: bool = setting(False, ANY, "start every residual block as the identity")
     dropout: float = setting(-1.0, ANY, "rate; -1 for the network's own (0 but for AlexNet, VGG)")
-    drop_path: float = setting(0.0, ANY, "rate of stochastic depth in the last block")
+    drop_path: float = setting(
+        0.0,
+        ANY,
+        "rate of stochastic depth in the last block; it rises linearly from 0 in the first",
+    )
     global_pool: str = setting("avg", one_of("avg", "max", "avgmax"), "how the last map is pooled")
     remat: str = setting("none", ANY, "compute again in the backward pass: none, block or stage")
     scan: bool = setting(False, ANY, "identical blocks as one loop: compiles faster, slower on CPU")
@@ -293,7 +297,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time: a rise to the peak, a shape, and what it ends on.
+    """The learning rate over time: a rise to the peak, a shape, and what it ends on. And the rates of dropping.
 
     A warm-up and a linear fall are together the triangle of fast recipes.
     """
@@ -306,7 +310,7 @@ class Schedule:
     unit: str = setting(
         "epochs",
         one_of("epochs", "steps", "fraction"),
-        "of warmup, cooldown, milestones and optimizer.thaw; fraction of the run",
+        "of warmup, cooldown, milestones, drop_until and optimizer.thaw; fraction of the run",
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear rise")
     warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")
@@ -322,6 +326,15 @@ class Schedule:
     )
     base_batch_size: int = setting(
         256, at_least(1), "the batch size that learning_rate is meant for"
+    )
+    drop_rates: str = setting(
+        "constant",
+        one_of("constant", "linear", "early", "late"),
+        "model.dropout and model.drop_path over the run: as they are, rising from 0, or only before or only "
+        "after drop_until",
+    )
+    drop_until: float = setting(
+        0.0, at_least(0), "for drop_rates=early and late: when dropping ends, or begins"
     )
 
 

@@ -84,7 +84,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
         sharding.place({k: np.stack([b[k] for b in part]) for k in part[0]}, mesh, steps=True)
         for part in (batches[:2], batches[2:])
     ]
-    found = make_recalibration(config, model, mesh)(variables, {}, calls)
+    found = make_recalibration(config, model, mesh)(variables, {}, calls, 0)
 
     sums = []
     for number, batch in enumerate(batches):

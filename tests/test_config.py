@@ -91,7 +91,7 @@ def test_plan_drops_the_remainder_of_an_epoch():
         }
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
-    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, 11, 22, 64)
+    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, 11, 22, 64, 0)
 
 
 def test_rules_survive_json():

@@ -64,7 +64,7 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
         "label": draw.integers(0, CLASSES, ROWS).astype(np.int32),
     }
     taught = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
-    gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), 1, teacher))
+    gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), teacher=teacher))
     args = variables["params"], variables["batch_stats"], jnp.int32(3), batch, 1.0, taught
     _, metrics, _ = gradient(*args)
 

@@ -44,7 +44,7 @@ def gradient_of(config, parts, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
     optimizer = make_optimizer(config, plan_of(config))
     state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
-    gradient = jax.jit(make_gradient(config, model, mesh, parts))
+    gradient = jax.jit(make_gradient(config, model, mesh, parts=parts))
     placed = sharding.place(batch or batch_of(), mesh)
     args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
     return jax.device_get(gradient(*args, jnp.int32(3), placed, 1.0))

@@ -17,6 +17,7 @@ from flax_resnet.models.convolution import (
     he_normal_fan_out,
     torch_uniform_init,
 )
+from flax_resnet.models.dropping import Dropout, scaled
 from flax_resnet.models.features import check_call
 from flax_resnet.models.normalization import BatchNorm
 from flax_resnet.models.pooling import adaptive_average_pool, max_pool
@@ -78,7 +79,12 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, features: tuple[str, ...] = ()
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        features: tuple[str, ...] = (),
+        drop_factor: float | jax.Array = 1.0,
     ) -> Any:
         """Maps normalised images to logits, or to features; arguments and errors are `ResNet`'s.
 
@@ -119,9 +125,9 @@ class ConvNet(nn.Module):
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         first = 1 if self.dropout_first else 0
         for index in (first, first + 3):
-            x = self._dropped(x, train) if self.dropout_first else x
+            x = self._dropped(x, train, drop_factor) if self.dropout_first else x
             x = nn.relu(self._linear(4096, f"classifier_{index}", self.dtype)(x))
-            x = x if self.dropout_first else self._dropped(x, train)
+            x = x if self.dropout_first else self._dropped(x, train, drop_factor)
         found["pre_logits"] = x
         if self.num_classes:
             x = self._linear(self.num_classes, "classifier_6", at_least_float32(self.dtype))(x)
@@ -132,8 +138,8 @@ class ConvNet(nn.Module):
         init = None if self.dropout_first else nn.initializers.normal(0.01)
         return Linear(features, dtype, init, name=name)
 
-    def _dropped(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x
+    def _dropped(self, x: jax.Array, train: bool, factor: float | jax.Array) -> jax.Array:
+        return Dropout(self.dropout)(x, train, scaled(self.dropout, factor))
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
         """Returns stride (0 for a vector) and channels of every named feature, in order.

@@ -8,10 +8,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from flax_resnet.models.convolution import Array
+from flax_resnet.models.dropping import Dropout, drop
 from flax_resnet.models.pooling import average_pool, pad_bottom_right
 
 
@@ -85,16 +85,15 @@ class Parts:
 class _Block(nn.Module):
     """What all blocks have and do.
 
-    All are called with the map, whether to train, and, where blocks are scanned, the rate `drop_path`
-    of this one in place of the specification's: a float scalar.
+    All are called with the map, whether to train, and, where blocks are scanned or rates change over time,
+    the rates `drop_path` and `dropout` in place of the specification's and the parts': float32 scalars.
     """
 
     spec: BlockSpec
     parts: Parts
 
-    def _dropped(self, x: Array, train: bool) -> Array:
-        rate = self.parts.dropout
-        return nn.Dropout(rate, deterministic=not train)(x) if rate else x
+    def _dropped(self, x: Array, train: bool, rate: Array | None) -> Array:
+        return Dropout(self.parts.dropout)(x, train, rate)
 
     def _strided_3x3(self, x: Array, features: int, place: int, train: bool) -> Array:
         """Conv, norm and activation with the block's stride, or a low-pass filter in its place."""
@@ -120,10 +119,8 @@ class _Block(nn.Module):
         if self.parts.shortcut == "none":
             return y
         if train and (self.spec.drop_path or drop_path is not None):
-            rate = self.spec.drop_path if drop_path is None else drop_path
-            keep = 1 - jnp.asarray(rate, jnp.float32)
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1, 1))
-            y = jnp.where(kept, y / keep, 0).astype(y.dtype)
+            rate = jnp.asarray(self.spec.drop_path if drop_path is None else drop_path, jnp.float32)
+            y = drop(self.make_rng("dropout"), y, rate, (y.shape[0], 1, 1, 1))
         return y + x
 
 
@@ -131,11 +128,13 @@ class BasicBlock(_Block):
     """Two 3x3 convolutions. Source: He et al. 2016, figure 5, left."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
+    ) -> Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, features = self.spec.channels
         y = self._strided_3x3(x, first, 1, train)
-        y = self._dropped(y, train)
+        y = self._dropped(y, train, dropout)
         y = self.parts.conv(features, 3, dilation=self.spec.dilation, name="conv2")(y)
         y = self.parts.norm(name="bn2", **self.parts.last)(y, train=train)
         return _activated_sum(self, x, y, train, drop_path)
@@ -148,14 +147,16 @@ class Bottleneck(_Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
+    ) -> Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, middle, features = self.spec.channels
         stride = self.spec.stride if self.parts.stride_first else 1
         y = self.parts.conv(first, 1, stride=stride, name="conv1")(x)
         y = self.parts.norm(name="bn1")(y, train=train)
         y = self._strided_3x3(y, middle, 2, train)
-        y = self._dropped(y, train)
+        y = self._dropped(y, train, dropout)
         y = self.parts.conv(features, 1, name="conv3")(y)
         y = self.parts.norm(name="bn3", **self.parts.last)(y, train=train)
         return _activated_sum(self, x, y, train, drop_path)
@@ -178,7 +179,9 @@ class PreactBasic(_Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
+    ) -> Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         spec, parts = self.spec, self.parts
         first, features = spec.channels
@@ -186,7 +189,7 @@ class PreactBasic(_Block):
         y = parts.conv(first, 3, stride=spec.stride, dilation=spec.first_dilation, name="conv1")(
             activated
         )
-        y = self._dropped(parts.norm(name="norm2")(y, train=train), train)
+        y = self._dropped(parts.norm(name="norm2")(y, train=train), train, dropout)
         y = parts.conv(features, 3, dilation=spec.dilation, name="conv2", **parts.last_conv)(y)
         return self._sum(_preact_shortcut(self, x, activated), y, train, drop_path)
 
@@ -198,7 +201,9 @@ class PreactBottleneck(_Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
+    ) -> Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         spec, parts = self.spec, self.parts
         first, middle, features = spec.channels
@@ -214,7 +219,7 @@ class PreactBottleneck(_Block):
             groups=parts.cardinality,
             name="conv2",
         )(y)
-        y = self._dropped(parts.norm(name="norm3")(y, train=train), train)
+        y = self._dropped(parts.norm(name="norm3")(y, train=train), train, dropout)
         y = parts.conv(features, 1, name="conv3", **parts.last_conv)(y)
         return self._sum(_preact_shortcut(self, x, activated), y, train, drop_path)
 

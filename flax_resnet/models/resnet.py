@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
 from flax_resnet.models.convolution import Conv, Linear, at_least_float32
+from flax_resnet.models.dropping import Dropout, scaled
 from flax_resnet.models.features import check_call
 from flax_resnet.models.normalization import (
     BatchNorm,
@@ -134,7 +136,12 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, features: tuple[str, ...] = ()
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        features: tuple[str, ...] = (),
+        drop_factor: float | jax.Array = 1.0,
     ) -> Any:
         """Maps normalised images to logits, or to feature maps.
 
@@ -143,6 +150,8 @@ class ResNet(nn.Module):
           train: normalise by the batch and update `batch_stats` (pass it as mutable); dropout and
             stochastic depth draw from the stream `dropout`.
           features: names of `feature_info()` to return instead.
+          drop_factor: what the rates `dropout` and `drop_path` are multiplied by in training, from 0 to 1:
+            a float, or a float32 scalar, which may be traced.
 
         Returns:
           Logits [N, num_classes], at least float32; or, with `features`, a dict of arrays by name:
@@ -180,13 +189,13 @@ class ResNet(nn.Module):
         x = found["stem"] = _stem(self, parts, images.astype(self.dtype), train)
         x = _stem_pool(self, parts, x, train)
         for number, specs in enumerate(block_specs(self), 1):
-            x = found[f"stage{number}"] = _stage(self, number, specs, parts, x, train)
+            x = found[f"stage{number}"] = _stage(self, number, specs, parts, x, train, drop_factor)
         if self.is_preact:
             x = norm(name="norm")(x, train=train)
         x = found["pre_logits"] = GLOBAL_POOLS[self.global_pool](x)
         if self.num_classes:
-            if self.dropout_at == "head" and self.dropout:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            if self.dropout_at == "head":
+                x = Dropout(self.dropout)(x, train, scaled(self.dropout, drop_factor))
             x = Linear(self.num_classes, at_least_float32(self.dtype), name="fc")(x)
             found["logits"] = x
         return {name: found[name] for name in features} if features else x
@@ -291,33 +300,46 @@ def _stem_pool(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Arra
 
 
 def _stage(
-    net: ResNet, number: int, specs: list[BlockSpec], parts: Parts, x: jax.Array, train: bool
+    net: ResNet,
+    number: int,
+    specs: list[BlockSpec],
+    parts: Parts,
+    x: jax.Array,
+    train: bool,
+    factor: float | jax.Array,
 ) -> jax.Array:
     """The blocks of one stage, named layerN_0, layerN_1, ...; scanned, layerN_0 and layerN_rest."""
     make = BLOCKS[specs[0].kind]
     if net.remat == "block":
         make = nn.remat(make, static_argnums=(2,))  # train; self counts
+    dropout = scaled(parts.dropout, factor)
 
     def run(net: ResNet, x: jax.Array) -> jax.Array:
-        if not net.scan or len(specs) == 1:
-            for index, spec in enumerate(specs):
-                x = make(spec, parts, name=f"layer{number}_{index}")(x, train)
+        unrolled = specs[:1] if net.scan else specs
+        for index, spec in enumerate(unrolled):
+            block = make(spec, parts, name=f"layer{number}_{index}")
+            x = block(x, train, scaled(spec.drop_path, factor), dropout)
+        if len(unrolled) == len(specs):
             return x
-        x = make(specs[0], parts, name=f"layer{number}_0")(x, train)
         rest = make(specs[1]._replace(drop_path=0.0), parts, name=f"layer{number}_rest")
-        rates = jnp.array([s.drop_path for s in specs[1:]]) if net.drop_path else None
-        return _scanned(rest, x, train, rates, len(specs) - 1)
+        rates = np.array([s.drop_path for s in specs[1:]], np.float32) * factor
+        return _scanned(rest, x, train, rates if net.drop_path else None, dropout, len(specs) - 1)
 
     return nn.remat(run)(net, x) if net.remat == "stage" else run(net, x)
 
 
 def _scanned(
-    block: nn.Module, x: jax.Array, train: bool, rates: jax.Array | None, length: int
+    block: nn.Module,
+    x: jax.Array,
+    train: bool,
+    rates: jax.Array | None,
+    dropout: jax.Array | None,
+    length: int,
 ) -> jax.Array:
     """Runs `length` copies of a block one after the other, their variables stacked on axis 0."""
 
     def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-        return block(x, train, rate), None
+        return block(x, train, rate, dropout), None
 
     run = nn.scan(
         step,

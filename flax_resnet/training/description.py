@@ -52,6 +52,8 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         "average": ", ".join(average_terms(config.average)) or "none",
         "rate": ", ".join(schedule_terms(config, plan)),
     }
+    if config.schedule.drop_rates != "constant":
+        rows["dropping"] = drop_words(config, plan)
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
 
 
@@ -139,6 +141,15 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
         (plan.cooldown_steps, f"the last {plan.cooldown_steps:,} steps level"),
     ]
     return [text for on, text in rows if on]
+
+
+def drop_words(config: Config, plan: Plan) -> str:
+    """Says what the rates of dropping do over the run, where they are not constant."""
+    return {
+        "linear": f"rates rise from 0 over the {plan.total_steps:,} steps",
+        "early": f"in the first {plan.drop_until:,} steps only",
+        "late": f"after the first {plan.drop_until:,} steps only",
+    }[config.schedule.drop_rates]
 
 
 def augmentations(config: Augment) -> list[str]:

@@ -29,7 +29,7 @@ from flax_resnet.training.pretrained import (
     read_pretrained,
     warm_started,
 )
-from flax_resnet.training.schedule import learning_rate
+from flax_resnet.training.schedule import drop_factor, learning_rate
 from flax_resnet.training.state import (
     abstract_state,
     build_model,
@@ -168,7 +168,7 @@ def train(
         from flax_resnet.training.feed import make_feed
         from flax_resnet.training.run import Run
 
-        crops = config.data.train_crop, config.data.eval_crop
+        crops, drop = (config.data.train_crop, config.data.eval_crop), drop_factor(config, plan)
         train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
         whole = Order(len(eval_source), seed=0)
         eval_feed = make_feed(eval_source, whole, config.evaluating(), mesh, crop=crops[1])
@@ -176,7 +176,7 @@ def train(
         def step_in(parts: int) -> Any:
             fetch = train_feed.training_batch
             return make_train_step(
-                config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher
+                config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher, drop=drop
             )
 
         if parts is None:
@@ -195,7 +195,7 @@ def train(
             parts=parts,
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
             recalibrate=make_recalibration(
-                config, model, mesh, train_feed.training_batch, parts=parts
+                config, model, mesh, train_feed.training_batch, parts=parts, drop=drop
             )
             if config.average.recalibrate
             else None,

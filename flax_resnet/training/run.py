@@ -143,7 +143,7 @@ class Run:
         began = time.perf_counter()
         count = min(self.config.average.recalibrate, self.plan.total_steps)
         calls = self.train_feed.training(0, count)
-        found = self.recalibrate(state.average, self.train_feed.data, calls)
+        found = self.recalibrate(state.average, self.train_feed.data, calls, state.step)
         self._read_at += time.perf_counter() - began
         return dataclasses.replace(state, average={**state.average, "batch_stats": found})
 

@@ -1,5 +1,6 @@
-"""The learning rate over time, as compositions of Optax."""
+"""What changes over time: the learning rate, as compositions of Optax, and the rates of dropping."""
 
+import jax.numpy as jnp
 import optax
 
 from flax_resnet.config import Config
@@ -36,3 +37,25 @@ def learning_rate(config: Config, plan: Plan) -> optax.Schedule:
         return main
     rise = optax.linear_schedule(schedule.warmup_from * peak, peak, warmup)
     return optax.join_schedules([rise, main], [warmup])
+
+
+def drop_factor(config: Config, plan: Plan) -> optax.Schedule:
+    """Returns step (0-based) -> what the network's rates of dropping are multiplied by, from 0 to 1.
+
+        constant     1, a float: rates stay numbers of the compiled program
+        linear       step / (steps of the run - 1)
+        early        1 before step `drop_until`, then 0
+        late         0 before step `drop_until`, then 1
+
+    All but constant give a float32 scalar, computed in the compiled step where its step is.
+
+    Source: linear, Tan and Le 2021, "EfficientNetV2", algorithm 1, of each step instead of a few stages; early and
+    late, Liu et al. 2023, "Dropout reduces underfitting", section 4.
+    """
+    name, until, last = config.schedule.drop_rates, plan.drop_until, max(1, plan.total_steps - 1)
+    return {
+        "constant": lambda step: 1.0,
+        "linear": lambda step: jnp.minimum(jnp.float32(step) / last, 1),
+        "early": lambda step: jnp.float32(step < until),
+        "late": lambda step: jnp.float32(step >= until),
+    }[name]

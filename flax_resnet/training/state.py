@@ -56,6 +56,13 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             f"average.recalibrate={config.average.recalibrate}: {section.name} with "
             f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; 0 is for none"
         )
+    if config.schedule.drop_rates != "constant" and not (
+        model.dropout or getattr(model, "drop_path", 0.0)
+    ):
+        raise ConfigError(
+            f"schedule.drop_rates={config.schedule.drop_rates!r}: goes with model.dropout or model.drop_path above "
+            f"0; {section.name} has both at 0"
+        )
     if section.norm_scope == "global":
         return model
     if not normalises:

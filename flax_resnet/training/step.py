@@ -29,14 +29,21 @@ def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
+def constant(step: jax.Array) -> float:
+    """Is the schedule of what does not change."""
+    del step
+    return 1.0
+
+
 def make_loss(config: Config, model: nn.Module, teacher: Teacher | None = None) -> Callable:
     """Returns the loss of augmented images, to be differentiated.
 
     Returns:
-      ``loss(params, batch_stats, images, targets, weight, key, taught) -> (loss, (logits, batch_stats))``: of
-      images [N, S, S, C] and soft labels [N, K], the sum of the losses over `weight` (`loss_weight` of the whole
-      batch, of which these may be a part), the logits [N, K], and the new statistics; `key` draws what drops out,
-      and `taught` holds the teacher's variables.
+      ``loss(params, batch_stats, images, targets, weight, key, drop_factor, taught)``, which gives
+      ``loss, (logits, batch_stats)``: of images [N, S, S, C] and soft labels [N, K], the sum of the losses over
+      `weight` (`loss_weight` of the whole batch, of which these may be a part), the logits [N, K], and the new
+      statistics. `key` draws what drops out, `drop_factor` multiplies the rates of that, and `taught` holds the
+      teacher's variables.
     """
     section = config.distill
 
@@ -47,6 +54,7 @@ def make_loss(config: Config, model: nn.Module, teacher: Teacher | None = None) 
         targets: jax.Array,
         weight: jax.Array,
         key: jax.Array,
+        drop_factor: jax.Array | float = 1.0,
         taught: Any = None,
     ) -> tuple:
         logits, updated = model.apply(
@@ -55,6 +63,7 @@ def make_loss(config: Config, model: nn.Module, teacher: Teacher | None = None) 
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
+            drop_factor=drop_factor,
         )
         loss = loss_sum(logits, targets, config.loss) / weight
         if teacher:
@@ -70,14 +79,24 @@ def make_gradient(
     config: Config,
     model: nn.Module,
     mesh: Mesh,
+    *,
     parts: int = 1,
     teacher: Teacher | None = None,
+    drop: optax.Schedule = constant,
 ) -> Callable:
     """Returns the gradient of the loss of a training batch, augmented as the stream says for that step.
 
     In several parts, one after the other, of which each takes every `parts`-th row: memory is that of a part, and
     the gradient the same but for batch normalisation, which takes the statistics of each part, as ghost batch
     normalisation of so many groups does; the running statistics move once, by the mean over the parts.
+
+    Args:
+      config: the configuration.
+      model: the network.
+      mesh: the devices.
+      parts: of a batch.
+      teacher: whom the network learns from, if anyone.
+      drop: what the rates of dropping are multiplied by at a step; `schedule.drop_factor`.
 
     Returns:
       ``gradient(params, batch_stats, step, batch, scale, taught) -> (grads, metrics, batch_stats)``: the gradient
@@ -111,7 +130,7 @@ def make_gradient(
 
         def one(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
             grads, (loss, hits, new) = differentiated(
-                params, scale, batch_stats, images, targets, weight, key, taught
+                params, scale, batch_stats, images, targets, weight, key, drop(step), taught
             )
             return grads, {"loss": loss, "top1": hits / rows}, new
 
@@ -162,6 +181,7 @@ def make_train_step(
     *,
     parts: int = 1,
     teacher: Teacher | None = None,
+    drop: optax.Schedule = constant,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
@@ -172,7 +192,8 @@ def make_train_step(
       mesh: the devices.
       fetch: makes a step's batch inside the compiled function; `training_batch` of a feed.
       parts: as in `make_gradient`.
-      teacher: whom the network learns from, if anyone.
+      teacher: likewise.
+      drop: likewise.
 
     Returns:
       ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
@@ -180,7 +201,7 @@ def make_train_step(
       are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale: float32
       [steps].
     """
-    gradient = make_gradient(config, model, mesh, parts, teacher)
+    gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
 
     def train_step(
         state: TrainState, batch: Batch, taught: Any = None
@@ -285,7 +306,8 @@ def make_recalibration(
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
     parts: int = 1,
-) -> Callable[[Any, Any, Iterable], Any]:
+    drop: optax.Schedule = constant,
+) -> Callable[[Any, Any, Iterable, Any], Any]:
     """Returns what measures the running statistics anew: each their mean over batches of the training set.
 
     Statistics averaged over weights that moved are not those of the averaged weights.
@@ -296,28 +318,32 @@ def make_recalibration(
       mesh: the devices.
       fetch: as in `make_train_step`.
       parts: as in `make_gradient`.
+      drop: likewise.
 
     Returns:
-      ``recalibrate(variables, data, calls) -> batch_stats``: `data`, and each of `calls`, as a feed gives them.
+      ``recalibrate(variables, data, calls, step) -> batch_stats``: `data`, and each of `calls`, as a feed gives
+      them; dropping as at `step`.
 
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
     # A momentum of 1 makes the running statistics those of the last batch. The gradient itself is not asked for.
-    gradient = make_gradient(config, model.clone(norm_momentum=1.0), mesh, parts)
+    measured = model.clone(norm_momentum=1.0)
 
-    def statistics(variables: Any, number: jax.Array, data: Any, step: Any) -> Any:
+    def statistics(variables: Any, number: jax.Array, now: jax.Array, data: Any, step: Any) -> Any:
+        gradient = make_gradient(config, measured, mesh, parts=parts, drop=lambda _: drop(now))
         batch = fetch(data, step)
         return gradient(variables["params"], variables["batch_stats"], number, batch, 1.0)[-1]
 
     whole = sharding.replicated(mesh)
-    measure = jax.jit(statistics, in_shardings=(whole, whole, whole, None), out_shardings=whole)
+    places = (whole, whole, whole, whole, None)
+    measure = jax.jit(statistics, in_shardings=places, out_shardings=whole)
 
-    def recalibrate(variables: Any, data: Any, calls: Iterable) -> Any:
+    def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int) -> Any:
         total, number = None, 0
         for steps in calls:
             for place in range(len(jax.tree.leaves(steps)[0])):
                 one = jax.tree.map(lambda leaf, n=place: leaf[n], steps)
-                found = measure(variables, jnp.int32(number), data, one)
+                found = measure(variables, jnp.int32(number), jnp.int32(step), data, one)
                 total = found if total is None else jax.tree.map(jnp.add, total, found)
                 number += 1
         return jax.tree.map(lambda leaf: leaf / number, total)
