@@ -294,10 +294,10 @@ def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys)
     class Stopped(Exception):
         pass
 
-    def made(config, model, optimizer, mesh, fetch, drop):
+    def made(*args, drop, **options):
         given.append(drop)
 
-    def last(config, model, mesh, fetch, drop):
+    def last(*args, drop, **options):
         given.append(drop)
         raise Stopped
 
