@@ -4,8 +4,7 @@ python -m flax_resnet.main --config configs/resnet50_v2.py --workdir runs/resnet
 
 Expected: 80.86 % top-1 (published: torchvision, ResNet50_Weights.IMAGENET1K_V2); not yet run here.
 Source: torchvision references/classification, "new recipe": 600 epochs at 176 px, evaluated at 224 px. Here the
-evaluation is at the size of training, which costs accuracy; and the averaged weights move with every step, by a
-32nd of what they do there every 32nd.
+averaged weights move with every step, by a 32nd of what they do there every 32nd.
 Cost: 750,600 steps of 1,024 images. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
 """
 
@@ -19,6 +18,7 @@ def get_config():
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"
     config.data.image_size = 176
+    config.data.eval_size = 224
     config.data.train_crop = "random_resized"
     config.data.eval_crop = "center"
     config.data.eval_crop_fraction = 0.965  # 224 of 232

@@ -6,6 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import json
 import pathlib
 
@@ -71,6 +72,34 @@ def drawn(shapes):
         return (draw.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5).astype(leaf.dtype)
 
     return jax.tree.map(fill, shapes)
+
+
+def saved_run(folder, sections, class_names):
+    """A run folder as training leaves it, whose weights are drawn: nothing is compiled."""
+    from flax_resnet.config import freeze
+    from flax_resnet.plan import Plan
+    from flax_resnet.training import sharding, workdir
+    from flax_resnet.training.checkpoint import Checkpoints
+    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.training.state import build_model, make_state
+
+    config, classes = freeze(sections), len(class_names)
+    model = build_model(config, classes)
+    optimizer = make_optimizer(config, Plan.nominal(classes))
+    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
+    workdir.claim(folder, config, resume="auto")
+    checkpoints = Checkpoints(folder)
+    run = {
+        "config": dataclasses.asdict(config),
+        "class_names": list(class_names),
+        "num_classes": classes,
+        "num_examples": 0,
+        "parts": 1,
+        "bad_images": {},
+    }
+    checkpoints.save(0, jax.device_put(state, sharding.replicated(sharding.make_mesh())), run, None)
+    checkpoints.close()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drawn, records_of
+from conftest import drawn, records_of, saved_run
 
 from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
@@ -79,6 +79,7 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
     """Labels weigh nothing, yet top-1 rises above chance: all of it comes from the teacher."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
@@ -91,6 +92,33 @@ def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
     scores = [records_of(run, "test")[-1]["top1"] for run in (teacher, student)]
     assert scores[1] > 0.5 * scores[0] > 0.25
 
-    assert main.main([*command, "--config.model.num_classes=12", "--resume=force"]) == 2
-    error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "has 10 classes; must be the dataset's 12" in error
+
+@pytest.mark.parametrize(
+    ("names", "flags", "words"),
+    [
+        (
+            "0123456789",
+            ["--config.model.num_classes=12"],
+            "has 10 classes; must be the dataset's 12",
+        ),
+        ("0123456798", [], "has 10 classes; must be the dataset's 10, in the same order"),
+        ("0123456789", ["--config.model.in_channels=1"], "images of 3 channels"),
+        (
+            "0123456789",
+            ["--config.distill.teacher=weights.pth"],
+            "distill.teacher_model='': must name the network",
+        ),
+    ],
+)
+def test_a_teacher_of_other_classes_or_channels_is_refused(
+    tiny, tmp_path, capsys, names, flags, words
+):
+    teacher = saved_run(tmp_path / "teacher", {"model": {"name": "resnet20"}}, list(names))
+    command = [*tiny, f"--workdir={tmp_path / 'run'}", f"--config.distill.teacher={teacher}"]
+    if "--config.model.in_channels=1" in flags:
+        command += ["--config.augment.mean=(0.5,)", "--config.augment.std=(0.5,)"]
+    assert main.main(command + flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert words in error[0]
+    assert not (tmp_path / "run").exists()

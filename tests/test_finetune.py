@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import drawn
+from conftest import drawn, saved_run
 
 import flax_resnet
 from flax_resnet import create_model, main, preview
@@ -24,12 +24,15 @@ PRETRAINED = {
 
 
 @pytest.fixture(scope="module")
-def pretrained(tiny, tmp_path_factory):
-    """A run on the digits whose network, size and normalisation are its own."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    command = [*tiny, f"--workdir={workdir}", "--config.train.epochs=1", "--config.data.limit=240"]
-    assert main.main([*command, "--config.average.decay=0.5"]) == 0
-    return workdir
+def pretrained(tmp_path_factory):
+    """A run whose network, size and normalisation are its own, and which keeps averaged weights."""
+    sections = {
+        "model": {"name": "resnet18", **PRETRAINED},
+        "augment": {"mean": [0.305] * 3, "std": [0.376] * 3},
+        "average": {"decay": 0.5},
+    }
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    return saved_run(folder, sections, [str(number) for number in range(10)])
 
 
 def finetune(pretrained, photographs, workdir, cache_dir, *flags):
@@ -53,6 +56,7 @@ def differing(one, other):
     return {"/".join(part.key for part in path) for path, equal in leaves if not equal}
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path, cache_dir, capfd):
     workdir, source = tmp_path / "tuned", tmp_path / "source"
     shutil.copytree(pretrained, source)
@@ -78,6 +82,25 @@ def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path,
     shutil.rmtree(source)  # nothing more is needed of it
     more = "--config.train.epochs=4"
     assert finetune(source, photographs, workdir, cache_dir, freezes, stays, more) == 0
+
+
+def test_network_size_and_normalisation_are_those_of_the_run(pretrained, photographs, capsys):
+    command = [
+        f"--config=configs/finetune.py:folder={photographs}",
+        f"--config.model.pretrained={pretrained}",
+        "--config.train.batch_size=8",
+        "--config.model.drop_path=0.1",
+        "--dry_run",
+    ]
+    assert main.main(command) == 0
+    said = capsys.readouterr().err
+    for words in (
+        "2 classes, 8x8 px",
+        "resnet18 (depths (1, 1, 1, 1), widths (4, 8, 16, 32), stem cifar, drop_path 0.1)",
+        "learning begins for ^(?!fc/) at 2",
+        "a fresh head of 2 classes in place of its 10",
+    ):
+        assert words in said
 
 
 def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_path):

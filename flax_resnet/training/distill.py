@@ -13,7 +13,7 @@ import optax
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.sections import Augment, Data, Model
-from flax_resnet.training.pretrained import adopted, fill, open_pretrained
+from flax_resnet.training.pretrained import adopted, fill, is_file, open_pretrained
 from flax_resnet.training.state import build_model
 from flax_resnet.weights import classes_of
 
@@ -51,6 +51,10 @@ def open_teacher(
       UserError: there are no such weights.
     """
     section, own = config.distill, config.augment
+    if is_file(section.teacher) and not section.teacher_model:
+        raise ConfigError(
+            f"distill.teacher_model='': must name the network of the file distill.teacher={section.teacher!r}"
+        )
     model = Model(name=section.teacher_model, pretrained=section.teacher, dtype=config.model.dtype)
     asked = Config(model=model, data=Data(image_size=0), augment=Augment(mean=(), std=()))
     tensors, about = open_pretrained(asked)
