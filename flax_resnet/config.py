@@ -42,12 +42,14 @@ class Config:
     def evaluating(self) -> "Config":
         """Returns the configuration with the image size of evaluation as that of its images."""
         size = self.data.eval_size or self.data.image_size
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, image_size=size))
+        data = dataclasses.replace(self.data, image_size=size, progressive=())
+        return dataclasses.replace(self, data=data)
 
     def keeps_resident(self, examples: int, crop: str) -> bool:
         """Says whether a split of so many examples, cut so, is decoded once and kept on the device."""
-        if crop == "random_resized" or self.train.feed != "auto":
-            return crop != "random_resized" and self.train.feed == "resident"
+        anew = crop == "random_resized" or self.data.progressive
+        if anew or self.train.feed != "auto":
+            return not anew and self.train.feed == "resident"
         size = 3 * examples * self.data.image_size**2
         return size <= self.train.resident_gib * 2**30
 
@@ -125,27 +127,32 @@ def _check_together(config: Config) -> None:
             "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
             "'random_resized', which cuts an image anew every time"
         )
+    if config.train.feed == "resident" and config.data.progressive:
+        raise ConfigError(
+            f"train.feed='resident': keeps images of one size; not with data.progressive={config.data.progressive}"
+        )
+    least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
     model, size = config.model, config.data.image_size
     left_open = {
-        "model.name": model.name,
-        "data.image_size": size,
-        "augment.mean": config.augment.mean,
-        "augment.std": config.augment.std,
+        "model.name": (model.name, "a network's name"),
+        "data.image_size": (size, "at least 1"),
+        "augment.mean": (config.augment.mean, "3 numbers (1 for grey)"),
+        "augment.std": (config.augment.std, "3 numbers (1 for grey)"),
     }
-    for key, value in left_open.items():
+    for key, (value, words) in left_open.items():
         if not value and not model.pretrained:
             raise ConfigError(
-                f"{key}={value!r}: is left to model.pretrained, which names no weights"
+                f"{key}={value!r}: must be {words} where model.pretrained names no weights to take it from"
             )
-    if size and config.augment.shift >= size:
+    if size and config.augment.shift >= least:
         raise ConfigError(
-            f"augment.shift={config.augment.shift}: must be below "
-            f"data.image_size={config.data.image_size}"
+            f"augment.shift={config.augment.shift}: must be below the {least} px of the smallest training "
+            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
         )
-    if size and config.augment.cutout > size:
+    if size and config.augment.cutout > least:
         raise ConfigError(
-            f"augment.cutout={config.augment.cutout}: must be at most "
-            f"data.image_size={config.data.image_size}"
+            f"augment.cutout={config.augment.cutout}: must be at most the {least} px of the smallest training "
+            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
         )
     for key in ("mixup", "cutmix"):
         if getattr(config.augment, key) and config.train.batch_size % 2:

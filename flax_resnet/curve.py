@@ -38,11 +38,20 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps / made.steps_per_epoch, [float(rate(int(step))) for step in steps])
-    for pattern, start in config.optimizer.thaw:
-        epoch = start * made.unit / made.steps_per_epoch
+    changes = [
+        (f"{pattern or 'all'} begins", start * made.unit)
+        for pattern, start in config.optimizer.thaw
+    ]
+    changes += [(f"{size} px", start) for start, size in made.sizes if len(made.sizes) > 1]
+    for text, start in changes:
+        epoch = start / made.steps_per_epoch
         axes.axvline(epoch, color="gray", linestyle=":", linewidth=1)
         axes.annotate(
-            f" {pattern or 'all'} begins", (epoch, made.peak_learning_rate / 2), rotation=90
+            text,
+            (epoch, made.peak_learning_rate / 2),
+            (3, 0),
+            textcoords="offset points",
+            rotation=90,
         )
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.set_title("\n".join([

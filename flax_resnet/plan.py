@@ -21,6 +21,7 @@ class Plan:
     cooldown_steps: int
     milestones: tuple[int, ...]
     unit: int  # steps of a schedule.unit
+    sizes: tuple[tuple[int, int], ...]  # first step, and size of training images from there on
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
@@ -29,7 +30,7 @@ class Plan:
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
         """Returns a plan of one step, for a state whose schedule does not matter."""
-        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, 1, 1, 1, 0)
+        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, ((0, 1),), 1, 1, 1, 0)
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
@@ -96,6 +97,17 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
             f"below the {total} steps of train.epochs={config.train.epochs}"
         )
+    calls = config.train.steps_per_call
+    sizes = tuple(
+        (round(start * unit / calls) * calls, int(size))
+        for start, size in config.data.progressive or ((0, config.data.image_size),)
+    )
+    starts = [start for start, _ in sizes]
+    if starts[-1] >= total or len(set(starts)) < len(starts):
+        raise ConfigError(
+            f"data.progressive={config.data.progressive} {schedule.unit}: starts must be apart by a call of the "
+            f"step, and below the {total} steps of train.epochs={config.train.epochs}"
+        )
     scale = batch / schedule.base_batch_size
     peak = (
         config.optimizer.learning_rate
@@ -113,6 +125,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         cooldown_steps=cooldown,
         milestones=tuple(round(m * unit) for m in schedule.milestones),
         unit=unit,
+        sizes=sizes,
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,

@@ -67,8 +67,8 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     source = open_source(config.data, train=True)
     stream = make_order(source, config)
     names = source.class_names
-    plan(config, num_train=stream.epoch_size, num_eval=1, num_classes=len(names))  # may refuse
-    feed = StreamingFeed(source, stream, config, sharding.make_mesh())
+    made = plan(config, num_train=stream.epoch_size, num_eval=1, num_classes=len(names))
+    feed = StreamingFeed(source, stream, config, sharding.make_mesh(), sizes=made.sizes)
     (call,) = feed.training(step, step + 1)
     key = stream_key(config.train.seed, AUGMENT_STREAM, step)
     augment = jax.jit(
@@ -84,7 +84,7 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     for axes, image, label in zip(grid, pixels, labels, strict=False):
         axes.imshow(np.clip(image, 0, 1), interpolation="nearest", cmap="gray")
         axes.set_title(described(label, names), fontsize=8)
-    size = config.data.image_size
+    size = images.shape[1]
     figure.suptitle(f"step {step}: {len(labels)} images of {size}x{size}, as the network sees them")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)

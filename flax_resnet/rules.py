@@ -65,6 +65,16 @@ def _are_rules(pairs: tuple) -> bool:
     return True
 
 
+def _are_sizes(pairs: tuple) -> bool:
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return False
+    if not all(isinstance(x, int | float) and math.isfinite(x) for pair in pairs for x in pair):
+        return False
+    starts = [start for start, _ in pairs]
+    whole = all(size >= 1 and size == int(size) for _, size in pairs)
+    return whole and starts[:1] in ([], [0]) and all(a < b for a, b in itertools.pairwise(starts))
+
+
 ANY = Rule(lambda v: True, "any value")
 ASCENDING = Rule(
     lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise(v)),
@@ -74,6 +84,11 @@ CLASS_WEIGHTS = Rule(
     lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
 )
 BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
+SIZES = Rule(
+    _are_sizes,
+    "pairs of a start, the first 0 and the others ascending, and a size in pixels",
+    numbers=False,
+)
 MICROBATCH = Rule(
     lambda v: v in ("whole", "auto") or (v.isdecimal() and int(v) > 0),
     "'whole', 'auto', or a number of at least 1",

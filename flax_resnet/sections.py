@@ -14,6 +14,7 @@ from flax_resnet.rules import (
     CLASS_WEIGHTS,
     MICROBATCH,
     PARAMETER_RULES,
+    SIZES,
     above,
     ascending_pair,
     at_least,
@@ -62,6 +63,12 @@ class Data:
     exif: bool = setting(True, ANY, "turn image files upright as their EXIF data say")
     image_size: int = setting(
         8, at_least(0), "height and width of the network's input, pixels; 0 for those of pretrained"
+    )
+    progressive: tuple = setting(
+        (),
+        SIZES,
+        "sizes to train at from a point of the run on, in schedule.unit, as ((0, 160), (6, 192)); () for "
+        "image_size throughout",
     )
     eval_size: int = setting(
         0, at_least(0), "image_size to evaluate at, and to predict at; 0 for that of training"
@@ -310,7 +317,7 @@ class Schedule:
     unit: str = setting(
         "epochs",
         one_of("epochs", "steps", "fraction"),
-        "of warmup, cooldown, milestones, drop_until and optimizer.thaw; fraction of the run",
+        "of warmup, cooldown, milestones, drop_until, optimizer.thaw, data.progressive; fraction of the run",
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear rise")
     warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")

@@ -29,7 +29,7 @@ def test_the_dict_is_locked():
         ("train", "batch_size", 0, "at least 1"),
         ("train", "batch_size", "many", "int"),
         ("train", "batch_size", True, "int"),
-        ("data", "image_size", 0, "is left to model.pretrained"),
+        ("data", "image_size", 0, "at least 1 where model.pretrained"),
         ("optimizer", "learning_rate", -0.1, "above 0"),
         ("optimizer", "learning_rate", float("nan"), "above 0"),
         ("optimizer", "momentum", 1.5, "between 0 and 0.9999"),

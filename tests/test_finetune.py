@@ -118,7 +118,7 @@ def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_p
 @pytest.mark.parametrize(
     ("argument", "flags", "words"),
     [
-        ("folder={folder}", [], "model.name='': is left to model.pretrained"),
+        ("folder={folder}", [], "model.name='': must be a network's name where model.pretrained"),
         ("folder=", [], "must be folder=/path"),
         ("files={folder}", [], "must be folder=/path"),
         (

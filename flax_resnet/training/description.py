@@ -13,7 +13,10 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
     data = config.data
     where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
-    size = data.image_size
+    sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
+    sizes += "".join(f", {size}x{size} from step {start:,}" for start, size in plan.sizes[1:])
+    if data.eval_size not in (0, data.image_size):
+        sizes += f" (evaluated at {data.eval_size}x{data.eval_size})"
     ways = ", ".join(
         text
         for on, text in (
@@ -32,7 +35,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
         "dataset": (
             f"{where}: {plan.num_train:,} images to train on ({data.train_split}), {plan.num_eval:,} to "
-            f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {size}x{size} px"
+            f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {sizes} px"
         ),
         "input": (
             f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "

@@ -35,6 +35,7 @@ def make_feed(
     mesh: Mesh,
     *,
     crop: str,
+    sizes: tuple[tuple[int, int], ...] = (),
     bad: dict[int, int] | None = None,
 ) -> "StreamingFeed | ResidentFeed":
     """Returns the configured feed of a split.
@@ -45,11 +46,12 @@ def make_feed(
       config: the configuration.
       mesh: where batches go.
       crop: how the split's images are cut; what is cut at random cannot be resident.
+      sizes: of training images: `Plan.sizes`.
       bad: unreadable images known from a checkpoint.
     """
     if config.keeps_resident(stream.epoch_size, crop):
         return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
-    return StreamingFeed(source, stream, config, mesh, bad=bad)
+    return StreamingFeed(source, stream, config, mesh, sizes=sizes, bad=bad)
 
 
 def every_example(
@@ -88,8 +90,10 @@ class StreamingFeed:
         config: Config,
         mesh: Mesh,
         *,
+        sizes: tuple[tuple[int, int], ...] = (),
         bad: dict[int, int] | None = None,
     ):
+        self._sizes = sizes or ((0, config.data.image_size),)
         self.data: dict[str, jax.Array] = {}
         self._host = HostStream(source, config.data, bad)
         self._stream, self._config, self._mesh = stream, config, mesh
@@ -102,18 +106,41 @@ class StreamingFeed:
     def training(self, start_step: int, total_steps: int) -> Iterator[Batch]:
         """Yields the batches of each call: arrays [steps, N, ...]; raises as `HostStream` does."""
         train = self._config.train
-        batches = self._host.training(
-            self._stream,
-            batch_size=train.batch_size,
-            start_step=start_step,
-            total_steps=total_steps,
-            rows=sharding.local_rows(train.batch_size),
+        ends = [start for start, _ in self._sizes[1:]] + [total_steps]
+        parts = (
+            self._host.training(
+                self._stream,
+                batch_size=train.batch_size,
+                start_step=max(start, start_step),
+                total_steps=min(end, total_steps),
+                rows=sharding.local_rows(train.batch_size),
+                image_size=size,
+            )
+            for (start, size), end in zip(self._sizes, ends, strict=True)
+            if max(start, start_step) < min(end, total_steps)
         )
+        batches = itertools.chain.from_iterable(parts)
         calls = (
             stacked(list(itertools.islice(batches, count)))
             for _, count in calls_of(start_step, total_steps, train.steps_per_call)
         )
         return self._ahead(calls, steps=True)
+
+    def abstract(self, size: int) -> Batch:
+        """Returns the shapes of a call's batches of images of a size in pixels."""
+        train = self._config.train
+        rows = train.steps_per_call, train.batch_size
+        shapes = {
+            "image": ((*rows, size, size, 3), np.uint8),
+            "label": (rows, np.int32),
+            "index": (rows, np.int32),
+            "mask": (rows, bool),
+        }
+        where = sharding.split_steps(self._mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+            for name, (shape, dtype) in shapes.items()
+        }
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Yields every example once, padded and masked to full batches; raises as `HostStream` does."""

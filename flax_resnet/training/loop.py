@@ -36,7 +36,12 @@ from flax_resnet.training.state import (
     check_training,
     make_state,
 )
-from flax_resnet.training.step import make_eval_step, make_recalibration, make_train_step
+from flax_resnet.training.step import (
+    compiled_ahead,
+    make_eval_step,
+    make_recalibration,
+    make_train_step,
+)
 
 log = logging.getLogger("flax_resnet")
 
@@ -121,7 +126,8 @@ def train(
         teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
-    check_training(config, model, shapes)
+    for size in {size for _, size in plan.sizes}:
+        check_training(config, model, shapes, size)
     warm = read_pretrained(config, model, weights) if weights else None
     if dry_run:
         log.info("%s", describe(config, plan, shapes, resident=resident))
@@ -169,7 +175,9 @@ def train(
         from flax_resnet.training.run import Run
 
         crops, drop = (config.data.train_crop, config.data.eval_crop), drop_factor(config, plan)
-        train_feed = make_feed(train_source, stream, config, mesh, crop=crops[0], bad=bad)
+        train_feed = make_feed(
+            train_source, stream, config, mesh, crop=crops[0], sizes=plan.sizes, bad=bad
+        )
         whole = Order(len(eval_source), seed=0)
         eval_feed = make_feed(eval_source, whole, config.evaluating(), mesh, crop=crops[1])
 
@@ -179,18 +187,29 @@ def train(
                 config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher, drop=drop
             )
 
+        changes = len(plan.sizes) > 1
         if parts is None:
-            first = next(train_feed.training(start, plan.total_steps))
+            largest = max(size for _, size in plan.sizes)
+            first = (
+                train_feed.abstract(largest)
+                if changes
+                else next(train_feed.training(start, plan.total_steps))
+            )
             parts = choose(
                 config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first, *taught)
             )
         taught = tuple(jax.device_put(taught, sharding.replicated(mesh)))
+        train_step = step_in(parts)
+        if changes:
+            log.info("compiling for images of %s px", ", ".join(str(s) for _, s in plan.sizes))
+            batches = [train_feed.abstract(size) for size in {s for _, s in plan.sizes}]
+            train_step = compiled_ahead(train_step, shapes, train_feed.data, batches, *taught)
         run = Run(
             config=config,
             plan=plan,
             folder=run_dir,
             checkpoints=checkpoints,
-            train_step=step_in(parts),
+            train_step=train_step,
             taught=taught,
             parts=parts,
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),

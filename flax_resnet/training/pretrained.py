@@ -141,22 +141,26 @@ def open_pretrained(config: Config) -> Weights:
       UserError: there are no such weights.
     """
     name, text = config.model.name, config.model.pretrained
+
+    def check(network: str) -> None:
+        if name not in ("", network):
+            raise ConfigError(
+                f"model.pretrained={text!r}: is of {network}, not of model.name={name!r}; allowed: weights "
+                f"of {name}, a run of it, a file of it, or model.name='' for the network of the weights"
+            )
+
     if is_run(text):
         weights = open_run(text)
-    elif not is_file(text):
-        weights = open_weights(text)
-    elif name:
-        return open_weights(name, text)
-    else:
+        check(weights.about.model)
+        return weights
+    if not is_file(text):
+        check(text.partition(".")[0])  # a wrong name costs no download
+        return open_weights(text)
+    if not name:
         raise ConfigError(
             f"model.name='': must name the network that the file model.pretrained={text!r} holds"
         )
-    if name not in ("", weights.about.model):
-        raise ConfigError(
-            f"model.pretrained={text!r}: is of {weights.about.model}, not of model.name={name!r}; allowed: weights "
-            f"of {name}, a file of them, or model.name='' for the network of the weights"
-        )
-    return weights
+    return open_weights(name, text)
 
 
 def adopted(config: Config, source: Pretrained | Config) -> Config:

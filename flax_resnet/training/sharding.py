@@ -22,6 +22,11 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def split_steps(mesh: Mesh) -> NamedSharding:
+    """The dimension after the leading one, which is steps or parts, is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises ConfigError where a global batch does not divide over the devices."""
     if batch_size % mesh.size:
@@ -41,5 +46,5 @@ def local_rows(batch_size: int) -> slice:
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh, *, steps: bool = False) -> dict[str, jax.Array]:
     """Builds the global batch of every process's rows; with `steps`, axis 0 is steps, and 1 the rows."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, "data")) if steps else split(mesh)
+    sharding = split_steps(mesh) if steps else split(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

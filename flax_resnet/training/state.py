@@ -92,9 +92,9 @@ def make_state(
     )
 
 
-def check_training(config: Config, model: nn.Module, shapes: TrainState) -> None:
-    """Raises ConfigError where the network cannot train on such batches; traced, not compiled."""
-    size, rows = config.data.image_size, config.train.batch_size
+def check_training(config: Config, model: nn.Module, shapes: TrainState, size: int) -> None:
+    """Raises ConfigError where the network cannot train on batches of images of `size` px; not compiled."""
+    rows = config.train.batch_size
     images = jax.ShapeDtypeStruct((rows, size, size, model.in_channels), jnp.float32)
 
     def forward(params: Any, batch_stats: Any, images: jax.Array) -> Any:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.config import Config
@@ -139,8 +139,7 @@ def make_gradient(
 
         def split(array: jax.Array) -> jax.Array:
             rowwise = array.reshape(rows // parts, parts, *array.shape[1:]).swapaxes(0, 1)
-            by_row = NamedSharding(mesh, PartitionSpec(None, "data"))
-            return jax.lax.with_sharding_constraint(rowwise, by_row)
+            return jax.lax.with_sharding_constraint(rowwise, sharding.split_steps(mesh))
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             images, *rest = part
@@ -249,6 +248,32 @@ def make_train_step(
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
+
+
+def compiled_ahead(
+    train_step: Callable, state: TrainState, data: Any, batches: list[Batch], *taught: Any
+) -> Callable:
+    """Compiles updates for the sizes of image to come, so that no change of size makes the run wait.
+
+    Args:
+      train_step: as `make_train_step` makes it.
+      state: shapes of the state, with shardings.
+      data: a feed's.
+      batches: shapes of a call's batches, one for each size.
+      *taught: as in `make_train_step`.
+
+    Returns:
+      What does as `train_step` does.
+    """
+    programs = {
+        steps["image"].shape: train_step.lower(state, data, steps, *taught).compile()
+        for steps in batches
+    }
+
+    def updates(state: TrainState, data: Any, steps: Any, *taught: Any) -> tuple:
+        return programs.get(steps["image"].shape, train_step)(state, data, steps, *taught)
+
+    return updates
 
 
 def make_eval_step(

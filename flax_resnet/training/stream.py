@@ -1,5 +1,6 @@
 """Batches on the host, as the data room decodes them; unreadable images named, counted and replaced."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
@@ -32,19 +33,27 @@ class HostStream:
         self._source, self._config = source, config
 
     def training(
-        self, stream: Order, *, batch_size: int, start_step: int, total_steps: int, rows: slice
+        self,
+        stream: Order,
+        *,
+        batch_size: int,
+        start_step: int,
+        total_steps: int,
+        rows: slice,
+        image_size: int,
     ) -> Iterator[pipeline.Batch]:
-        """Yields some rows of the global batches from start_step on.
+        """Yields some rows of the global batches from start_step on, of images of a size in pixels.
 
         Raises:
           DataError: more than `data.max_bad_images` images cannot be decoded.
         """
+        config = dataclasses.replace(self._config, image_size=image_size)
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.training_batches(
                 self._source,
                 stream,
-                self._config,
+                config,
                 batch_size=batch_size,
                 start_step=start,
                 total_steps=total_steps,

@@ -1,0 +1,117 @@
+"""Training images that grow over the run: which steps have which, ahead compiled, resumed exactly."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import records_of
+
+from flax_resnet import main
+from flax_resnet.config import freeze
+from flax_resnet.data.arrays import ArraySource
+from flax_resnet.data.order import Order
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.training import sharding
+from flax_resnet.training.feed import StreamingFeed
+from flax_resnet.training.saved import read_run
+from flax_resnet.training.step import compiled_ahead
+
+GROWING = ((0, 8), (1.0, 12), (2.0, 16))
+
+
+def planned(images=64, **sections):
+    config = freeze({"train": {"batch_size": 16, "epochs": 3}, **sections})
+    return config, plan(config, num_train=images, num_eval=1, num_classes=10)
+
+
+def test_sizes_become_steps():
+    assert planned(data={"progressive": GROWING})[1].sizes == ((0, 8), (4, 12), (8, 16))
+    _, made = planned(
+        data={"progressive": ((0, 8), (0.5, 12))},
+        schedule={"unit": "fraction"},
+        train={"batch_size": 16, "epochs": 3, "steps_per_call": 4},
+    )
+    assert made.sizes == ((0, 8), (8, 12))  # step 6 is within a call
+    assert planned(data={"image_size": 20})[1].sizes == ((0, 20),)
+
+
+def test_each_step_has_the_images_of_its_size_from_any_start():
+    """The batches are those of runs at one size, with another size in turn."""
+    config, made = planned(data={"progressive": GROWING, "train_crop": "random_resized"})
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (64, 24, 24, 3)).astype(np.uint8)
+    source, mesh = ArraySource(images, np.arange(64) % 10), sharding.make_mesh()
+
+    def batches(start, sizes):
+        feed = StreamingFeed(source, Order(64, seed=0), config, mesh, sizes=sizes)
+        return [jax.device_get(call) for call in feed.training(start, 12)]
+
+    alone = {size: batches(0, ((0, size),)) for _, size in GROWING}
+    for start in (0, 3, 6, 9):
+        for step, call in enumerate(batches(start, made.sizes), start):
+            size = (8, 12, 16)[step // 4]
+            assert call["image"].shape == (1, 16, size, size, 3)
+            for name, array in alone[size][step].items():
+                np.testing.assert_array_equal(call[name], array)
+
+
+def test_what_is_compiled_ahead_is_what_the_feed_yields():
+    config, made = planned(data={"progressive": GROWING})
+    images = np.zeros((64, 24, 24, 3), np.uint8)
+    source, mesh = ArraySource(images, np.arange(64) % 10), sharding.make_mesh()
+    feed, traced = (
+        StreamingFeed(source, Order(64, seed=0), config, mesh, sizes=made.sizes),
+        [],
+    )
+
+    @jax.jit
+    def step(state, data, steps):
+        traced.append(steps["image"].shape[2])
+        return state + steps["image"].mean(), {"loss": steps["label"].sum()}
+
+    shape = jax.ShapeDtypeStruct((), np.float32, sharding=sharding.replicated(mesh))
+    run = compiled_ahead(step, shape, {}, [feed.abstract(size) for size in (8, 12, 16)])
+    assert traced == [8, 12, 16]
+    state = jax.device_put(np.float32(0), sharding.replicated(mesh))
+    for call in feed.training(0, 12):
+        state, _ = run(state, {}, call)
+    assert traced == [8, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"progressive": ((1, 8), (2, 12))}}, "the first 0"),
+        ({"data": {"progressive": ((0, 8), (2, 12), (1, 16))}}, "ascending"),
+        ({"data": {"progressive": ((0, 8.5),)}}, "a size in pixels"),
+        ({"data": {"progressive": (0, 8)}}, "pairs of a start"),
+        ({"data": {"progressive": ((0, 8), (3, 12))}}, "below the 12 steps"),
+        ({"data": {"progressive": ((0, 8), (0.1, 12))}}, "apart by a call"),
+        (
+            {"data": {"progressive": GROWING, "image_size": 32}, "augment": {"shift": 8}},
+            "below the 8 px",
+        ),
+        ({"data": {"progressive": GROWING}, "train": {"feed": "resident"}}, "images of one size"),
+    ],
+)
+def test_wrong_sizes_are_one_line(sections, words):
+    with pytest.raises(ConfigError, match=words):
+        planned(**sections)
+
+
+@pytest.mark.slow
+def test_a_growing_run_resumes_exactly(tiny, tmp_path, capfd):
+    """In one go, and cut where the size changes and once more within a size."""
+    command = [*tiny, "--config.train.batch_size=120", "--config.data.limit=240"]
+    command += ["--config.data.progressive=((0,8),(1,12))", "--config.data.eval_size=12"]
+    command += ["--config.schedule.name=constant", "--config.schedule.unit=epochs"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main.main([*command, f"--workdir={whole}", "--config.train.epochs=3"]) == 0
+    said = capfd.readouterr().err
+    assert "8x8, 12x12 from step 2 (evaluated at 12x12) px" in said
+    assert "compiling for images of 8, 12 px" in said
+    for epochs in (2, 3):
+        assert main.main([*command, f"--workdir={parts}", f"--config.train.epochs={epochs}"]) == 0
+    one, other = read_run(whole).state, read_run(parts).state
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert records_of(whole, "test")[-1]["loss"] == records_of(parts, "test")[-1]["loss"]
