@@ -190,13 +190,13 @@ def _check_together(config: Config) -> None:
 
 
 def differences(stored: Config, wanted: Config) -> list[str]:
-    """Returns ``key: stored -> wanted`` for every setting that changes the result, bar train.epochs."""
+    """Returns ``key: stored -> wanted`` for every setting that changes the result, bar the length of the run."""
     flat_stored, flat_wanted = flatten(stored), flatten(wanted)
     return [
         f"{key}: {flat_stored[key]!r} -> {flat_wanted[key]!r}"
         for key, field in settings().items()
         if field.metadata["changes_result"]
-        and key != "train.epochs"
+        and key not in ("train.epochs", "train.steps")
         and flat_stored[key] != flat_wanted[key]
     ]
 

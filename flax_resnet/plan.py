@@ -77,13 +77,18 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         calls = math.ceil(max(1, round(epochs * steps)) / config.train.steps_per_call)
         return calls * config.train.steps_per_call
 
-    schedule, total = config.schedule, config.train.epochs * steps
+    schedule, total = config.schedule, config.train.steps or config.train.epochs * steps
+    length = f"train.steps={total}" if config.train.steps else f"train.epochs={config.train.epochs}"
+    if total < config.train.steps_per_call:
+        raise ConfigError(
+            f"train.steps_per_call={config.train.steps_per_call}: must be at most {length}"
+        )
     unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
     warmup, cooldown = round(schedule.warmup * unit), round(schedule.cooldown * unit)
     if warmup + cooldown and warmup + cooldown >= total:
         raise ConfigError(
             f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
-            f"must be below the {total} steps of train.epochs={config.train.epochs}, together"
+            f"must be below the {total} steps of {length}, together"
         )
     for pattern, start in config.optimizer.thaw:
         if round(start * unit) >= total:
@@ -95,7 +100,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     if schedule.drop_until and not 0 < drop_until < total:
         raise ConfigError(
             f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
-            f"below the {total} steps of train.epochs={config.train.epochs}"
+            f"below the {total} steps of {length}"
         )
     calls = config.train.steps_per_call
     sizes = tuple(
@@ -106,7 +111,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     if starts[-1] >= total or len(set(starts)) < len(starts):
         raise ConfigError(
             f"data.progressive={config.data.progressive} {schedule.unit}: starts must be apart by a call of the "
-            f"step, and below the {total} steps of train.epochs={config.train.epochs}"
+            f"step, and below the {total} steps of {length}"
         )
     scale = batch / schedule.base_batch_size
     peak = (

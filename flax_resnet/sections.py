@@ -367,6 +367,9 @@ class Train:
 
     batch_size: int = setting(128, at_least(1), "images per step, over all devices")
     epochs: int = setting(10, within(1, 10**6), "passes over the data; more of them extend a run")
+    steps: int = setting(
+        0, at_least(0), "updates of the run, in place of epochs; 0 for those of the epochs"
+    )
     seed: int = setting(0, within(0, 2**31 - 1), "of weights, order and augmentation")
     matmul_precision: str = setting(
         "default", one_of("default", "tf32", "float32"), "of float32 products on GPU and TPU"

@@ -38,13 +38,13 @@ def test_the_dict_is_locked():
         ("data", "crop_area", (0.9, 0.1), "two ascending numbers"),
         ("augment", "mean", (0.1, 0.2), "3 numbers"),
         ("augment", "mean", ("a", "b", "c"), "numbers"),
-        ("augment", "shift", 8, "below data.image_size=8"),
+        ("augment", "shift", 8, "below the 8 px"),
         ("augment", "shift_padding", "edge", "one of black, reflect"),
         ("augment", "hue", 0.6, "between 0 and 0.5"),
         ("augment", "policy", "autoaugment", "one of none, randaugment, trivialaugment"),
         ("augment", "policy_magnitude", 31, "between 0 and 30"),
         ("augment", "erase_area", (0.4, 0.2), "two ascending numbers"),
-        ("augment", "cutout", 9, "at most data.image_size=8"),
+        ("augment", "cutout", 9, "at most the 8 px"),
         ("augment", "mix_mode", "elem", "one of batch, pair, element"),
         ("model", "norm_groups", 3, "model.norm_scope='ghost'"),
         ("model", "in_channels", 2, "one of 1, 3"),
@@ -91,7 +91,20 @@ def test_plan_drops_the_remainder_of_an_epoch():
         }
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
-    assert result == Plan(1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, 11, 22, 64, 0)
+    assert result == Plan(
+        1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, ((0, 8),), 11, 22, 64, 0
+    )
+
+
+def test_a_run_has_so_many_steps_as_epochs_make_or_as_are_asked_for():
+    config = freeze({"train": {"batch_size": 10, "steps": 25}, "schedule": {"warmup": 1.0}})
+    made = plan(config, num_train=100, num_eval=1, num_classes=10)
+    assert (made.total_steps, made.steps_per_epoch, made.warmup_steps) == (25, 10, 10)
+    longer = freeze({"train": {"batch_size": 10, "steps": 30}, "schedule": {"warmup": 1.0}})
+    assert not differences(config, longer)
+    short = freeze({"train": {"batch_size": 10, "steps": 9}, "schedule": {"warmup": 1.0}})
+    with pytest.raises(ConfigError, match=r"the 9 steps of train.steps=9"):
+        plan(short, num_train=100, num_eval=1, num_classes=10)
 
 
 def test_rules_survive_json():

@@ -39,11 +39,11 @@ def recipe(name, *argument):
     return freeze(module_of(name).get_config(*argument))
 
 
-# File, and network where it takes one; what finetune.py trains is the user's: tests/test_finetune.py.
+# File, and network where it takes one; what is fine-tuned on is the user's: tests/test_finetune.py.
 RECIPES = [
     (name, *network)
     for name in FILES
-    if name != "finetune"
+    if "finetune" not in name
     for network in [(n,) for n in getattr(module_of(name), "NETWORKS", ())] or [()]
 ]
 IDS = [":".join(names) for names in RECIPES]
@@ -76,6 +76,8 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
     size = min(32, config.data.image_size) if stages else 64
     sections = dataclasses.asdict(config)
     sections["data"] |= {"source": "arrays", "image_size": size, "eval_size": 0}
+    if config.data.progressive:
+        sections["data"]["progressive"] = ((0.0, size // 2), (1.0, size))
     schedule = sections["schedule"]
     schedule |= {"unit": "steps", "warmup": float(schedule["warmup"] > 0), "milestones": (1.0, 2.0)}
     sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
@@ -118,3 +120,14 @@ def test_norms_of_the_second_weights_do_not_decay():
     assert not update["bn1"]["scale"].any()
     assert not update["layer1_0"]["downsample_1"]["scale"].any()
     assert update["fc"]["bias"].all()
+
+
+@pytest.mark.parametrize("name", ["finetune", "bit_finetune"])
+def test_fine_tuning_is_of_named_images(name):
+    size = "small," if name == "bit_finetune" else ""
+    made = module_of(name).get_config(f"{size}folder=/flowers")
+    assert (made.data.source, made.data.path) == ("folder", "/flowers")
+    assert module_of(name).get_config(f"{size}tfds=digits").data.name == "digits"
+    for wrong in ("", f"{size}folder=", f"{size}files=/flowers", "tiny,folder=/flowers"):
+        with pytest.raises(ConfigError, match="must be"):
+            module_of(name).get_config(wrong)

@@ -47,7 +47,8 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
             f"computing in {compute_dtype(config.model)}"
         ),
         "steps": (
-            f"{plan.total_steps:,} of {config.train.batch_size} images: {config.train.epochs} epochs of "
+            f"{plan.total_steps:,} of {config.train.batch_size} images: "
+            f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of "
             f"{plan.steps_per_epoch:,}{microbatch}"
         ),
         "loss": ", ".join(loss_terms(config.loss, config.distill)),

@@ -255,8 +255,8 @@ def _finished(
         return None
     if restored.step > plan.total_steps:
         raise WorkdirError(
-            f"train.epochs={config.train.epochs}: workdir {run_dir} has already trained "
-            f"{restored.step / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
+            f"train.epochs={config.train.epochs}, train.steps={config.train.steps}: workdir {run_dir} has "
+            f"already trained {restored.step / plan.steps_per_epoch:.3g} epochs; allowed: as many or more"
         )
     result = _result(records, config, restored.step)
     if result is not None:

@@ -1,0 +1,56 @@
+"""Fine-tuning of BiT's R50x1 by its authors' BiT-HyperRule; the size of the task after the colon, then the images.
+
+python -m flax_resnet.main --config configs/bit_finetune.py:small,folder=/data/flowers --workdir /tmp/flowers
+    small is for fewer than 20,000 images, medium for fewer than 500,000, large for more. folder=/path, csv=/path,
+    or tfds=NAME, as in configs/finetune.py.
+
+Expected: depends on the images; not yet run here.
+Source: Kolesnikov et al. 2020, "Big Transfer", section 3.3. For images of at most 96 px:
+--config.data.image_size=128.
+Cost: 500, 10,000 or 20,000 steps of 512 images of 480 px. Needs BiT's weights, from the hub.
+"""
+
+from flax_resnet.config import default_config
+from flax_resnet.errors import ConfigError
+
+STEPS = {"small": 500, "medium": 10_000, "large": 20_000}
+
+
+def get_config(task: str = ""):
+    """Returns the configuration of a task, such as "small,folder=/path"."""
+    size, _, dataset = task.partition(",")
+    source, _, place = dataset.partition("=")
+    if size not in STEPS or source not in ("folder", "csv", "tfds") or not place:
+        raise ConfigError(
+            f"configs/bit_finetune.py:{task}: must be small, medium or large, a comma, and folder=/path, "
+            "csv=/path or tfds=NAME"
+        )
+    config = default_config()
+    config.data.source = source
+    if source == "tfds":
+        config.data.name = place
+    else:
+        config.data.path = place
+    config.model.name = "resnetv2_50x1_bit"
+    config.model.pretrained = "resnetv2_50x1_bit.goog_in21k"
+    config.augment.mean = (0.5, 0.5, 0.5)
+    config.augment.std = (0.5, 0.5, 0.5)
+    config.data.image_size = 480
+    config.data.train_crop = "random_resized"
+    config.data.crop_area = (0.75, 1.0)  # there, 480 px of 512, anywhere
+    config.data.crop_aspect = (1.0, 1.0)
+    config.data.eval_crop = "resize"
+    config.augment.flip = True
+    config.augment.mixup = 0.0 if size == "small" else 0.1
+    config.optimizer.learning_rate = 0.003
+    config.optimizer.weight_decay = 0.0
+    config.schedule.name = "multi_step"
+    config.schedule.unit = "fraction"
+    config.schedule.milestones = (0.3, 0.6, 0.9)
+    config.schedule.warmup = {"small": 0.2, "medium": 0.05, "large": 0.025}[
+        size
+    ]  # 100 or 500 steps
+    config.train.batch_size = 512
+    config.train.microbatch = "auto"
+    config.train.steps = STEPS[size]
+    return config
