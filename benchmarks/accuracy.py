@@ -1,6 +1,7 @@
 """Accuracy that networks reach on CIFAR-10, over several seeds: python -m benchmarks.accuracy EXPERIMENT
 
     plain_vs_residual --folder runs/accuracy --data /path/to/cifar10
+    fine_tuning --folder runs/accuracy --data /path/to/cifar10 --seeds 0 1 2 3 4
     resnet20 --folder runs/accuracy --data /path/to/cifar10 --output benchmarks/results/accuracy_resnet20.json
 
 The data are a folder of images, train/CLASS/* and test/CLASS/*. Each run is a command of its own, printed before it
@@ -13,6 +14,7 @@ import argparse
 import importlib.util
 import pathlib
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -24,7 +26,8 @@ from benchmarks.arguments import absent, count, folder, output, picture, seed
 from benchmarks.record import write_record
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.source import open_source
-from flax_resnet.errors import UserError, WorkdirError, suggestion
+from flax_resnet.errors import DataError, UserError, WorkdirError, suggestion
+from flax_resnet.training.pretrained import adopted
 from flax_resnet.training.workdir import SUMMARY, read_config, read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,12 +48,20 @@ class Row(NamedTuple):
       config: file of the configuration, with its argument after a colon.
       overrides: by dotted key, beside those of `DATA`.
       system: of `SYSTEMS`.
+      classes: that are trained and evaluated on; none for all.
+      images: of each of these to train on, the first by name; 0 for all.
+      start: label of the row whose network is fine-tuned, that of the first seed; "" for none.
+      once: whether the first seed alone is run.
     """
 
     label: str
     config: str
     overrides: Mapping[str, Any]
     system: str = "flax_resnet"
+    classes: tuple[str, ...] = ()
+    images: int = 0
+    start: str = ""
+    once: bool = False
 
 
 def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
@@ -59,6 +70,16 @@ def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
 
 
 TWELVE = {"train.epochs": 12}
+FIRST = ("airplane", "automobile", "bird", "cat", "deer")
+LAST = ("dog", "frog", "horse", "ship", "truck")
+FEW = {
+    "train.epochs": 60,
+    "train.batch_size": 50,
+    "train.eval_every": 20,
+    "train.checkpoint_every": 60,
+    "train.eval_batch_size": 1000,
+}
+CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.shift": 4}
 EXPERIMENTS = {
     # He et al. 2016, figure 6: deeper is worse without shortcuts, and better with them.
     "plain_vs_residual": [
@@ -69,6 +90,21 @@ EXPERIMENTS = {
     "resnet20": [
         he2016("resnet20", TWELVE | {"average.decay": 0.99, "average.recalibrate": 16}),
         he2016("resnet20", TWELVE)._replace(label="torch", system="torch"),
+    ],
+    # Five classes with 50 images each, by a network that has learned the five others, and from scratch.
+    "fine_tuning": [
+        he2016("resnet20", {"train.epochs": 8})._replace(
+            label="pretrained", classes=FIRST, once=True
+        ),
+        he2016("resnet20", FEW)._replace(label="scratch", classes=LAST, images=50),
+        Row(
+            "fine-tuned",
+            "configs/finetune.py:folder=images",
+            FEW | CIFAR,
+            classes=LAST,
+            images=50,
+            start="pretrained",
+        ),
     ],
 }
 
@@ -178,6 +214,8 @@ def main() -> None:
         runs = planned(args)
         results = [read(run) for run in runs if run.finished]
         waiting = [] if args.collect else startable(runs)
+        for run in waiting:
+            link_images(pathlib.Path(args.data), run)
         for train in (True, False) if waiting else ():
             open_source(configuration(waiting[0]).data, train=train)
         for run in waiting:
@@ -203,16 +241,40 @@ def planned(args: argparse.Namespace) -> list[Run]:
     common = DATA | {"data.path": args.data}
     chosen = {"train.epochs": args.epochs, "data.limit": args.limit}
     chosen = {key: value for key, value in chosen.items() if value}
-    return [
-        Run(
-            row,
-            number,
-            args.folder / args.experiment / row.label / str(number),
-            common | {"train.seed": number} | dict(row.overrides) | chosen,
-        )
-        for number in dict.fromkeys(args.seeds)
-        for row in EXPERIMENTS[args.experiment]
-    ]
+    place, seeds = args.folder / args.experiment, list(dict.fromkeys(args.seeds))
+
+    def run(row: Row, number: int) -> Run:
+        own = {"train.seed": number, **row.overrides}
+        if row.classes:
+            own["data.path"] = str(place / "images" / f"{'_'.join(row.classes)}_{row.images}")
+        if row.start:
+            own["model.pretrained"] = str(place / row.start / str(seeds[0]))
+        return Run(row, number, place / row.label / str(number), common | own | chosen)
+
+    rows = EXPERIMENTS[args.experiment]
+    return [run(row, n) for n in seeds for row in rows if n == seeds[0] or not row.once]
+
+
+def link_images(data: pathlib.Path, run: Run) -> None:
+    """Makes the folder of some classes of which a run is, by links to the images.
+
+    Raises:
+      DataError: a class is not there.
+    """
+    target, row = pathlib.Path(run.overrides["data.path"]), run.row
+    if not row.classes or target.exists():
+        return
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for split, most in (("train", row.images), ("test", 0)):
+        for name in row.classes:
+            files = sorted((data / split / name).glob("*"))
+            if not files:
+                raise DataError(f"--data={data}: has no {split}/{name}/")
+            (part / split / name).mkdir(parents=True)
+            for file in files[: most or len(files)]:
+                (part / split / name / file.name).symlink_to(file.resolve())
+    part.rename(target)
 
 
 def startable(runs: Sequence[Run]) -> list[Run]:
@@ -267,6 +329,8 @@ def read(run: Run) -> Result:
       WorkdirError: it was trained with another configuration, or is not complete.
     """
     stored, wanted = read_config(run.folder), configuration(run)
+    if stored and run.row.start:
+        wanted = adopted(wanted, stored)
     changed = differences(stored, wanted) if stored else ["no configuration"]
     if stored and stored.train.epochs != wanted.train.epochs:
         changed.append(f"train.epochs: {stored.train.epochs} -> {wanted.train.epochs}")

@@ -1,7 +1,9 @@
 """The benchmark of accuracy: what it runs, what it keeps, and its tables from made-up records."""
 
+import argparse
 import io
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from benchmarks import accuracy, accuracy_torch
 from flax_resnet.config import freeze
-from flax_resnet.errors import ConfigError
+from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.training import workdir
 
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
@@ -100,16 +102,51 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
     from flax_resnet import command
 
     for experiment in accuracy.EXPERIMENTS:
-        for row in accuracy.EXPERIMENTS[experiment]:
-            overrides = accuracy.DATA | row.overrides | {"train.seed": 2, "data.path": "a folder"}
-            run = accuracy.Run(row, 2, tmp_path, overrides)
+        args = argparse.Namespace(
+            experiment=experiment, folder=tmp_path, data="a folder", seeds=[2], epochs=0, limit=0
+        )
+        for run in accuracy.planned(args):
             values, argv = flags.FlagValues(), command.resolve_config(run.command[2:])
             command.define_config(values, argv)
             command.define_common(values)
             flags.DEFINE_string("workdir", "", "", flag_values=values)
             values(["program", *argv])
             assert command.frozen_config(values) == accuracy.configuration(run)
-            assert values["workdir"].value == str(tmp_path)
+            assert values["workdir"].value == str(run.folder)
+
+
+def test_fine_tuning_starts_from_the_first_seeds_network_on_a_few_images_of_other_classes(tmp_path):
+    for split, count in (("train", 60), ("test", 3)):
+        for name in accuracy.FIRST + accuracy.LAST:
+            (tmp_path / "all" / split / name).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / "all" / split / name / f"{number:02}.jpg").touch()
+    args = argparse.Namespace(
+        experiment="fine_tuning",
+        folder=tmp_path,
+        data=str(tmp_path / "all"),
+        seeds=[1, 2],
+        epochs=0,
+        limit=0,
+    )
+    runs = {(run.row.label, run.seed): run for run in accuracy.planned(args)}
+    assert set(runs) == {
+        ("pretrained", 1),
+        *((row, seed) for row in ("scratch", "fine-tuned") for seed in (1, 2)),
+    }
+    tuned, begun = runs["fine-tuned", 2], runs["pretrained", 1]
+    assert tuned.overrides["model.pretrained"] == str(begun.folder)
+    assert tuned.overrides["data.path"] == runs["scratch", 2].overrides["data.path"]
+    for run, names, count in ((tuned, accuracy.LAST, 50), (begun, accuracy.FIRST, 60)):
+        accuracy.link_images(tmp_path / "all", run)
+        folder = pathlib.Path(run.overrides["data.path"])
+        assert sorted(p.name for p in (folder / "train").iterdir()) == sorted(names)
+        assert len(list(folder.glob("train/*/*.jpg"))) == 5 * count
+        assert len(list(folder.glob("test/*/*.jpg"))) == 5 * 3
+    with pytest.raises(DataError, match="has no train/airplane/"):
+        accuracy.link_images(
+            tmp_path / "none", begun._replace(overrides={"data.path": tmp_path / "x"})
+        )
 
 
 def test_only_what_is_missing_is_trained(tmp_path, monkeypatch, capsys, photographs):
