@@ -8,6 +8,7 @@ import pytest
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
+from flax_resnet.training.description import schedule_terms
 from flax_resnet.training.schedule import learning_rate
 
 
@@ -93,3 +94,14 @@ def test_a_schedule_longer_than_the_run_is_refused(section):
         ConfigError, match=r"schedule.warmup=.*: must be below the 100 steps of train.epochs=10"
     ):
         rates(section)
+
+
+def test_the_plan_tells_milestones_after_the_end():
+    config = freeze(
+        {
+            "train": {"batch_size": 10, "epochs": 10},
+            "schedule": {"name": "multi_step", "milestones": (5.0, 30.0)},
+        }
+    )
+    made = plan(config, num_train=100, num_eval=1, num_classes=2)
+    assert "multi-step x 0.1 at 50, 300 (after the end)" in schedule_terms(config, made)

@@ -134,7 +134,11 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
     if falls:
         shape += f" to {schedule.final * peak:.3g}"
     if schedule.name == "multi_step":
-        shape += f" x {schedule.factor:g} at " + ", ".join(f"{step:,}" for step in plan.milestones)
+        drops = (
+            f"{step:,}{'' if step < plan.total_steps else ' (after the end)'}"
+            for step in plan.milestones
+        )
+        shape += f" x {schedule.factor:g} at {', '.join(drops)}"
     rows = [
         (True, f"peak {peak:.3g}{scaled if schedule.batch_scaling != 'none' else ''}"),
         (
