@@ -1,12 +1,15 @@
 """How many images' gradient is computed at once: the whole batch, a number, or as many as memory holds."""
 
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config
@@ -52,9 +55,9 @@ def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
     Raises:
       ConfigError: not even the smallest does.
     """
-    parts, size, limit = 1, config.train.batch_size, USABLE * available_memory()
+    parts, size, limit = 1, config.train.batch_size, USABLE * _least(available_memory())
     while True:
-        need = needed_memory(lower(parts).compile()) * (mesh.size if _shared() else 1)
+        need = _need(lower(parts)) * (len(jax.local_devices()) if _shared() else 1)
         told = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
         if need <= limit:
             log.info("microbatch: %d images, %s", size // parts, told)
@@ -67,6 +70,24 @@ def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
                 "model, or model.remat='block'"
             )
         parts *= 2
+
+
+def _least(amount: int) -> float:
+    """Returns the least of all processes' amounts, so that all choose alike."""
+    if jax.process_count() == 1:
+        return amount
+    return float(multihost_utils.process_allgather(np.float32(amount)).min())
+
+
+def _need(lowered: Any) -> float:
+    try:
+        return needed_memory(lowered.compile())
+    except (
+        jax.errors.JaxRuntimeError
+    ) as error:  # where what is tried out while compiling does not fit
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
 
 
 def needed_memory(compiled: Any) -> int:
