@@ -2,7 +2,7 @@
 
 python -m flax_resnet.main --config configs/bit_finetune.py:small,folder=/data/flowers --workdir /tmp/flowers
     small is for fewer than 20,000 images, medium for fewer than 500,000, large for more. folder=/path, csv=/path,
-    or tfds=NAME, as in configs/finetune.py.
+    or tfds=NAME, as in configs/finetune.py. Fewer than 512 images need a smaller --config.train.batch_size.
 
 Expected: depends on the images; not yet run here.
 Source: Kolesnikov et al. 2020, "Big Transfer", section 3.3. For images of at most 96 px:
@@ -46,11 +46,14 @@ def get_config(task: str = ""):
     config.optimizer.weight_decay = 0.0
     config.schedule.name = "multi_step"
     config.schedule.unit = "fraction"
-    config.schedule.milestones = (0.3, 0.6, 0.9)
+    config.schedule.milestones = (0.4, 0.6, 0.8) if size == "small" else (0.3, 0.6, 0.9)
     config.schedule.warmup = {"small": 0.2, "medium": 0.05, "large": 0.025}[
         size
     ]  # 100 or 500 steps
     config.train.batch_size = 512
     config.train.microbatch = "auto"
     config.train.steps = STEPS[size]
+    # Of a small set an epoch is a step or a few.
+    every = {"small": 25.0, "medium": 10.0, "large": 1.0}[size]
+    config.train.eval_every = config.train.checkpoint_every = every
     return config

@@ -167,6 +167,18 @@ def _check_together(config: Config) -> None:
                 f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
                 f"numbers, as model.in_channels={config.model.in_channels}"
             )
+    unset = Distill()
+    for field in dataclasses.fields(Distill):
+        value = getattr(config.distill, field.name)
+        if not config.distill.teacher and value != getattr(unset, field.name):
+            raise ConfigError(
+                f"distill.{field.name}={value!r}: goes with distill.teacher; there is none"
+            )
+    if config.average.recalibrate and config.data.progressive:
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: measures on the run's first images, whose size "
+            "data.progressive changes; allowed: 0, which averages the statistics as the weights"
+        )
     if config.average.recalibrate and not config.average.decay:
         raise ConfigError(
             f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"

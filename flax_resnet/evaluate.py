@@ -10,7 +10,7 @@ python -m flax_resnet.evaluate --model resnet50.a1_in1k --dataset imagenet2012
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     record, counts, names = run(given["model"] or given["workdir"], **options)
     if file and counts is None:
         raise ConfigError(
-            f"--confusion={file}: {len(names)} classes, at most {confusion.MOST_CLASSES}"
+            f"--confusion={file}: not of {len(names)} classes; at most {confusion.MOST_CLASSES}"
         )
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     where = f"{record['split']} ({record['count']} images), {what}"
@@ -129,7 +129,7 @@ def evaluate_run(
     metrics, counts = _measure(run.model, config, source, run.state, batch_size)
     record = {"step": run.step, "split": split, **metrics}
     append_record(pathlib.Path(workdir).expanduser(), EVALUATIONS, record)
-    return Evaluation(record, counts, run.class_names)
+    return Evaluation(record, counts, _named(run.class_names, run.model.num_classes))
 
 
 def evaluate_model(
@@ -178,7 +178,12 @@ def evaluate_model(
     state = TrainState(jnp.int32(0), **variables, opt_state=(), average={})
     metrics, counts = _measure(classifier.model, config, opened, state, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
-    return Evaluation(record, counts, classifier.class_names)
+    return Evaluation(record, counts, _named(classifier.class_names, classifier.model.num_classes))
+
+
+def _named(names: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Returns a name for each of `count` logits, of which a run may have more than its data have classes."""
+    return names + tuple(f"class {number}" for number in range(len(names), count))
 
 
 def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
@@ -197,6 +202,14 @@ def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> 
         raise DataError(f"{where} has the class {odd[0]!r} where the weights have {odd[1]!r}")
 
 
+def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:
+    """Yields batches. Raises DataError at an image without a label, which TFDS says by -1."""
+    for batch in batches:
+        if min(int(part.data.min()) for part in batch["label"].addressable_shards) < 0:
+            raise DataError(f"split {split!r} has images without a label")
+        yield batch
+
+
 def _measure(
     model: Any, config: Any, source: Any, state: Any, batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
@@ -208,6 +221,7 @@ def _measure(
 
     mesh = sharding.make_mesh()
     batches = every_example(source, config, mesh, batch_size=batch_size)
+    batches = _labelled(batches, config.data.eval_split)
     drawn = model.num_classes <= confusion.MOST_CLASSES
     step = make_eval_step(config, model, mesh, confusion=drawn)
     sums = total(step, state, {}, batches)

@@ -94,7 +94,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         if round(start * unit) >= total:
             raise ConfigError(
                 f"optimizer.thaw: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps of "
-                f"train.epochs={config.train.epochs}; to freeze for good, optimizer.learning_rate_rules with 0"
+                f"{length}; to freeze for good, optimizer.learning_rate_rules with 0"
             )
     drop_until = round(schedule.drop_until * unit)
     if schedule.drop_until and not 0 < drop_until < total:

@@ -289,7 +289,7 @@ class Optimizer:
     thaw: tuple = setting(
         (),
         PARAMETER_RULES,
-        "rules for when a parameter begins to learn, in schedule.unit: until then it is frozen",
+        "rules for when a parameter begins to learn, in schedule.unit: until then its learning rate is 0",
     )
     layer_decay: float = setting(
         1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"

@@ -33,6 +33,7 @@ def test_the_dict_is_locked():
         ("optimizer", "learning_rate", -0.1, "above 0"),
         ("optimizer", "learning_rate", float("nan"), "above 0"),
         ("optimizer", "momentum", 1.5, "between 0 and 0.9999"),
+        ("distill", "temperature", 4.0, "goes with distill.teacher"),
         ("data", "source", "folders", "one of tfds, folder"),
         ("data", "source", "folder", "data.path"),
         ("data", "crop_area", (0.9, 0.1), "two ascending numbers"),

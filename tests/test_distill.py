@@ -99,14 +99,20 @@ def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
         (
             "0123456789",
             ["--config.model.num_classes=12"],
-            "has 10 classes; must be the dataset's 12",
+            "has 10 classes, 0, 1, 2 ...; must be the dataset's 12",
         ),
-        ("0123456798", [], "has 10 classes; must be the dataset's 10, in the same order"),
+        ("0123456798", [], "has 10 classes, 0, 1, 2 ...; must be the dataset's 10"),
+        ("abcdefghij", [], "has 10 classes, a, b, c ...; must be the dataset's 10, 0, 1, 2"),
         ("0123456789", ["--config.model.in_channels=1"], "images of 3 channels"),
         (
             "0123456789",
             ["--config.distill.teacher=weights.pth"],
-            "distill.teacher_model='': must name the network",
+            "distill.teacher_model='': must name the network that the file distill.teacher=",
+        ),
+        (
+            "0123456789",
+            ["--config.distill.teacher=runs/none"],
+            "is neither a run folder nor a file",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -185,6 +186,19 @@ def test_a_run_that_stalls_stops_and_is_finished(stopped, capfd):
     assert main.main(command) == 0
     assert "finished" in capfd.readouterr().err
     assert len(records_of(workdir, "test")) == len(losses)
+
+
+def test_a_stopped_run_goes_on_by_force(stopped, tmp_path, capfd):
+    """The evaluations before do not count: it stops again after its patience, or a better one."""
+    workdir, command = stopped
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    before = len(records_of(again, "test"))
+    forced = [c if "workdir" not in c else f"--workdir={again}" for c in command]
+    assert main.main([*forced, "--resume=force", "--config.optimizer.learning_rate=1e-9"]) == 0
+    assert len(records_of(again, "test")) > before
+    train = records_of(again, "train")
+    assert train[-1]["step"] == records_of(again, "test")[-1]["step"]
 
 
 def test_the_best_checkpoint_is_the_one_of_the_least_loss(stopped):

@@ -26,7 +26,7 @@ def test_the_platform_says_what_auto_is(monkeypatch):
         assert compute_dtype(Model(dtype="float16")) == "float16"
 
 
-def trained(dtype, steps=3, factor=None):
+def trained(dtype, steps=3, factor=None, parts=1):
     """A small network after some steps, with what they measured."""
     config = freeze(
         {
@@ -47,7 +47,7 @@ def trained(dtype, steps=3, factor=None):
         "image": draw.integers(0, 256, (1, ROWS, 8, 8, 3), np.uint8),
         "label": draw.integers(0, 10, (1, ROWS)).astype(np.int32),
     }
-    step, measured = make_train_step(config, model, optimizer, mesh), []
+    step, measured = make_train_step(config, model, optimizer, mesh, parts=parts), []
     state = jax.device_put(state, sharding.replicated(mesh))
     for _ in range(steps):
         state, metrics = step(state, {}, sharding.place(batch, mesh, steps=True))
@@ -67,8 +67,9 @@ def test_float16_learns_as_float32_does():
         np.testing.assert_allclose(a, b, atol=0.01)
 
 
-def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor():
-    first, state, measured = trained("float16", steps=1, factor=2.0**24)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(parts):
+    first, state, measured = trained("float16", steps=1, factor=2.0**24, parts=parts)
     assert np.isfinite(measured[0]["loss"])
     assert int(state.step) == 1
     assert state.loss_scale == {"factor": 2.0**23, "steps": 0}

@@ -13,9 +13,9 @@ import optax
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.sections import Augment, Data, Model
-from flax_resnet.training.pretrained import adopted, fill, is_file, open_pretrained
+from flax_resnet.training.pretrained import adopted, fill, open_pretrained
 from flax_resnet.training.state import build_model
-from flax_resnet.weights import classes_of
+from flax_resnet.weights import classes_of, imagenet_classes
 
 log = logging.getLogger("flax_resnet")
 Array = jax.Array
@@ -51,25 +51,20 @@ def open_teacher(
       UserError: there are no such weights.
     """
     section, own = config.distill, config.augment
-    if is_file(section.teacher) and not section.teacher_model:
-        raise ConfigError(
-            f"distill.teacher_model='': must name the network of the file distill.teacher={section.teacher!r}"
-        )
     model = Model(name=section.teacher_model, pretrained=section.teacher, dtype=config.model.dtype)
     asked = Config(model=model, data=Data(image_size=0), augment=Augment(mean=(), std=()))
-    tensors, about = open_pretrained(asked)
+    tensors, about = open_pretrained(asked, ("distill.teacher", "distill.teacher_model"))
     theirs = adopted(asked, about)
     if len(about.mean) != len(own.mean):
         raise ConfigError(
             f"distill.teacher={section.teacher!r}: takes images of {len(about.mean)} channels, not of "
             f"model.in_channels={len(own.mean)}"
         )
-    names, classes = tuple(about.class_names), classes_of(tensors)
-    shuffled = names != tuple(class_names) and sorted(names) == sorted(class_names)
-    if classes != num_classes or shuffled:
+    classes = classes_of(tensors)
+    if classes != num_classes or not _same(about.class_names, class_names):
         raise ConfigError(
-            f"distill.teacher={section.teacher!r}: has {classes} classes; must be the dataset's {num_classes}, in "
-            "the same order"
+            f"distill.teacher={section.teacher!r}: has {classes} classes, {_first(about.class_names)}; must be the "
+            f"dataset's {num_classes}, {_first(class_names)}, in the same order"
         )
     network = build_model(theirs, classes)
     scale = np.array(own.std) / np.array(about.std)
@@ -77,6 +72,18 @@ def open_teacher(
     scale, offset = (x.astype(np.float32).reshape(1, 1, 1, -1) for x in (scale, offset))
     log.info("learning from %s, %s", section.teacher, about.name)
     return Teacher(network, scale, offset), fill(network, tensors)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "unnamed"
+
+
+def _same(theirs: Sequence[str], own: Sequence[str]) -> bool:
+    """Whether classes are the same in the same order, so far as the teacher names them."""
+    theirs, own = tuple(theirs), tuple(own)
+    unnamed = theirs in ((), tuple(map(str, range(len(theirs)))))
+    # The hub's ImageNet weights have names in words, or the like, for what datasets name by WordNet's ids.
+    return unnamed or theirs == own or own == imagenet_classes()[0]
 
 
 def divergence_sum(logits: Array, taught: Array, temperature: float) -> Array:

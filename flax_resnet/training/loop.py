@@ -91,10 +91,8 @@ def train(
 
     # What can be refused is refused before anything is compiled or written: network, data, folder.
     before = workdir.read_config(run_dir) if run_dir is not None else None
-    weights = open_pretrained(config) if config.model.pretrained and not before else None
-    if before or weights:
-        config = adopted(config, before or weights.about)
-    build_model(config, config.model.num_classes or 1)
+    if config.model.name:
+        build_model(config, config.model.num_classes or 1)
     given = config.data.source == "arrays"
     if any((source is not None) != given for source in (train_source, eval_source)):
         raise ConfigError(
@@ -106,6 +104,9 @@ def train(
         eval_source = open_source(config.data, train=False)
     if train_source.class_names != eval_source.class_names:
         raise DataError("the classes to evaluate on are not those to train on, or in another order")
+    weights = open_pretrained(config) if config.model.pretrained and not before else None
+    if before or weights:
+        config = adopted(config, before or weights.about)
     stream = make_order(train_source, config)
     resident = config.keeps_resident(stream.epoch_size, config.data.train_crop)
     plan = make_plan(
@@ -122,7 +123,7 @@ def train(
 
     model = build_model(config, plan.num_classes)
     teacher, taught = None, ()
-    if config.distill.teacher:
+    if config.distill.teacher and not before:  # of a run that may be finished, later
         teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
@@ -143,9 +144,12 @@ def train(
                 f"workdir {run_dir} was trained on other data ({changed}): name another workdir, or go on "
                 "with --resume=force"
             )
-        finished = _finished(restored, run_dir, plan, config)
+        judged_from = restored.step + 1 if restored and resume == "force" else 0
+        finished = _finished(restored, run_dir, plan, config, judged_from)
         if finished is not None:
             return finished
+        if config.distill.teacher and not teacher:
+            teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
         log.info("%s", describe(config, plan, shapes, resident=resident))
         if restored is None:
@@ -164,9 +168,8 @@ def train(
             # Of other data, or of data that may be others, the list says nothing.
             known = {} if resume == "force" else restored.run["bad_images"]
             bad = {int(k): v for k, v in known.items()}
-            parts = (
-                parts or restored.run["parts"]
-            )  # what was chosen, so that the resumption is exact
+            kept = None if resume == "force" else restored.run["parts"]
+            parts = parts or kept  # what was chosen, so that the resumption is exact
             log.info(
                 "going on from checkpoint %d (epoch %.3g)", start, start / plan.steps_per_epoch
             )
@@ -209,6 +212,7 @@ def train(
             plan=plan,
             folder=run_dir,
             checkpoints=checkpoints,
+            judged_from=judged_from,
             train_step=train_step,
             taught=taught,
             parts=parts,
@@ -243,14 +247,25 @@ def make_order(source: Source, config: Config) -> Order:
 
 
 def _finished(
-    restored: Restored | None, run_dir: pathlib.Path, plan: Plan, config: Config
+    restored: Restored | None,
+    run_dir: pathlib.Path,
+    plan: Plan,
+    config: Config,
+    judged_from: int,
 ) -> Result | None:
-    """Says so, and returns the result, where the last checkpoint is already the end of the plan."""
+    """Says so, and returns the result, where the last checkpoint is the end of the plan, or an early one.
+
+    Evaluations before the step `judged_from` do not count for an early end.
+    """
     if restored is None:
         return None
     split = config.data.eval_split
     records = [r for r in workdir.read_records(run_dir) if r["step"] <= restored.step]
-    scores = [score(r, config.train.judged_by) for r in records if r["split"] == split]
+    scores = [
+        score(r, config.train.judged_by)
+        for r in records
+        if r["split"] == split and r["step"] >= judged_from
+    ]
     if restored.step < plan.total_steps and not has_stalled(scores, config.train.early_stopping):
         return None
     if restored.step > plan.total_steps:
@@ -268,7 +283,9 @@ def _finished(
             ", stopped early" if stopped else "",
             100 * result.final_top1,
             split,
-            "a larger train.early_stopping goes on" if stopped else "more epochs extend it",
+            "a larger train.early_stopping goes on"
+            if stopped
+            else f"{'a larger train.steps extends' if config.train.steps else 'more epochs extend'} it",
         )
     return result
 

@@ -55,9 +55,9 @@ def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
     Raises:
       ConfigError: not even the smallest does.
     """
-    parts, size, limit = 1, config.train.batch_size, USABLE * _least(available_memory())
+    parts, size, limit = 1, config.train.batch_size, USABLE * -_most(-available_memory())
     while True:
-        need = _need(lower(parts)) * (len(jax.local_devices()) if _shared() else 1)
+        need = _most(_need(lower(parts)) * (len(jax.local_devices()) if _shared() else 1))
         told = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
         if need <= limit:
             log.info("microbatch: %d images, %s", size // parts, told)
@@ -72,11 +72,11 @@ def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
         parts *= 2
 
 
-def _least(amount: int) -> float:
-    """Returns the least of all processes' amounts, so that all choose alike."""
+def _most(amount: float) -> float:
+    """Returns the most of all processes' amounts, so that all choose alike."""
     if jax.process_count() == 1:
         return amount
-    return float(multihost_utils.process_allgather(np.float32(amount)).min())
+    return float(multihost_utils.process_allgather(np.float32(amount)).max())
 
 
 def _need(lowered: Any) -> float:
@@ -106,7 +106,7 @@ def _shared() -> bool:
 
 
 def available_memory() -> int:
-    """Returns the bytes that a GPU gives to JAX, or that Linux could still give to this process; else no limit."""
+    """Returns the bytes that a GPU gives to JAX, or that Linux has left, of the whole machine; else no limit."""
     if not _shared():
         limits = [
             (device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()
@@ -116,4 +116,5 @@ def available_memory() -> int:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return sys.maxsize
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return next(found, sys.maxsize)

@@ -95,10 +95,9 @@ KINDS = {
 def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
     """Returns the configured optimizer.
 
-    In order: the gradient of what is still frozen becomes 0; the gradient is clipped; coupled decay adds
-    ``weight_decay w``; the optimizer scales; decoupled decay adds ``weight_decay w``; layers' updates are fitted to
-    their weights (lars, lamb); all is multiplied by the learning rate, and each parameter's own factor of it; what
-    is still frozen stays.
+    In order: the gradient is clipped; coupled decay adds ``weight_decay w``; the optimizer scales; decoupled decay
+    adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
+    learning rate, and each parameter's own factor of it, which is 0 until it thaws.
 
     Raises (where it is initialised):
       ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
@@ -126,13 +125,11 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
         return update + strength * param if strength else update
 
     def starts(params: optax.Params) -> Any:
-        rules = tuple((pattern, round(start * plan.unit)) for pattern, start in section.thaw)
-        return factors(params, rules, "optimizer.thaw", otherwise=0)
+        found = factors(params, section.thaw, "optimizer.thaw", otherwise=0)
+        return jax.tree.map(lambda start: round(start * plan.unit), found)
 
-    thaw = _from_step(starts) if section.thaw else optax.identity()
     decay = _with_params(decayed, decay_factors)
     return optax.chain(
-        thaw,
         optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
         optax.masked(optax.adaptive_grad_clip(section.clip_adaptive), outside_head)
         if section.clip_adaptive
@@ -143,8 +140,8 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
         optax.masked(kind.trust(section), decays) if kind.trust else optax.identity(),
         _with_params(lambda update, param, factor: update * factor, rate_factors),
         optax.scale_by_learning_rate(learning_rate(config, plan)),
+        _from_step(starts) if section.thaw else optax.identity(),
         kind.finish(section) if kind.finish else optax.identity(),
-        thaw,
     )
 
 

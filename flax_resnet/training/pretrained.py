@@ -116,6 +116,7 @@ def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> d
             "tag": "",
             "num_classes": model.num_classes,
             "input_size": [model.in_channels, size, size],
+            "test_input_size": [model.in_channels, *2 * [data.eval_size or size]],
             "crop_pct": 1.0 if whole else data.eval_crop_fraction,
             "crop_mode": "squash" if whole else "center",
             "interpolation": data.interpolation,
@@ -133,34 +134,42 @@ def open_run(path: str | pathlib.Path) -> Weights:
     return Weights(to_torch(variables), about)
 
 
-def open_pretrained(config: Config) -> Weights:
+def open_pretrained(
+    config: Config, keys: tuple[str, str] = ("model.pretrained", "model.name")
+) -> Weights:
     """Reads the weights that `model.pretrained` names: a run's, a file's, or timm's.
+
+    Args:
+      config: whose section `model` names weights, and their network or "".
+      keys: what errors call the two.
 
     Raises:
       ConfigError: they are of another network than `model.name`.
       UserError: there are no such weights.
     """
-    name, text = config.model.name, config.model.pretrained
+    (key, name_key), name, text = keys, config.model.name, config.model.pretrained
 
     def check(network: str) -> None:
         if name not in ("", network):
             raise ConfigError(
-                f"model.pretrained={text!r}: is of {network}, not of model.name={name!r}; allowed: weights "
-                f"of {name}, a run of it, a file of it, or model.name='' for the network of the weights"
+                f"{key}={text!r}: is of {network}, not of {name_key}={name!r}; allowed: weights of {name}, a run "
+                f"of it, a file of it, or {name_key}='' for the network of the weights"
             )
 
     if is_run(text):
         weights = open_run(text)
         check(weights.about.model)
         return weights
-    if not is_file(text):
-        check(text.partition(".")[0])  # a wrong name costs no download
-        return open_weights(text)
-    if not name:
-        raise ConfigError(
-            f"model.name='': must name the network that the file model.pretrained={text!r} holds"
-        )
-    return open_weights(name, text)
+    if is_file(text):
+        if not name:
+            raise ConfigError(
+                f"{name_key}='': must name the network that the file {key}={text!r} holds"
+            )
+        return open_weights(name, text)
+    if "/" in text or text.startswith("~"):
+        raise ConfigError(f"{key}={text!r}: is neither a run folder nor a file of weights")
+    check(text.partition(".")[0])  # a wrong name costs no download
+    return open_weights(text)
 
 
 def adopted(config: Config, source: Pretrained | Config) -> Config:

@@ -32,6 +32,7 @@ class Run:
       plan: what it means for the data.
       folder: the run folder.
       checkpoints: of the run folder.
+      judged_from: evaluations before this step do not count for an early stop.
       train_step: as `make_train_step` makes it.
       taught: the variables of the teacher, or nothing.
       parts: into which it divides a batch.
@@ -47,6 +48,7 @@ class Run:
     plan: Plan
     folder: pathlib.Path
     checkpoints: Checkpoints
+    judged_from: int
     train_step: Any
     taught: tuple
     parts: int
@@ -88,6 +90,8 @@ class Run:
                         state = self._recalibrated(state)
                     metrics = self._evaluate(state, step) if evaluates else None
                     ends = step == plan.total_steps or (evaluates and self._has_stalled())
+                    if ends:
+                        self._write_window(step)
                     if saves or ends:
                         self._save(state, step, metrics)
                     if ends:
@@ -130,11 +134,19 @@ class Run:
         record["images_per_second"] = len(self._window) * train.batch_size / sum(self._seconds)
         self._progress.advance(record)
         if step % train.log_every == 0 or step == plan.total_steps:
-            record["learning_rate"] = float(self.learning_rate(step - 1))
-            self._writer.write(step, step / plan.steps_per_epoch, "train", record)
-            self._progress.record(step, "train", record)
-            self._window.clear()
-            self._seconds.clear()
+            self._write_window(step)
+
+    def _write_window(self, step: int) -> None:
+        """Writes the record of the steps since the last, if there were any."""
+        if not self._window:
+            return
+        record, size = mean(self._window), self.config.train.batch_size
+        record["images_per_second"] = len(self._window) * size / sum(self._seconds)
+        record["learning_rate"] = float(self.learning_rate(step - 1))
+        self._writer.write(step, step / self.plan.steps_per_epoch, "train", record)
+        self._progress.record(step, "train", record)
+        self._window.clear()
+        self._seconds.clear()
 
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Measures the batch statistics of the averaged weights: always on the first batches of the run."""
@@ -160,7 +172,9 @@ class Run:
 
     def _has_stalled(self) -> bool:
         train, split = self.config.train, self.config.data.eval_split
-        records = (r for r in self._writer.records if r["split"] == split)
+        records = (
+            r for r in self._writer.records if r["split"] == split and r["step"] >= self.judged_from
+        )
         return has_stalled([score(r, train.judged_by) for r in records], train.early_stopping)
 
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
