@@ -124,7 +124,14 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# The quickest of each kind; the others take half a minute each to compile.
+QUICK = ("basic, at the head", "AlexNet", "VGG")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NETWORKS],
+)
 def test_the_factor_multiplies_both_rates_in_one_program(name):
     """At 0, 1/2 and 1, the network whose rates are that much; at 1, its gradient too."""
     network, options = NETWORKS[name]

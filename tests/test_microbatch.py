@@ -146,6 +146,7 @@ RUN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
     """Of 16 images, eight devices divide two parts; once chosen, what memory there is does not matter."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]

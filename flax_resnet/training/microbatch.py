@@ -57,7 +57,7 @@ def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
     """
     parts, size, limit = 1, config.train.batch_size, USABLE * -_most(-available_memory())
     while True:
-        need = _most(_need(lower(parts)) * (len(jax.local_devices()) if _shared() else 1))
+        need = _most(_need(lower(parts)) * (len(mesh.local_devices) if _shared() else 1))
         told = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
         if need <= limit:
             log.info("microbatch: %d images, %s", size // parts, told)
