@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, records_of, saved
 
+from flax_resnet import main
+from flax_resnet.training.run import Run
+
 
 def start(arguments, **options):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -72,3 +75,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     step = int(re.search(r"interrupted after step (\d+)", err).group(1))
     assert "Traceback" not in err
     assert (workdir / "checkpoints" / str(step)).is_dir()
+
+
+def test_a_signal_during_an_evaluation_saves_the_next_step(tiny, tmp_path, monkeypatch, capfd):
+    """What the message says is saved is saved, and can be gone on from."""
+    evaluate = Run._evaluate
+
+    def interrupted(run, state, step):
+        if step < run.plan.total_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(run, state, step)
+
+    monkeypatch.setattr(Run, "_evaluate", interrupted)
+    command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.checkpoint_every=10"]
+    assert main.main(command) == 128 + signal.SIGTERM
+    assert "interrupted after step 6, which is saved" in capfd.readouterr().err
+    folders = (tmp_path / "run" / "checkpoints").iterdir()
+    assert [folder.name for folder in folders if folder.name.isdigit()] == ["6"]

@@ -84,7 +84,8 @@ class Run:
                     self._late = (step, on_device)
                     step += len(on_device["loss"])
                     evaluates = step == plan.total_steps or step % plan.eval_every == 0
-                    saves = stop or step % plan.checkpoint_every == 0
+                    stopping = bool(stop)  # asked once: a signal during what follows waits a step
+                    saves = stopping or step % plan.checkpoint_every == 0
                     if evaluates or saves:
                         self._read_late()
                         state = self._recalibrated(state)
@@ -96,7 +97,7 @@ class Run:
                         self._save(state, step, metrics)
                     if ends:
                         break
-                    if stop:
+                    if stopping:
                         self.checkpoints.wait()
                         raise Interrupted(
                             f"interrupted after step {step}, which is saved: the same command goes on "
