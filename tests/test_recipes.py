@@ -47,6 +47,8 @@ RECIPES = [
     for network in [(n,) for n in getattr(module_of(name), "NETWORKS", ())] or [()]
 ]
 IDS = [":".join(names) for names in RECIPES]
+# Of FFCV's twelve, which differ by their lengths, the two shortest.
+STEPPED = [names for names in RECIPES if names[0] != "ffcv" or names[1].endswith("_16")]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -69,7 +71,7 @@ def test_a_recipe_plans_its_dataset(names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", RECIPES, ids=IDS)
+@pytest.mark.parametrize("names", STEPPED, ids=map(":".join, STEPPED))
 def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
     config = recipe(*names)
     stages = len(getattr(build_model(config, 4), "depths", ()))  # none in VGG and AlexNet
@@ -89,9 +91,8 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
     images = draw.integers(0, 256, (32, size, size, 3)).astype(np.uint8)
     source = ArraySource(images, np.arange(32) % 4)
     if config.distill.teacher:  # the network itself, two steps old
-        sections["distill"]["teacher"] = ""
-        teacher = tmp_path / "teacher"
-        train(freeze(sections), teacher, train_source=source, eval_source=source)
+        teacher, alone = tmp_path / "teacher", sections | {"distill": {}}
+        train(freeze(alone), teacher, train_source=source, eval_source=source)
         sections["distill"]["teacher"] = str(teacher)
     result = train(freeze(sections), tmp_path / "run", train_source=source, eval_source=source)
     assert result.step == 2
