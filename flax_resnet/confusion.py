@@ -55,11 +55,11 @@ def write(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
 def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
     from matplotlib.figure import Figure
 
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, 4 + 0.45 * len(names))
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="taken for", ylabel="is", title=title)
     if len(names) <= NAMED:
         axes.set_xticks(range(len(names)), names, rotation=90)
@@ -67,10 +67,10 @@ def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
     if len(names) <= NUMBERED:
         for (row, column), share in np.ndenumerate(shares):
             if counts[row, column]:
-                colour = "white" if share > 0.5 else "black"
-                text = f"{100 * share:.3g}"
+                colour = "white" if share > 50 else "black"
+                text = f"{share:.3g}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(drawn, ax=axes, label="share of the class", shrink=0.8)
+    figure.colorbar(drawn, ax=axes, label="% of the class", shrink=0.8)
     figure.savefig(path, dpi=110)
 
 
