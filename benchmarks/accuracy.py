@@ -83,7 +83,7 @@ CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.shift
 EXPERIMENTS = {
     # He et al. 2016, figure 6: deeper is worse without shortcuts, and better with them.
     "plain_vs_residual": [
-        he2016(network, {"train.epochs": 4})
+        he2016(network, {"train.epochs": 4, "train.eval_every": 2})
         for network in ("plain20", "resnet20", "plain56", "resnet56")
     ],
     # The same recipe, initial weights and batches in both; the averaged weights are beside the last.
