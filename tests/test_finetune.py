@@ -60,9 +60,8 @@ def differing(one, other):
 def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path, cache_dir, capfd):
     workdir, source = tmp_path / "tuned", tmp_path / "source"
     shutil.copytree(pretrained, source)
-    freezes = "--config.optimizer.thaw=(('^(?!fc/)',2.0),)"
     stays = "--config.model.norm=frozen"
-    assert finetune(source, photographs, workdir, cache_dir, freezes, stays) == 0
+    assert finetune(source, photographs, workdir, cache_dir, stays) == 0
     said = capfd.readouterr().err
     assert "a fresh head of 2 classes in place of its 10" in said
     assert "learning begins for ^(?!(fc|classifier_6)/) at 2" in said
@@ -81,7 +80,7 @@ def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path,
 
     shutil.rmtree(source)  # nothing more is needed of it
     more = "--config.train.epochs=4"
-    assert finetune(source, photographs, workdir, cache_dir, freezes, stays, more) == 0
+    assert finetune(source, photographs, workdir, cache_dir, stays, more) == 0
 
 
 def test_network_size_and_normalisation_are_those_of_the_run(pretrained, photographs, capsys):
