@@ -69,7 +69,7 @@ def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
     return Row(network, f"configs/cifar_he2016.py:{network}", overrides)
 
 
-TWELVE = {"train.epochs": 12}
+EIGHT = {"train.epochs": 8}
 FIRST = ("airplane", "automobile", "bird", "cat", "deer")
 LAST = ("dog", "frog", "horse", "ship", "truck")
 FEW = {
@@ -83,13 +83,13 @@ CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.shift
 EXPERIMENTS = {
     # He et al. 2016, figure 6: deeper is worse without shortcuts, and better with them.
     "plain_vs_residual": [
-        he2016(network, {"train.epochs": 4, "train.eval_every": 2})
+        he2016(network, {"train.epochs": 3, "train.eval_every": 1.5})
         for network in ("plain20", "resnet20", "plain56", "resnet56")
     ],
     # The same recipe, initial weights and batches in both; the averaged weights are beside the last.
     "resnet20": [
-        he2016("resnet20", TWELVE | {"average.decay": 0.99, "average.recalibrate": 16}),
-        he2016("resnet20", TWELVE)._replace(label="torch", system="torch"),
+        he2016("resnet20", EIGHT | {"average.decay": 0.99, "average.recalibrate": 16}),
+        he2016("resnet20", EIGHT)._replace(label="torch", system="torch"),
     ],
     # Five classes with 50 images each, by a network that has learned the five others, and from scratch.
     "fine_tuning": [
