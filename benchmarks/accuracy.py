@@ -32,12 +32,7 @@ from flax_resnet.training.workdir import SUMMARY, read_config, read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
 SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy_torch"}
-DATA = {
-    "data.source": "folder",
-    "data.limit": 10_000,
-    "schedule.unit": "fraction",
-    "schedule.milestones": (0.5, 0.75),
-}
+DATA = {"data.source": "folder", "data.limit": 10_000}
 
 
 class Row(NamedTuple):
@@ -66,7 +61,8 @@ class Row(NamedTuple):
 
 def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
     """Returns a row of the recipe of the papers of He et al."""
-    return Row(network, f"configs/cifar_he2016.py:{network}", overrides)
+    drops = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
+    return Row(network, f"configs/cifar_he2016.py:{network}", drops | overrides)
 
 
 EIGHT = {"train.epochs": 8}
@@ -80,6 +76,15 @@ FEW = {
     "train.eval_batch_size": 1000,
 }
 CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.shift": 4}
+SPEEDRUN = {
+    "data.limit": 0,
+    "augment.eval_flip": False,
+    "augment.eval_shift": 0,
+    "model.widths": (32, 128, 128),
+    "train.batch_size": 500,
+    "train.epochs": 2,
+    "train.eval_every": 0.5,
+}
 EXPERIMENTS = {
     # He et al. 2016, figure 6: deeper is worse without shortcuts, and better with them.
     "plain_vs_residual": [
@@ -90,6 +95,11 @@ EXPERIMENTS = {
     "resnet20": [
         he2016("resnet20", EIGHT | {"average.decay": 0.99, "average.recalibrate": 16}),
         he2016("resnet20", EIGHT)._replace(label="torch", system="torch"),
+    ],
+    # Smaller, shorter and judged on single views, for two cores of a CPU.
+    "speedrun": [
+        Row(label, "configs/cifar_speedrun.py", SPEEDRUN, system=label)
+        for label in ("flax_resnet", "torch")
     ],
     # Five classes with 50 images each, by a network that has learned the five others, and from scratch.
     "fine_tuning": [

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.augment import evaluation_images
+from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
@@ -54,7 +54,7 @@ class Classifier:
     step: int
 
     def predict(self, images: np.ndarray | Sequence, *, batch_size: int = 64) -> Prediction:
-        """Classifies images, as the run's evaluation does (`data.eval_size`, `augment.eval_flip`).
+        """Classifies images, as the run's evaluation does (`data.eval_size`, `augment.eval_flip`, `eval_shift`).
 
         Args:
           images: uint8 [N, H, W, 3] of any size, or a sequence of such arrays, file paths or Pillow
@@ -66,9 +66,11 @@ class Classifier:
         """
         _check_batch_size(batch_size)
         pixels = prepare(images, self.config.evaluating().data)
-        views = [pixels, pixels[:, :, ::-1]] if self.config.augment.eval_flip else [pixels]
-        logits = [self._computed(view, ("logits",), batch_size)["logits"] for view in views]
-        mean = sum(array.astype(np.float32) for array in logits) / len(logits)
+        mean = sum(
+            share
+            * self._computed(np.asarray(view), ("logits",), batch_size)["logits"].astype(np.float32)
+            for share, view in evaluation_views(pixels, self.config.augment)
+        )
         probabilities = np.asarray(jax.nn.softmax(mean, axis=-1))
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 

@@ -149,6 +149,11 @@ def _check_together(config: Config) -> None:
             f"augment.shift={config.augment.shift}: must be below the {least} px of the smallest training "
             f"images (data.image_size={size}, data.progressive={config.data.progressive})"
         )
+    evaluated = config.data.eval_size or size
+    if size and config.augment.eval_shift >= evaluated:
+        raise ConfigError(
+            f"augment.eval_shift={config.augment.eval_shift}: must be below the {evaluated} px that are evaluated"
+        )
     if size and config.augment.cutout > least:
         raise ConfigError(
             f"augment.cutout={config.augment.cutout}: must be at most the {least} px of the smallest training "
@@ -182,6 +187,17 @@ def _check_together(config: Config) -> None:
     if config.average.recalibrate and not config.average.decay:
         raise ConfigError(
             f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"
+        )
+    average = config.average
+    for key in ("rise", "lookahead"):
+        if getattr(average, key) and not average.decay:
+            raise ConfigError(
+                f"average.{key}={getattr(average, key):g}: goes with average.decay above 0; there is no mean"
+            )
+    if average.lookahead and average.recalibrate:
+        raise ConfigError(
+            f"average.lookahead={average.lookahead}: the weights go on from the mean and its statistics; allowed: "
+            "0, or average.recalibrate=0"
         )
     schedule = config.schedule
     if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):

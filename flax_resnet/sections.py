@@ -121,6 +121,13 @@ class Augment:
     eval_flip: bool = setting(
         False, ANY, "evaluate the mean logits of an image and its mirror", changes_result=False
     )
+    eval_shift: int = setting(
+        0,
+        at_least(0),
+        "evaluate the mean logits of an image (1/2) and of it moved up left and down right by this many pixels, "
+        "its edge mirrored (1/4 each)",
+        changes_result=False,
+    )
     shift: int = setting(0, at_least(0), "pad by this many pixels and crop back at random")
     shift_padding: str = setting("black", one_of("black", "reflect"), "what shift pads with")
     brightness: float = setting(
@@ -353,6 +360,17 @@ class Average:
         0.0, within(0, 0.999999), "share of the mean that a step leaves; 0 for no mean"
     )
     warmup: bool = setting(True, ANY, "at most (1 + step) / (10 + step) of it, in the beginning")
+    rise: float = setting(
+        0.0,
+        at_least(0),
+        "power of the share of the run done, by which decay is multiplied; 0 for 1",
+    )
+    lookahead: int = setting(
+        0,
+        at_least(0),
+        "steps after which the mean is moved, and the weights go on from it; 0 for a mean of every step that "
+        "only watches",
+    )
     recalibrate: int = setting(
         0,
         at_least(0),

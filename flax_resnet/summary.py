@@ -153,7 +153,8 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
 def _layer(module: Any, output: Any, own: dict[str, Any]) -> Layer:
     """Describes one call of a module: each number put out costs the kernel's taps that reach it."""
     kind, macs = type(module).__name__, 0
-    if (kernel := own.get("kernel")) is not None:
+    measured = module.variables.get("batch_stats", {})  # the kernel of a whitening layer is
+    if (kernel := own.get("kernel", measured.get("kernel"))) is not None:
         taps = math.prod(kernel.shape[:-1]) if kernel.ndim > 1 else kernel.size
         macs = math.prod(output.shape[1:]) * taps
         if kernel.ndim == 4:

@@ -1,6 +1,7 @@
 """The running mean of the weights: its formula, its statistics, and where it goes."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -33,26 +34,51 @@ def values(seed):
     [
         (Average(decay=0.9, warmup=False), [0.9] * 3),
         (Average(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
+        (Average(decay=0.9, warmup=False, rise=2.0), [0.1, 0.4, 0.9]),  # of three steps
     ],
 )
 def test_the_mean_moves_by_its_decay(section, decays):
     mean = expected = average.start(values(0), section)
     for step, decay in enumerate(decays, 1):
-        mean = average.advance(mean, values(step), np.int32(step), section)
+        mean, same = average.advance(mean, values(step), np.int32(step), section, 3)
+        jax.tree.map(np.testing.assert_array_equal, same, values(step))
         expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, values(step))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
 
 
 def test_statistics_that_are_measured_are_not_averaged():
     section = Average(decay=0.9, recalibrate=4)
-    mean = average.advance(values(0), values(1), np.int32(1), section)
+    mean, _ = average.advance(values(0), values(1), np.int32(1), section, 1)
     assert (mean["batch_stats"]["mean"] == values(0)["batch_stats"]["mean"]).all()
     assert (mean["params"]["w"] != values(0)["params"]["w"]).all()
 
 
 def test_no_decay_is_no_mean():
     assert average.start(values(0), Average()) == {}
-    assert average.advance({}, values(0), np.int32(1), Average()) == {}
+    assert average.advance({}, values(0), np.int32(1), Average(), 1)[0] == {}
+
+
+def test_lookahead_moves_the_mean_and_the_weights_together():
+    section = Average(decay=0.75, warmup=False, lookahead=2)
+    mean, kept = average.advance(values(0), values(1), np.int32(1), section, 4)
+    jax.tree.map(np.testing.assert_array_equal, (mean, kept), (values(0), values(1)))
+    mean, kept = average.advance(mean, values(2), np.int32(2), section, 4)
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, values(0), values(2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
+    jax.tree.map(np.testing.assert_array_equal, kept, mean)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"rise": 3.0}, "average.rise=3: goes with average.decay above 0"),
+        ({"lookahead": 5}, "average.lookahead=5: goes with average.decay above 0"),
+        ({"lookahead": 5, "decay": 0.9, "recalibrate": 4}, "average.lookahead=5: the weights go"),
+    ],
+)
+def test_settings_of_no_mean_are_refused(section, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        freeze({"average": section})
 
 
 def recalibration_config(**model):

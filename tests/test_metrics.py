@@ -13,7 +13,7 @@ from conftest import records_of, saved
 
 import flax_resnet
 from flax_resnet import confusion, evaluate, main
-from flax_resnet.augment import evaluation_images
+from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.sections import Augment
 from flax_resnet.training import metrics, sharding
@@ -148,6 +148,19 @@ def test_flipped_evaluation_takes_the_mean_of_both_views():
     config = dataclasses.replace(config, augment=Augment())
     plain = total(make_eval_step(config, Brightness(), mesh), state, {}, [batch])[""]
     assert float(plain["loss"]) != pytest.approx(float(expected["loss"]), rel=1e-3)
+
+
+def test_views_of_an_evaluation():
+    images = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    shares, views = zip(*evaluation_views(images, Augment(eval_shift=1)), strict=True)
+    assert shares == (0.5, 0.25, 0.25)
+    for view, expected in zip(views, (images, padded[:, :4, :5], padded[:, 2:, 2:]), strict=True):
+        np.testing.assert_array_equal(view, expected)
+    mirrored = evaluation_views(images, Augment(eval_shift=1, eval_flip=True))
+    assert [share for share, _ in mirrored] == [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    for (_, view), (_, mirror) in zip(mirrored[::2], mirrored[1::2], strict=True):
+        np.testing.assert_array_equal(mirror, view[:, :, ::-1])
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def test_a_recipe_plans_its_dataset(names):
 @pytest.mark.parametrize("names", STEPPED, ids=map(":".join, STEPPED))
 def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
     config = recipe(*names)
-    stages = len(getattr(build_model(config, 4), "depths", ()))  # none in VGG and AlexNet
+    model = build_model(config, 4)
+    stages = len(getattr(model, "widths", ()))  # none in VGG and AlexNet
     size = min(32, config.data.image_size) if stages else 64
     sections = dataclasses.asdict(config)
     sections["data"] |= {"source": "arrays", "image_size": size, "eval_size": 0}
@@ -85,8 +86,9 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path):
     sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
     sections["data"]["repeats"] = min(2, config.data.repeats)
     if stages:
-        widths = {"widths": (16, 16, 32, 32)} if stages == 4 else {}
-        sections["model"] |= {"depths": (1,) * stages, **widths}
+        sections["model"]["widths"] = (16, 16, 32, 32)[:stages]
+    if hasattr(model, "depths"):
+        sections["model"]["depths"] = (1,) * stages
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (32, size, size, 3)).astype(np.uint8)
     source = ArraySource(images, np.arange(32) % 4)

@@ -82,6 +82,26 @@ def training_batch(
     return images, targets
 
 
+def evaluation_views(images: Array, config: Augment) -> list[tuple[float, Array]]:
+    """Returns what of images an evaluation shows the network, each with its share of the mean logits.
+
+    Args:
+      images: [N, H, W, C].
+      config: `eval_flip` adds mirror images; `eval_shift` images moved along the diagonal, their edge mirrored.
+
+    Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5.
+    """
+    views, pixels = [(1.0, images)], config.eval_shift
+    if pixels:
+        sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+        padded = jnp.pad(images, sides, mode="reflect")
+        moved = [padded[:, : -2 * pixels, : -2 * pixels], padded[:, 2 * pixels :, 2 * pixels :]]
+        views = [(0.5, images), *((0.25, view) for view in moved)]
+    if config.eval_flip:
+        views = [(share / 2, side) for share, v in views for side in (v, v[:, :, ::-1])]
+    return views
+
+
 def evaluation_images(images: Array, config: Augment) -> Array:
     """Normalises uint8 [N, H, W, 3] to float32."""
     return normalize(images, config)

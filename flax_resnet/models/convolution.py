@@ -137,17 +137,19 @@ def torch_uniform_init(fan_in: int) -> Callable:
 
 
 class Linear(nn.Module):
-    """Linear layer; parameters `kernel` [I, O] and `bias` [O], computed in `dtype`.
+    """Linear layer; parameters `kernel` [I, O] and, unless told otherwise, `bias` [O], computed in `dtype`.
 
     Attributes:
       features: output features O.
       dtype: compute dtype; parameters are at least float32. A classifier's is at least float32.
       kernel_init: initialiser of the kernel; None for torch's default, of the bias too.
+      bias: whether there is one.
     """
 
     features: int
     dtype: Dtype = jnp.float32
     kernel_init: Callable | None = None
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -157,6 +159,8 @@ class Linear(nn.Module):
         kernel_init = self.kernel_init or torchs
         bias_init = nn.initializers.zeros if self.kernel_init else torchs
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), dtype)
-        bias = self.param("bias", bias_init, (self.features,), dtype)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.bias:
+            return y
+        bias = self.param("bias", bias_init, (self.features,), dtype)
         return y + bias.astype(self.dtype)[None, :]

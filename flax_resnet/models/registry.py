@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.models.airbench import AIRBENCH, Airbench
 from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.baselines import BASELINES, ConvNet
 from flax_resnet.models.blocks import BLOCKS, SHORTCUTS
@@ -46,8 +47,31 @@ LEAST = {
 }  # fmt: skip
 BELOW = {"dropout": 1, "drop_path": 1, "norm_momentum": 1.000001}
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32", "float64")
-# What of torchvision's AlexNet and VGG can be chosen.
-BASELINE_OPTIONS = ("num_classes", "in_channels", "dtype", "dropout")
+
+
+class Family(NamedTuple):
+    """Networks that are one module with other values.
+
+    Attributes:
+      make: the module.
+      rows: name -> its values.
+      options: what of it can be chosen.
+    """
+
+    make: type[nn.Module]
+    rows: dict[str, dict[str, Any]]
+    options: frozenset[str]
+
+
+def _fields(make: type[nn.Module], *fixed: str) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(make)) - {"parent", "name", *fixed}
+
+
+FAMILIES = (
+    Family(ResNet, VARIANTS, _fields(ResNet, "block_widths")),
+    Family(ConvNet, BASELINES, frozenset({"num_classes", "in_channels", "dtype", "dropout"})),
+    Family(Airbench, AIRBENCH, _fields(Airbench)),
+)
 
 
 class Clash(NamedTuple):
@@ -143,7 +167,7 @@ def list_models(pattern: str = "*") -> list[str]:
     >>> list_models("resnet18*")
     ['resnet18', 'resnet18_cifar', 'resnet18d']
     """
-    return sorted(fnmatch.filter([*VARIANTS, *BASELINES], pattern))
+    return sorted(fnmatch.filter([name for family in FAMILIES for name in family.rows], pattern))
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
@@ -153,7 +177,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
       name: one of `list_models()`.
       **options: fields of `ResNet` to set or override, such as ``num_classes=10``,
         ``stem="cifar"``, ``dtype="bfloat16"``, ``depths=(2, 2)``, ``widths=(32, 64)``; of AlexNet and
-        VGG only num_classes, in_channels, dtype and dropout.
+        VGG only num_classes, in_channels, dtype and dropout, of airbench94 the fields of `Airbench`.
 
     Returns:
       A linen module; ``model.init(key, jnp.zeros((1, 224, 224, 3)), train=False)`` makes its
@@ -165,15 +189,12 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """
     if not isinstance(name, str):
         raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
-    if name in BASELINES:
-        make, row, known = ConvNet, BASELINES[name], set(BASELINE_OPTIONS)
-    elif name in VARIANTS:
-        make, row = ResNet, VARIANTS[name]
-        known = {f.name for f in dataclasses.fields(ResNet)} - {"parent", "name", "block_widths"}
-    else:
-        hint = suggestion(name, [*VARIANTS, *BASELINES])
+    family = next((family for family in FAMILIES if name in family.rows), None)
+    if not family:
+        hint = suggestion(name, list_models())
         hint = hint if hint.startswith("did") else "flax_resnet.list_models() names them all"
         raise ConfigError(f"model {name!r} is unknown: {hint}")
+    make, known = family.make, family.options
     kinds = {f.name: type(f.default) for f in dataclasses.fields(make)}
     for key, value in options.items():
         if key not in known:
@@ -181,7 +202,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
                 f"model.{key}={value!r}: {name} has no such option: {suggestion(key, known)}"
             )
         options[key] = _checked(key, value, kinds[key])
-    model = make(**{**row, "dtype": jnp.dtype("float32"), **options})
+    model = make(**{**family.rows[name], "dtype": jnp.dtype("float32"), **options})
     for clash in CLASHES if make is ResNet else ():
         if clash.holds(model):
             given = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)

@@ -16,23 +16,40 @@ def start(variables: Variables, section: Average) -> Variables:
 
 
 def advance(
-    average: Variables, variables: Variables, step: jax.Array, section: Average
-) -> Variables:
-    """Returns the mean after a step: ``d average + (1 - d) variables``.
+    average: Variables, variables: Variables, step: jax.Array, section: Average, total_steps: int
+) -> tuple[Variables, Variables]:
+    """Returns the mean after a step, ``d average + (1 - d) variables``, and the variables to go on from.
+
+    These are the same but with `lookahead`: every so many steps the variables become the mean, which stands still
+    in between.
 
     Args:
       average: {"params", "batch_stats"}, or {}.
       variables: the same after the update.
       step: int32 [], 1 after the first update.
-      section: d is its `decay`, and with its `warmup` at most (1 + step) / (10 + step), so that the first weights
-        are soon forgotten. Statistics that are recalibrated stay as they are.
+      section: d is its `decay`, with its `warmup` at most (1 + step) / (10 + step), so that the first weights
+        are soon forgotten, and times (step / total_steps) to the power of its `rise`. Statistics that are
+        recalibrated stay as they are.
+      total_steps: of the run.
+
+    Source: lookahead, Zhang et al. 2019, "Lookahead optimizer: k steps forward, 1 step back", algorithm 1; with a
+    decay that rises, Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.4.
     """
     if not average:
-        return average
+        return average, variables
     decay = jnp.float32(section.decay)
     if section.warmup:
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    if section.rise:
+        decay = decay * (step / total_steps) ** section.rise
     mixed = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, variables)
     if section.recalibrate:
-        return {**mixed, "batch_stats": average["batch_stats"]}
-    return mixed
+        mixed = {**mixed, "batch_stats": average["batch_stats"]}
+    if not section.lookahead:
+        return mixed, variables
+    returns = step % section.lookahead == 0
+
+    def chosen(then: Variables, otherwise: Variables) -> Variables:
+        return jax.tree.map(lambda a, b: jnp.where(returns, a, b), then, otherwise)
+
+    return chosen(mixed, average), chosen(mixed, variables)

@@ -118,8 +118,13 @@ def average_terms(section: Average) -> list[str]:
     """Says what mean of the weights is kept."""
     if not section.decay:
         return []
-    measured = f"statistics of {section.recalibrate} batches" if section.recalibrate else ""
-    return [f"of the weights, decay {section.decay:g}", *filter(None, [measured])]
+    rises = f" rising with the run's share to the power {section.rise:g}" if section.rise else ""
+    rows = [
+        (True, f"of the weights, decay {section.decay:g}{rises}"),
+        (section.lookahead, f"moved every {section.lookahead} steps, and the weights with it"),
+        (section.recalibrate, f"statistics of {section.recalibrate} batches"),
+    ]
+    return [text for on, text in rows if on]
 
 
 def schedule_terms(config: Config, plan: Plan) -> list[str]:

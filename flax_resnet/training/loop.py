@@ -42,6 +42,7 @@ from flax_resnet.training.step import (
     make_recalibration,
     make_train_step,
 )
+from flax_resnet.training.whitening import measured, whitened, whitens
 
 log = logging.getLogger("flax_resnet")
 
@@ -181,13 +182,23 @@ def train(
         train_feed = make_feed(
             train_source, stream, config, mesh, crop=crops[0], sizes=plan.sizes, bad=bad
         )
+        if restored is None and whitens(model) and not config.model.pretrained:
+            state = whitened(state, measured(train_feed, config, mesh))
         whole = Order(len(eval_source), seed=0)
         eval_feed = make_feed(eval_source, whole, config.evaluating(), mesh, crop=crops[1])
 
         def step_in(parts: int) -> Any:
             fetch = train_feed.training_batch
             return make_train_step(
-                config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher, drop=drop
+                config,
+                model,
+                optimizer,
+                mesh,
+                fetch,
+                parts=parts,
+                teacher=teacher,
+                drop=drop,
+                total_steps=plan.total_steps,
             )
 
         changes = len(plan.sizes) > 1

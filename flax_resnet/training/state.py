@@ -57,7 +57,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; 0 is for none"
         )
     if config.schedule.drop_rates != "constant" and not (
-        model.dropout or getattr(model, "drop_path", 0.0)
+        getattr(model, "dropout", 0.0) or getattr(model, "drop_path", 0.0)
     ):
         raise ConfigError(
             f"schedule.drop_rates={config.schedule.drop_rates!r}: goes with model.dropout or model.drop_path above "

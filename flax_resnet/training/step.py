@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flax_resnet.augment import evaluation_images, training_batch
+from flax_resnet.augment import evaluation_images, evaluation_views, training_batch
 from flax_resnet.config import Config
 from flax_resnet.training import average, loss_scale, sharding
 from flax_resnet.training.distill import Teacher, divergence_sum
@@ -183,6 +183,7 @@ def make_train_step(
     parts: int = 1,
     teacher: Teacher | None = None,
     drop: optax.Schedule = constant,
+    total_steps: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
@@ -195,6 +196,7 @@ def make_train_step(
       parts: as in `make_gradient`.
       teacher: likewise.
       drop: likewise.
+      total_steps: of the run, for `average.rise`.
 
     Returns:
       ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
@@ -218,10 +220,13 @@ def make_train_step(
             "params": optax.apply_updates(state.params, updates),
             "batch_stats": batch_stats,
         }
+        mean, variables = average.advance(
+            state.average, variables, step, config.average, total_steps
+        )
         new_state = TrainState(
             step=step,
             opt_state=opt_state,
-            average=average.advance(state.average, variables, step, config.average),
+            average=mean,
             loss_scale=state.loss_scale,
             **variables,
         )
@@ -288,21 +293,22 @@ def make_eval_step(
 ) -> Callable[[TrainState, Any, Any], Metrics]:
     """Returns the jitted evaluation of a batch: its `metrics.batch_sums`, by "" and by "average_".
 
-    The latter are those of the averaged weights, in the same pass, where the state holds such. With
-    `augment.eval_flip`, the logits are the mean of an image's and its mirror's. Args are those of
-    `make_train_step`, and of `batch_sums`; it is called with the state, a feed's `data`, and what the feed yields.
+    The latter are those of the averaged weights, in the same pass, where the state holds such. Logits are the mean
+    over an image's `evaluation_views`. Args are those of `make_train_step`, and of `batch_sums`; it is called with
+    the state, a feed's `data`, and what the feed yields.
     """
 
     def eval_step(state: TrainState, data: Any, places: Any) -> Metrics:
         batch = fetch(data, places)
         images = evaluation_images(batch["image"], config.augment)
-        views = [images, images[:, :, ::-1]] if config.augment.eval_flip else [images]
+        views = evaluation_views(images, config.augment)
         raw = {"params": state.params, "batch_stats": state.batch_stats}
         sums = {}
         for prefix, variables in (("", raw), (AVERAGE, state.average)):
             if variables:
-                logits = [model.apply(variables, view, train=False) for view in views]
-                mean = sum(logits) / len(logits)
+                mean = sum(
+                    share * model.apply(variables, view, train=False) for share, view in views
+                )
                 sums[prefix] = batch_sums(mean, batch["label"], batch["mask"], confusion=confusion)
         return sums
 

@@ -134,6 +134,7 @@ LAYOUTS = {
             LeafRule(r"params/.*/se/conv/kernel", "weight", "11k"),
             LeafRule(r"params/(fc|classifier_\d+)/kernel", "weight", "oi"),
             LeafRule(KERNEL, "weight", "oihw"),
+            LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # whitening is measured
             *TORCH_NORM,
         ),
     ),

@@ -1,0 +1,80 @@
+"""The network whose first layer is made of the data: its filters, and how a run comes by them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_resnet import create_model
+from flax_resnet.augment.apply import normalize
+from flax_resnet.config import freeze
+from flax_resnet.data.arrays import ArraySource
+from flax_resnet.models.airbench import identity_first
+from flax_resnet.training.loop import train
+from flax_resnet.training.saved import read_run
+from flax_resnet.training.whitening import covariance, filters
+
+
+def photographs(count, size):
+    """Crops of a photograph, uint8, whose neighbouring pixels are alike."""
+    from sklearn.datasets import load_sample_images
+
+    draw, image = np.random.default_rng(0), load_sample_images().images[0]
+    corners = draw.integers(0, 350, (count, 2))
+    return np.stack([image[top : top + size, left : left + size] for top, left in corners])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_patches_are_uncorrelated_and_of_unit_variance(channels):
+    images = photographs(64, 16)[..., :channels] / np.float32(255) - 0.4
+    kernel = filters(np.asarray(covariance(jnp.asarray(images))))
+    assert kernel.shape == (2, 2, channels, 8 * channels)
+    model = create_model("airbench94", in_channels=channels)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    assert variables["batch_stats"]["conv1"]["kernel"].shape == kernel.shape
+    assert set(variables["params"]["conv1"]) == {"bias"}
+
+    half = 4 * channels
+    patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, half).astype(np.float64)
+    outputs = patches @ kernel.reshape(half, 2 * half)
+    np.testing.assert_allclose(outputs[:, :half], -outputs[:, half:])
+    moments = outputs[:, :half].T @ outputs[:, :half] / len(outputs)
+    assert np.abs(moments - np.diag(np.diag(moments))).max() < 1e-3
+    variances = np.linalg.eigvalsh(patches.T @ patches / len(patches))[::-1]
+    np.testing.assert_allclose(np.diag(moments), variances / (variances + 5e-4), rtol=1e-3)
+    assert moments[0, 0] == pytest.approx(1, abs=0.01)
+
+
+def test_the_first_outputs_are_the_inputs():
+    kernel = identity_first(jax.random.key(0), (3, 3, 4, 6))
+    image = jax.random.normal(jax.random.key(1), (1, 5, 5, 4))
+    dimensions = jax.lax.conv_dimension_numbers(image.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    output = jax.lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+    )
+    np.testing.assert_allclose(output[..., :4], image, rtol=1e-6)
+    assert np.abs(kernel[..., 4:]).max() <= 1 / 6
+
+
+@pytest.mark.slow
+def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
+    images, labels = photographs(48, 16), np.arange(48) % 2
+    source = ArraySource(images, labels, class_names=("even", "odd"))
+    sections = {
+        "data": {"source": "arrays", "image_size": 16},
+        "model": {"name": "airbench94", "widths": (4, 8, 8)},
+        "train": {"batch_size": 48, "epochs": 2},
+        "average": {"decay": 0.7, "warmup": False, "rise": 3.0, "lookahead": 2},
+    }
+    config = freeze(sections)
+    train(config, tmp_path / "run", train_source=source, eval_source=source)
+    run = read_run(tmp_path / "run")
+    # One batch is all of the set: its images are the first, whatever their order.
+    moments = np.asarray(covariance(normalize(jnp.asarray(images), config.augment)))
+    variances, state = np.linalg.eigvalsh(moments)[::-1], run.state
+    for batch_stats in (state.batch_stats, state.average["batch_stats"]):
+        half = batch_stats["conv1"]["kernel"].reshape(12, 24)[:, :12]
+        expected = np.diag(variances / (variances + 5e-4))
+        np.testing.assert_allclose(half.T @ moments @ half, expected, atol=1e-3)
+    assert not np.array_equal(state.params["conv1"]["bias"], np.zeros(24))
