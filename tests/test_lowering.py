@@ -28,6 +28,7 @@ CONVOLUTIONS = {
     "3x3, small map": ((11, 7, 7, 32), 48, 3, 1, 1),
     "3x3, few pixels": ((2, 13, 13, 32), 40, 3, 1, 1),
     "3x3/2, few pixels": ((2, 13, 13, 32), 40, 3, 2, 1),
+    "3x3, three, three, and one image at a time": ((7, 100, 100, 8), 12, 3, 1, 1),
     "grouped": ((2, 9, 9, 96), 96, 3, 1, 12),
     "grouped, strided, widening": ((2, 9, 9, 24), 48, 3, 2, 6),
     "grouped, wide groups": ((2, 7, 7, 256), 256, 3, 1, 2),
