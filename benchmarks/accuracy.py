@@ -3,11 +3,15 @@
     plain_vs_residual --folder runs/accuracy --data /path/to/cifar10
     fine_tuning --folder runs/accuracy --data /path/to/cifar10 --seeds 0 1 2 3 4
     resnet20 --folder runs/accuracy --data /path/to/cifar10 --output benchmarks/results/accuracy_resnet20.json
+    speedrun --folder runs/accuracy --data /path/to/cifar10 --target 0.8
 
 The data are a folder of images, train/CLASS/* and test/CLASS/*. Each run is a command of its own, printed before it
 starts, in FOLDER/EXPERIMENT/ROW/SEED; runs that are finished are kept, and the same command goes on after a stop.
 Prints tables of the runs that are finished and, with --output, writes JSON; --plot draws the curves. `--collect`
 trains nothing. Needs `pip install '.[parity]'` for the rows in PyTorch; without, they are left out.
+
+Seconds are those of the training calls, compilation among them; decoding, which is done before, and evaluations are
+not. With --target, the table has the seconds until that top-1, of the averaged weights where there are such.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.arguments import absent, count, folder, output, picture, seed
+from benchmarks.arguments import absent, count, folder, output, picture, seed, share
 from benchmarks.record import write_record
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.source import open_source
@@ -119,6 +123,9 @@ EXPERIMENTS = {
 }
 
 
+TIMED = ("speedrun",)  # whose systems take turns on a machine with nothing beside them
+
+
 class Run(NamedTuple):
     """A row with a seed.
 
@@ -195,16 +202,38 @@ class Result(NamedTuple):
         before = self.final["epoch"] - 1
         return statistics.fmean(r["loss"] for r in self.of("train") if r["epoch"] > before)
 
-    @property
-    def seconds(self) -> float | None:
-        """Returns the time of the training steps, evaluation apart; None where it is not known."""
-        total, before = 0.0, 0
+    def seconds(self, until: int | None = None) -> float | None:
+        """Returns the time of the training steps, evaluation apart; None where it is not known.
+
+        Args:
+          until: the last of them; None for that of the run. Between two records time passes evenly.
+        """
+        total, before, until = 0.0, 0, until or self.final["step"]
         for record in self.of("train"):
             if not record.get("images_per_second"):
                 return None
-            steps, before = record["step"] - before, record["step"]
+            steps = max(0, min(record["step"], until) - before)
             total += steps * self.config.train.batch_size / record["images_per_second"]
+            before = record["step"]
         return total
+
+    @property
+    def scores(self) -> list[float]:
+        """Returns top-1 of every evaluation, that of the averaged weights where there are such."""
+        return [record.get("average_top1", record["top1"]) for record in self.evaluations]
+
+    def seconds_to(self, target: float) -> float | None:
+        """Returns the seconds until a top-1, on straight lines between evaluations; None where there are none."""
+        before = (0.0, 0.0)
+        for record, score in zip(self.evaluations, self.scores, strict=True):
+            seconds = self.seconds(record["step"])
+            if seconds is None:
+                return None
+            if score >= target:
+                share = (target - before[1]) / (score - before[1]) if score > before[1] else 1.0
+                return before[0] + share * (seconds - before[0])
+            before = (seconds, score)
+        return None
 
 
 def main() -> None:
@@ -217,6 +246,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=count, default=0, help="instead of the experiment's own")
     parser.add_argument("--limit", type=count, default=0, help="images instead of 10,000")
     parser.add_argument("--collect", action="store_true", help="report what is finished, no more")
+    parser.add_argument("--target", type=share, default=0.0, help="top-1 to be timed, 0 to 1")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     parser.add_argument("--plot", type=picture, help="file for the curves, such as curves.png")
     args = parser.parse_args()
@@ -305,7 +335,7 @@ def configuration(run: Run) -> Config:
     spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(argument)
+    config = module.get_config(*([argument] if argument else []))
     config.update_from_flattened_dict(run.overrides)
     return freeze(config)
 
@@ -354,14 +384,18 @@ def read(run: Run) -> Result:
     return result
 
 
-def summarized(results: Sequence[Result]) -> dict[str, dict]:
-    """Returns by row: n, images, seconds, and statistics of the final figures over the seeds."""
+def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict]:
+    """Returns by row: n, images, and statistics of the final figures, and of the seconds, over the seeds."""
     rows = {}
     for label, some in by_row(results).items():
         rows[label] = row = {"n": len(some), "seeds": [result.run.seed for result in some]}
         row["images"] = some[0].images
-        seconds = [result.seconds for result in some]
-        row["seconds"] = None if None in seconds else statistics.fmean(seconds)
+        seconds = [result.seconds() for result in some]
+        row["seconds"] = None if None in seconds else spread(seconds)
+        reached = [s for s in (result.seconds_to(target) for result in some) if s is not None]
+        if target:
+            row["target"] = {"top1": target, "reached": len(reached)}
+            row["target"] |= {"seconds": spread(reached)} if reached else {}
         row["training_loss"] = spread([result.training_loss for result in some])
         for key in ("top1", "average_top1"):
             if all(key in result.final for result in some):
@@ -391,9 +425,9 @@ def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[f
     }
 
 
-def tables(results: Sequence[Result]) -> str:
+def tables(results: Sequence[Result], target: float = 0.0) -> str:
     """Returns the final figures and the accuracy of every epoch, as Markdown."""
-    rows = summarized(results)
+    rows = summarized(results, target)
     columns = [
         "row",
         "seeds",
@@ -402,10 +436,10 @@ def tables(results: Sequence[Result]) -> str:
         "top-1",
         "averaged top-1",
         "seconds",
+        *([f"seconds to {target:.2%}"] if target else []),
     ]
     lines = ["mean (least to most) over the seeds; top-1 in %", "", *_head(columns)]
     for label, row in rows.items():
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:,.0f}"
         scores = [_shown(row.get(key), 100, 2) for key in ("top1", "average_top1")]
         cells = [
             label,
@@ -413,8 +447,12 @@ def tables(results: Sequence[Result]) -> str:
             f"{row['images']:,}",
             _shown(row["training_loss"], 1, 3),
             *scores,
-            seconds,
+            _shown(row["seconds"], 1, 0),
         ]
+        if target:
+            reached = row["target"]["reached"]
+            times = _shown(row["target"].get("seconds"), 1, 0)
+            cells.append(f"{times}; {reached} of {row['n']} reach it".removeprefix("; "))
         lines.append(_line(cells))
     curves = {}
     for label, some in by_row(results).items():
@@ -446,7 +484,7 @@ def _shown(found: dict[str, float] | None, scale: float, digits: int) -> str:
 
 def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
     """Prints the tables, writes the JSON and draws the curves where asked."""
-    print(f"\n{tables(results)}")
+    print(f"\n{tables(results, args.target)}")
     runs = [
         {
             "row": result.run.row.label,
@@ -454,24 +492,42 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
             "seed": result.run.seed,
             "command": result.run.shown,
             "images": result.images,
-            "seconds": result.seconds,
+            "seconds": result.seconds(),
             "training_loss": result.training_loss,
-            "evaluations": result.evaluations,
+            "evaluations": [
+                record | {"seconds": result.seconds(record["step"])}
+                for record in result.evaluations
+            ],
         }
         for result in results
     ]
-    record = {"experiment": args.experiment, "rows": summarized(results), "runs": runs}
+    record = {"experiment": args.experiment, "rows": summarized(results, args.target), "runs": runs}
     write_record(args.output, record)
     if args.plot:
-        draw(pathlib.Path(args.plot), results)
+        draw(pathlib.Path(args.plot), results, timed=args.experiment in TIMED)
 
 
-def draw(file: pathlib.Path, results: Sequence[Result]) -> None:
-    """Draws training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most."""
+def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) -> None:
+    """Draws training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most.
+
+    Args:
+      file: a picture.
+      results: of an experiment.
+      timed: draw the top-1 of every seed over its seconds too.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(18 if timed else 12, 4.5), layout="constrained")
+    left, right, *others = figure.subplots(1, 3 if timed else 2)
+    for axes in others:
+        for number, (label, some) in enumerate(by_row(results).items()):
+            for result in some:
+                seconds = [result.seconds(record["step"]) for record in result.evaluations]
+                name = f"{label} (n={len(some)})" if result is some[0] else None
+                axes.plot(
+                    seconds, result.scores, "o-", color=f"C{number}", markersize=4, label=name
+                )
+        axes.set(xlabel="seconds of training, with compilation", title="top-1 of each seed")
     for number, (label, some) in enumerate(by_row(results).items()):
         split, color = some[0].config.data.eval_split, f"C{number}"
         for axes, part, key, style, title in (
@@ -492,7 +548,7 @@ def draw(file: pathlib.Path, results: Sequence[Result]) -> None:
             )
     left.set(xlabel="epoch", title="training loss")
     right.set(xlabel="epoch", title=f"top-1 ({results[0].config.data.eval_split})")
-    for axes in (left, right):
+    for axes in (left, right, *others):
         axes.grid(alpha=0.3)
         axes.legend()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Reads a share, above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
+    return number
+
+
 def output(text: str) -> str:
     """Reads the name of a file to be written, before hours are spent on what it shall hold."""
     path = pathlib.Path(text)

@@ -18,6 +18,16 @@ from flax_resnet.training import workdir
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
 
 
+@pytest.fixture(autouse=True)
+def four_epochs(monkeypatch):
+    """The degradation experiment at the length of the records that `finish` makes up."""
+    rows = [
+        row._replace(overrides=row.overrides | {"train.epochs": 4, "train.eval_every": 1.0})
+        for row in accuracy.EXPERIMENTS["plain_vs_residual"]
+    ]
+    monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
+
+
 def call(monkeypatch, folder, *arguments, experiment="plain_vs_residual", data="nowhere"):
     given = [experiment, f"--folder={folder}", f"--data={data}", *arguments]
     monkeypatch.setattr(sys, "argv", ["accuracy", *given])
@@ -59,7 +69,7 @@ def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     # Four records of 39, 78, 78 and 78 steps at a step a second.
     assert (
-        "| plain20 | 2 | 39,936 | 0.000 (0.000 to 0.000) | 55.00 (50.00 to 60.00) |  | 273 |"
+        "| plain20 | 2 | 39,936 | 0.000 (0.000 to 0.000) | 55.00 (50.00 to 60.00) |  | 273 (273 to 273) |"
         in printed
     )
     assert "| epoch | plain20 | resnet20 |" in printed
@@ -76,10 +86,30 @@ def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
     assert record["runs"][3]["command"] == (
         "python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir "
         f"{tmp_path}/runs/plain_vs_residual/resnet20/1 --config.data.path=nowhere "
-        "--config.data.source=folder --config.data.limit=10000 --config.schedule.unit=fraction "
-        "'--config.schedule.milestones=(0.5,0.75)' --config.train.seed=1 --config.train.epochs=4"
+        "--config.data.source=folder --config.data.limit=10000 --config.train.seed=1 "
+        "--config.schedule.unit=fraction '--config.schedule.milestones=(0.5,0.75)' --config.train.epochs=4 "
+        "--config.train.eval_every=1.0"
     )
     assert Image.open(plot).size == (1320, 495)
+
+
+def test_seconds_to_a_top1(tmp_path, monkeypatch, capsys):
+    """Seed 0 has 20, 30, 40, 50 % after 78 steps each; a record of a second a step ends in each epoch's middle."""
+    made_up(tmp_path)
+    output, plot = tmp_path / "found.json", tmp_path / "curves.png"
+    monkeypatch.setattr(accuracy, "TIMED", ("plain_vs_residual",))
+    arguments = ("--collect", "--target=0.55", f"--output={output}", f"--plot={plot}")
+    call(monkeypatch, tmp_path, *arguments)
+    assert "| 254 (254 to 254); 1 of 2 reach it |" in capsys.readouterr().out
+    record = json.loads(output.read_text())
+    assert record["rows"]["plain20"]["target"]["reached"] == 1
+    evaluations = record["runs"][0]["evaluations"]
+    assert [one["seconds"] for one in evaluations] == [78.0, 156.0, 234.0, 273.0]
+    assert Image.open(plot).size == (1980, 495)
+    call(monkeypatch, tmp_path, "--collect", "--target=0.25", "--seeds=0")
+    assert "| 117 (117 to 117); 1 of 1 reach it |" in capsys.readouterr().out
+    call(monkeypatch, tmp_path, "--collect", "--target=1")
+    assert "| 0 of 2 reach it |" in capsys.readouterr().out
 
 
 def test_averaged_weights_have_columns_of_their_own(tmp_path, monkeypatch, capsys):
@@ -198,6 +228,7 @@ def test_a_command_that_fails_ends_with_its_code(tmp_path, monkeypatch, capfd):
         (["--epochs", "5", "--collect"], "train.epochs: 4 -> 5): name another --folder"),
         (["--limit", "9", "--collect"], "data.limit: 10000 -> 9): name another --folder"),
         (["--seeds", "7", "--collect"], "is finished"),
+        (["--target", "94"], "94: must be a number above 0 and at most 1"),
         ([], "data.path='nowhere': is not a folder"),
     ],
 )
@@ -269,20 +300,20 @@ def test_pillow_gives_the_pixels_that_training_decodes(photographs):
         ({"data.source": "tfds"}, "data.source='tfds': must be 'folder' or 'csv' here"),
         ({"model.name": "plain20"}, "model.name='plain20': PyTorch's side has resnet20, "),
         ({"model.dropout": 0.1}, r"model.dropout=0.1: .*; allowed: -1.0"),
-        ({"average.decay": 0.9}, "average.decay=0.9: .*; allowed: 0.0"),
-        ({"loss.label_smoothing": 0.1}, "loss.label_smoothing=0.1: "),
+        ({"model.widths": (8, 8, 8)}, r"model.widths=\(8, 8, 8\): PyTorch's side has resnet20"),
+        ({"average.decay": 0.9, "average.recalibrate": 2}, "average.recalibrate=2: .*; allowed: 0"),
+        ({"loss.name": "sigmoid"}, "loss.name='sigmoid': "),
         ({"optimizer.name": "adamw"}, "optimizer.name='adamw': .*; allowed: 'sgd'"),
         ({"data.train_crop": "center"}, "data.train_crop='center': .*; allowed: 'resize'"),
-        ({"optimizer.weight_decay_rules": (("kernel$", 1.0), ("", 0.0))}, r"allowed: \(\)"),
     ],
 )
 def test_settings_that_torch_does_not_follow_are_refused(changes, message, tmp_path):
     row = accuracy.EXPERIMENTS["resnet20"][1]
     values = accuracy.DATA | row.overrides | {"data.path": "nowhere"}
-    depth = accuracy_torch.blocks_per_stage
-    assert depth(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values))) == 3
+    check = accuracy_torch.check
+    check(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values)))
     with pytest.raises(ConfigError, match=message):
-        depth(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values | changes)))
+        check(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values | changes)))
 
 
 def test_torch_that_is_not_installed_is_named(monkeypatch, capsys, tmp_path):
