@@ -178,7 +178,7 @@ def open_pretrained(
                 "it says so"
             )
         return open_weights(network, text)
-    if "/" in text or text.startswith("~"):
+    if is_path(text):
         raise ConfigError(f"{key}={text!r}: is neither a run folder nor a file of weights")
     check(text.partition(".")[0])  # a wrong name costs no download
     return open_weights(text)
@@ -215,6 +215,11 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
 def is_file(text: str) -> bool:
     """Whether a text names a file of weights rather than weights of the hub."""
     return text.endswith(SUFFIXES) or pathlib.Path(text).expanduser().is_file()
+
+
+def is_path(text: str) -> bool:
+    """Whether a text names a place, where a run or a file is or should be, rather than weights of the hub."""
+    return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
 def fill(

@@ -36,6 +36,7 @@ class Run:
       train_step: as `make_train_step` makes it.
       taught: the variables of the teacher, or nothing.
       parts: into which it divides a batch.
+      learnt_from: checksum of the teacher, or None.
       eval_step: as `make_eval_step` makes it.
       recalibrate: as `make_recalibration` makes it, or None.
       train_feed: of the training split.
@@ -52,6 +53,7 @@ class Run:
     train_step: Any
     taught: tuple
     parts: int
+    learnt_from: int | None
     eval_step: Any
     recalibrate: Any
     train_feed: Any
@@ -185,6 +187,7 @@ class Run:
             "num_classes": self.plan.num_classes,
             "num_examples": len(self.source),
             "parts": self.parts,
+            "teacher": self.learnt_from,
             "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
         }
         try:
