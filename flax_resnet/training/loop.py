@@ -198,23 +198,17 @@ def train(
                 config, model, optimizer, mesh, fetch, parts=parts, teacher=teacher, drop=drop
             )
 
-        changes = len(plan.sizes) > 1
+        calls = train_feed.calls(start, plan.total_steps)
         if parts is None:
-            largest = max(size for _, size in plan.sizes)
-            first = (
-                train_feed.abstract(largest)
-                if changes
-                else next(train_feed.training(start, plan.total_steps))
-            )
+            largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
             parts = choose(
-                config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first, *taught)
+                config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, largest, *taught)
             )
         taught = tuple(jax.device_put(taught, sharding.replicated(mesh)))
         train_step = step_in(parts)
-        if changes:
-            log.info("compiling for images of %s px", ", ".join(str(s) for _, s in plan.sizes))
-            batches = [train_feed.abstract(size) for size in {s for _, s in plan.sizes}]
-            train_step = compiled_ahead(train_step, shapes, train_feed.data, batches, *taught)
+        if len(calls) > 1:
+            log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
+            train_step = compiled_ahead(train_step, shapes, train_feed.data, calls, *taught)
         run = Run(
             config=config,
             plan=plan,

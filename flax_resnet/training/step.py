@@ -253,27 +253,30 @@ def make_train_step(
 
 
 def compiled_ahead(
-    train_step: Callable, state: TrainState, data: Any, batches: list[Batch], *taught: Any
+    train_step: Callable, state: TrainState, data: Any, calls: list[Any], *taught: Any
 ) -> Callable:
-    """Compiles updates for the sizes of image to come, so that no change of size makes the run wait.
+    """Compiles updates for all calls to come, so that no other size or number of steps makes the run wait.
 
     Args:
       train_step: as `make_train_step` makes it.
       state: shapes of the state, with shardings.
       data: a feed's.
-      batches: shapes of a call's batches, one for each size.
+      calls: their shapes, of each kind one: a feed's `calls`.
       *taught: as in `make_train_step`.
 
     Returns:
       What does as `train_step` does.
     """
+
+    def kind(steps: Any) -> tuple:
+        return tuple(leaf.shape for leaf in jax.tree.leaves(steps))
+
     programs = {
-        steps["image"].shape: train_step.lower(state, data, steps, *taught).compile()
-        for steps in batches
+        kind(steps): train_step.lower(state, data, steps, *taught).compile() for steps in calls
     }
 
     def updates(state: TrainState, data: Any, steps: Any, *taught: Any) -> tuple:
-        return programs.get(steps["image"].shape, train_step)(state, data, steps, *taught)
+        return programs[kind(steps)](state, data, steps, *taught)
 
     return updates
 
