@@ -199,8 +199,8 @@ def make_train_step(
     Returns:
       ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
       with leading axis [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
-      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale: float32
-      [steps].
+      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped,
+      1 where its gradient was not finite: float32 [steps].
     """
     gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
 
@@ -226,8 +226,9 @@ def make_train_step(
             **variables,
         )
         if state.loss_scale:
-            metrics["loss_scale"] = scale
-            new_state = loss_scale.advance(state, new_state, grads)
+            finite = loss_scale.is_finite(grads)
+            metrics |= {"loss_scale": scale, "skipped": 1 - jnp.float32(finite)}
+            new_state = loss_scale.advance(state, new_state, finite)
         return new_state, metrics
 
     def updates(
