@@ -39,7 +39,7 @@ ALLOWED = {
     "models": BASE | {"models"},
     "weights": BASE | {"weights"},
     "preprocessing": BASE,
-    "training": BASE | {"data", "augment", "models", "weights", "training"},
+    "training": BASE | {"memory", "data", "augment", "models", "weights", "training"},
     "classifier": BASE | {"augment", "models", "weights", "training", "preprocessing"},
 }
 HEAVY = {"tensorflow", "tensorflow_datasets"}
