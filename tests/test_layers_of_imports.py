@@ -1,6 +1,7 @@
 """Imports run one way, and importing the package is cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -107,3 +108,9 @@ def test_importing_the_package_is_cheap():
         "safetensors",
         "huggingface_hub",
     }
+
+
+def test_the_readme_names_every_room():
+    table = (ROOT / "README.md").read_text().partition("## How it is built")[2]
+    named = set(re.findall(r"`(\w+)(?:\.py|/)`", table))
+    assert named == {room_of(file) for file in PACKAGE.rglob("*.py")} - {"__init__", "version"}
