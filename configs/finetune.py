@@ -6,7 +6,8 @@ python -m flax_resnet.main --config configs/finetune.py:folder=/data/flowers --w
     table of path and label, tfds=NAME for a TFDS dataset.
 
 model.pretrained is a name of timm's weights, a run folder of this package, or a file of weights (which needs
---config.model.name). Network, image size and normalisation are those of the weights; the head is new.
+--config.model.name, unless a JSON file lies beside it, as convert writes one, that says whose they are). Network,
+image size and normalisation are those of the weights; the head is new.
 
 Expected: depends on the images; no set of photographs was yet run here.
 Source: two stages, the head first, then all, Howard and Ruder 2018, "Universal language model fine-tuning for text

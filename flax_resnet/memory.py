@@ -1,4 +1,4 @@
-"""What a process on CPU tells the C library's allocator: keep what was freed, in large pages.
+"""A machine's memory: how much is left, and that what was freed is kept, in large pages.
 
 A training step allocates its temporaries anew each time, hundreds of megabytes of them. glibc maps such blocks and
 unmaps them when they are freed, so that every step waits for the kernel to zero its pages again: filling 51 MB took
@@ -17,8 +17,60 @@ MADV_HUGEPAGE = 14
 MIB = 2**20
 HUGE_PAGE = 2 * MIB
 
+# Of control groups without and with controllers, versions 2 and 1: where they are, and the files and line that tell
+# limit, use, and how much of it are files' pages that the kernel would drop.
+GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
 DEVICES = pathlib.Path("/dev")
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")  # device files of GPUs and TPUs
+
+
+def available(root: pathlib.Path = pathlib.Path("/")) -> int:
+    """Returns the bytes that Linux has left for this process; elsewhere no limit.
+
+    The least of what is left of the machine, and of the limits of the control groups that the process is in: a
+    container's, or a job's of a cluster.
+
+    Args:
+      root: where proc/ and sys/ are.
+    """
+    left = [1024 * _field(root / "proc/meminfo", "MemAvailable:", sys.maxsize)]
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        for name in GROUPS.keys() & set(controllers.split(",")):
+            top, *files = GROUPS[name]
+            own = root / top / path.lstrip("/")  # in a container perhaps a path of the host's
+            above = (folder for folder in own.parents if folder.is_relative_to(root / top))
+            left += [_left(folder, *files) for folder in (own, *above)]
+    return min(left)
+
+
+def _left(group: pathlib.Path, limit: str, used: str, cache: str) -> int:
+    try:
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+    except (OSError, ValueError):  # there is no such group, or it says "max"
+        return sys.maxsize
+    return max(0, most - now + _field(group / "memory.stat", cache, 0))
+
+
+def _field(file: pathlib.Path, name: str, otherwise: int) -> int:
+    lines = map(str.split, _lines(file))
+    return next((int(line[1]) for line in lines if line and line[0] == name), otherwise)
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def computes_on_cpu() -> bool:

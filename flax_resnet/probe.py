@@ -121,11 +121,12 @@ def probe(
         data_dir=data_dir,
         image_size=image_size,
     )
-    if data.train_split == data.eval_split:
-        raise DataError(
-            f"split {data.eval_split!r} is the one learnt from: its images would find themselves"
-        )
     train, test = (open_source(data, train=side) for side in (True, False))
+    if shared := train.shared(test):
+        raise DataError(
+            f"--train_split={data.train_split}, --split={data.eval_split}: have images in common ({shared:,}), "
+            "which would find themselves; allowed: splits that have none, such as train[:80%] and train[80%:]"
+        )
     own = config.train.eval_batch_size or config.train.batch_size if workdir else 64
     classifier = dataclasses.replace(classifier, config=dataclasses.replace(config, data=data))
     found = measure(

@@ -247,7 +247,9 @@ class Distill:
     teacher: str = setting(
         "", ANY, "as model.pretrained: a timm name, a run folder, or a file of weights; '' for none"
     )
-    teacher_model: str = setting("", ANY, "of a file: the network that it holds")
+    teacher_model: str = setting(
+        "", ANY, "of a file: the network that it holds, where no JSON file beside it says so"
+    )
     temperature: float = setting(1.0, above(0), "by which both networks' logits are divided")
     weight: float = setting(
         1.0, within(0, 1), "share of the teacher in the loss; the rest is the labels'"

@@ -27,6 +27,12 @@ from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
 MIB = 2**20
 LARGEST = 2**16  # images of more pixels a side are a slip of the finger
 FORMATS = ("table", "csv", "json")
+MODES = ("model", "list", "schedule")
+GOES_WITH = {  # flags -> the modes that heed them
+    ("config", "data_dir", "num_train"): ("schedule",),
+    ("batch_size", "depth"): ("model",),
+    ("image_size", "num_classes", "in_channels", "dtype", "format", "output"): ("model", "list"),
+}
 
 
 class Layer(NamedTuple):
@@ -276,10 +282,16 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _summary(values: flags.FlagValues) -> None:
-    if sum(bool(values[name].value) for name in ("model", "list", "schedule")) != 1:
+    modes = [mode for mode in MODES if values[mode].value]
+    if len(modes) != 1:
         raise ConfigError(
             "--model, --list or --schedule is needed, and one only: a network, a pattern, or a picture to draw"
         )
+    for names, allowed in GOES_WITH.items():
+        for name in names:
+            if values[name].present and modes[0] not in allowed:
+                others = " or ".join(f"--{mode}" for mode in allowed)
+                raise ConfigError(f"--{name}: goes with {others}, not --{modes[0]}")
     if values["schedule"].value:
         config = command.frozen_config(values)
         output = command.picture(values["schedule"].value, "--schedule")

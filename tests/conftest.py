@@ -60,9 +60,9 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
-def drawn(shapes):
+def drawn(shapes, seed=0):
     """A tree of these shapes, filled: to compile what initialises a network takes 15 seconds."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
 
     def fill(leaf):
         if not np.issubdtype(leaf.dtype, np.floating):
@@ -74,8 +74,8 @@ def drawn(shapes):
     return jax.tree.map(fill, shapes)
 
 
-def saved_run(folder, sections, class_names):
-    """A run folder as training leaves it, whose weights are drawn: nothing is compiled."""
+def saved_run(folder, sections, class_names, *, step=0, **more):
+    """A run folder as training leaves it at a step, whose weights are drawn: nothing is compiled."""
     from flax_resnet.config import freeze
     from flax_resnet.plan import Plan
     from flax_resnet.training import sharding, workdir
@@ -86,7 +86,7 @@ def saved_run(folder, sections, class_names):
     config, classes = freeze(sections), len(class_names)
     model = build_model(config, classes)
     optimizer = make_optimizer(config, Plan.nominal(classes))
-    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
+    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)), seed=step)
     workdir.claim(folder, config, resume="auto")
     checkpoints = Checkpoints(folder)
     run = {
@@ -95,9 +95,12 @@ def saved_run(folder, sections, class_names):
         "num_classes": classes,
         "num_examples": 0,
         "parts": 1,
+        "teacher": None,
         "bad_images": {},
+        **more,
     }
-    checkpoints.save(0, jax.device_put(state, sharding.replicated(sharding.make_mesh())), run, None)
+    placed = jax.device_put(state, sharding.replicated(sharding.make_mesh()))
+    checkpoints.save(step, placed, run, None)
     checkpoints.close()
     return folder
 

@@ -1,5 +1,7 @@
 """Distillation: its formula, what the teacher sees, and whom a student may learn from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from conftest import drawn, records_of, saved_run
 from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
-from flax_resnet.training import distill, sharding
+from flax_resnet.errors import WorkdirError
+from flax_resnet.training import distill, loop, sharding
 from flax_resnet.training.loss import loss_sum
 from flax_resnet.training.step import AUGMENT_STREAM, make_gradient, stream_key
 
@@ -128,3 +131,39 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(
     assert len(error) == 1
     assert words in error[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkeypatch):
+    """Named by a relative path, from another folder, and after the teacher was trained on."""
+
+    class GoesOn(Exception):
+        pass
+
+    def goes_on(*args):
+        raise GoesOn
+
+    digits = [str(number) for number in range(CLASSES)]
+    network = {"model": {"name": "resnet20", "depths": (1, 1, 1)}}
+    saved_run(tmp_path / "teacher", network, digits)
+    monkeypatch.chdir(tmp_path)
+    config = freeze({**network, "data": {"data_dir": data_dir}, "distill": {"teacher": "teacher"}})
+    stored = distill.located(config)
+    assert stored.distill.teacher == str(tmp_path / "teacher")
+    learnt_from = distill.checksum(*distill.open_teacher(config, CLASSES, digits))
+    student = tmp_path / "student"
+    saved_run(student, dataclasses.asdict(stored), digits, num_examples=1437, teacher=learnt_from)
+
+    monkeypatch.setattr(loop.workdir, "store_config", goes_on)  # all that is refused was, before
+    with pytest.raises(GoesOn):
+        loop.train(config, student)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(GoesOn):
+        loop.train(stored, student)
+    with pytest.raises(WorkdirError, match=r"distill.teacher: '/.*/teacher' -> 'teacher'"):
+        loop.train(config, student)
+    saved_run(tmp_path / "teacher", network, digits, step=5)
+    with pytest.raises(WorkdirError, match=r"its weights are not those that workdir .* has learnt"):
+        loop.train(stored, student)
+    with pytest.raises(GoesOn):
+        loop.train(stored, student, resume="force")

@@ -12,6 +12,7 @@ from conftest import drawn, saved_run
 import flax_resnet
 from flax_resnet import create_model, main, preview
 from flax_resnet.config import freeze
+from flax_resnet.convert import export_run
 from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
 from flax_resnet.training.optimizer import make_optimizer
@@ -83,10 +84,17 @@ def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path,
     assert finetune(source, photographs, workdir, cache_dir, stays, more) == 0
 
 
-def test_network_size_and_normalisation_are_those_of_the_run(pretrained, photographs, capsys):
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_network_size_and_normalisation_are_those_of_the_weights(
+    pretrained, photographs, tmp_path, capsys, kind
+):
+    weights = pretrained
+    if kind == "file":
+        weights = tmp_path / "weights.safetensors"
+        export_run(str(pretrained), str(weights))
     command = [
         f"--config=configs/finetune.py:folder={photographs}",
-        f"--config.model.pretrained={pretrained}",
+        f"--config.model.pretrained={weights}",
         "--config.train.batch_size=8",
         "--config.model.drop_path=0.1",
         "--dry_run",
@@ -100,6 +108,7 @@ def test_network_size_and_normalisation_are_those_of_the_run(pretrained, photogr
         "a fresh head of 2 classes in place of its 10",
     ):
         assert words in said
+    assert "was trained with" not in said  # the same normalisation
 
 
 def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_path):

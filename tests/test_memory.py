@@ -1,4 +1,4 @@
-"""Freed memory is kept: nobody waits twice for the kernel to zero the same pages."""
+"""Freed memory is kept, so that nobody waits twice for the kernel to zero it; what is left is within all limits."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from flax_resnet import memory
+from flax_resnet.training import microbatch
 
 FAULTS = """
 import resource, sys
@@ -40,3 +41,49 @@ def test_what_computes_on_cpu(monkeypatch, tmp_path):
     assert memory.computes_on_cpu()
     (tmp_path / "nvidia0").touch()
     assert not memory.computes_on_cpu()
+
+
+GROUPS = {
+    "version 2": {
+        "proc/self/cgroup": "0::/jobs/mine\n",
+        "sys/fs/cgroup/jobs/memory.max": "3000\n",
+        "sys/fs/cgroup/jobs/memory.current": "1500\n",
+        "sys/fs/cgroup/jobs/memory.stat": "anon 1000\ninactive_file 400\nactive_file 100\n",
+        "sys/fs/cgroup/jobs/mine/memory.max": "max\n",
+        "sys/fs/cgroup/jobs/mine/memory.current": "900\n",
+    },
+    "version 1": {
+        "proc/self/cgroup": "5:devices:/\n4:cpuset,memory:/jobs/mine\n1:name=systemd:/\n0::/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000\n",
+        "sys/fs/cgroup/memory/jobs/mine/memory.limit_in_bytes": "3000\n",
+        "sys/fs/cgroup/memory/jobs/mine/memory.usage_in_bytes": "1500\n",
+        "sys/fs/cgroup/memory/jobs/mine/memory.stat": "inactive_file 1\ntotal_inactive_file 400\n",
+    },
+    "container": {  # whose group is the top, under a name of the host's
+        "proc/self/cgroup": "4:memory:/docker/abc\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1100\n",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_what_is_left_is_within_the_limits_of_control_groups(tmp_path, kind):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert memory.available(tmp_path) > 2**60  # no Linux
+    write("proc/meminfo", "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 4 kB\n")
+    assert memory.available(tmp_path) == 4096
+    for name, text in GROUPS[kind].items():
+        write(name, text)
+    assert memory.available(tmp_path) == 1900
+    write("proc/meminfo", "MemAvailable: 1 kB\n")
+    assert memory.available(tmp_path) == 1024
+
+
+def test_microbatches_fit_into_what_is_left(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1234)
+    assert microbatch.available_memory() == 1234

@@ -1,16 +1,21 @@
 """What is computed in which dtype: float16 with a scaled loss, and the default of each platform."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import drawn
+from conftest import drawn, records_of
 
 from flax_resnet.config import Config, freeze
-from flax_resnet.plan import plan
+from flax_resnet.errors import DivergedError
+from flax_resnet.plan import Plan, plan
 from flax_resnet.sections import Model
 from flax_resnet.training import loss_scale, sharding
-from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.optimizer import KINDS, make_optimizer, updates_made
+from flax_resnet.training.run import Run
 from flax_resnet.training.state import TrainState, build_model, compute_dtype, make_state
 from flax_resnet.training.step import make_train_step
 
@@ -61,7 +66,7 @@ def test_float16_learns_as_float32_does():
     for before, after in zip(losses, scaled, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=0.01)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found.params)} == {"float32"}
-    assert [m["loss_scale"] for m in scaled] == [2.0**15] * 3
+    assert [(m["loss_scale"], m["skipped"]) for m in scaled] == [(2.0**15, 0)] * 3
     assert int(found.loss_scale["steps"]) == 3
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, atol=0.01)
@@ -71,6 +76,8 @@ def test_float16_learns_as_float32_does():
 def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(parts):
     first, state, measured = trained("float16", steps=1, factor=2.0**24, parts=parts)
     assert np.isfinite(measured[0]["loss"])
+    assert measured[0]["skipped"] == 1
+    assert updates_made(state.opt_state) == 0
     assert int(state.step) == 1
     assert state.loss_scale == {"factor": 2.0**23, "steps": 0}
     for name in ("params", "batch_stats", "opt_state", "average"):
@@ -93,10 +100,86 @@ def test_the_factor_follows_the_gradients(steps, gradient, factor, after):
     scale = {"factor": jnp.float32(factor), "steps": jnp.int32(steps)}
     old = TrainState(jnp.int32(4), {"w": jnp.zeros(2)}, {}, (), {}, scale)
     new = old.replace(step=jnp.int32(5), params={"w": jnp.ones(2)})
-    state = loss_scale.advance(old, new, {"w": jnp.array([1.0, gradient])})
+    state = loss_scale.advance(old, new, loss_scale.is_finite({"w": jnp.array([1.0, gradient])}))
     assert (float(state.loss_scale["factor"]), int(state.loss_scale["steps"])) == after
     assert int(state.step) == 5
     assert float(state.params["w"][0]) == float(np.isfinite(gradient))
+
+
+class Checkpoint:
+    def steps(self):
+        return [7]
+
+
+class Numbers:
+    """A feed of nothing."""
+
+    data = None
+
+    def training(self, start, total):
+        return iter(range(start, total))
+
+
+def overflowing(folder, factors):
+    """A run whose steps overflow, but for those of factor 0; the learning rate is the number of the update."""
+
+    def step(state, data, number):
+        factor = factors[number]
+        values = {"loss": 1.0, "loss_scale": factor or 1.0, "skipped": float(factor > 0)}
+        return state, {name: jnp.array([value]) for name, value in values.items()}
+
+    config = freeze({"model": {"dtype": "float16"}, "train": {"log_every": 1}})
+    nowhere = dict.fromkeys(
+        ("taught", "parts", "learnt_from", "eval_step", "recalibrate", "eval_feed", "source")
+    )
+    run = Run(
+        **nowhere | {"taught": ()},
+        config=config,
+        plan=dataclasses.replace(
+            Plan.nominal(10), total_steps=10**6, eval_every=10**6, checkpoint_every=10**6
+        ),
+        folder=folder,
+        checkpoints=Checkpoint(),
+        judged_from=0,
+        train_step=step,
+        train_feed=Numbers(),
+        learning_rate=float,
+    )
+    state = TrainState(jnp.int32(0), {}, {}, optax.ScaleByScheduleState(jnp.int32(0)), {})
+    with pytest.raises((DivergedError, IndexError)) as error:
+        run.go(state, 0)
+    return error.value, records_of(folder, "train")
+
+
+def test_endless_overflow_ends_the_run(tmp_path):
+    """The learning rate recorded is that of the last update made; only overflows in a row count."""
+    most = loss_scale.PATIENCE
+    factors = [4.0, 0, 2.0, 0, 0, *[1.0] * (most - 1), 0, *[1.0] * most]
+    error, records = overflowing(tmp_path, [*factors, 1.0, 1.0])
+    assert isinstance(error, DivergedError)
+    for words in (
+        f"overflowed {most} times in a row at the least loss scale, 1", "model.dtype='bfloat16'",
+        f"at step {len(factors)};",
+        "checkpoint 7", "optimizer.learning_rate=0.1 is too high",
+    ):  # fmt: skip
+        assert words in str(error)
+    assert len(records) == len(factors) - 1
+    assert [r["learning_rate"] for r in records[:7]] == [0, 0, 0, 1, 2, 2, 2]
+    assert records[-1]["learning_rate"] == 3
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_optimizer_counts_its_updates(name):
+    config = freeze(
+        {"optimizer": {"name": name, "thaw": (("", 1.0),)}, "schedule": {"unit": "steps"}}
+    )
+    optimizer = make_optimizer(config, plan(config, num_train=1000, num_eval=1, num_classes=10))
+    params = {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    state = optimizer.init(params)
+    assert updates_made(state) == 0
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+    assert updates_made(state) == 2
 
 
 def test_no_factor_but_for_float16():

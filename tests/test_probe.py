@@ -319,7 +319,12 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
         (["--workdir=RUN", "--temperature=-1"], "temperature=-1.0"),
         (["--workdir=RUN", "--limit=-1"], "--limit=-1"),
         (["--workdir=RUN", "--image_size=big"], "--image_size=big"),
-        (["--workdir=RUN", "--split=train"], "split 'train' is the one learnt from"),
+        (["--workdir=RUN", "--split=train"], "--split=train: have images in common (1,437)"),
+        (
+            ["--workdir=RUN", "--train_split=test+train[:80%]", "--split=train[1100:]"],
+            "--train_split=test+train[:80%], --split=train[1100:]: have images in common (50)",
+        ),
+        (["--workdir=RUN", "--dataset=TMP/twice.csv"], "have images in common (1)"),
         (["--workdir=RUN", "--train_split=valid"], "splits: train, test"),
         (["--workdir=RUN", "--dataset=./nowhere"], "neither a folder nor a file"),
         (["--workdir=RUN", "--dataset=TMP/untrained"], "has no train/ (found: test, val)"),
@@ -332,6 +337,10 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
 def test_what_the_command_refuses(arguments, words, run, weights, tmp_path, capsys):
     for folder in ("untrained/test/a", "untrained/val/a", "one/a", "plain/a", "plain/b"):
         (tmp_path / folder).mkdir(parents=True)
+    twice = "path,label,split\na.png,0,train\nb.png,1,train\nc.png,0,test\nb.png,1,test\n"
+    (tmp_path / "twice.csv").write_text(twice)
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
     (tmp_path / "test.csv").write_text("path,label,split\na.png,0,test\nb.png,1,test\n")
     places = {"WEIGHTS": weights, "TMP": tmp_path, "RUN": run}
     for name, place in places.items():

@@ -12,7 +12,7 @@ from flax_resnet.data.order import Order
 from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
 from flax_resnet.training import sharding
-from flax_resnet.training.feed import StreamingFeed
+from flax_resnet.training.feed import StreamingFeed, make_feed
 from flax_resnet.training.saved import read_run
 from flax_resnet.training.step import compiled_ahead
 
@@ -55,27 +55,39 @@ def test_each_step_has_the_images_of_its_size_from_any_start():
                 np.testing.assert_array_equal(call[name], array)
 
 
-def test_what_is_compiled_ahead_is_what_the_feed_yields():
-    config, made = planned(data={"progressive": GROWING})
-    images = np.zeros((64, 24, 24, 3), np.uint8)
-    source, mesh = ArraySource(images, np.arange(64) % 10), sharding.make_mesh()
-    feed, traced = (
-        StreamingFeed(source, Order(64, seed=0), config, mesh, sizes=made.sizes),
-        [],
+@pytest.mark.parametrize(
+    ("kind", "start", "seen"),
+    [
+        ("streaming", 0, [(5, 8), (5, 12), (5, 16), (2, 16)]),
+        ("streaming", 6, [(4, 12), (5, 16), (2, 16)]),
+        ("resident", 0, [(5, 8), (2, 8)]),
+        ("resident", 15, [(2, 8)]),
+    ],
+)
+def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
+    """17 steps by five: as many again whose call is shorter are not compiled when they come."""
+    growing = {"data": {"progressive": GROWING}} if kind == "streaming" else {}
+    config, made = planned(
+        images=80, train={"batch_size": 16, "steps": 17, "steps_per_call": 5}, **growing
     )
+    images = np.zeros((80, 8, 8, 3), np.uint8)
+    source, mesh = ArraySource(images, np.arange(80) % 10), sharding.make_mesh()
+    feed = make_feed(source, Order(80, seed=0), config, mesh, crop="resize", sizes=made.sizes)
+    traced = []
 
     @jax.jit
     def step(state, data, steps):
-        traced.append(steps["image"].shape[2])
-        return state + steps["image"].mean(), {"loss": steps["label"].sum()}
+        batches = jax.vmap(lambda one: feed.training_batch(data, one))(steps)
+        traced.append(batches["image"].shape[:3:2])
+        return state + batches["image"].mean(), {"loss": batches["label"].sum()}
 
     shape = jax.ShapeDtypeStruct((), np.float32, sharding=sharding.replicated(mesh))
-    run = compiled_ahead(step, shape, {}, [feed.abstract(size) for size in (8, 12, 16)])
-    assert traced == [8, 12, 16]
+    run = compiled_ahead(step, shape, feed.data, feed.calls(start, 17))
+    assert traced == seen
     state = jax.device_put(np.float32(0), sharding.replicated(mesh))
-    for call in feed.training(0, 12):
-        state, _ = run(state, {}, call)
-    assert traced == [8, 12, 16]
+    for call in feed.training(start, 17):
+        state, _ = run(state, feed.data, call)
+    assert traced == seen
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_a_growing_run_resumes_exactly(tiny, tmp_path, capfd):
     assert main.main([*command, f"--workdir={whole}", "--config.train.epochs=3"]) == 0
     said = capfd.readouterr().err
     assert "8x8, 12x12 from step 2 (evaluated at 12x12) px" in said
-    assert "compiling for images of 8, 12 px" in said
+    assert "compiling for 2 sizes of image or numbers of steps a call" in said
     for epochs in (2, 3):
         assert main.main([*command, f"--workdir={parts}", f"--config.train.epochs={epochs}"]) == 0
     one, other = read_run(whole).state, read_run(parts).state

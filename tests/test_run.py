@@ -12,6 +12,8 @@ from PIL import Image
 
 import flax_resnet
 from flax_resnet import evaluate, main
+from flax_resnet.errors import ConfigError
+from flax_resnet.training import loop
 from flax_resnet.training.workdir import read_config
 
 
@@ -192,6 +194,16 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
     assert len(expected) == 10
     for found in losses.values():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkeypatch, capsys):
+    def compiled(train_step, state, data, calls):
+        raise ConfigError(f"steps of {[call.shape for call in calls]}")
+
+    monkeypatch.setattr(loop, "compiled_ahead", compiled)
+    command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.steps_per_call=4"]
+    assert main.main(command) == 2
+    assert "steps of [(4,), (2,)]" in capsys.readouterr().err
 
 
 def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):

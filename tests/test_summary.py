@@ -157,6 +157,14 @@ def test_a_list_of_networks(capsys):
         (["--model=resnet18", "--format=jsn"], "did you mean 'json'"),
         (["--model=resnet18", "--output=/nowhere/table"], "cannot be written"),
         (["--model=resnet18", "--deep=1"], "did you mean 'depth'"),
+        (["--model=resnet18", "--num_train=9"], "--num_train: goes with --schedule, not --model"),
+        (["--model=resnet18", "--config=resnet18"], "--config: goes with --schedule, not --model"),
+        (["--list=resnet18", "--data_dir=x"], "--data_dir: goes with --schedule, not --list"),
+        (["--list=resnet18", "--depth=1"], "--depth: goes with --model, not --list"),
+        (
+            ["--schedule=rate.png", "--config=resnet18", "--image_size=0"],
+            "--image_size: goes with --model or --list, not --schedule",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(arguments, words, capsys):

@@ -61,6 +61,10 @@ class FileSource:
         """Returns the label of every example, int32 [n]."""
         return self._labels
 
+    def shared(self, other: "FileSource") -> int:
+        """Returns how many files are those of another split, too."""
+        return len({*self._files} & {*other._files})
+
     def describe(self, index: int) -> str:
         """Names an example for a person."""
         return str(self._files[index])

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,13 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Names an example for a person: a file, or a place in a split."""
+
+
+class StoredSource(Source, Protocol):
+    """A split of a dataset that lies on disk."""
+
+    def shared(self, other: Self) -> int:
+        """Returns how many examples are those of another split of the dataset, too."""
 
 
 def as_bmp(image: Image.Image) -> bytes:

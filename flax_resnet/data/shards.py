@@ -116,6 +116,18 @@ class ShardedRecords:
             found += self._shard(number).read([index - self._starts[number] + skip])
         return found
 
+    def shared(self, other: "ShardedRecords") -> int:
+        """Returns how many records are those of another split, too."""
+        used = [
+            [(path, range(skip, skip + take)) for path, skip, take, _ in x._parts]
+            for x in (self, other)
+        ]
+        return sum(
+            len(range(max(mine.start, theirs.start), min(mine.stop, theirs.stop)))
+            for (path, mine), (same, theirs) in itertools.product(*used)
+            if path == same
+        )
+
     def _shard(self, number: int) -> Shard:
         shard = self._shards.get(number)
         if shard is None:

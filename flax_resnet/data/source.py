@@ -1,11 +1,11 @@
 """Opens the dataset that a configuration names."""
 
-from flax_resnet.data.records import Source
+from flax_resnet.data.records import StoredSource
 from flax_resnet.errors import DataError
 from flax_resnet.sections import Data
 
 
-def open_source(config: Data, *, train: bool, split: str = "") -> Source:
+def open_source(config: Data, *, train: bool, split: str = "") -> StoredSource:
     """Opens the training or the evaluation split of the configured dataset.
 
     Args:

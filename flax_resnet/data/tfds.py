@@ -58,6 +58,10 @@ class TfdsSource:
         chunks = (range(s, min(s + 512, len(self))) for s in range(0, len(self), 512))
         return np.concatenate([self.read(chunk).labels for chunk in chunks])
 
+    def shared(self, other: "TfdsSource") -> int:
+        """Returns how many examples are those of another split of the dataset, too."""
+        return self._records.shared(other._records)
+
     def describe(self, index: int) -> str:
         """Names an example for a person."""
         return f"example {index} of {self._name} {self._split}"
@@ -177,6 +181,9 @@ class _MockedSplit:
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def shared(self, other: "_MockedSplit") -> int:
+        return 0  # each is made up anew
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self._examples[int(i)] for i in indices]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import optax
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.sections import Augment, Data, Model
-from flax_resnet.training.pretrained import adopted, fill, open_pretrained
+from flax_resnet.training.pretrained import adopted, fill, is_path, open_pretrained
 from flax_resnet.training.state import build_model
 from flax_resnet.weights import classes_of, imagenet_classes
 
@@ -39,6 +41,23 @@ class Teacher:
         """Returns what the teacher makes, [N, K], of images [N, S, S, C] normalised for the student."""
         seen = images * self.scale + self.offset
         return jax.lax.stop_gradient(self.model.apply(variables, seen, train=False))
+
+
+def located(config: Config) -> Config:
+    """Returns the configuration with its teacher's path, if it is at one, from the root on."""
+    text = config.distill.teacher
+    if not text or not is_path(text):
+        return config
+    path = str(pathlib.Path(text).expanduser().resolve())
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, teacher=path))
+
+
+def checksum(teacher: Teacher, variables: Any) -> int:
+    """Returns the CRC-32 of all that a teacher's answers depend on beside its network."""
+    found = 0
+    for leaf in jax.tree.leaves((teacher.scale, teacher.offset, variables)):
+        found = zlib.crc32(np.ascontiguousarray(leaf), found)
+    return found
 
 
 def open_teacher(

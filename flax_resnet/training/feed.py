@@ -126,10 +126,17 @@ class StreamingFeed:
         )
         return self._ahead(calls, steps=True)
 
-    def abstract(self, size: int) -> Batch:
-        """Returns the shapes of a call's batches of images of a size in pixels."""
-        train = self._config.train
-        rows = train.steps_per_call, train.batch_size
+    def calls(self, start_step: int, total_steps: int) -> list[Batch]:
+        """Returns the shapes of what `training` yields, each once."""
+        found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
+        kinds = dict.fromkeys((count, self._size(step)) for step, count in found)
+        return [self._shapes(count, size) for count, size in kinds]
+
+    def _size(self, step: int) -> int:
+        return next(size for start, size in reversed(self._sizes) if start <= step)
+
+    def _shapes(self, steps: int, size: int) -> Batch:
+        rows = steps, self._config.train.batch_size
         shapes = {
             "image": ((*rows, size, size, 3), np.uint8),
             "label": (rows, np.int32),
@@ -205,6 +212,12 @@ class ResidentFeed:
         """Yields the numbers of each call's steps: uint32 [steps]."""
         for first, count in calls_of(start_step, total_steps, self._config.train.steps_per_call):
             yield np.arange(first, first + count, dtype=np.uint32)
+
+    def calls(self, start_step: int, total_steps: int) -> list[jax.ShapeDtypeStruct]:
+        """Returns the shapes of what `training` yields, each once."""
+        found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
+        counts = dict.fromkeys(count for _, count in found)
+        return [jax.ShapeDtypeStruct((count,), np.uint32) for count in counts]
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Yields place and mask of every example once, padded to full batches; the unreadable are masked."""

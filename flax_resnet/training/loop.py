@@ -16,10 +16,9 @@ from flax_resnet.data.source import open_source
 from flax_resnet.errors import ConfigError, DataError, WorkdirError
 from flax_resnet.plan import Plan
 from flax_resnet.plan import plan as make_plan
-from flax_resnet.training import sharding, workdir
+from flax_resnet.training import distill, sharding, workdir
 from flax_resnet.training.checkpoint import Checkpoints, Restored
 from flax_resnet.training.description import describe
-from flax_resnet.training.distill import open_teacher
 from flax_resnet.training.metrics import has_stalled, judged, score
 from flax_resnet.training.microbatch import choose, parts_of
 from flax_resnet.training.optimizer import make_optimizer
@@ -88,6 +87,7 @@ def train(
     """
     began = time.perf_counter()
     run_dir = pathlib.Path(run_dir).expanduser().resolve() if run_dir else None
+    config = distill.located(config)
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # What can be refused is refused before anything is compiled or written: network, data, folder.
@@ -125,7 +125,7 @@ def train(
     model = build_model(config, plan.num_classes)
     teacher, taught = None, ()
     if config.distill.teacher and not before:  # of a run that may be finished, later
-        teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
+        teacher, *taught = distill.open_teacher(config, plan.num_classes, train_source.class_names)
     optimizer = make_optimizer(config, plan)
     shapes = abstract_state(config, model, optimizer, mesh)
     for size in {size for _, size in plan.sizes}:
@@ -150,7 +150,15 @@ def train(
         if finished is not None:
             return finished
         if config.distill.teacher and not teacher:
-            teacher, *taught = open_teacher(config, plan.num_classes, train_source.class_names)
+            teacher, *taught = distill.open_teacher(
+                config, plan.num_classes, train_source.class_names
+            )
+        learnt_from = distill.checksum(teacher, taught) if teacher else None
+        if restored and restored.run.get("teacher") != learnt_from and resume != "force":
+            raise WorkdirError(
+                f"distill.teacher={config.distill.teacher!r}: its weights are not those that workdir {run_dir} has "
+                "learnt from: bring these back, name another workdir, or go on with --resume=force"
+            )
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
         log.info("%s", describe(config, plan, shapes, resident=resident))
         if restored is None:
@@ -201,23 +209,17 @@ def train(
                 total_steps=plan.total_steps,
             )
 
-        changes = len(plan.sizes) > 1
+        calls = train_feed.calls(start, plan.total_steps)
         if parts is None:
-            largest = max(size for _, size in plan.sizes)
-            first = (
-                train_feed.abstract(largest)
-                if changes
-                else next(train_feed.training(start, plan.total_steps))
-            )
+            largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
             parts = choose(
-                config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, first, *taught)
+                config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, largest, *taught)
             )
         taught = tuple(jax.device_put(taught, sharding.replicated(mesh)))
         train_step = step_in(parts)
-        if changes:
-            log.info("compiling for images of %s px", ", ".join(str(s) for _, s in plan.sizes))
-            batches = [train_feed.abstract(size) for size in {s for _, s in plan.sizes}]
-            train_step = compiled_ahead(train_step, shapes, train_feed.data, batches, *taught)
+        if len(calls) > 1:
+            log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
+            train_step = compiled_ahead(train_step, shapes, train_feed.data, calls, *taught)
         run = Run(
             config=config,
             plan=plan,
@@ -227,6 +229,7 @@ def train(
             train_step=train_step,
             taught=taught,
             parts=parts,
+            learnt_from=learnt_from,
             eval_step=make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
             recalibrate=make_recalibration(
                 config, model, mesh, train_feed.training_batch, parts=parts, drop=drop

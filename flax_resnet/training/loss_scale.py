@@ -2,7 +2,7 @@
 
 The loss is multiplied by a factor before it is differentiated, and the gradient divided by it. Where the gradient
 is not finite, the factor was too large: nothing is learned from that step, and the factor is halved. After so many
-steps without that, it is doubled.
+steps without that, it is doubled. Where the least factor is too large so many times in a row, the run ends.
 
 Source: Micikevicius et al. 2018, "Mixed precision training", section 3.2.
 """
@@ -18,6 +18,7 @@ Scale = dict[str, jax.Array]
 
 FIRST, LEAST, MOST = 2.0**15, 1.0, 2.0**24
 GROWTH_STEPS = 2000
+PATIENCE = 100  # steps in a row that overflow at the least factor
 
 
 def start(section: Model) -> Scale:
@@ -37,16 +38,20 @@ def unscaled(grads: Any, scale: Scale) -> Any:
     return jax.tree.map(lambda leaf: leaf / scale["factor"], grads) if scale else grads
 
 
-def advance(old: Any, new: Any, grads: Any) -> Any:
+def is_finite(grads: Any) -> jax.Array:
+    """Returns whether all of a gradient is finite, bool []."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
+
+
+def advance(old: Any, new: Any, finite: jax.Array) -> Any:
     """Returns the state after a step: the new one where the gradient is finite, else the old, one step on.
 
     Args:
       old: training state before the update.
       new: after it.
-      grads: the gradient that it was made with.
+      finite: of the gradient that it was made with.
     """
     scale = old.loss_scale
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
     steps = jnp.where(finite, scale["steps"] + 1, 0)
     grows = steps == GROWTH_STEPS
     moved = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5) * scale["factor"]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from flax_resnet import memory
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 
@@ -92,12 +92,12 @@ def _need(lowered: Any) -> float:
 
 def needed_memory(compiled: Any) -> int:
     """Returns the bytes that a compiled function takes on each device."""
-    memory = compiled.memory_analysis()
+    found = compiled.memory_analysis()
     return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
+        found.temp_size_in_bytes
+        + found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
     )
 
 
@@ -106,15 +106,8 @@ def _shared() -> bool:
 
 
 def available_memory() -> int:
-    """Returns the bytes that a GPU gives to JAX, or that Linux has left, of the whole machine; else no limit."""
-    if not _shared():
-        limits = [
-            (device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()
-        ]
-        return min((limit for limit in limits if limit), default=sys.maxsize)
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return sys.maxsize
-    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    return next(found, sys.maxsize)
+    """Returns the bytes that a GPU gives to JAX, or that the machine has left for this process."""
+    if _shared():
+        return memory.available()
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return min((limit for limit in limits if limit), default=sys.maxsize)

@@ -145,6 +145,12 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
     )
 
 
+def updates_made(opt_state: Any) -> int:
+    """Returns how many updates an optimizer has made: the step of its learning rate."""
+    counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    return max(int(count.addressable_data(0)) for _, count in counts)
+
+
 def decays_coupled(section: Optimizer) -> bool:
     """Whether weight decay enters the gradient."""
     forms = {"auto": KINDS[section.name].coupled, "coupled": True, "decoupled": False}

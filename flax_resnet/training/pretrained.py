@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -75,8 +75,8 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
     path = pathlib.Path(path).expanduser()
     tensors = read_tensors(path)
     model = name.partition(".")[0]
-    for sidecar in (path.with_suffix(".json"), path.with_name("config.json")):
-        if (config := _read_config(sidecar)).get("architecture") == model:
+    for config in _configs_beside(path):
+        if config["architecture"] == model:
             return Weights(tensors, from_config(config))
     try:
         about = find(name)
@@ -91,16 +91,25 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
         return Weights(tensors, USUAL._replace(model=model))
 
 
-def _read_config(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{file}, beside the weights, cannot be read: {one_line(error)}"
-        ) from error
-    return config if isinstance(config, dict) else {}
+def network_of(path: str | pathlib.Path) -> str:
+    """Returns the network of a file of weights as a JSON file beside it has it; empty where none says."""
+    configs = _configs_beside(pathlib.Path(path).expanduser())
+    return next((config["architecture"] for config in configs), "")
+
+
+def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields what JSON files say of the weights beside them, as far as they name a network."""
+    for file in (path.with_suffix(".json"), path.with_name("config.json")):
+        if not file.is_file():
+            continue
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{file}, beside the weights, cannot be read: {one_line(error)}"
+            ) from error
+        if isinstance(config, dict) and isinstance(config.get("architecture"), str):
+            yield config
 
 
 def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +149,8 @@ def open_pretrained(
     """Reads the weights that `model.pretrained` names: a run's, a file's, or timm's.
 
     Args:
-      config: whose section `model` names weights, and their network or "".
+      config: whose section `model` names weights, and their network or "" for what a run or a JSON file beside
+        them says.
       keys: what errors call the two.
 
     Raises:
@@ -161,12 +171,14 @@ def open_pretrained(
         check(weights.about.model)
         return weights
     if is_file(text):
-        if not name:
+        network = name or network_of(text)
+        if not network:
             raise ConfigError(
-                f"{name_key}='': must name the network that the file {key}={text!r} holds"
+                f"{name_key}='': must name the network that the file {key}={text!r} holds: no JSON file beside "
+                "it says so"
             )
-        return open_weights(name, text)
-    if "/" in text or text.startswith("~"):
+        return open_weights(network, text)
+    if is_path(text):
         raise ConfigError(f"{key}={text!r}: is neither a run folder nor a file of weights")
     check(text.partition(".")[0])  # a wrong name costs no download
     return open_weights(text)
@@ -203,6 +215,11 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
 def is_file(text: str) -> bool:
     """Whether a text names a file of weights rather than weights of the hub."""
     return text.endswith(SUFFIXES) or pathlib.Path(text).expanduser().is_file()
+
+
+def is_path(text: str) -> bool:
+    """Whether a text names a place, where a run or a file is or should be, rather than weights of the hub."""
+    return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
 def fill(

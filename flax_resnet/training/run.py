@@ -13,9 +13,11 @@ from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import DivergedError
 from flax_resnet.plan import Plan
+from flax_resnet.training import loss_scale
 from flax_resnet.training.checkpoint import Checkpoints
 from flax_resnet.training.interrupt import Interrupted, stop_requested
 from flax_resnet.training.metrics import has_stalled, score
+from flax_resnet.training.optimizer import updates_made
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step import evaluate
 from flax_resnet.training.writers import Progress, RecordWriter
@@ -36,11 +38,12 @@ class Run:
       train_step: as `make_train_step` makes it.
       taught: the variables of the teacher, or nothing.
       parts: into which it divides a batch.
+      learnt_from: checksum of the teacher, or None.
       eval_step: as `make_eval_step` makes it.
       recalibrate: as `make_recalibration` makes it, or None.
       train_feed: of the training split.
       eval_feed: of the evaluation split.
-      learning_rate: step -> learning rate.
+      learning_rate: updates made before -> learning rate.
       source: what is trained on.
     """
 
@@ -52,6 +55,7 @@ class Run:
     train_step: Any
     taught: tuple
     parts: int
+    learnt_from: int | None
     eval_step: Any
     recalibrate: Any
     train_feed: Any
@@ -69,6 +73,8 @@ class Run:
         plan, split = self.plan, self.config.data.eval_split
         self._writer = RecordWriter(self.folder, start)
         self._progress = Progress(plan.total_steps, start)
+        self._updates = updates_made(state.opt_state)
+        self._overflows = 0  # steps in a row
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []  # of each step in the window
         self._read_at = time.perf_counter()
@@ -130,6 +136,7 @@ class Run:
         if not math.isfinite(values["loss"]):
             raise DivergedError(self._diverged(f"the loss is {values['loss']}", step))
         train, plan = self.config.train, self.plan
+        self._count_updates(step, values)
         self._window.append(values)
         record = mean(self._window)
         record["images_per_second"] = len(self._window) * train.batch_size / sum(self._seconds)
@@ -137,13 +144,26 @@ class Run:
         if step % train.log_every == 0 or step == plan.total_steps:
             self._write_window(step)
 
+    def _count_updates(self, step: int, values: dict[str, float]) -> None:
+        """Counts the updates made, which are fewer than the steps where float16 skips some."""
+        skipped = "skipped" in values and values["skipped"] > 0
+        self._updates += not skipped
+        stuck = skipped and values["loss_scale"] <= loss_scale.LEAST
+        self._overflows = self._overflows + 1 if stuck else 0
+        if self._overflows == loss_scale.PATIENCE:
+            what = (
+                f"the gradient overflowed {loss_scale.PATIENCE} times in a row at the least loss scale, "
+                f"{loss_scale.LEAST:g} (model.dtype='bfloat16' needs none),"
+            )
+            raise DivergedError(self._diverged(what, step))
+
     def _write_window(self, step: int) -> None:
         """Writes the record of the steps since the last, if there were any."""
         if not self._window:
             return
         record, size = mean(self._window), self.config.train.batch_size
         record["images_per_second"] = len(self._window) * size / sum(self._seconds)
-        record["learning_rate"] = float(self.learning_rate(step - 1))
+        record["learning_rate"] = float(self.learning_rate(max(0, self._updates - 1)))
         self._writer.write(step, step / self.plan.steps_per_epoch, "train", record)
         self._progress.record(step, "train", record)
         self._window.clear()
@@ -185,6 +205,7 @@ class Run:
             "num_classes": self.plan.num_classes,
             "num_examples": len(self.source),
             "parts": self.parts,
+            "teacher": self.learnt_from,
             "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
         }
         try:

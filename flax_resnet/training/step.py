@@ -201,8 +201,8 @@ def make_train_step(
     Returns:
       ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
       with leading axis [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
-      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale: float32
-      [steps].
+      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped,
+      1 where its gradient was not finite: float32 [steps].
     """
     gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
 
@@ -231,8 +231,9 @@ def make_train_step(
             **variables,
         )
         if state.loss_scale:
-            metrics["loss_scale"] = scale
-            new_state = loss_scale.advance(state, new_state, grads)
+            finite = loss_scale.is_finite(grads)
+            metrics |= {"loss_scale": scale, "skipped": 1 - jnp.float32(finite)}
+            new_state = loss_scale.advance(state, new_state, finite)
         return new_state, metrics
 
     def updates(
@@ -258,27 +259,30 @@ def make_train_step(
 
 
 def compiled_ahead(
-    train_step: Callable, state: TrainState, data: Any, batches: list[Batch], *taught: Any
+    train_step: Callable, state: TrainState, data: Any, calls: list[Any], *taught: Any
 ) -> Callable:
-    """Compiles updates for the sizes of image to come, so that no change of size makes the run wait.
+    """Compiles updates for all calls to come, so that no other size or number of steps makes the run wait.
 
     Args:
       train_step: as `make_train_step` makes it.
       state: shapes of the state, with shardings.
       data: a feed's.
-      batches: shapes of a call's batches, one for each size.
+      calls: their shapes, of each kind one: a feed's `calls`.
       *taught: as in `make_train_step`.
 
     Returns:
       What does as `train_step` does.
     """
+
+    def kind(steps: Any) -> tuple:
+        return tuple(leaf.shape for leaf in jax.tree.leaves(steps))
+
     programs = {
-        steps["image"].shape: train_step.lower(state, data, steps, *taught).compile()
-        for steps in batches
+        kind(steps): train_step.lower(state, data, steps, *taught).compile() for steps in calls
     }
 
     def updates(state: TrainState, data: Any, steps: Any, *taught: Any) -> tuple:
-        return programs.get(steps["image"].shape, train_step)(state, data, steps, *taught)
+        return programs[kind(steps)](state, data, steps, *taught)
 
     return updates
 
