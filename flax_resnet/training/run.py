@@ -5,9 +5,12 @@ import logging
 import math
 import pathlib
 import time
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
+from jax.profiler import TraceAnnotation, annotate_function
 
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
@@ -23,6 +26,17 @@ from flax_resnet.training.step import evaluate
 from flax_resnet.training.writers import Progress, RecordWriter
 
 log = logging.getLogger("flax_resnet")
+
+# What the loop does, by the names that its spans have in a profile. The host waits for a batch, hands the step to
+# the device, and then waits for the results of the call before: that is where the device's time shows.
+INPUT, DISPATCH, STEP, RECORDS, EVALUATION, CHECKPOINT = STAGES = (
+    "input",
+    "dispatch",
+    "step",
+    "records",
+    "evaluation",
+    "checkpoint",
+)
 
 
 @dataclasses.dataclass
@@ -82,10 +96,11 @@ class Run:
         step = start
         try:
             with stop_requested() as stop:
-                for batches in self.train_feed.training(start, plan.total_steps):
-                    state, on_device = self.train_step(
-                        state, self.train_feed.data, batches, *self.taught
-                    )
+                for batches in _timed(self.train_feed.training(start, plan.total_steps)):
+                    with TraceAnnotation(DISPATCH):
+                        state, on_device = self.train_step(
+                            state, self.train_feed.data, batches, *self.taught
+                        )
                     self._read_late()
                     self._late = (step, on_device)
                     step += len(on_device["loss"])
@@ -123,7 +138,8 @@ class Run:
         if self._late is None:
             return
         (step, on_device), self._late = self._late, None
-        values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
+        with TraceAnnotation(STEP):
+            values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
         count, now = len(values["loss"]), time.perf_counter()
         spent, self._read_at = now - self._read_at, now
         for number in range(count):
@@ -157,6 +173,7 @@ class Run:
             )
             raise DivergedError(self._diverged(what, step))
 
+    @partial(annotate_function, name=RECORDS)
     def _write_window(self, step: int) -> None:
         """Writes the record of the steps since the last, if there were any."""
         if not self._window:
@@ -169,6 +186,7 @@ class Run:
         self._window.clear()
         self._seconds.clear()
 
+    @partial(annotate_function, name=EVALUATION)
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Measures the batch statistics of the averaged weights: always on the first batches of the run."""
         if self.recalibrate is None:
@@ -180,6 +198,7 @@ class Run:
         self._read_at += time.perf_counter() - began
         return dataclasses.replace(state, average={**state.average, "batch_stats": found})
 
+    @partial(annotate_function, name=EVALUATION)
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         began, split = time.perf_counter(), self.config.data.eval_split
         batches = self.eval_feed.evaluation(self.plan.eval_batch_size)
@@ -198,6 +217,7 @@ class Run:
         )
         return has_stalled([score(r, train.judged_by) for r in records], train.early_stopping)
 
+    @partial(annotate_function, name=CHECKPOINT)
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
         run = {
             "config": dataclasses.asdict(self.config),
@@ -225,6 +245,17 @@ class Run:
             f"{config.optimizer.learning_rate} is too high, schedule.warmup="
             f"{config.schedule.warmup} too short, model.dtype={config.model.dtype} too narrow"
         )
+
+
+def _timed(feed: Iterable) -> Iterator:
+    """Yields from a feed, each wait a span of the profile."""
+    feed, nothing = iter(feed), object()
+    while True:
+        with TraceAnnotation(INPUT):
+            batches = next(feed, nothing)
+        if batches is nothing:
+            return
+        yield batches
 
 
 def mean(window: list[dict[str, float]]) -> dict[str, float]:

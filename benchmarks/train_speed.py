@@ -1,0 +1,213 @@
+"""Training end to end against the compiled step alone, and where the rest of the time goes.
+
+python -m benchmarks.train_speed --config configs/resnet18.py:cifar10
+    --steps 40 --rounds 3 --profile /tmp/profile --output speed.json
+        and any --config.KEY=VALUE and --data_dir, as of `python -m flax_resnet.main`
+
+The loop of `flax_resnet.main` trains so many steps on the data of the configuration, in a folder that is thrown away,
+and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device already.
+They take turns; figures are medians. What each stage of the loop takes is read from a profile: the time from the
+results of the first call, which compiles, to those of the last. --profile keeps that of the last turn, which
+Perfetto (ui.perfetto.dev) and TensorBoard open; the stages are spans of the thread `python`.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+
+from benchmarks.record import write_record
+from flax_resnet import command
+from flax_resnet.config import Config
+from flax_resnet.data.source import open_source
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan as make_plan
+from flax_resnet.sections import Schedule
+from flax_resnet.training import loop, sharding
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.run import CHECKPOINT, DISPATCH, EVALUATION, STAGES, STEP
+from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.step import make_train_step
+
+WHAT = {
+    "input": "waiting for a batch, and placing it on the device",
+    "dispatch": "handing the step to the device",
+    "step": "waiting for the device's results",
+    "records": "writing records",
+    "evaluation": "evaluating, compilation included",
+    "checkpoint": "saving",
+}
+
+
+class Span(NamedTuple):
+    """A stage of the loop, in nanoseconds of the profile's clock."""
+
+    name: str
+    start: float
+    end: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return command.run("benchmarks.train_speed", __doc__, _define, _measure, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    command.define_config(values, argv)
+    command.define_common(values)
+    flags.DEFINE_integer("steps", 40, "updates of a turn", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer("rounds", 3, "turns of each", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("profile", "", "folder to keep the profile in", flag_values=values)
+    flags.DEFINE_string("output", "", "file for the result as JSON", flag_values=values)
+
+
+def _measure(values: flags.FlagValues) -> None:
+    config = shortened(command.frozen_config(values), values["steps"].value)
+    kept = values["profile"].value
+    if kept and pathlib.Path(kept).is_file():
+        raise ConfigError(f"--profile={kept}: must be a folder")
+    command.set_up_jax(values["compilation_cache"].value)
+    alone, turns = step_alone(config), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(values["rounds"].value):
+            place = pathlib.Path(kept or f"{scratch}/profile/{number}").expanduser()
+            spans = profiled(config, pathlib.Path(scratch) / str(number), place)
+            turns.append({**measured(spans, config), "step_only": alone()})
+    found = medians(turns, config)
+    print(table(found))
+    if kept:
+        print(f"\nthe profile is in {kept}: open it in ui.perfetto.dev or TensorBoard")
+    write_record(values["output"].value, found)
+
+
+def shortened(config: Config, steps: int) -> Config:
+    """Returns a configuration of so many updates at a constant rate, evaluated and saved at the end."""
+    train = dataclasses.replace(
+        config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
+    )
+    return dataclasses.replace(config, train=train, schedule=Schedule(name="constant"))
+
+
+def step_alone(config: Config) -> Callable[[], float]:
+    """Compiles the step, and returns what measures seconds of `train.steps` updates over one batch."""
+    from flax_resnet.training.feed import make_feed
+
+    source, mesh = open_source(config.data, train=True), sharding.make_mesh()
+    order, classes = loop.make_order(source, config), len(source.class_names)
+    plan = make_plan(config, num_train=order.epoch_size, num_eval=1, num_classes=classes)
+    feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
+    model, optimizer = build_model(config, classes), make_optimizer(config, plan)
+    held = [jax.jit(lambda: make_state(config, model, optimizer))()]
+    step = make_train_step(config, model, optimizer, mesh, total_steps=plan.total_steps)
+    call = jax.tree.map(lambda leaf: leaf[0], next(iter(feed.training(0, 1))))
+    batch = jax.jit(feed.training_batch)(feed.data, call)
+    batch = sharding.place(jax.tree.map(lambda leaf: leaf[None], batch), mesh, steps=True)
+
+    def updates(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            held[0], metrics = step(held[0], {}, batch)
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - began
+
+    updates(1)
+    return lambda: updates(config.train.steps)
+
+
+def profiled(config: Config, workdir: pathlib.Path, place: pathlib.Path) -> list[Span]:
+    """Trains, and returns the spans of the loop's stages from the profile, in order."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # calls of Python functions, which would slow them
+    with jax.profiler.trace(place, profiler_options=options):
+        loop.train(config, workdir)
+    newest = max(place.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
+    spans = [
+        Span(event.name, event.start_ns, event.start_ns + event.duration_ns)
+        for plane in jax.profiler.ProfileData.from_file(str(newest)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name in STAGES
+    ]
+    return sorted(spans, key=lambda span: span.start)
+
+
+def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
+    """Returns seconds by stage, those of "steps" (first results to last), and images_per_second of these.
+
+    The first call, up to its results, compiles: of it nothing counts.
+    """
+    results = [span for span in spans if span.name == STEP]
+    first, last = results[0].end, results[-1].end
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for span in spans:
+        if span.start >= first:
+            seconds[span.name] += (span.end - span.start) / 1e9
+    apart = sum(
+        span.end - span.start
+        for span in spans
+        if span.name in (EVALUATION, CHECKPOINT) and first <= span.start < last
+    )
+    elapsed = (last - first - apart) / 1e9
+    calls = len([span for span in spans if span.name == DISPATCH])
+    updates = config.train.steps * (1 - 1 / calls)
+    return {
+        **seconds,
+        "steps": elapsed,
+        "images_per_second": updates * config.train.batch_size / elapsed,
+    }
+
+
+def medians(turns: Sequence[dict[str, float]], config: Config) -> dict[str, Any]:
+    """Returns images/s of both, their ratio, and the share of the loop's stages in the time of its steps."""
+    alone = [config.train.steps * config.train.batch_size / turn["step_only"] for turn in turns]
+    rates = {
+        "end_to_end": statistics.median(turn["images_per_second"] for turn in turns),
+        "step_only": statistics.median(alone),
+    }
+    within = [name for name in STAGES if name not in (EVALUATION, CHECKPOINT)]
+    return {
+        "network": config.model.name,
+        "batch_size": config.train.batch_size,
+        "steps": config.train.steps,
+        "rounds": len(turns),
+        "images_per_second": rates,
+        "share": rates["end_to_end"] / rates["step_only"],
+        "stages": {
+            name: statistics.median(turn[name] / turn["steps"] for turn in turns) for name in within
+        },
+        "seconds": {
+            name: statistics.median(turn[name] for turn in turns)
+            for name in (EVALUATION, CHECKPOINT)
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Returns what was found, as text."""
+    rates, rounds = found["images_per_second"], found["rounds"]
+    lines = [
+        f"{found['network']}, batches of {found['batch_size']}, {found['steps']} steps; medians of {rounds} rounds",
+        f"end to end  {rates['end_to_end']:10.1f} images/s",
+        f"step only   {rates['step_only']:10.1f} images/s",
+        f"share       {found['share']:10.3f}",
+        "",
+        "share of the time of the steps",
+    ]
+    rest = 1 - sum(found["stages"].values())
+    stages = found["stages"] | {"rest": rest}
+    what = WHAT | {"rest": "all else of the loop"}
+    lines += [f"{name:12}{share:10.3f}  {what[name]}" for name, share in stages.items()]
+    lines += ["", "seconds, once, after them"]
+    lines += [f"{name:12}{value:10.2f}  {what[name]}" for name, value in found["seconds"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
