@@ -61,7 +61,7 @@ def run(
     log.addHandler(handler)
     try:
         flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
-        argv = resolve_config(argv)
+        argv = resolve_config(_with_flag_files(values, argv))
         define(values, argv)
         if {"--help", "-h", "-help"} & set(argv):
             print(f"{doc}\n\nflags of {name}:\n{_help(values)}", flush=True)
@@ -102,6 +102,15 @@ def _help(values: flags.FlagValues) -> str:
             default = f" (default: {flag.default_as_str})" if flag.default else ""
             lines.append(f"  --{name}: {flag.help}{default}")
     return "\n".join(lines)
+
+
+def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Puts the lines of files that --flagfile names in its place. Raises ConfigError: one cannot be read."""
+    try:
+        return values.read_flags_from_files(argv)
+    except (flags.Error, UnicodeDecodeError) as error:
+        given = next(text for text in argv if text.lstrip("-").startswith("flagfile"))
+        raise ConfigError(f"{given}: cannot be read: {one_line(error)}") from error
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:

@@ -72,6 +72,21 @@ def test_flags_and_configuration(refuse, arguments, words):
     refuse(arguments, *words)
 
 
+def test_files_of_flags(refuse, tmp_path):
+    file, nested = tmp_path / "flags", tmp_path / "nested"
+    for content, words in (
+        (b"\xff\xfe--dry_run\n", ["cannot be read", "utf-8"]),
+        (b"--workdri=x\n", ["--workdri is unknown"]),
+        (b"--config=resnet18\n--config.train.batch_size=many", ["train.batch_size='many'", "int"]),
+    ):
+        file.write_bytes(content)
+        nested.write_text(f"--flagfile={file}\n")
+        refuse([f"--flagfile={file}"], *words)
+        refuse(["--flagfile", str(nested)], *words)
+    refuse([f"--flagfile={tmp_path / 'none'}"], f"--flagfile={tmp_path / 'none'}: cannot be read")
+    refuse(["--flagfile"], "--flagfile: cannot be read", "no argument")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -136,8 +151,9 @@ def test_workdirs(refuse, tiny, tmp_path):
     refuse([*tiny, f"--workdir={tmp_path / 'other'}"], "holds something else")
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "config.json").write_text("{")
-    refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read")
+    for content in (b"{", b"\xff\xfe{}"):
+        (tmp_path / "torn" / "config.json").write_bytes(content)
+        refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read")
 
 
 def test_a_read_only_workdir(refuse, tiny, tmp_path):

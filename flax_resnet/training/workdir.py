@@ -30,8 +30,8 @@ def read_config(workdir: pathlib.Path) -> Config | None:
                     f"workdir {workdir} holds something else (no {CONFIG} in it): name a new folder"
                 )
             return None
-        values = json.loads((workdir / CONFIG).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        values = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WorkdirError(f"workdir {workdir} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise WorkdirError(f"workdir {workdir}: {CONFIG} is not a configuration")
