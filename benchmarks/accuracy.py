@@ -86,8 +86,8 @@ SPEEDRUN = {
     "augment.eval_shift": 0,
     "model.widths": (32, 128, 128),
     "train.batch_size": 500,
-    "train.epochs": 2,
-    "train.eval_every": 0.5,
+    "train.epochs": 1,
+    "train.eval_every": 0.25,
 }
 EXPERIMENTS = {
     # He et al. 2016, figure 6: deeper is worse without shortcuts, and better with them.

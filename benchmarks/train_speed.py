@@ -4,11 +4,11 @@ python -m benchmarks.train_speed --config configs/resnet18.py:cifar10
     --steps 40 --rounds 3 --profile /tmp/profile --output speed.json
         and any --config.KEY=VALUE and --data_dir, as of `python -m flax_resnet.main`
 
-The loop of `flax_resnet.main` trains so many steps on the data of the configuration, in a folder that is thrown away,
-and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device already.
-They take turns; figures are medians. What each stage of the loop takes is read from a profile: the time from the
-results of the first call, which compiles, to those of the last. --profile keeps that of the last turn, which
-Perfetto (ui.perfetto.dev) and TensorBoard open; the stages are spans of the thread `python`.
+The loop of `flax_resnet.main` trains so many steps on the data of the configuration, in a folder that is thrown
+away, and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device
+already. They take turns; figures are medians. What each stage of the loop takes is read from a profile: the time
+from the results of the first call, which compiles, to those of the last. --profile keeps that of the last turn,
+which Perfetto (ui.perfetto.dev) and TensorBoard open; the stages are spans of the thread `python`.
 """
 
 import dataclasses
