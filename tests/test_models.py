@@ -24,7 +24,7 @@ def test_names_follow_torchvision():
 
 def test_list_models():
     assert list_models("resnet18*") == ["resnet18", "resnet18_cifar", "resnet18d"]
-    assert len(list_models()) == 138
+    assert len(list_models()) == 139
 
 
 def test_batch_norm_against_torchs_rule():
