@@ -6,8 +6,9 @@ python -m benchmarks.accuracy_torch --config configs/cifar_he2016.py:resnet20 --
 The network (`torch_networks.py`), its gradient, batch normalisation and SGD are PyTorch's. Weights to begin with,
 order, augmentation and learning rates are made by this package: its own arrays are what PyTorch is given. Images
 are decoded by Pillow, as TensorFlow and PyTorch do not bear one another in a process; of JPEGs of the network's
-size both give the same pixels. A run leaves metrics.jsonl, config.json and summary.txt, and no checkpoints: one
-that was stopped begins anew. Needs `pip install '.[parity]'`.
+size both give the same pixels. On a GPU PyTorch computes in bfloat16 (autocast), as this package does there. A run
+leaves metrics.jsonl, config.json and summary.txt, and no checkpoints: one that was stopped begins anew. Needs
+`pip install '.[parity]'`.
 """
 
 import io
@@ -219,7 +220,8 @@ class Training:
         net = network(config, plan.num_classes)
         tensors = {k: torch.from_numpy(v) for k, v in to_torch(variables).items()}
         net.load_state_dict(tensors, strict=True)
-        self._net = net.to(memory_format=torch.channels_last)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._net = net.to(self._device, memory_format=torch.channels_last)
         section = config.optimizer
         rules = (section.learning_rate_rules, section.weight_decay_rules)
         rates, decays = (by_tensor(variables, some) for some in rules)
@@ -263,10 +265,11 @@ class Training:
         indices = self._order.batch(np, number, self._config.train.batch_size)
         places = np.searchsorted(self._order.used, indices)
         batch = self._augmented(number, self._images[places], self._labels[places])
-        images, targets = (_tensor(array) for array in batch)
+        images, targets = (_tensor(array, self._device) for array in batch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]
-        logits = self._net.train()(images.permute(0, 3, 1, 2))
+        with self._computing():
+            logits = self._net.train()(images.permute(0, 3, 1, 2)).float()
         smoothing = self._config.loss.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         self._optimizer.zero_grad()
@@ -276,6 +279,13 @@ class Training:
             self._average(number + 1)
         right = logits.argmax(1) == targets.argmax(1)
         return {"loss": float(loss.detach()), "top1": float(right.float().mean())}
+
+    def _computing(self) -> Any:
+        """Returns the context of the network's call: bfloat16 on a GPU, float32 elsewhere."""
+        import torch
+
+        on_gpu = self._device == "cuda"
+        return torch.autocast(self._device, torch.bfloat16, enabled=on_gpu)
 
     def _average(self, step: int) -> None:
         """Moves the mean of the weights, as `training.average.advance` does; step 1 is after the first update."""
@@ -320,14 +330,14 @@ class Training:
         self._net.eval()
         loss = right = 0.0
         size = self._plan.eval_batch_size
-        with torch.inference_mode():
+        with torch.inference_mode(), self._computing():
             for first in range(0, len(images), size):
                 pixels = self._normalized(images[first : first + size])
                 logits = sum(
-                    share * self._net(_tensor(view).permute(0, 3, 1, 2))
+                    share * self._net(_tensor(view, self._device).permute(0, 3, 1, 2)).float()
                     for share, view in evaluation_views(pixels, self._config.augment)
                 )
-                targets = torch.from_numpy(labels[first : first + size]).long()
+                targets = torch.from_numpy(labels[first : first + size]).long().to(self._device)
                 loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
                 right += float((logits.argmax(1) == targets).sum())
         return {"loss": loss / len(images), "top1": right / len(images)}
@@ -360,10 +370,11 @@ def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:
     return {name: float(tensor.flat[0]) for name, tensor in tensors.items() if tensor.size}
 
 
-def _tensor(array: jax.Array) -> Any:
+def _tensor(array: jax.Array, device: str) -> Any:
     import torch
 
-    return torch.from_numpy(np.array(array))  # a copy: JAX's own memory is not to be written to
+    copied = np.array(array)  # JAX's own memory is not to be written to
+    return torch.from_numpy(copied).to(device)
 
 
 if __name__ == "__main__":
