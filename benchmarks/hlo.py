@@ -2,8 +2,8 @@
 
 The text is that of XLA for GPUs after optimisation (`compiled.as_text()`): one scheduled computation whose
 instructions are, but for bookkeeping, kernels; a loop's body counts as often as it runs. Every kernel is counted
-to read all its operands and to write all its results, once. What a kernel takes of, or puts into, an array
-by dynamic slices counts as those slices.
+to read all its operands and to write all its results, once. What a kernel takes of an array by slices, or puts
+into it, counts as those slices.
 """
 
 import math
@@ -247,6 +247,8 @@ def _moved(one: Instruction, called: Computation, computation: Computation) -> i
         for part in called.values()
         if part.opcode == "parameter"
     }
+    if one.opcode in ("slice", "dynamic-slice"):
+        return 2 * one.results[0].bytes
     for place, name in enumerate(one.operands):
         whole = sum(array.bytes for array in computation[name].results)
         total += _read(parameters[place], called, whole) if place in parameters else whole
@@ -270,7 +272,7 @@ def _read(parameter: Instruction, called: Computation, whole: int) -> int:
         first = user.operands[0] == parameter.name
         if user.opcode == "bitcast":
             total += _read(user, called, whole)
-        elif user.opcode == "dynamic-slice" and first:
+        elif user.opcode in ("slice", "dynamic-slice") and first:
             total += user.results[0].bytes
         elif user.opcode != "dynamic-update-slice" or not first:
             return whole
@@ -331,22 +333,31 @@ class Collective(NamedTuple):
       opcode: "all-reduce", ...
       dtypes: of what it moves.
       bytes: of its operands.
-      exposed: whether no kernel computes while it runs: it is not asynchronous, or ends where it began.
+      beside: bytes that the kernels move which are scheduled while it runs; 0 where it is not asynchronous.
       times: how often it runs in a step.
     """
 
     opcode: str
     dtypes: frozenset[str]
     bytes: int
-    exposed: bool
+    beside: int
     times: int
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the kernels meanwhile move fewer bytes than it does itself: too few to hide it."""
+        return self.beside < self.bytes
 
 
 def collectives(program: Program) -> list[Collective]:
     """Returns all collectives."""
-    order = list(schedule(program))
+    moved = {
+        kernel.instruction.name: kernel.bytes
+        for kernel in kernels(program)
+        if kernel.kind != "collective"
+    }
     found = []
-    for computation, one, times in order:
+    for computation, one, times in schedule(program):
         opcode = one.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             continue
@@ -356,24 +367,22 @@ def collectives(program: Program) -> list[Collective]:
                 opcode,
                 frozenset(array.dtype for array in arrays),
                 sum(array.bytes for array in arrays),
-                not _overlapped(computation, one),
+                sum(moved.get(name, 0) for name in _beside(computation, one)),
                 times,
             )
         )
     return found
 
 
-def _overlapped(computation: Computation, one: Instruction) -> bool:
-    """Whether a kernel that computes stands between a collective's start and its end."""
+def _beside(computation: Computation, one: Instruction) -> Iterator[str]:
+    """Yields what stands between a collective's start and its end."""
     if not one.opcode.endswith("-start") or '"is_sync":true' in one.attributes:
-        return False
-    between = iter(computation.values())
-    for other in between:
+        return
+    after = iter(computation.values())
+    for other in after:
         if other.name == one.name:
             break
-    for other in between:
+    for other in after:
         if other.opcode.endswith("-done") and one.name in other.operands:
-            return False
-        if other.opcode in ("fusion", "custom-call", "while", "call"):
-            return True
-    return False
+            return
+        yield other.name

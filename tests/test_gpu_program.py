@@ -165,14 +165,15 @@ HloModule jit_all, is_scheduled=true
   ROOT %n = f32[8]{0} negate(%p)
 }
 
-ENTRY %main (x: f32[8], y: bf16[1000]) -> f32[8] {
+ENTRY %main (x: f32[8], y: bf16[1000], small: bf16[8]) -> f32[8] {
+  %small = bf16[8]{0} parameter(2)
   %x = f32[8]{0} parameter(0)
   %y = bf16[1000]{0} parameter(1)
   %s0 = f32[8]{0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%sum, backend_config={"collective_backend_config":{"is_sync":true}}
   %d0 = f32[8]{0} all-reduce-done(%s0)
-  %s1 = (bf16[1000]{0}, f32[8]{0}) all-reduce-start(%y, %d0), replica_groups=[1,8]<=[8], to_apply=%sum
+  %s1 = (bf16[8]{0}, f32[8]{0}) all-reduce-start(%small, %d0), replica_groups=[1,8]<=[8], to_apply=%sum
   %f = f32[8]{0} fusion(%d0), kind=kLoop, calls=%fused
-  %d1 = (bf16[1000]{0}, f32[8]{0}) all-reduce-done(%s1)
+  %d1 = (bf16[8]{0}, f32[8]{0}) all-reduce-done(%s1)
   %s2 = bf16[1000]{0} all-reduce-start(%y), replica_groups=[1,8]<=[8], to_apply=%sum
   %d2 = bf16[1000]{0} all-reduce-done(%s2)
   ROOT %plain = f32[8]{0} all-reduce(%f), replica_groups=[1,8]<=[8], to_apply=%sum
@@ -182,8 +183,9 @@ ENTRY %main (x: f32[8], y: bf16[1000]) -> f32[8] {
 
 def test_collectives_and_which_are_exposed():
     found = hlo.collectives(hlo.parse(REDUCED))
-    assert [one.bytes for one in found] == [32, 2032, 2000, 32]
+    assert [one.bytes for one in found] == [32, 48, 2000, 32]
     assert [one.exposed for one in found] == [True, False, True, True]
+    assert found[1].beside == 2 * 32
     assert found[1].dtypes == {"bf16", "f32"}
     figures = gpu_program.program_figures(hlo.parse(REDUCED))
     assert figures["collectives"] == 4
@@ -234,6 +236,7 @@ def test_a_target_is_described_as_the_compiler_reads_it():
         (["--targets", "v100"], "invalid choice: 'v100'"),
         (["--settings", "norm_scope=local"], "must be section.name=value"),
         (["--settings", "model.norm_scope=here"], "model.norm_scope='here': must be one of"),
+        (["--models", "resnet19", "--check"], "--models resnet19: --check knows resnet18"),
         (["--models", "resnet18", "resnet34", "--textbook"], "--textbook: must be of resnet18"),
     ],
 )
