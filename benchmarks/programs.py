@@ -1,7 +1,8 @@
 """The training and inference steps that are measured, each as a function that does one more."""
 
+import ast
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,21 +57,55 @@ class Network(NamedTuple):
     state: Any
 
 
+def configured(
+    model: str, image_size: int, batch_size: int, *, dtype: str, settings: Iterable[str] = ()
+) -> Any:
+    """Returns the configuration of a network in training.
+
+    Args:
+      model: a name of `flax_resnet.list_models()`.
+      image_size: in pixels.
+      batch_size: images of a step.
+      dtype: compute dtype.
+      settings: further settings, as "model.norm_scope=local".
+
+    Raises:
+      ConfigError: a setting is none, or makes no sense.
+    """
+    from flax_resnet.config import default_config, freeze
+    from flax_resnet.errors import ConfigError
+
+    values = default_config().to_dict()
+    values["model"] |= {"name": model, "dtype": dtype}
+    values["data"]["image_size"], values["train"]["batch_size"] = image_size, batch_size
+    values["optimizer"]["weight_decay"] = 1e-4
+    for setting in settings:
+        key, is_set, text = setting.partition("=")
+        section, dot, name = key.partition(".")
+        if not (is_set and dot):
+            raise ConfigError(f"{setting}: must be section.name=value, as model.norm_scope=local")
+        values.setdefault(section, {})[name] = _literal(text)
+    return freeze(values)
+
+
+def _literal(text: str) -> Any:
+    """Reads a Python literal; what is none is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def network(work: Work) -> Network:
     """Makes the network of a work, its optimizer and its state."""
     import jax
 
-    from flax_resnet.config import default_config, freeze
     from flax_resnet.plan import Plan
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, make_state
 
-    tree = default_config()
-    tree.model.name, tree.model.dtype = work.model, work.dtype
-    tree.data.image_size, tree.train.batch_size = work.image_size, work.batch_size
-    tree.optimizer.weight_decay = 1e-4
-    config = freeze(tree)
+    config = configured(work.model, work.image_size, work.batch_size, dtype=work.dtype)
     model = build_model(config, work.classes)
     optimizer = make_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()
@@ -121,8 +156,22 @@ def textbook(work: Work) -> Program:
         infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
         return lambda: infer(variables, images)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
+    step = textbook_step(model, optimizer)
+    held = [variables, jax.jit(optimizer.init)(variables["params"])]
 
-    def step(variables: Any, opt_state: Any) -> tuple:
+    def one() -> Any:
+        held[0], held[1], loss = step(*held, images, labels)
+        return loss
+
+    return one
+
+
+def textbook_step(model: Any, optimizer: Any) -> Any:
+    """Returns a textbook's jitted step: (variables, opt_state, images, labels) to the first two, and the loss."""
+    import jax
+    import optax
+
+    def step(variables: Any, opt_state: Any, images: Any, labels: Any) -> tuple:
         def loss_fn(params: Any) -> tuple:
             logits, updated = model.apply(
                 {"params": params, "batch_stats": variables["batch_stats"]},
@@ -137,14 +186,7 @@ def textbook(work: Work) -> Program:
         params = optax.apply_updates(variables["params"], updates)
         return {"params": params, **updated}, opt_state, loss
 
-    step = jax.jit(step, donate_argnums=(0, 1))
-    held = [variables, jax.jit(optimizer.init)(variables["params"])]
-
-    def one() -> Any:
-        held[0], held[1], loss = step(*held)
-        return loss
-
-    return one
+    return jax.jit(step, donate_argnums=(0, 1))
 
 
 def torch_step(work: Work, library: str = "torchvision", compiled: bool = False) -> Program:

@@ -1,0 +1,392 @@
+"""What XLA makes of the training step for GPUs that need not be there: python -m benchmarks.gpu_program
+
+    --models resnet50 --targets h100 a100 --gpus 1 8 2x8 --settings model.norm_scope=local --output program.json
+    --check                compiles what expected/gpu_program.json holds, and fails where a program got worse
+    --store                puts the programs there
+
+The step is the one that `flax_resnet.main` runs, optimizer and normalisation of the images included, compiled ahead
+of time; `--textbook` puts the step of a ResNet as a textbook of linen writes it beside. Needs the compiler, and
+no GPU: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt, of jax's own version. Nothing is measured:
+there is no autotuning, and what a kernel takes is not known. The figures compare two programs, and catch what
+makes one worse; the bounds are the least time that the memory, or the arithmetic, of a GPU leaves.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh
+
+from benchmarks import hlo, roofline
+from benchmarks.arguments import absent, count, output
+from benchmarks.programs import configured, textbook_step
+from benchmarks.record import write_record
+from benchmarks.targets import TARGETS
+from benchmarks.textbook import TEXTBOOK
+from flax_resnet.config import Config
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.summary import summarize
+from flax_resnet.training import sharding
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.schedule import drop_factor
+from flax_resnet.training.state import abstract_state, build_model
+from flax_resnet.training.step import make_train_step
+
+EXPECTED = pathlib.Path(__file__).parent / "expected" / "gpu_program.json"
+CLASSES, IMAGES = 1000, 1281167
+LABEL = "The compiler's program, not measured time."
+# Figures that must not grow, and by what share they may.
+LIMITS = {
+    "float32_convolutions": 0.0,
+    "convolutions_not_nhwc": 0.0,
+    "convolutions_without_cudnn": 0.0,
+    "convolutions": 0.0,
+    "activation_copies": 0.0,
+    "kernels": 0.02,
+    "bytes": 0.01,
+    "temporary_bytes": 0.01,
+    "collectives": 0.0,
+    "collective_bytes": 0.01,
+    "exposed_collectives": 0.0,
+}
+
+
+class Case(NamedTuple):
+    """What is compiled, and for what.
+
+    Attributes:
+      model: a name of `flax_resnet.list_models()`.
+      target: a key of `TARGETS`.
+      gpus: "8", or "2x8" for two hosts of eight.
+      batch_size: images of each GPU.
+      image_size: pixels; 0 for the model's own.
+      dtype: compute dtype.
+      settings: further settings, as "model.norm_scope=local".
+      textbook: a ResNet as a textbook of linen writes it, in place of this package's.
+    """
+
+    model: str
+    target: str = "h100"
+    gpus: str = "1"
+    batch_size: int = 256
+    image_size: int = 0
+    dtype: str = "bfloat16"
+    settings: tuple[str, ...] = ()
+    textbook: bool = False
+
+    def __str__(self) -> str:
+        """Names it on a line."""
+        name = self.model + (", textbook" if self.textbook else "")
+        settings = f", {' '.join(self.settings)}" if self.settings else ""
+        many = "GPU" if self.gpus == "1" else "GPUs"
+        return f"{name}, {self.dtype}, {self.batch_size} a GPU, {self.gpus} {many} {self.target}{settings}"
+
+
+def mesh_of(case: Case) -> Mesh:
+    """Returns the mesh over the GPUs of a case."""
+    from jax.experimental import topologies
+
+    hosts, _, each = case.gpus.rpartition("x")
+    devices = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=TARGETS[case.target].text(),
+        topology=f"1x{hosts or 1}x{each}",
+    ).devices
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def lowered(case: Case, mesh: Mesh) -> Any:
+    """Traces the step of a case for its mesh."""
+    if case.textbook:
+        return _lowered_textbook(case, mesh)
+    config = _config(case, mesh)
+    model = build_model(config, CLASSES)
+    if config.model.norm_scope == "local":
+        model = model.clone(norm_groups=mesh.size)  # of the mesh, not of this machine
+    schedule = plan(config, num_train=IMAGES, num_eval=50000, num_classes=CLASSES)
+    optimizer = make_optimizer(config, schedule)
+    step = make_train_step(config, model, optimizer, mesh, drop=drop_factor(config, schedule))
+    rows, size = config.train.batch_size, config.data.image_size
+    where = sharding.split_steps(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, rows, size, size, 3), np.uint8, sharding=where),
+        "label": jax.ShapeDtypeStruct((1, rows), np.int32, sharding=where),
+    }
+    return step.lower(abstract_state(config, model, optimizer, mesh), {}, batch)
+
+
+def _config(case: Case, mesh: Mesh) -> Config:
+    size = summarize(case.model, image_size=case.image_size).input_shape[1]
+    return configured(
+        case.model, size, case.batch_size * mesh.size, dtype=case.dtype, settings=case.settings
+    )
+
+
+def _lowered_textbook(case: Case, mesh: Mesh) -> Any:
+    model = TEXTBOOK[case.model].clone(classes=CLASSES, dtype=jnp.dtype(case.dtype))
+    size = summarize(case.model, image_size=case.image_size).input_shape[1]
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
+    image = jnp.zeros((1, size, size, 3), case.dtype)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    opt_state = jax.eval_shape(optimizer.init, variables["params"])
+    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    variables, opt_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        (variables, opt_state),
+    )
+    rows = case.batch_size * mesh.size
+    images = jax.ShapeDtypeStruct((rows, size, size, 3), case.dtype, sharding=split)
+    labels = jax.ShapeDtypeStruct((rows,), np.int32, sharding=split)
+    return textbook_step(model, optimizer).lower(variables, opt_state, images, labels)
+
+
+def figures(case: Case) -> dict[str, Any]:
+    """Compiles a case, and returns what the program is: of one GPU, and of one step."""
+    mesh = mesh_of(case)
+    began = time.perf_counter()
+    traced = lowered(case, mesh)
+    then = time.perf_counter()
+    compiled = traced.compile()
+    done = time.perf_counter()
+    return {
+        **program_figures(hlo.parse(compiled.as_text())),
+        **memory_figures(compiled),
+        **arithmetic(case),
+        "trace_seconds": then - began,
+        "compile_seconds": done - then,
+    }
+
+
+def program_figures(program: hlo.Program) -> dict[str, Any]:
+    """Counts what a program holds."""
+    kernels, counts, moved = hlo.kernels(program), Counter(), Counter()
+    for kernel in kernels:
+        counts[kernel.kind] += kernel.times
+        moved[kernel.kind] += kernel.times * kernel.bytes
+    convolutions, collectives = hlo.convolutions(program), hlo.collectives(program)
+    dtypes = Counter()
+    for one in collectives:
+        dtypes["+".join(sorted(one.dtypes))] += one.times * one.bytes
+    return {
+        "convolutions": sum(one.times for one in convolutions),
+        "float32_convolutions": sum(one.times for one in convolutions if "f32" in one.dtypes),
+        "convolutions_not_nhwc": sum(one.times for one in convolutions if not one.is_nhwc),
+        "convolutions_without_cudnn": sum(one.times for one in convolutions if not one.target),
+        "activation_copies": counts["copy of activations"],
+        "kernels": counts.total(),
+        "bytes": moved.total(),
+        "kernels_by_kind": {kind: counts[kind] for kind in hlo.KINDS},
+        "bytes_by_kind": {kind: moved[kind] for kind in hlo.KINDS},
+        "collectives": sum(one.times for one in collectives),
+        "collective_bytes": sum(one.times * one.bytes for one in collectives),
+        "collective_bytes_by_dtype": dict(dtypes),
+        "exposed_collectives": sum(one.times for one in collectives if one.exposed),
+        "bytes_beside_collectives": sum(one.times * one.beside for one in collectives),
+        "exposed_bytes": sum(one.times * one.bytes for one in collectives if one.exposed),
+    }
+
+
+def memory_figures(compiled: Any) -> dict[str, int]:
+    """Returns what the program takes of a GPU's memory."""
+    memory = compiled.memory_analysis()
+    return {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+    }
+
+
+def arithmetic(case: Case) -> dict[str, float]:
+    """Returns the floating-point operations of a GPU's share of a step: convolutions and linear layers."""
+    summary = summarize(case.model, case.image_size, case.batch_size, dtype=case.dtype)
+    endless = roofline.Limits(flops=1.0, bandwidth=float("inf"))
+    return {"flops": roofline.cost(summary, endless, train=True).flops}
+
+
+def table(case: Case, found: dict[str, Any]) -> str:
+    """Lays the figures of a program out for a person."""
+    target = TARGETS[case.target]
+    lines = [f"{case}. {LABEL}", f"{'':22}{'kernels':>9}{'GB':>9}{'share':>8}"]
+    for kind in hlo.KINDS:
+        number, moved = found["kernels_by_kind"][kind], found["bytes_by_kind"][kind]
+        if number:
+            share = moved / found["bytes"]
+            lines.append(f"{kind:22}{number:9}{moved / 1e9:9.2f}{share:8.1%}")
+    lines.append(f"{'all':22}{found['kernels']:9}{found['bytes'] / 1e9:9.2f}")
+    lines.append(
+        f"convolutions: {found['convolutions']}; float32 {found['float32_convolutions']}, not NHWC "
+        f"{found['convolutions_not_nhwc']}, not by cuDNN {found['convolutions_without_cudnn']}; "
+        f"copies of activations: {found['activation_copies']}"
+    )
+    if found["collectives"]:
+        dtypes = found["collective_bytes_by_dtype"].items()
+        told = ", ".join(f"{moved / 1e6:.1f} MB {dtype}" for dtype, moved in dtypes)
+        lines.append(
+            f"collectives: {found['collectives']} ({told}); exposed: {found['exposed_collectives']} "
+            f"({found['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled beside them move "
+            f"{found['bytes_beside_collectives'] / 1e9:.2f} GB"
+        )
+    lines.append(
+        f"temporary {found['temporary_bytes'] / 1e9:.2f} GB, arguments {found['argument_bytes'] / 1e9:.2f} GB; "
+        f"traced in {found['trace_seconds']:.1f} s, compiled in {found['compile_seconds']:.1f} s"
+    )
+    lines.append(
+        f"bounds, not times: {1e3 * found['bytes'] / target.bandwidth:.1f} ms by bytes, "
+        f"{1e3 * found['flops'] / target.flops:.1f} ms by arithmetic in bfloat16"
+    )
+    return "\n".join(lines)
+
+
+def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Returns a line for each figure that is worse than it was."""
+    return [
+        f"{case}: {name.replace('_', ' ')}: {found[name]:,}, expected at most {expected[name]:,}"
+        + (f" and {share:.0%}" if share else "")
+        for name, share in LIMITS.items()
+        if found[name] > expected[name] * (1 + share)
+    ]
+
+
+def check(cases: dict[Case, dict[str, Any]]) -> int:
+    """Compiles what is expected, prints what got worse, and returns how many figures did."""
+    number = 0
+    for case, expected in cases.items():
+        found = figures(case)
+        worse = slips(case, found, expected)
+        print("\n".join(worse) or f"{case}: {found['bytes'] / 1e9:.1f} GB, as expected", flush=True)
+        number += len(worse)
+    return number
+
+
+def load_expected() -> dict[Case, dict[str, Any]]:
+    """Returns what is expected of each case.
+
+    Raises:
+      ConfigError: it was stored by another version of jax, whose compiler makes other programs.
+    """
+    if not EXPECTED.exists():
+        return {}
+    stored = json.loads(EXPECTED.read_text())
+    if stored["jax"] != jax.__version__:
+        raise ConfigError(
+            f"{EXPECTED.name} is of jax {stored['jax']}, and this is {jax.__version__}: pip install that version, "
+            "or remove the file and --store anew"
+        )
+    return {
+        Case(**row["case"] | {"settings": tuple(row["case"]["settings"])}): row["figures"]
+        for row in stored["programs"]
+    }
+
+
+def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
+    """Returns what is expected, of some models only where they are named.
+
+    Raises:
+      ConfigError: nothing is expected of one.
+    """
+    expected = load_expected()
+    known = {case.model for case in expected}
+    for model in models or known:
+        if model not in known:
+            raise ConfigError(f"--models {model}: --check knows {', '.join(sorted(known))}")
+    return {case: found for case, found in expected.items() if case.model in (models or known)}
+
+
+def store(found: dict[Case, dict[str, Any]]) -> None:
+    """Puts programs among what is expected."""
+    kept = (*LIMITS, "bytes_by_kind", "collective_bytes_by_dtype")
+    programs = load_expected() | {
+        case: {name: figure[name] for name in kept} for case, figure in found.items()
+    }
+    rows = [{"case": case._asdict(), "figures": programs[case]} for case in sorted(programs)]
+    EXPECTED.parent.mkdir(exist_ok=True)
+    EXPECTED.write_text(json.dumps({"jax": jax.__version__, "programs": rows}, indent=1) + "\n")
+
+
+def gpus(text: str) -> str:
+    """Reads a number of GPUs, or hosts x GPUs of each."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a number of GPUs, 1 to 64, or hosts x GPUs of each, such as 2x8"
+        )
+    return text
+
+
+def main() -> None:
+    """Compiles and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+",
+                        help="default: resnet50; with --check, all that are expected")  # fmt: skip
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["h100"])
+    parser.add_argument("--gpus", nargs="+", type=gpus, default=["1"],
+                        help="8, or 2x8 for two hosts of eight")  # fmt: skip
+    parser.add_argument("--batch_size", type=count, default=256, help="images of each GPU")
+    parser.add_argument("--image_size", type=count, default=0, help="pixels")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--settings", nargs="+", default=[], help="such as model.norm_scope=local")
+    parser.add_argument("--textbook", action="store_true",
+                        help="compile a textbook's ResNet beside")  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="against what is expected")
+    parser.add_argument("--store", action="store_true", help="expect this from now on")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
+    args = parser.parse_args()
+    if absent("jax_cuda12_plugin"):
+        version = jax.__version__
+        parser.exit(
+            2,
+            "error: needs XLA's compiler for GPUs: pip install --no-deps "
+            f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}\n",
+        )
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ["FLAX_RESNET_LOWERING"] = "gpu"  # not as on the CPU that compiles
+    try:
+        if args.check:
+            parser.exit(1 if check(expected_of(args.models)) else 0)
+        run(args)
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compiles all combinations, and prints, stores and writes each as it is there.
+
+    Raises:
+      ConfigError: a name or a setting is wrong, before anything is compiled.
+    """
+    cases = []
+    kinds = [False, True] if args.textbook else [False]
+    for model, target, many, textbook in itertools.product(
+        args.models or ["resnet50"], args.targets, args.gpus, kinds
+    ):
+        if textbook and model not in TEXTBOOK:
+            raise ConfigError(f"--textbook: must be of {', '.join(TEXTBOOK)}, not {model}")
+        settings = () if textbook else tuple(args.settings)
+        case = Case(
+            model, target, many, args.batch_size, args.image_size, args.dtype, settings, textbook
+        )
+        summarize(model, image_size=args.image_size)
+        configured(model, 224, args.batch_size, dtype=args.dtype, settings=settings)
+        cases.append(case)
+    results = []
+    for case in cases:
+        found = figures(case)
+        print(table(case, found), end="\n\n", flush=True)
+        results.append({"case": case._asdict(), **found})
+        write_record(args.output, {"what": LABEL, "programs": results})
+        if args.store:
+            store({case: found})
+
+
+if __name__ == "__main__":
+    main()

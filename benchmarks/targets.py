@@ -1,0 +1,80 @@
+"""The GPUs that programs are compiled for, none of which need be there: what XLA's compiler asks of each."""
+
+from typing import Any, NamedTuple
+
+
+class Target(NamedTuple):
+    """A GPU.
+
+    Attributes:
+      name: what the driver calls it.
+      flops: largest rate of bfloat16 matrix products, floating-point operations a second, dense (data sheet).
+      bandwidth: of its memory, bytes a second.
+      device: the other figures, as XLA names them.
+    """
+
+    name: str
+    flops: float
+    bandwidth: int
+    device: dict[str, Any]
+
+    def text(self) -> str:
+        """Returns the description that the compiler reads, a `GpuTargetConfigProto` as text."""
+        known = COMMON | self.device | {"memory_bandwidth": self.bandwidth}
+        fields = "\n".join(f"  {name}: {value}" for name, value in known.items())
+        fields = fields.replace("cuda_compute_capability:", "cuda_compute_capability")
+        return (
+            f"gpu_device_info {{\n{fields}\n}}\n"
+            'platform_name: "CUDA"\n'
+            "dnn_version_info { major: 9 minor: 10 }\n"
+            "runtime_version { major: 12 minor: 8 }\n"
+            f'device_description_str: "{self.name}"\n'
+        )
+
+
+COMMON = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49152,
+    "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2147483647,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+}
+TARGETS = {
+    "h100": Target(
+        "NVIDIA H100 80GB HBM3",
+        flops=989e12,
+        bandwidth=3352320000000,
+        device={
+            "cuda_compute_capability": "{ major: 9 }",
+            "core_count": 132,
+            "fpus_per_core": 128,
+            "clock_rate_ghz": 1.98,
+            "shared_memory_per_core": 233472,
+            "shared_memory_per_block_optin": 232448,
+            "l2_cache_size": 52428800,
+            "device_memory_size": 84942979072,
+        },
+    ),
+    "a100": Target(
+        "NVIDIA A100-SXM4-80GB",
+        flops=312e12,
+        bandwidth=2039040000000,
+        device={
+            "cuda_compute_capability": "{ major: 8 }",
+            "core_count": 108,
+            "fpus_per_core": 64,
+            "clock_rate_ghz": 1.41,
+            "shared_memory_per_core": 167936,
+            "shared_memory_per_block_optin": 166912,
+            "l2_cache_size": 41943040,
+            "device_memory_size": 85100068864,
+        },
+    ),
+}

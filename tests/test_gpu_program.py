@@ -1,0 +1,268 @@
+"""The reader of compiled programs, on small ones; what is expected of ours, and a mistake on the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import gpu_program, hlo
+from benchmarks.gpu_program import Case
+from benchmarks.targets import TARGETS
+from flax_resnet.errors import ConfigError
+from tests.conftest import ROOT
+
+STEP = """
+HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[3,3,8,16]{3,2,1,0})->f32[16]{0}}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%fused_transpose (p: f32[3,3,8,16]) -> bf16[16,3,3,8] {
+  %p = f32[3,3,8,16]{3,2,1,0} parameter(0)
+  %cast = bf16[3,3,8,16]{3,2,1,0} convert(%p)
+  ROOT %t = bf16[16,3,3,8]{3,2,1,0} transpose(%cast), dimensions={3,0,1,2}
+}
+
+%fused_reduce (p.1: bf16[4,10,10,16]) -> f32[16] {
+  %p.1 = bf16[4,10,10,16]{3,2,1,0} parameter(0)
+  %wide = f32[4,10,10,16]{3,2,1,0} convert(%p.1)
+  %zero = f32[] constant(0)
+  ROOT %r = f32[16]{0} reduce(%wide, %zero), dimensions={0,1,2}, to_apply=%sum
+}
+
+%fused_maximum (p.2: bf16[4,10,10,16], p.3: f32[16]) -> bf16[4,10,10,16] {
+  %p.2 = bf16[4,10,10,16]{3,2,1,0} parameter(0)
+  %p.3 = f32[16]{0} parameter(1)
+  %wide.1 = f32[4,10,10,16]{3,2,1,0} broadcast(%p.3), dimensions={3}
+  %cast.1 = bf16[4,10,10,16]{3,2,1,0} convert(%wide.1)
+  ROOT %m = bf16[4,10,10,16]{3,2,1,0} maximum(%p.2, %cast.1)
+}
+
+ENTRY %main (images: bf16[4,10,10,8], kernel: f32[3,3,8,16]) -> f32[16] {
+  %images = bf16[4,10,10,8]{3,2,1,0} parameter(0)
+  %kernel = f32[3,3,8,16]{3,2,1,0} parameter(1)
+  %k = bf16[16,3,3,8]{3,2,1,0} fusion(%kernel), kind=kInput, calls=%fused_transpose
+  %conv = (bf16[4,10,10,16]{3,2,1,0}, u8[0]{0}) custom-call(%images, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward", metadata={op_name="a (b"}
+  %y = bf16[4,10,10,16]{3,2,1,0} get-tuple-element(%conv), index=0
+  %sums = f32[16]{0} fusion(%y), kind=kInput, calls=%fused_reduce
+  %z = bf16[4,10,10,16]{3,2,1,0} fusion(%y, %sums), kind=kLoop, calls=%fused_maximum
+  %turned = bf16[4,10,10,16]{1,3,2,0} copy(%z)
+  %kcopy = f32[3,3,8,16]{3,2,1,0} copy(%kernel)
+  %grad = (bf16[16,3,3,8]{3,2,1,0}, u8[0]{0}) custom-call(%images, %z), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %total = f32[16]{0} add(%sums, %sums)
+}
+"""  # noqa: E501
+MAP, IMAGES, KERNEL = 4 * 10 * 10 * 16, 4 * 10 * 10 * 8, 3 * 3 * 8 * 16
+
+
+def edited(old, new):
+    assert old in STEP
+    return hlo.parse(STEP.replace(old, new))
+
+
+def test_kernels_and_their_bytes():
+    found = [
+        (kernel.instruction.name, kernel.kind, kernel.bytes)
+        for kernel in hlo.kernels(hlo.parse(STEP))
+    ]
+    assert found == [
+        ("k", "copy of weights", (4 + 2) * KERNEL),
+        ("conv", "convolution", 2 * (IMAGES + KERNEL + MAP)),
+        ("sums", "reduction", 2 * MAP + 4 * 16),
+        ("z", "elementwise", 2 * 2 * MAP + 4 * 16),
+        ("turned", "copy of activations", 2 * 2 * MAP),
+        ("kcopy", "copy of weights", 2 * 4 * KERNEL),
+        ("grad", "convolution", 2 * (IMAGES + KERNEL + MAP)),
+        ("total", "optimizer", 3 * 4 * 16),
+    ]
+
+
+def test_convolutions_as_they_should_be():
+    found = gpu_program.program_figures(hlo.parse(STEP))
+    assert found["convolutions"] == 2
+    assert found["activation_copies"] == 1
+    for name in ("float32_convolutions", "convolutions_not_nhwc", "convolutions_without_cudnn"):
+        assert found[name] == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "figure"),
+    [
+        ("%images = bf16", "%images = f32", "float32_convolutions"),
+        ("%images = bf16[4,10,10,8]{3,2,1,0}", "%images = bf16[4,10,10,8]{2,1,3,0}", "convolutions_not_nhwc"),
+        ("dim_labels=b01f_o01i->b01f, custom_call_target=\"__cudnn$convForward\"",
+         "dim_labels=bf01_oi01->bf01, custom_call_target=\"__cudnn$convForward\"", "convolutions_not_nhwc"),
+        ("ROOT %m = bf16[4,10,10,16]{3,2,1,0} maximum(%p.2, %cast.1)",
+         "ROOT %m = bf16[4,10,10,16]{3,2,1,0} convolution(%p.2, %cast.1), dim_labels=b01f_o01i->b01f",
+         "convolutions_without_cudnn"),
+    ],
+)  # fmt: skip
+def test_convolutions_as_they_should_not_be(old, new, figure):
+    assert gpu_program.program_figures(edited(old, new))[figure] >= 1
+
+
+LOOP = """
+HloModule jit_loop, is_scheduled=true
+
+%fused_slice (p: f32[5,100], i: s32[]) -> f32[100] {
+  %p = f32[5,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %d = f32[1,100]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,100}
+  %b = f32[100]{0} bitcast(%d)
+  ROOT %n = f32[100]{0} negate(%b)
+}
+
+%fused_update (p.1: f32[5,100], u: f32[100], j: s32[]) -> f32[5,100] {
+  %p.1 = f32[5,100]{1,0} parameter(0)
+  %u = f32[100]{0} parameter(1)
+  %j = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  %wide = f32[1,100]{1,0} bitcast(%u)
+  ROOT %put = f32[5,100]{1,0} dynamic-update-slice(%p.1, %wide, %j, %zero.1)
+}
+
+%body (s: (s32[], f32[5,100], f32[5,100])) -> (s32[], f32[5,100], f32[5,100]) {
+  %s = (s32[], f32[5,100]{1,0}, f32[5,100]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%s), index=0
+  %x = f32[5,100]{1,0} get-tuple-element(%s), index=1
+  %y = f32[5,100]{1,0} get-tuple-element(%s), index=2
+  %one = f32[100]{0} fusion(%x, %i.1), kind=kLoop, calls=%fused_slice
+  %new = f32[5,100]{1,0} fusion(%y, %one, %i.1), kind=kLoop, calls=%fused_update
+  ROOT %out = (s32[], f32[5,100]{1,0}, f32[5,100]{1,0}) tuple(%i.1, %x, %new)
+}
+
+ENTRY %main (a: f32[5,100]) -> f32[5,100] {
+  %a = f32[5,100]{1,0} parameter(0)
+  %start = s32[] constant(0)
+  %state = (s32[], f32[5,100]{1,0}, f32[5,100]{1,0}) tuple(%start, %a, %a)
+  %w = (s32[], f32[5,100]{1,0}, f32[5,100]{1,0}) while(%state), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"},"dynamic_variable_tuple_indices":[]}
+  ROOT %end = f32[5,100]{1,0} get-tuple-element(%w), index=2
+}
+"""  # noqa: E501
+
+
+def test_a_loop_counts_as_often_as_it_runs_and_its_slices_as_slices():
+    found = [(kernel.times, kernel.bytes) for kernel in hlo.kernels(hlo.parse(LOOP))]
+    assert found == [(5, 400 + 4 + 400), (5, 400 + 4 + 400)]
+
+
+REDUCED = """
+HloModule jit_all, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p)
+}
+
+ENTRY %main (x: f32[8], y: bf16[1000], small: bf16[8]) -> f32[8] {
+  %small = bf16[8]{0} parameter(2)
+  %x = f32[8]{0} parameter(0)
+  %y = bf16[1000]{0} parameter(1)
+  %s0 = f32[8]{0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%sum, backend_config={"collective_backend_config":{"is_sync":true}}
+  %d0 = f32[8]{0} all-reduce-done(%s0)
+  %s1 = (bf16[8]{0}, f32[8]{0}) all-reduce-start(%small, %d0), replica_groups=[1,8]<=[8], to_apply=%sum
+  %f = f32[8]{0} fusion(%d0), kind=kLoop, calls=%fused
+  %d1 = (bf16[8]{0}, f32[8]{0}) all-reduce-done(%s1)
+  %s2 = bf16[1000]{0} all-reduce-start(%y), replica_groups=[1,8]<=[8], to_apply=%sum
+  %d2 = bf16[1000]{0} all-reduce-done(%s2)
+  ROOT %plain = f32[8]{0} all-reduce(%f), replica_groups=[1,8]<=[8], to_apply=%sum
+}
+"""  # noqa: E501
+
+
+def test_collectives_and_which_are_exposed():
+    found = hlo.collectives(hlo.parse(REDUCED))
+    assert [one.bytes for one in found] == [32, 48, 2000, 32]
+    assert [one.exposed for one in found] == [True, False, True, True]
+    assert found[1].beside == 2 * 32
+    assert found[1].dtypes == {"bf16", "f32"}
+    figures = gpu_program.program_figures(hlo.parse(REDUCED))
+    assert figures["collectives"] == 4
+    assert figures["exposed_bytes"] == 2064
+    assert figures["kernels_by_kind"]["collective"] == 4
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        hlo.parse("HloModule nothing")
+
+
+def test_only_what_is_worse_is_told():
+    case = Case("resnet50")
+    expected = dict.fromkeys(gpu_program.LIMITS, 100)
+    assert gpu_program.slips(case, expected | {"bytes": 101, "collectives": 99}, expected) == []
+    (line,) = gpu_program.slips(case, expected | {"bytes": 102}, expected)
+    assert line == f"{case}: bytes: 102, expected at most 100 and 1%"
+    (line,) = gpu_program.slips(case, expected | {"float32_convolutions": 101}, expected)
+    assert "float32 convolutions: 101, expected at most 100" in line
+
+
+def test_expectations_of_another_compiler_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_program, "EXPECTED", tmp_path / "expected.json")
+    assert gpu_program.load_expected() == {}
+    case = Case("resnet50", settings=("model.norm_scope=local",))
+    figures = dict.fromkeys((*gpu_program.LIMITS, "bytes_by_kind", "collective_bytes_by_dtype"), 1)
+    gpu_program.store({case: figures | {"compile_seconds": 3.0}})
+    assert gpu_program.load_expected() == {case: figures}
+    stored = json.loads(gpu_program.EXPECTED.read_text())
+    gpu_program.EXPECTED.write_text(json.dumps(stored | {"jax": "0.1"}))
+    with pytest.raises(ConfigError, match=r"is of jax 0\.1, and this is"):
+        gpu_program.load_expected()
+
+
+def test_a_target_is_described_as_the_compiler_reads_it():
+    text = TARGETS["h100"].text()
+    assert "  memory_bandwidth: 3352320000000\n" in text
+    assert "  cuda_compute_capability { major: 9 }\n" in text
+    assert text.count("{") == text.count("}") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "resnet19"], "did you mean 'resnet1"),
+        (["--gpus", "2x0"], "2x0: must be a number of GPUs, 1 to 64, or hosts x GPUs of each"),
+        (["--targets", "v100"], "invalid choice: 'v100'"),
+        (["--settings", "norm_scope=local"], "must be section.name=value"),
+        (["--settings", "model.norm_scope=here"], "model.norm_scope='here': must be one of"),
+        (["--models", "resnet19", "--check"], "--models resnet19: --check knows resnet18"),
+        (["--models", "resnet18", "resnet34", "--textbook"], "--textbook: must be of resnet18"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_program", *arguments])
+    monkeypatch.setattr(gpu_program, "absent", lambda *packages: [])
+    monkeypatch.setattr(gpu_program.jax.config, "update", lambda *setting: None)
+    monkeypatch.setenv("FLAX_RESNET_LOWERING", "plain")
+    with pytest.raises(SystemExit) as stopped:
+        gpu_program.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_program"])
+    monkeypatch.setattr(gpu_program, "absent", lambda *packages: list(packages))
+    with pytest.raises(SystemExit) as stopped:
+        gpu_program.main()
+    assert stopped.value.code == 2
+    assert "pip install --no-deps jax-cuda12-plugin==" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_programs_are_as_expected():
+    pytest.importorskip("jax_cuda12_plugin")
+    command = [sys.executable, "-m", "benchmarks.gpu_program", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
