@@ -128,7 +128,7 @@ EXPERIMENTS = {
 }
 
 
-TIMED = ("airbench94", "speedrun")  # whose systems take turns on a machine with nothing beside them
+TIMED = ("airbench94", "speedrun")  # drawn over seconds, too
 
 
 class Run(NamedTuple):
@@ -228,15 +228,15 @@ class Result(NamedTuple):
         return [record.get("average_top1", record["top1"]) for record in self.evaluations]
 
     def seconds_to(self, target: float) -> float | None:
-        """Returns the seconds until a top-1, on straight lines between evaluations; None where there are none."""
+        """Returns the seconds until a top-1, on straight lines between evaluations; None where it is never."""
         before = (0.0, 0.0)
         for record, score in zip(self.evaluations, self.scores, strict=True):
             seconds = self.seconds(record["step"])
             if seconds is None:
                 return None
             if score >= target:
-                share = (target - before[1]) / (score - before[1]) if score > before[1] else 1.0
-                return before[0] + share * (seconds - before[0])
+                part = (target - before[1]) / (score - before[1]) if score > before[1] else 1.0
+                return before[0] + part * (seconds - before[0])
             before = (seconds, score)
         return None
 
@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10 as a folder of images")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=count, default=0, help="instead of the experiment's own")
-    parser.add_argument("--limit", type=count, default=0, help="images instead of 10,000")
+    parser.add_argument(
+        "--limit", type=count, default=0, help="images instead of the experiment's own"
+    )
     parser.add_argument("--collect", action="store_true", help="report what is finished, no more")
     parser.add_argument("--target", type=share, default=0.0, help="top-1 to be timed, 0 to 1")
     parser.add_argument("--output", type=output, help="file for the result as JSON")

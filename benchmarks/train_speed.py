@@ -11,6 +11,7 @@ from the results of the first call, which compiles, to those of the last. --prof
 which Perfetto (ui.perfetto.dev) and TensorBoard open; the stages are spans of the thread `python`.
 """
 
+import argparse
 import dataclasses
 import pathlib
 import statistics
@@ -21,8 +22,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags
 
+from benchmarks.arguments import output
 from benchmarks.record import write_record
 from flax_resnet import command
 from flax_resnet.config import Config
@@ -31,8 +34,9 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan as make_plan
 from flax_resnet.sections import Schedule
 from flax_resnet.training import loop, sharding
+from flax_resnet.training.microbatch import parts_of
 from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.run import CHECKPOINT, DISPATCH, EVALUATION, STAGES, STEP
+from flax_resnet.training.run import CHECKPOINT, EVALUATION, STAGES, STEP
 from flax_resnet.training.state import build_model, make_state
 from flax_resnet.training.step import make_train_step
 
@@ -64,20 +68,26 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_common(values)
     flags.DEFINE_integer("steps", 40, "updates of a turn", lower_bound=4, flag_values=values)
     flags.DEFINE_integer("rounds", 3, "turns of each", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("profile", "", "folder to keep the profile in", flag_values=values)
+    flags.DEFINE_string("profile", "", "folder to keep the last profile in", flag_values=values)
     flags.DEFINE_string("output", "", "file for the result as JSON", flag_values=values)
 
 
 def _measure(values: flags.FlagValues) -> None:
     config = shortened(command.frozen_config(values), values["steps"].value)
-    kept = values["profile"].value
-    if kept and pathlib.Path(kept).is_file():
+    kept, rounds = values["profile"].value, values["rounds"].value
+    if kept and pathlib.Path(kept).expanduser().is_file():
         raise ConfigError(f"--profile={kept}: must be a folder")
+    if values["output"].value:
+        try:
+            output(values["output"].value)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"--output={error}") from None
     command.set_up_jax(values["compilation_cache"].value)
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(values["rounds"].value):
-            place = pathlib.Path(kept or f"{scratch}/profile/{number}").expanduser()
+        for number in range(rounds):
+            last = number == rounds - 1
+            place = pathlib.Path((last and kept) or f"{scratch}/profile/{number}").expanduser()
             spans = profiled(config, pathlib.Path(scratch) / str(number), place)
             turns.append({**measured(spans, config), "step_only": alone()})
     found = medians(turns, config)
@@ -88,15 +98,33 @@ def _measure(values: flags.FlagValues) -> None:
 
 
 def shortened(config: Config, steps: int) -> Config:
-    """Returns a configuration of so many updates at a constant rate, evaluated and saved at the end."""
+    """Returns a configuration of so many updates at a constant rate, evaluated and saved at the end.
+
+    Raises:
+      ConfigError: the step is one that this does not repeat, or there is one call only.
+    """
+    for key, value in (
+        ("distill.teacher", config.distill.teacher),
+        ("model.pretrained", config.model.pretrained),
+        ("data.progressive", config.data.progressive),
+        ("train.microbatch", config.train.microbatch == "auto" and "auto"),
+    ):
+        if value:
+            raise ConfigError(f"{key}={value!r}: is not measured here; allowed: none")
+    if steps <= config.train.steps_per_call:
+        raise ConfigError(
+            f"--steps={steps}: must be more than train.steps_per_call={config.train.steps_per_call}"
+        )
     train = dataclasses.replace(
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
-    return dataclasses.replace(config, train=train, schedule=Schedule(name="constant"))
+    constant = Schedule(name="constant")
+    optimizer = dataclasses.replace(config.optimizer, thaw=())
+    return dataclasses.replace(config, train=train, schedule=constant, optimizer=optimizer)
 
 
 def step_alone(config: Config) -> Callable[[], float]:
-    """Compiles the step, and returns what measures seconds of `train.steps` updates over one batch."""
+    """Compiles the call of `train.steps_per_call` steps, and returns what measures its images a second."""
     from flax_resnet.training.feed import make_feed
 
     source, mesh = open_source(config.data, train=True), sharding.make_mesh()
@@ -105,20 +133,25 @@ def step_alone(config: Config) -> Callable[[], float]:
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
     model, optimizer = build_model(config, classes), make_optimizer(config, plan)
     held = [jax.jit(lambda: make_state(config, model, optimizer))()]
-    step = make_train_step(config, model, optimizer, mesh, total_steps=plan.total_steps)
+    parts = parts_of(config, mesh)
+    step = make_train_step(
+        config, model, optimizer, mesh, parts=parts, total_steps=plan.total_steps
+    )
     call = jax.tree.map(lambda leaf: leaf[0], next(iter(feed.training(0, 1))))
     batch = jax.jit(feed.training_batch)(feed.data, call)
-    batch = sharding.place(jax.tree.map(lambda leaf: leaf[None], batch), mesh, steps=True)
+    size, per_call = config.train.batch_size, config.train.steps_per_call
+    stacked = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * per_call), batch)
+    steps = sharding.place(stacked, mesh, steps=True)
 
-    def updates(count: int) -> float:
+    def updates(calls: int) -> float:
         began = time.perf_counter()
-        for _ in range(count):
-            held[0], metrics = step(held[0], {}, batch)
+        for _ in range(calls):
+            held[0], metrics = step(held[0], {}, steps)
         jax.block_until_ready(metrics)
-        return time.perf_counter() - began
+        return calls * per_call * size / (time.perf_counter() - began)
 
     updates(1)
-    return lambda: updates(config.train.steps)
+    return lambda: updates(config.train.steps // per_call)
 
 
 def profiled(config: Config, workdir: pathlib.Path, place: pathlib.Path) -> list[Span]:
@@ -155,8 +188,7 @@ def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
         if span.name in (EVALUATION, CHECKPOINT) and first <= span.start < last
     )
     elapsed = (last - first - apart) / 1e9
-    calls = len([span for span in spans if span.name == DISPATCH])
-    updates = config.train.steps * (1 - 1 / calls)
+    updates = config.train.steps - config.train.steps_per_call
     return {
         **seconds,
         "steps": elapsed,
@@ -166,10 +198,9 @@ def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
 
 def medians(turns: Sequence[dict[str, float]], config: Config) -> dict[str, Any]:
     """Returns images/s of both, their ratio, and the share of the loop's stages in the time of its steps."""
-    alone = [config.train.steps * config.train.batch_size / turn["step_only"] for turn in turns]
     rates = {
         "end_to_end": statistics.median(turn["images_per_second"] for turn in turns),
-        "step_only": statistics.median(alone),
+        "step_only": statistics.median(turn["step_only"] for turn in turns),
     }
     within = [name for name in STAGES if name not in (EVALUATION, CHECKPOINT)]
     return {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -66,12 +67,8 @@ class Classifier:
         """
         _check_batch_size(batch_size)
         pixels = prepare(images, self.config.evaluating().data)
-        mean = sum(
-            share
-            * self._computed(np.asarray(view), ("logits",), batch_size)["logits"].astype(np.float32)
-            for share, view in evaluation_views(pixels, self.config.augment)
-        )
-        probabilities = np.asarray(jax.nn.softmax(mean, axis=-1))
+        mean = self._computed(pixels, ("logits",), batch_size, self.config.augment)["logits"]
+        probabilities = np.asarray(jax.nn.softmax(mean.astype(np.float32), axis=-1))
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 
     def features(
@@ -104,16 +101,20 @@ class Classifier:
         return self._computed(prepare(images, self.config.evaluating().data), names, batch_size)
 
     def _computed(
-        self, pixels: np.ndarray, names: tuple[str, ...], batch_size: int
+        self,
+        pixels: np.ndarray,
+        names: tuple[str, ...],
+        batch_size: int,
+        views: Augment = Augment(),  # noqa: B008, which is frozen
     ) -> dict[str, np.ndarray]:
-        """Computes features of prepared images, uint8 [N, S, S, 3]."""
+        """Computes features of prepared images, uint8 [N, S, S, 3], as their mean over `evaluation_views`."""
         # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
         batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
         starts = range(0, max(len(pixels), 1), batch_size)
         parts = []
         for batch in (pixels[start : start + batch_size] for start in starts):
             padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            found = self._forward(self._folded, np.pad(batch, padding), names)
+            found = self._forward(self._folded, np.pad(batch, padding), names, views)
             parts.append({name: np.asarray(x)[: len(batch)] for name, x in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -124,11 +125,15 @@ class Classifier:
 
     @functools.cached_property
     def _forward(self) -> Any:
-        def forward(variables: dict, pixels: jax.Array, names: tuple[str, ...]) -> dict:
+        def forward(
+            variables: dict, pixels: jax.Array, names: tuple[str, ...], views: Augment
+        ) -> dict:
             images = evaluation_images(pixels, self.config.augment)
-            return self.model.apply(variables, images, train=False, features=names)
+            shares, seen = zip(*evaluation_views(images, views), strict=True)
+            found = [self.model.apply(variables, v, train=False, features=names) for v in seen]
+            return jax.tree.map(lambda *x: sum(map(operator.mul, shares, x)), *found)
 
-        return jax.jit(forward, static_argnums=2)
+        return jax.jit(forward, static_argnums=(2, 3))
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -33,7 +33,7 @@ class WeightsError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """The loss, or without end the gradient, is no longer a finite number."""
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

@@ -245,7 +245,10 @@ class Distill:
     """A teacher, whose outputs for the same augmented images are learned beside, or in place of, the labels."""
 
     teacher: str = setting(
-        "", ANY, "as model.pretrained: a timm name, a run folder, or a file of weights; '' for none"
+        "",
+        ANY,
+        "as model.pretrained: a timm name, a run folder, or a file of weights; '' for none",
+        changes_result=False,  # its weights do, whose checksum the checkpoint has
     )
     teacher_model: str = setting(
         "", ANY, "of a file: the network that it holds, where no JSON file beside it says so"

@@ -63,7 +63,7 @@ class Summary:
       dtype: compute dtype.
       layers: in the order of the computation.
       parameters: in all; every one is trained.
-      running_statistics: numbers that batch normalisation keeps, and that no gradient reaches.
+      running_statistics: numbers that are measured, by batch normalisation or to whiten; no gradient reaches them.
       macs: multiply-adds per image, in convolutions and linear layers (torchvision's convention).
       input_size: of the batch, float32.
       activation_size: twice the outputs of these layers, in the compute dtype: those kept for the

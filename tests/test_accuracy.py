@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import accuracy, accuracy_torch
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.plan import plan
 from flax_resnet.training import workdir
 
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
@@ -91,6 +92,20 @@ def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
         "--config.train.eval_every=1.0"
     )
     assert Image.open(plot).size == (1320, 495)
+
+
+def test_every_row_can_be_planned(monkeypatch, tmp_path):
+    monkeypatch.undo()  # the experiments as they are
+    for experiment, rows in accuracy.EXPERIMENTS.items():
+        for row in rows:
+            if row.config.startswith("configs/finetune"):  # which needs its weights
+                continue
+            overrides = accuracy.DATA | row.overrides | {"data.path": "nowhere"}
+            config = accuracy.configuration(accuracy.Run(row, 0, tmp_path, overrides))
+            made = plan(config, num_train=10_000, num_eval=10_000, num_classes=10)
+            assert made.total_steps > 4, experiment
+            if row.system == "torch":
+                accuracy_torch.check(config)
 
 
 def test_seconds_to_a_top1(tmp_path, monkeypatch, capsys):

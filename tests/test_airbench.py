@@ -1,18 +1,24 @@
 """The network whose first layer is made of the data: its filters, and how a run comes by them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 
 from flax_resnet import create_model
 from flax_resnet.augment.apply import normalize
 from flax_resnet.config import freeze
 from flax_resnet.data.arrays import ArraySource
 from flax_resnet.models.airbench import identity_first
+from flax_resnet.models.folding import fold_batch_norm
+from flax_resnet.summary import summarize
 from flax_resnet.training.loop import train
 from flax_resnet.training.saved import read_run
 from flax_resnet.training.whitening import covariance, filters
+from flax_resnet.weights import from_torch, to_torch
 
 
 def photographs(count, size):
@@ -55,6 +61,52 @@ def test_the_first_outputs_are_the_inputs():
     )
     np.testing.assert_allclose(output[..., :4], image, rtol=1e-6)
     assert np.abs(kernel[..., 4:]).max() <= 1 / 6
+
+
+def test_its_layers_in_numpy():
+    """The whole network, written with loops, running statistics as they begin."""
+    model = create_model("airbench94", widths=(3, 5), num_classes=2)
+    images = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    variables = drawn(shapes)
+
+    def convolved(x, kernel, padding):
+        x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
+        return np.einsum("nhwikl,klio->nhwo", windows, kernel)
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5))
+
+    def normalized(x, place, name):
+        params, stats = (variables[kind][place][name] for kind in ("params", "batch_stats"))
+        y = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-12) * params["scale"] + params["bias"]
+        return gelu(y)
+
+    params = variables["params"]
+    x = convolved(images, variables["batch_stats"]["conv1"]["kernel"], 0) + params["conv1"]["bias"]
+    x = gelu(x)
+    for place in ("layer1_0", "layer2_0"):
+        x = convolved(x, params[place]["conv1"]["kernel"], 1)
+        half = x.shape[1] // 2
+        x = x[:, : 2 * half, : 2 * half].reshape(2, half, 2, half, 2, -1).max(axis=(2, 4))
+        x = normalized(x, place, "bn1")
+        x = normalized(convolved(x, params[place]["conv2"]["kernel"], 1), place, "bn2")
+    expected = x.max(axis=(1, 2)) @ params["fc"]["kernel"] / 9
+    np.testing.assert_allclose(model.apply(variables, images), expected, rtol=1e-4, atol=1e-5)
+
+    folded = fold_batch_norm(model, jax.tree.map(jnp.asarray, variables))
+    np.testing.assert_allclose(model.apply(folded, images), expected, rtol=1e-4, atol=1e-5)
+    tensors = to_torch(variables)
+    assert tensors["conv1.weight"].shape == (24, 3, 2, 2)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, shapes), variables)
+
+
+def test_its_summary_counts_the_whitening_too():
+    summary = summarize("airbench94")
+    assert summary.input_shape == (1, 32, 32, 3)
+    assert summary.layers[0].macs == 31 * 31 * 24 * 12
+    assert (summary.parameters, summary.running_statistics) == (1_972_504, 2_592)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def values(seed):
     [
         (Average(decay=0.9, warmup=False), [0.9] * 3),
         (Average(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
-        (Average(decay=0.9, warmup=False, rise=2.0), [0.1, 0.4, 0.9]),  # of three steps
+        (Average(decay=0.9, warmup=False, rise=2.0), [0.1, 0.4, 0.9, 0.9]),  # of three steps
     ],
 )
 def test_the_mean_moves_by_its_decay(section, decays):

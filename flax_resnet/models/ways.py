@@ -228,11 +228,12 @@ PATCHES = _widened(_differentiated(_patches))
 # and 159. Runs of 0.5 to 2 MB are alike; from 4 MB on they take two to five times as long. ---
 
 CACHED = 2**20  # bytes
+MOST = 32  # runs, each a convolution to be compiled
 
 
 def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Array:
     """Sums the kernel gradients of runs of images whose dy, as float32, is about a megabyte."""
-    parts = min(len(x), max(1, round(4 * dy.size / CACHED)))
+    parts = min(len(x), MOST, max(1, round(4 * dy.size / CACHED)))
     size = math.ceil(len(x) / parts)
     runs = [
         PLAIN.kernel_gradient(

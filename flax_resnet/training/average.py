@@ -41,7 +41,7 @@ def advance(
     if section.warmup:
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
     if section.rise:
-        decay = decay * (step / total_steps) ** section.rise
+        decay = decay * jnp.minimum(step / total_steps, 1) ** section.rise
     mixed = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, variables)
     if section.recalibrate:
         mixed = {**mixed, "batch_stats": average["batch_stats"]}

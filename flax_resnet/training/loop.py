@@ -210,13 +210,13 @@ def train(
             )
 
         calls = train_feed.calls(start, plan.total_steps)
-        if parts is None:
+        if parts is None and calls:
             largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
             parts = choose(
                 config, mesh, lambda n: step_in(n).lower(shapes, train_feed.data, largest, *taught)
             )
         taught = tuple(jax.device_put(taught, sharding.replicated(mesh)))
-        train_step = step_in(parts)
+        train_step = step_in(parts or 1)
         if len(calls) > 1:
             log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
             train_step = compiled_ahead(train_step, shapes, train_feed.data, calls, *taught)

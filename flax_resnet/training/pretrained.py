@@ -232,7 +232,7 @@ def fill(
     """Returns the variables of a network with these tensors in them, or raises WeightsError.
 
     Args:
-      model: ResNet or ConvNet, scanned or not.
+      model: of `create_model`, scanned or not.
       tensors: as `open_weights` reads them.
       initial: variables (unrolled) whose head stays where the tensors have another number of classes;
         None: that is an error.

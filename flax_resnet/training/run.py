@@ -109,7 +109,7 @@ class Run:
                     saves = stopping or step % plan.checkpoint_every == 0
                     if evaluates or saves:
                         self._read_late()
-                        state = self._recalibrated(state)
+                        state = self._recalibrated(state) if self.recalibrate else state
                     metrics = self._evaluate(state, step) if evaluates else None
                     ends = step == plan.total_steps or (evaluates and self._has_stalled())
                     if ends:
@@ -173,11 +173,13 @@ class Run:
             )
             raise DivergedError(self._diverged(what, step))
 
-    @partial(annotate_function, name=RECORDS)
     def _write_window(self, step: int) -> None:
         """Writes the record of the steps since the last, if there were any."""
-        if not self._window:
-            return
+        if self._window:
+            self._write_record(step)
+
+    @partial(annotate_function, name=RECORDS)
+    def _write_record(self, step: int) -> None:
         record, size = mean(self._window), self.config.train.batch_size
         record["images_per_second"] = len(self._window) * size / sum(self._seconds)
         record["learning_rate"] = float(self.learning_rate(max(0, self._updates - 1)))
@@ -189,8 +191,6 @@ class Run:
     @partial(annotate_function, name=EVALUATION)
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Measures the batch statistics of the averaged weights: always on the first batches of the run."""
-        if self.recalibrate is None:
-            return state
         began = time.perf_counter()
         count = min(self.config.average.recalibrate, self.plan.total_steps)
         calls = self.train_feed.training(0, count)
@@ -219,6 +219,7 @@ class Run:
 
     @partial(annotate_function, name=CHECKPOINT)
     def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
+        began = time.perf_counter()
         run = {
             "config": dataclasses.asdict(self.config),
             "class_names": list(self.source.class_names),
@@ -232,6 +233,7 @@ class Run:
             self.checkpoints.save(step, state, run, metrics)
         except DivergedError as error:
             raise DivergedError(self._diverged(str(error), step)) from error
+        self._read_at += time.perf_counter() - began
 
     def _diverged(self, what: str, step: int) -> str:
         saved, config = self.checkpoints.steps(), self.config

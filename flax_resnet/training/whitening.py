@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flax_resnet.augment.apply import normalize
+from flax_resnet.augment import evaluation_images
 from flax_resnet.config import Config
 from flax_resnet.models.airbench import WHITENING_SIZE, Airbench
 from flax_resnet.training import sharding
@@ -27,7 +28,9 @@ def covariance(images: jax.Array) -> jax.Array:
         for column in range(size)
     ]
     patches = jnp.concatenate(shifted, axis=-1)
-    return jnp.einsum("nhwp,nhwq->pq", patches, patches) / (len(images) * height * width)
+    exact = jax.lax.Precision.HIGHEST  # float32 on every platform
+    total = jnp.einsum("nhwp,nhwq->pq", patches, patches, precision=exact)
+    return total / (len(images) * height * width)
 
 
 def filters(moments: np.ndarray) -> np.ndarray:
@@ -52,10 +55,13 @@ def measured(feed: Any, config: Config, mesh: Mesh) -> np.ndarray:
 
     def moments(data: Any, steps: Any) -> jax.Array:
         first = jax.tree.map(lambda leaf: leaf[0], steps)
-        return covariance(normalize(feed.training_batch(data, first)["image"], config.augment))
+        return covariance(
+            evaluation_images(feed.training_batch(data, first)["image"], config.augment)
+        )
 
     compiled = jax.jit(moments, out_shardings=sharding.replicated(mesh))
-    return filters(np.asarray(compiled(feed.data, next(iter(feed.training(0, 1))))))
+    found = filters(np.asarray(compiled(feed.data, next(iter(feed.training(0, 1))))))
+    return multihost_utils.broadcast_one_to_all(found)  # other processors may round otherwise
 
 
 def whitens(model: Any) -> bool:
