@@ -16,6 +16,7 @@ from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.plan import plan
 from flax_resnet.training import workdir
 
+DROPS = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
 
 
@@ -23,7 +24,7 @@ TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, 
 def four_epochs(monkeypatch):
     """The degradation experiment at the length of the records that `finish` makes up."""
     rows = [
-        row._replace(overrides=row.overrides | {"train.epochs": 4, "train.eval_every": 1.0})
+        row._replace(overrides={**DROPS, "train.epochs": 4, "train.eval_every": 1.0})
         for row in accuracy.EXPERIMENTS["plain_vs_residual"]
     ]
     monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
