@@ -177,17 +177,15 @@ def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
     The first call, up to its results, compiles: of it nothing counts.
     """
     results = [span for span in spans if span.name == STEP]
-    first, last = results[0].end, results[-1].end
+    first, last, apart = results[0].end, results[-1].end, (EVALUATION, CHECKPOINT)
     seconds = dict.fromkeys(STAGES, 0.0)
     for span in spans:
-        if span.start >= first:
+        if first <= span.start < last or span.name in apart:
             seconds[span.name] += (span.end - span.start) / 1e9
-    apart = sum(
-        span.end - span.start
-        for span in spans
-        if span.name in (EVALUATION, CHECKPOINT) and first <= span.start < last
+    between = sum(
+        span.end - span.start for span in spans if span.name in apart and first <= span.start < last
     )
-    elapsed = (last - first - apart) / 1e9
+    elapsed = (last - first - between) / 1e9
     updates = config.train.steps - config.train.steps_per_call
     return {
         **seconds,

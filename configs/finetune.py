@@ -9,7 +9,7 @@ model.pretrained is a name of timm's weights, a run folder of this package, or a
 --config.model.name, unless a JSON file lies beside it, as convert writes one, that says whose they are). Network,
 image size and normalisation are those of the weights; the head is new.
 
-Expected: depends on the images. Five classes of CIFAR-10 with 50 images each, from a resnet20 that had learned the five
+Expected: depends on the images. Five classes of CIFAR-10, 50 images each, from a resnet20 that had learned the five
 others: 66.1 %, and 59.5 from scratch (five seeds; docs/results.md). No photographs were yet run here.
 Source: two stages, the head first, then all, Howard and Ruder 2018, "Universal language model fine-tuning for text
 classification", section 3.3; lower rates for lower layers, ibid.; a short schedule with little regularisation,

@@ -210,6 +210,11 @@ def _check_together(config: Config) -> None:
             f"model.norm_groups={config.model.norm_groups}: must be above 1 with "
             f"model.norm_scope='ghost', and 1 without (norm_scope={config.model.norm_scope!r})"
         )
+    if config.train.gradient_dtype != "float32" and config.model.norm_scope != "local":
+        raise ConfigError(
+            f"train.gradient_dtype={config.train.gradient_dtype!r}: must be 'float32' without "
+            f"model.norm_scope='local' (norm_scope={config.model.norm_scope!r})"
+        )
     if config.train.batch_size % config.model.norm_groups:
         raise ConfigError(
             f"model.norm_groups={config.model.norm_groups}: must divide "

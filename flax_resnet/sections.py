@@ -412,6 +412,11 @@ class Train:
         "evaluations without a better one after which the run ends; 0 for never",
         changes_result=False,
     )
+    gradient_dtype: str = setting(
+        "float32",
+        one_of("float32", "bfloat16"),
+        "in which devices sum their gradients, with model.norm_scope=local: bfloat16 sends half as much",
+    )
     microbatch: str = setting(
         "whole",
         MICROBATCH,

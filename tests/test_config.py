@@ -48,6 +48,7 @@ def test_the_dict_is_locked():
         ("augment", "cutout", 9, "at most the 8 px"),
         ("augment", "mix_mode", "elem", "one of batch, pair, element"),
         ("model", "norm_groups", 3, "model.norm_scope='ghost'"),
+        ("train", "gradient_dtype", "bfloat16", "model.norm_scope='local'"),
         ("model", "in_channels", 2, "one of 1, 3"),
         ("schedule", "milestones", (60, 30), "ascending numbers"),
         ("schedule", "warmup_epochs", 5.0, "is unknown"),

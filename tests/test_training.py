@@ -78,6 +78,27 @@ def test_one_device_and_eight_give_the_same_step(machinery):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, machinery):
+    _, optimizer, init = machinery
+    section = dataclasses.replace(CONFIG.model, norm_scope="local")
+    train = dataclasses.replace(CONFIG.train, gradient_dtype=dtype)
+    local = dataclasses.replace(CONFIG, model=section, train=train)
+    batch = in_one_call(batch_of(64))
+    first, changes = jax.device_get(init()), []
+    for config, mesh in zip((CONFIG, local), two_meshes(), strict=True):
+        model = build_model(local, 10)  # of eight groups, on one device too
+        step = make_train_step(config, model, optimizer, mesh)
+        state = jax.device_put(init(), sharding.replicated(mesh))
+        state, _ = step(state, {}, sharding.place(batch, mesh, steps=True))
+        state = jax.device_get(state)
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+        changes.append(jax.tree.map(np.subtract, (state.params, state.batch_stats),
+                                    (first.params, first.batch_stats)))  # fmt: skip
+    for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
+        assert np.abs(a - b).max() <= limit * np.abs(a).max()
+
+
 def test_the_state_is_donated_and_the_loss_falls(machinery):
     model, optimizer, init = machinery
     mesh = sharding.make_mesh()
