@@ -30,10 +30,11 @@ from flax_resnet.memory import computes_on_cpu, keep_freed_memory
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.summary import Summary, summarize
 from flax_resnet.training import sharding
+from flax_resnet.training.gradient import AUGMENT_STREAM, make_loss, stream_key
 from flax_resnet.training.loss import loss_weight
 from flax_resnet.training.microbatch import available_memory
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import AUGMENT_STREAM, make_loss, make_train_step, stream_key
+from flax_resnet.training.step import make_train_step
 
 DTYPES = ("float32", "bfloat16")
 # Images per device: at 64 px and below, and above.

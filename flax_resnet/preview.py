@@ -58,9 +58,9 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     from flax_resnet.plan import plan
     from flax_resnet.training import sharding
     from flax_resnet.training.feed import StreamingFeed
+    from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
     from flax_resnet.training.loop import make_order
     from flax_resnet.training.pretrained import adopted, open_pretrained
-    from flax_resnet.training.step import AUGMENT_STREAM, stream_key
 
     if config.model.pretrained:
         config = adopted(config, open_pretrained(config).about)

@@ -15,10 +15,11 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
 from flax_resnet.sections import Average
 from flax_resnet.training import average, sharding
+from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.saved import read_run
 from flax_resnet.training.state import build_model, make_state
-from flax_resnet.training.step import AUGMENT_STREAM, make_recalibration, stream_key
+from flax_resnet.training.step import make_recalibration
 
 
 def values(seed):

@@ -13,8 +13,8 @@ from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training import distill, loop, sharding
+from flax_resnet.training.gradient import AUGMENT_STREAM, make_gradient, stream_key
 from flax_resnet.training.loss import loss_sum
-from flax_resnet.training.step import AUGMENT_STREAM, make_gradient, stream_key
 
 ROWS, CLASSES = 8, 10
 

@@ -14,9 +14,10 @@ from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.plan import plan
 from flax_resnet.training import microbatch, sharding
+from flax_resnet.training.gradient import make_gradient
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, make_state
-from flax_resnet.training.step import make_gradient, make_train_step
+from flax_resnet.training.step import make_train_step
 
 ROWS, CLASSES = 16, 10
 

@@ -12,15 +12,11 @@ from flax_resnet.config import freeze
 from flax_resnet.plan import plan
 from flax_resnet.sections import Augment
 from flax_resnet.training import sharding
+from flax_resnet.training.gradient import AUGMENT_STREAM
 from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, make_state
-from flax_resnet.training.step import (
-    AUGMENT_STREAM,
-    evaluate,
-    make_eval_step,
-    make_train_step,
-)
+from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
 
 CONFIG = freeze(
     {

@@ -1,6 +1,5 @@
 """The compiled functions: one update, the sums of one evaluation batch, the statistics of one batch."""
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,224 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from flax_resnet.augment import evaluation_images, evaluation_views, training_batch
+from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.training import average, loss_scale, sharding
-from flax_resnet.training.distill import Teacher, divergence_sum
-from flax_resnet.training.loss import loss_sum, loss_weight
-from flax_resnet.training.metrics import AVERAGE, batch_sums, is_top1, record
+from flax_resnet.training.distill import Teacher
+from flax_resnet.training.gradient import Batch, constant, make_gradient, repeat
+from flax_resnet.training.metrics import AVERAGE, batch_sums, record
 from flax_resnet.training.state import TrainState
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-# Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then the row. Weights use key(seed).
-AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
-
-
-def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
-    """Returns the key of one of the streams at a step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
-
-
-def constant(step: jax.Array) -> float:
-    """Is the schedule of what does not change."""
-    del step
-    return 1.0
-
-
-def make_loss(config: Config, model: nn.Module, teacher: Teacher | None = None) -> Callable:
-    """Returns the loss of augmented images, to be differentiated.
-
-    Returns:
-      ``loss(params, batch_stats, images, targets, weight, key, drop_factor, taught)``, which gives
-      ``loss, (logits, batch_stats)``: of images [N, S, S, C] and soft labels [N, K], the sum of the losses over
-      `weight` (`loss_weight` of the whole batch, of which these may be a part), the logits [N, K], and the new
-      statistics. `key` draws what drops out, `drop_factor` multiplies the rates of that, and `taught` holds the
-      teacher's variables.
-    """
-    section = config.distill
-
-    def loss_fn(
-        params: optax.Params,
-        batch_stats: Any,
-        images: jax.Array,
-        targets: jax.Array,
-        weight: jax.Array,
-        key: jax.Array,
-        drop_factor: jax.Array | float = 1.0,
-        taught: Any = None,
-    ) -> tuple:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-            drop_factor=drop_factor,
-        )
-        loss = loss_sum(logits, targets, config.loss) / weight
-        if teacher:
-            wanted = teacher.logits(taught, images)
-            apart = divergence_sum(logits, wanted, section.temperature) / config.train.batch_size
-            loss = section.weight * apart + (1 - section.weight) * loss
-        return loss, (logits, updated.get("batch_stats", {}))
-
-    return loss_fn
-
-
-def make_gradient(
-    config: Config,
-    model: nn.Module,
-    mesh: Mesh,
-    *,
-    parts: int = 1,
-    teacher: Teacher | None = None,
-    drop: optax.Schedule = constant,
-) -> Callable:
-    """Returns the gradient of the loss of a training batch, augmented as the stream says for that step.
-
-    In several parts, one after the other, of which each takes every `parts`-th row: memory is that of a part, and
-    the gradient the same but for batch normalisation, which takes the statistics of each part, as ghost batch
-    normalisation of so many groups does; the running statistics move once, by the mean over the parts.
-
-    Args:
-      config: the configuration.
-      model: the network.
-      mesh: the devices.
-      parts: of a batch.
-      teacher: whom the network learns from, if anyone.
-      drop: what the rates of dropping are multiplied by at a step; `schedule.drop_factor`.
-
-    Returns:
-      ``gradient(params, batch_stats, step, batch, scale, taught) -> (grads, metrics, batch_stats)``: the gradient
-      of `scale` times the loss, where `taught` holds the variables of the teacher, if there is one; the batch's
-      loss (mean) and top1 (share; of a mixed label, the larger part counts).
-    """
-    seed, apart = config.train.seed, config.model.norm_scope == "local" and mesh.size > 1
-    # Where each device sees its own examples only, its batch is its group.
-    loss_fn = make_loss(config, model.clone(norm_groups=1) if apart else model, teacher)
-
-    def scaled(params: optax.Params, scale: jax.Array | float, *args: Any) -> tuple:
-        loss, (logits, batch_stats) = loss_fn(params, *args)
-        targets = args[2]
-        hits = is_top1(logits, jnp.argmax(targets, axis=-1)).sum()
-        return scale * loss, (loss, hits, batch_stats)
-
-    differentiated = jax.grad(scaled, has_aux=True)
-    if apart:
-        differentiated = by_device(differentiated, mesh, config.train.gradient_dtype)
-
-    def gradient(
-        params: optax.Params,
-        batch_stats: Any,
-        step: jax.Array,
-        batch: Batch,
-        scale: Any,
-        taught: Any = None,
-    ) -> tuple:
-        key = stream_key(seed, AUGMENT_STREAM, step)
-        whole = training_batch(
-            key, batch["image"], batch["label"], model.num_classes, config.augment
-        )
-        weight, rows = loss_weight(whole[1], config.loss), len(whole[1])
-        key = stream_key(seed, DROPOUT_STREAM, step)
-
-        def one(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
-            grads, (loss, hits, new) = differentiated(
-                params, scale, batch_stats, images, targets, weight, key, drop(step), taught
-            )
-            return grads, {"loss": loss, "top1": hits / rows}, new
-
-        if parts == 1:
-            return one(*whole, key)
-
-        def split(array: jax.Array) -> jax.Array:
-            rowwise = array.reshape(rows // parts, parts, *array.shape[1:]).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(rowwise, sharding.split_steps(mesh))
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            images, *rest = part
-            # Written out, nothing would keep XLA from holding all parts' activations at once: a batch of 256 of
-            # resnet20 took 577 MB on CPU in one part and in four. So each part waits for the one before, by a zero
-            # that is computed from its gradient. (XLA:CPU drops optimization_barrier before it schedules.)
-            before = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(total))
-            zero = jnp.where(jnp.isfinite(before), 0 * before, 0)
-            return jax.tree.map(jnp.add, total, one(images + zero, *rest)), None
-
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(parts))
-        pieces = (*map(split, whole), keys)
-        first = jax.tree.map(lambda leaf: leaf[0], pieces)
-        nothing = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, *first)
-        )
-        (grads, metrics, new), _ = repeat(add, nothing, pieces, mesh)
-        return grads, metrics, jax.tree.map(lambda leaf: leaf / parts, new)
-
-    return gradient
-
-
-def by_device(differentiated: Callable, mesh: Mesh, dtype: str) -> Callable:
-    """Returns the gradient that each device computes of its own examples, summed over the devices in two parts.
-
-    The first, of the head and the last stage, runs while the other stages' gradients are computed. XLA, left to
-    spread the whole, sums each layer's gradient where it is computed, in the dtype of its convolution: 35 sums in
-    ResNet-50. The running statistics are the mean over the devices; what drops out is drawn by each.
-
-    Args:
-      differentiated: ``(params, scale, batch_stats, images, targets, weight, key, drop_factor, taught)`` to
-        ``grads, (loss, hits, batch_stats)``, sums over the examples but for the last.
-      mesh: the devices.
-      dtype: in which gradients are summed over them.
-    """
-    whole, rows = PartitionSpec(), PartitionSpec("data")
-
-    def own(params: Any, scale: Any, batch_stats: Any, *batch: Any) -> tuple:
-        images, targets, weight, key, drop_factor, taught = batch
-        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        grads, (loss, hits, new) = differentiated(
-            params, scale, batch_stats, images, targets, weight, key, drop_factor, taught
-        )
-        # Each part one vector: XLA sums by itself what is above 30 MB, or has a layout of its own, as 1x1 kernels.
-        narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
-        early, early_tree = ravel_pytree({name: narrow.pop(name) for name in _first_ready(narrow)})
-        late, late_tree = ravel_pytree(narrow)
-        early = jax.lax.psum(early, "data")
-        # XLA would join both sums, and wait for the last gradient.
-        late, early = jax.lax.optimization_barrier((late, early))
-        late, loss, hits = jax.lax.psum((late, loss, hits), "data")
-        narrow = early_tree(early) | late_tree(late)
-        summed = jax.tree.map(lambda sum, leaf: sum.astype(leaf.dtype), narrow, grads)
-        return summed, (loss, hits, jax.lax.pmean(new, "data"))
-
-    return jax.shard_map(
-        own,
-        mesh=mesh,
-        in_specs=(whole, whole, whole, rows, rows, whole, whole, whole, whole),
-        out_specs=whole,
-        check_vma=False,  # else JAX sums each gradient where it is computed
-    )
-
-
-def _first_ready(grads: dict[str, Any]) -> list[str]:
-    """Returns the modules of the head and the last stage: whose gradients the backward pass begins with."""
-    stages = [int(found[1]) for name in grads if (found := re.match(r"layer(\d+)_", name))]
-    last = f"layer{max(stages, default=0)}_"
-    return [name for name in grads if name == "fc" or name.startswith(last)]
-
-
-def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, Any]:
-    """Is `jax.lax.scan`; written out on CPU, where a convolution's gradient in a loop is 6 to 28 times as slow."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return jax.lax.scan(function, carry, xs)
-    outputs = []
-    for number in range(len(jax.tree.leaves(xs)[0])):
-        carry, output = function(carry, jax.tree.map(lambda leaf, n=number: leaf[n], xs))
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
 
 
 def make_train_step(
