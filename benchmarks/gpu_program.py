@@ -16,34 +16,21 @@ import itertools
 import json
 import os
 import pathlib
-import time
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import AxisType, Mesh
 
-from benchmarks import hlo, roofline
 from benchmarks.arguments import absent, count, output
-from benchmarks.programs import configured, textbook_step
+from benchmarks.gpu_figures import Case, figures
+from benchmarks.kernels import KINDS
+from benchmarks.programs import configured
 from benchmarks.record import write_record
 from benchmarks.targets import TARGETS
 from benchmarks.textbook import TEXTBOOK
-from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
 from flax_resnet.summary import summarize
-from flax_resnet.training import sharding
-from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.schedule import drop_factor
-from flax_resnet.training.state import abstract_state, build_model
-from flax_resnet.training.step import make_train_step
 
 EXPECTED = pathlib.Path(__file__).parent / "expected" / "gpu_program.json"
-CLASSES, IMAGES = 1000, 1281167
 LABEL = "The compiler's program, not measured time."
 # Figures that must not grow, and by what share they may.
 LIMITS = {
@@ -61,162 +48,11 @@ LIMITS = {
 }
 
 
-class Case(NamedTuple):
-    """What is compiled, and for what.
-
-    Attributes:
-      model: a name of `flax_resnet.list_models()`.
-      target: a key of `TARGETS`.
-      gpus: "8", or "2x8" for two hosts of eight.
-      batch_size: images of each GPU.
-      image_size: pixels; 0 for the model's own.
-      dtype: compute dtype.
-      settings: further settings, as "model.norm_scope=local".
-      textbook: a ResNet as a textbook of linen writes it, in place of this package's.
-    """
-
-    model: str
-    target: str = "h100"
-    gpus: str = "1"
-    batch_size: int = 256
-    image_size: int = 0
-    dtype: str = "bfloat16"
-    settings: tuple[str, ...] = ()
-    textbook: bool = False
-
-    def __str__(self) -> str:
-        """Names it on a line."""
-        name = self.model + (", textbook" if self.textbook else "")
-        settings = f", {' '.join(self.settings)}" if self.settings else ""
-        many = "GPU" if self.gpus == "1" else "GPUs"
-        return f"{name}, {self.dtype}, {self.batch_size} a GPU, {self.gpus} {many} {self.target}{settings}"
-
-
-def mesh_of(case: Case) -> Mesh:
-    """Returns the mesh over the GPUs of a case."""
-    from jax.experimental import topologies
-
-    hosts, _, each = case.gpus.rpartition("x")
-    devices = topologies.get_topology_desc(
-        platform="cuda",
-        target_config=TARGETS[case.target].text(),
-        topology=f"1x{hosts or 1}x{each}",
-    ).devices
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-
-
-def lowered(case: Case, mesh: Mesh) -> Any:
-    """Traces the step of a case for its mesh."""
-    if case.textbook:
-        return _lowered_textbook(case, mesh)
-    config = _config(case, mesh)
-    model = build_model(config, CLASSES)
-    if config.model.norm_scope == "local":
-        model = model.clone(norm_groups=mesh.size)  # of the mesh, not of this machine
-    schedule = plan(config, num_train=IMAGES, num_eval=50000, num_classes=CLASSES)
-    optimizer = make_optimizer(config, schedule)
-    step = make_train_step(config, model, optimizer, mesh, drop=drop_factor(config, schedule))
-    rows, size = config.train.batch_size, config.data.image_size
-    where = sharding.split_steps(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, rows, size, size, 3), np.uint8, sharding=where),
-        "label": jax.ShapeDtypeStruct((1, rows), np.int32, sharding=where),
-    }
-    return step.lower(abstract_state(config, model, optimizer, mesh), {}, batch)
-
-
-def _config(case: Case, mesh: Mesh) -> Config:
-    size = summarize(case.model, image_size=case.image_size).input_shape[1]
-    return configured(
-        case.model, size, case.batch_size * mesh.size, dtype=case.dtype, settings=case.settings
-    )
-
-
-def _lowered_textbook(case: Case, mesh: Mesh) -> Any:
-    model = TEXTBOOK[case.model].clone(classes=CLASSES, dtype=jnp.dtype(case.dtype))
-    size = summarize(case.model, image_size=case.image_size).input_shape[1]
-    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
-    image = jnp.zeros((1, size, size, 3), case.dtype)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    opt_state = jax.eval_shape(optimizer.init, variables["params"])
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    variables, opt_state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        (variables, opt_state),
-    )
-    rows = case.batch_size * mesh.size
-    images = jax.ShapeDtypeStruct((rows, size, size, 3), case.dtype, sharding=split)
-    labels = jax.ShapeDtypeStruct((rows,), np.int32, sharding=split)
-    return textbook_step(model, optimizer).lower(variables, opt_state, images, labels)
-
-
-def figures(case: Case) -> dict[str, Any]:
-    """Compiles a case, and returns what the program is: of one GPU, and of one step."""
-    mesh = mesh_of(case)
-    began = time.perf_counter()
-    traced = lowered(case, mesh)
-    then = time.perf_counter()
-    compiled = traced.compile()
-    done = time.perf_counter()
-    return {
-        **program_figures(hlo.parse(compiled.as_text())),
-        **memory_figures(compiled),
-        **arithmetic(case),
-        "trace_seconds": then - began,
-        "compile_seconds": done - then,
-    }
-
-
-def program_figures(program: hlo.Program) -> dict[str, Any]:
-    """Counts what a program holds."""
-    kernels, counts, moved = hlo.kernels(program), Counter(), Counter()
-    for kernel in kernels:
-        counts[kernel.kind] += kernel.times
-        moved[kernel.kind] += kernel.times * kernel.bytes
-    convolutions, collectives = hlo.convolutions(program), hlo.collectives(program)
-    dtypes = Counter()
-    for one in collectives:
-        dtypes["+".join(sorted(one.dtypes))] += one.times * one.bytes
-    return {
-        "convolutions": sum(one.times for one in convolutions),
-        "float32_convolutions": sum(one.times for one in convolutions if "f32" in one.dtypes),
-        "convolutions_not_nhwc": sum(one.times for one in convolutions if not one.is_nhwc),
-        "convolutions_without_cudnn": sum(one.times for one in convolutions if not one.target),
-        "activation_copies": counts["copy of activations"],
-        "kernels": counts.total(),
-        "bytes": moved.total(),
-        "kernels_by_kind": {kind: counts[kind] for kind in hlo.KINDS},
-        "bytes_by_kind": {kind: moved[kind] for kind in hlo.KINDS},
-        "collectives": sum(one.times for one in collectives),
-        "collective_bytes": sum(one.times * one.bytes for one in collectives),
-        "collective_bytes_by_dtype": dict(dtypes),
-        "exposed_collectives": sum(one.times for one in collectives if one.exposed),
-        "bytes_beside_collectives": sum(one.times * one.beside for one in collectives),
-        "exposed_bytes": sum(one.times * one.bytes for one in collectives if one.exposed),
-    }
-
-
-def memory_figures(compiled: Any) -> dict[str, int]:
-    """Returns what the program takes of a GPU's memory."""
-    memory = compiled.memory_analysis()
-    return {
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-    }
-
-
-def arithmetic(case: Case) -> dict[str, float]:
-    """Returns the floating-point operations of a GPU's share of a step: convolutions and linear layers."""
-    summary = summarize(case.model, case.image_size, case.batch_size, dtype=case.dtype)
-    endless = roofline.Limits(flops=1.0, bandwidth=float("inf"))
-    return {"flops": roofline.cost(summary, endless, train=True).flops}
-
-
 def table(case: Case, found: dict[str, Any]) -> str:
     """Lays the figures of a program out for a person."""
     target = TARGETS[case.target]
     lines = [f"{case}. {LABEL}", f"{'':22}{'kernels':>9}{'GB':>9}{'share':>8}"]
-    for kind in hlo.KINDS:
+    for kind in KINDS:
         number, moved = found["kernels_by_kind"][kind], found["bytes_by_kind"][kind]
         if number:
             share = moved / found["bytes"]

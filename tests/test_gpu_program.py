@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import gpu_program, hlo
-from benchmarks.gpu_program import Case
+from benchmarks import gpu_program, hlo, kernels
+from benchmarks.gpu_figures import Case, program_figures
 from benchmarks.targets import TARGETS
 from flax_resnet.errors import ConfigError
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ def edited(old, new):
 def test_kernels_and_their_bytes():
     found = [
         (kernel.instruction.name, kernel.kind, kernel.bytes)
-        for kernel in hlo.kernels(hlo.parse(STEP))
+        for kernel in kernels.kernels(hlo.parse(STEP))
     ]
     assert found == [
         ("k", "copy of weights", (4 + 2) * KERNEL),
@@ -82,7 +82,7 @@ def test_kernels_and_their_bytes():
 
 
 def test_convolutions_as_they_should_be():
-    found = gpu_program.program_figures(hlo.parse(STEP))
+    found = program_figures(hlo.parse(STEP))
     assert found["convolutions"] == 2
     assert found["activation_copies"] == 1
     for name in ("float32_convolutions", "convolutions_not_nhwc", "convolutions_without_cudnn"):
@@ -102,7 +102,7 @@ def test_convolutions_as_they_should_be():
     ],
 )  # fmt: skip
 def test_convolutions_as_they_should_not_be(old, new, figure):
-    assert gpu_program.program_figures(edited(old, new))[figure] >= 1
+    assert program_figures(edited(old, new))[figure] >= 1
 
 
 LOOP = """
@@ -147,7 +147,7 @@ ENTRY %main (a: f32[5,100]) -> f32[5,100] {
 
 
 def test_a_loop_counts_as_often_as_it_runs_and_its_slices_as_slices():
-    found = [(kernel.times, kernel.bytes) for kernel in hlo.kernels(hlo.parse(LOOP))]
+    found = [(kernel.times, kernel.bytes) for kernel in kernels.kernels(hlo.parse(LOOP))]
     assert found == [(5, 400 + 4 + 400), (5, 400 + 4 + 400)]
 
 
@@ -182,12 +182,12 @@ ENTRY %main (x: f32[8], y: bf16[1000], small: bf16[8]) -> f32[8] {
 
 
 def test_collectives_and_which_are_exposed():
-    found = hlo.collectives(hlo.parse(REDUCED))
+    found = kernels.collectives(hlo.parse(REDUCED))
     assert [one.bytes for one in found] == [32, 48, 2000, 32]
     assert [one.exposed for one in found] == [True, False, True, True]
     assert found[1].beside == 2 * 32
     assert found[1].dtypes == {"bf16", "f32"}
-    figures = gpu_program.program_figures(hlo.parse(REDUCED))
+    figures = program_figures(hlo.parse(REDUCED))
     assert figures["collectives"] == 4
     assert figures["exposed_bytes"] == 2064
     assert figures["kernels_by_kind"]["collective"] == 4
