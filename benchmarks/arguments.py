@@ -15,13 +15,7 @@ def count(text: str) -> int:
 
 def duration(text: str) -> float:
     """Reads seconds, more than 0 and at most an hour."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text}: must be seconds, above 0 and at most 3600")
-    return seconds
+    return _positive(text, 3600, "seconds, above 0 and at most 3600")
 
 
 def seed(text: str) -> int:
@@ -33,12 +27,16 @@ def seed(text: str) -> int:
 
 def share(text: str) -> float:
     """Reads a share, above 0 and at most 1."""
+    return _positive(text, 1, "a number above 0 and at most 1")
+
+
+def _positive(text: str, most: float, words: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"{text}: must be {words}")
     return number
 
 

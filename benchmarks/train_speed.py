@@ -103,14 +103,17 @@ def shortened(config: Config, steps: int) -> Config:
     Raises:
       ConfigError: the step is one that this does not repeat, or there is one call only.
     """
-    for key, value in (
-        ("distill.teacher", config.distill.teacher),
-        ("model.pretrained", config.model.pretrained),
-        ("data.progressive", config.data.progressive),
-        ("train.microbatch", config.train.microbatch == "auto" and "auto"),
+    for key, value, allowed in (
+        ("distill.teacher", config.distill.teacher, ""),
+        ("model.pretrained", config.model.pretrained, ""),
+        ("data.progressive", config.data.progressive, ()),
     ):
-        if value:
-            raise ConfigError(f"{key}={value!r}: is not measured here; allowed: none")
+        if value != allowed:
+            raise ConfigError(f"{key}={value!r}: is not measured here; allowed: {allowed!r}")
+    if config.train.microbatch == "auto":
+        raise ConfigError(
+            "train.microbatch='auto': is not measured here; allowed: 'whole', or a number of images"
+        )
     if steps <= config.train.steps_per_call:
         raise ConfigError(
             f"--steps={steps}: must be more than train.steps_per_call={config.train.steps_per_call}"

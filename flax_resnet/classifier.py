@@ -67,7 +67,7 @@ class Classifier:
         """
         _check_batch_size(batch_size)
         pixels = prepare(images, self.config.evaluating().data)
-        mean = self._computed(pixels, ("logits",), batch_size, self.config.augment)["logits"]
+        mean = self._computed(pixels, ("logits",), batch_size, views=self.config.augment)["logits"]
         probabilities = np.asarray(jax.nn.softmax(mean.astype(np.float32), axis=-1))
         return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
 
@@ -98,14 +98,15 @@ class Classifier:
                 f"no features asked for: allowed: {', '.join(self.model.feature_info())}"
             )
         _check_batch_size(batch_size)
-        return self._computed(prepare(images, self.config.evaluating().data), names, batch_size)
+        pixels = prepare(images, self.config.evaluating().data)
+        return self._computed(pixels, names, batch_size, views=Augment())
 
     def _computed(
         self,
         pixels: np.ndarray,
         names: tuple[str, ...],
         batch_size: int,
-        views: Augment = Augment(),  # noqa: B008, which is frozen
+        views: Augment,
     ) -> dict[str, np.ndarray]:
         """Computes features of prepared images, uint8 [N, S, S, 3], as their mean over `evaluation_views`."""
         # Few images are padded to a power of two: one costs one, yet few sizes are compiled.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy, accuracy_torch
+from benchmarks import accuracy, accuracy_report, accuracy_torch, experiments
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.plan import plan
@@ -113,7 +113,7 @@ def test_seconds_to_a_top1(tmp_path, monkeypatch, capsys):
     """Seed 0 has 20, 30, 40, 50 % after 78 steps each; a record of a second a step ends in each epoch's middle."""
     made_up(tmp_path)
     output, plot = tmp_path / "found.json", tmp_path / "curves.png"
-    monkeypatch.setattr(accuracy, "TIMED", ("plain_vs_residual",))
+    monkeypatch.setattr(accuracy_report, "TIMED", ("plain_vs_residual",))
     arguments = ("--collect", "--target=0.55", f"--output={output}", f"--plot={plot}")
     call(monkeypatch, tmp_path, *arguments)
     assert "| 254 (254 to 254); 1 of 2 reach it |" in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
 
 def test_fine_tuning_starts_from_the_first_seeds_network_on_a_few_images_of_other_classes(tmp_path):
     for split, count in (("train", 60), ("test", 3)):
-        for name in accuracy.FIRST + accuracy.LAST:
+        for name in experiments.FIRST + experiments.LAST:
             (tmp_path / "all" / split / name).mkdir(parents=True)
             for number in range(count):
                 (tmp_path / "all" / split / name / f"{number:02}.jpg").touch()
@@ -183,7 +183,7 @@ def test_fine_tuning_starts_from_the_first_seeds_network_on_a_few_images_of_othe
     tuned, begun = runs["fine-tuned", 2], runs["pretrained", 1]
     assert tuned.overrides["model.pretrained"] == str(begun.folder)
     assert tuned.overrides["data.path"] == runs["scratch", 2].overrides["data.path"]
-    for run, names, count in ((tuned, accuracy.LAST, 50), (begun, accuracy.FIRST, 60)):
+    for run, names, count in ((tuned, experiments.LAST, 50), (begun, experiments.FIRST, 60)):
         accuracy.link_images(tmp_path / "all", run)
         folder = pathlib.Path(run.overrides["data.path"])
         assert sorted(p.name for p in (folder / "train").iterdir()) == sorted(names)
@@ -223,7 +223,7 @@ def test_rows_without_their_system_are_left_out(tmp_path, monkeypatch, capsys):
 
 
 def test_a_command_that_fails_ends_with_its_code(tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(accuracy.SYSTEMS, "flax_resnet", "benchmarks.nothing")
+    monkeypatch.setitem(experiments.SYSTEMS, "flax_resnet", "benchmarks.nothing")
     row = accuracy.EXPERIMENTS["resnet20"][0]
     run = accuracy.Run(row, 3, tmp_path / "runs" / "3", {"data.path": "nowhere"})
     with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, records_of
 
-from benchmarks import accuracy_torch
+from benchmarks import accuracy_torch, torch_training
 from flax_resnet.training.workdir import read_config
 
 pytestmark = pytest.mark.parity
@@ -96,7 +96,7 @@ def test_losses_tell_what_differs(ours, tmp_path, monkeypatch, broken):
     config = read_config(ours)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
     if broken == "augmentation":
-        monkeypatch.setattr(accuracy_torch, "AUGMENT_STREAM", 3)
+        monkeypatch.setattr(torch_training, "AUGMENT_STREAM", 3)
     elif broken == "order":
         make_order = accuracy_torch.make_order
         monkeypatch.setattr(

@@ -1,0 +1,256 @@
+"""What runs of an experiment reached: figures over the seeds, tables, curves."""
+
+import argparse
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.experiments import Run
+from benchmarks.record import write_record
+from flax_resnet.config import Config
+
+TIMED = ("airbench94", "speedrun")  # drawn over seconds, too
+
+
+class Result(NamedTuple):
+    """What a finished run left behind.
+
+    Attributes:
+      run: whose it is.
+      config: its configuration.
+      records: of its metrics.jsonl.
+    """
+
+    run: Run
+    config: Config
+    records: list[dict]
+
+    def of(self, split: str) -> list[dict]:
+        """Returns the records of a split, in their order."""
+        return [record for record in self.records if record["split"] == split]
+
+    @property
+    def evaluations(self) -> list[dict]:
+        """Returns the records of the evaluation split."""
+        return self.of(self.config.data.eval_split)
+
+    @property
+    def final(self) -> dict:
+        """Returns the last evaluation."""
+        return self.evaluations[-1]
+
+    @property
+    def images(self) -> int:
+        """Returns how many images were trained on, each as often as it was shown."""
+        return self.final["step"] * self.config.train.batch_size
+
+    @property
+    def training_loss(self) -> float:
+        """Returns the mean loss of training, augmented, over the windows that end in the last epoch."""
+        before = self.final["epoch"] - 1
+        return statistics.fmean(r["loss"] for r in self.of("train") if r["epoch"] > before)
+
+    def seconds(self, until: int | None = None) -> float | None:
+        """Returns the time of the training steps, evaluation apart; None where it is not known.
+
+        Args:
+          until: the last of them; None for that of the run. Between two records time passes evenly.
+        """
+        total, before, until = 0.0, 0, until or self.final["step"]
+        for record in self.of("train"):
+            if not record.get("images_per_second"):
+                return None
+            steps = max(0, min(record["step"], until) - before)
+            total += steps * self.config.train.batch_size / record["images_per_second"]
+            before = record["step"]
+        return total
+
+    @property
+    def scores(self) -> list[float]:
+        """Returns top-1 of every evaluation, that of the averaged weights where there are such."""
+        return [record.get("average_top1", record["top1"]) for record in self.evaluations]
+
+    def seconds_to(self, target: float) -> float | None:
+        """Returns the seconds until a top-1, on straight lines between evaluations; None where it is never."""
+        before = (0.0, 0.0)
+        for record, score in zip(self.evaluations, self.scores, strict=True):
+            seconds = self.seconds(record["step"])
+            if seconds is None:
+                return None
+            if score >= target:
+                part = (target - before[1]) / (score - before[1]) if score > before[1] else 1.0
+                return before[0] + part * (seconds - before[0])
+            before = (seconds, score)
+        return None
+
+
+def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict]:
+    """Returns by row: n, images, and statistics of the final figures, and of the seconds, over the seeds."""
+    rows = {}
+    for label, some in by_row(results).items():
+        rows[label] = row = {"n": len(some), "seeds": [result.run.seed for result in some]}
+        row["images"] = some[0].images
+        seconds = [result.seconds() for result in some]
+        row["seconds"] = None if None in seconds else spread(seconds)
+        reached = [s for s in (result.seconds_to(target) for result in some) if s is not None]
+        if target:
+            row["target"] = {"top1": target, "reached": len(reached)}
+            row["target"] |= {"seconds": spread(reached)} if reached else {}
+        row["training_loss"] = spread([result.training_loss for result in some])
+        for key in ("top1", "average_top1"):
+            if all(key in result.final for result in some):
+                row[key] = spread([result.final[key] for result in some])
+    return rows
+
+
+def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Returns results by the label of their row, in the order in which they come."""
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        rows.setdefault(result.run.row.label, []).append(result)
+    return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Returns mean, least, most, and the sample's standard deviation where there are two or more."""
+    found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+    return found | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
+
+
+def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[float]]:
+    """Returns epoch -> a value of each run, of the epochs that all of them recorded."""
+    runs = [{r["epoch"]: r[key] for r in result.of(split) if key in r} for result in results]
+    return {
+        epoch: [run[epoch] for run in runs] for epoch in runs[0] if all(epoch in r for r in runs)
+    }
+
+
+def tables(results: Sequence[Result], target: float = 0.0) -> str:
+    """Returns the final figures and the accuracy of every epoch, as Markdown."""
+    rows = summarized(results, target)
+    columns = [
+        "row",
+        "seeds",
+        "images trained on",
+        "training loss",
+        "top-1",
+        "averaged top-1",
+        "seconds",
+        *([f"seconds to {target:.2%}"] if target else []),
+    ]
+    lines = ["mean (least to most) over the seeds; top-1 in %", "", *_head(columns)]
+    for label, row in rows.items():
+        scores = [_shown(row.get(key), 100, 2) for key in ("top1", "average_top1")]
+        cells = [
+            label,
+            row["n"],
+            f"{row['images']:,}",
+            _shown(row["training_loss"], 1, 3),
+            *scores,
+            _shown(row["seconds"], 1, 0),
+        ]
+        if target:
+            reached = row["target"]["reached"]
+            times = _shown(row["target"].get("seconds"), 1, 0)
+            cells.append(f"{times}; {reached} of {row['n']} reach it".removeprefix("; "))
+        lines.append(_line(cells))
+    curves = {}
+    for label, some in by_row(results).items():
+        split = some[0].config.data.eval_split
+        for key, title in (("top1", label), ("average_top1", f"{label}, averaged")):
+            if found := curve(some, split, key):
+                curves[title] = {epoch: spread(values) for epoch, values in found.items()}
+    lines += ["", *_head(["epoch", *curves])]
+    for epoch in sorted({epoch for found in curves.values() for epoch in found}):
+        cells = [_shown(found.get(epoch), 100, 2) for found in curves.values()]
+        lines.append(_line([f"{epoch:g}", *cells]))
+    return "\n".join(lines)
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [_line(columns), f"|{'---|' * len(columns)}"]
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _shown(found: dict[str, float] | None, scale: float, digits: int) -> str:
+    if found is None:
+        return ""
+    mean, least, most = (f"{scale * found[key]:.{digits}f}" for key in ("mean", "min", "max"))
+    return f"{mean} ({least} to {most})"
+
+
+def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
+    """Prints the tables, writes the JSON and draws the curves where asked."""
+    print(f"\n{tables(results, args.target)}")
+    runs = [
+        {
+            "row": result.run.row.label,
+            "system": result.run.row.system,
+            "seed": result.run.seed,
+            "command": result.run.shown,
+            "images": result.images,
+            "seconds": result.seconds(),
+            "training_loss": result.training_loss,
+            "evaluations": [
+                record | {"seconds": result.seconds(record["step"])}
+                for record in result.evaluations
+            ],
+        }
+        for result in results
+    ]
+    record = {"experiment": args.experiment, "rows": summarized(results, args.target), "runs": runs}
+    write_record(args.output, record)
+    if args.plot:
+        draw(pathlib.Path(args.plot), results, timed=args.experiment in TIMED)
+
+
+def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) -> None:
+    """Draws training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most.
+
+    Args:
+      file: a picture.
+      results: of an experiment.
+      timed: draw the top-1 of every seed over its seconds too.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(18 if timed else 12, 4.5), layout="constrained")
+    left, right, *others = figure.subplots(1, 3 if timed else 2)
+    for axes in others:
+        for number, (label, some) in enumerate(by_row(results).items()):
+            for result in some:
+                seconds = [result.seconds(record["step"]) for record in result.evaluations]
+                name = f"{label} (n={len(some)})" if result is some[0] else None
+                axes.plot(
+                    seconds, result.scores, "o-", color=f"C{number}", markersize=4, label=name
+                )
+        axes.set(xlabel="seconds of training, with compilation", title="top-1 of each seed")
+    for number, (label, some) in enumerate(by_row(results).items()):
+        split, color = some[0].config.data.eval_split, f"C{number}"
+        for axes, part, key, style, title in (
+            (left, "train", "loss", "-", label),
+            (right, split, "top1", "-", label),
+            (right, split, "average_top1", "--", f"{label}, averaged"),
+        ):
+            found = curve(some, part, key)
+            if not found:
+                continue
+            epochs, values = list(found), list(found.values())
+            means = [statistics.fmean(some) for some in values]
+            marker = "" if part == "train" else "o"
+            name = f"{title} (n={len(some)})"
+            axes.plot(epochs, means, style, color=color, marker=marker, markersize=4, label=name)
+            axes.fill_between(
+                epochs, list(map(min, values)), list(map(max, values)), color=color, alpha=0.2
+            )
+    left.set(xlabel="epoch", title="training loss")
+    right.set(xlabel="epoch", title=f"top-1 ({results[0].config.data.eval_split})")
+    for axes in (left, right, *others):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
