@@ -11,7 +11,8 @@ from conftest import drawn, records_of, saved_run
 from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
-from flax_resnet.errors import WorkdirError
+from flax_resnet.errors import WeightsError, WorkdirError
+from flax_resnet.sections import Distill
 from flax_resnet.training import distill, loop, sharding
 from flax_resnet.training.gradient import AUGMENT_STREAM, make_gradient, stream_key
 from flax_resnet.training.loss import loss_sum
@@ -134,7 +135,7 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(
 
 
 def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkeypatch):
-    """Named by a relative path, from another folder, and after the teacher was trained on."""
+    """Named by a relative path, from another folder, moved, and after the teacher was trained on."""
 
     class GoesOn(Exception):
         pass
@@ -160,8 +161,13 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(GoesOn):
         loop.train(stored, student)
-    with pytest.raises(WorkdirError, match=r"distill.teacher: '/.*/teacher' -> 'teacher'"):
+    with pytest.raises(WeightsError, match="no pretrained weights for 'teacher'"):
         loop.train(config, student)
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    moved = dataclasses.replace(config, distill=Distill(teacher="../moved"))
+    with pytest.raises(GoesOn):
+        loop.train(moved, student)
+    (tmp_path / "moved").rename(tmp_path / "teacher")
     saved_run(tmp_path / "teacher", network, digits, step=5)
     with pytest.raises(WorkdirError, match=r"its weights are not those that workdir .* has learnt"):
         loop.train(stored, student)
