@@ -11,8 +11,8 @@ import pytest
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import convolution, lowering, pooling, ways, winograd
+from flax_resnet.models.activations import ACTIVATIONS
 from flax_resnet.models.normalization import BatchNorm
-from flax_resnet.models.resnet import ACTIVATIONS
 
 # name: x [N, H, W, I], output channels, kernel size, stride, groups
 CONVOLUTIONS = {
@@ -214,7 +214,7 @@ def test_the_lowering_is_used(monkeypatch):
     assert "convolution" not in found(2)
     assert "convolution" not in found(14, kernel_size=1)
     assert found(14, groups=16)["convolution"] == 12  # four dense blocks
-    assert found(14, features=31)["convolution"] == 3
+    assert found(14, features=23)["convolution"] == 3
     assert "convolution" not in found(14, dtype=jnp.bfloat16)
     with jax.enable_x64(True):
         assert found(14, dtype=jnp.float64)["convolution"] == 3  # exact

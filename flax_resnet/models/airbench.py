@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_resnet.models.activations import gelu
 from flax_resnet.models.convolution import (
     Conv,
     Linear,
@@ -130,7 +131,6 @@ class Airbench(nn.Module):
         """Maps normalised images to logits, or to features; arguments and errors are `ResNet`'s."""
         del drop_factor  # there is nothing to drop
         check_call(self, images, features)
-        act = partial(nn.gelu, approximate=False)
         norm = partial(
             BatchNorm,
             momentum=self.norm_momentum,
@@ -139,9 +139,9 @@ class Airbench(nn.Module):
             dtype=self.dtype,
         )
         found: dict[str, jax.Array] = {}
-        x = found["stem"] = act(Whitening(self.dtype, name="conv1")(images))
+        x = found["stem"] = gelu(Whitening(self.dtype, name="conv1")(images))
         for number, width in enumerate(self.widths, 1):
-            group = Group(width, norm, act, self.dtype, name=f"layer{number}_0")
+            group = Group(width, norm, gelu, self.dtype, name=f"layer{number}_0")
             x = found[f"stage{number}"] = group(x, train=train)
         x = x.max(axis=(1, 2))
         found["pre_logits"] = x

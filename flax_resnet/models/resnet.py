@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_resnet.models.activations import ACTIVATIONS
 from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
 from flax_resnet.models.convolution import Conv, Linear, at_least_float32
@@ -21,13 +22,6 @@ from flax_resnet.models.normalization import (
 )
 from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool, max_pool
 
-ACTIVATIONS = {
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "gelu": partial(nn.gelu, approximate=False),
-    "leaky_relu": nn.leaky_relu,
-    "elu": nn.elu,
-}
 NORMS = {
     "batch": BatchNorm,
     "frozen": partial(BatchNorm, frozen=True),
