@@ -5,8 +5,8 @@ python -m benchmarks.input_speed photos --folder /tmp/input_speed --output bench
     access; packed to 400 px; ten times as many. Peers are measured where torch and torchvision are installed.
 python -m benchmarks.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
     CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and from a cold start to a batch.
-python -m benchmarks.input_speed hidden --archive ... --folder ... --output ...
-    Training end to end against the compiled step alone.
+
+What of it training waits for is `benchmarks.train_speed`'s.
 
 Systems take turns within one run; figures are medians, and ratios of medians. Nothing else should run.
 """
@@ -179,7 +179,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
     return folder
 
 
-def cifar_config(folder: str, kind: str, **train: object) -> object:
+def cifar_config(folder: str, kind: str) -> object:
     """Returns the configuration for CIFAR-10, as a folder or packed."""
     from flax_resnet.config import freeze
 
@@ -188,16 +188,13 @@ def cifar_config(folder: str, kind: str, **train: object) -> object:
     place = (
         {"source": "folder", "path": str(root / "cifar")} if kind.startswith("folder") else packed
     )
-    values = {
-        "batch_size": BATCH,
-        "feed": "resident" if "resident" in kind else "streaming",
-        **train,
-    }
     return freeze({
         "data": {**place, "image_size": 32},
         "augment": {"shift": 4, "flip": True},
         "model": {"name": "resnet20"},
-        "train": values,
+        "train": {
+            "batch_size": BATCH, "feed": "resident" if "resident" in kind else "streaming"
+        },
     })  # fmt: skip
 
 
@@ -241,100 +238,7 @@ def cold_start(args: argparse.Namespace, kind: str) -> float:
     return time.perf_counter() - began
 
 
-# --- training ---
-
-
-def hidden(args: argparse.Namespace) -> dict:
-    """Compares training end to end with the compiled step on a batch that is there."""
-    from flax_resnet.config import freeze
-
-    root = pathlib.Path(args.folder)
-    make_photographs(root / "photos", 480)
-    pack(root, "photos", root / "photos", max_side=4096)
-    pack(root, "cifar", unpacked(args), max_side=4096)
-    imagenet = freeze({
-        "data": {
-            "name": "photos_set", "data_dir": str(root), "image_size": 224, "train_crop": "random_resized"
-        },
-        "augment": {"flip": True},
-        "model": {"name": "resnet18", "num_classes": 1000},
-        "train": {"batch_size": 16},
-    })  # fmt: skip
-    rows = {}
-    for name, config, steps in (
-        ("ResNet-18, 224 px, streaming", imagenet, 8),
-        (
-            "ResNet-20, CIFAR-10, resident",
-            cifar_config(args.folder, "packed, resident", batch_size=128),
-            12,
-        ),
-        (
-            "ResNet-20, CIFAR-10, streaming",
-            cifar_config(args.folder, "packed, streaming", batch_size=128),
-            12,
-        ),
-    ):
-        rows[name] = share_of_step(config, steps, args.rounds)
-        print(
-            f"{name:34}{rows[name]['end_to_end']:8.1f} images/s end to end, {rows[name]['step_only']:.1f} step "
-            f"only: {rows[name]['share']:.3f}"
-        )
-    return {"share_of_step_only": rows}
-
-
-def share_of_step(config: object, steps: int, rounds: int) -> dict:
-    """Lets the loop and the bare step take turns; returns images/s of both and the ratio of medians."""
-    import jax
-
-    from flax_resnet.plan import Plan
-    from flax_resnet.training import sharding
-    from flax_resnet.training.optimizer import make_optimizer
-    from flax_resnet.training.state import build_model, make_state
-    from flax_resnet.training.step import make_train_step
-
-    feed, mesh = feed_of(config), sharding.make_mesh()
-    classes = config.model.num_classes or 10
-    model, optimizer = build_model(config, classes), make_optimizer(config, Plan.nominal(classes))
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
-    bare = make_train_step(config, model, optimizer, mesh)
-    fed = make_train_step(config, model, optimizer, mesh, feed.training_batch)
-    call = next(iter(feed.training(0, 1)))
-    one = jax.tree.map(lambda leaf: leaf[0], call)
-    batch = jax.jit(feed.training_batch)(feed.data, one)
-    there = jax.block_until_ready(jax.tree.map(lambda leaf: leaf[None], batch))
-
-    def step_only(state: object) -> object:
-        for _ in range(steps):
-            state, metrics = bare(state, {}, there)
-        jax.block_until_ready(metrics)
-        return state
-
-    stream = iter(feed.training(0, 10_000))
-
-    def end_to_end(state: object) -> object:
-        late = None
-        for _ in range(steps):
-            state, metrics = fed(state, feed.data, next(stream))
-            if late is not None:
-                float(late["loss"][0])  # as the loop does: one step late
-            late = metrics
-        jax.block_until_ready(late)
-        return state
-
-    seconds = {"step_only": [], "end_to_end": []}
-    for turn in range(rounds + 1):
-        for name, function in (("step_only", step_only), ("end_to_end", end_to_end)):
-            began = time.perf_counter()
-            state = function(state)
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    medians = {k: statistics.median(v) for k, v in seconds.items()}
-    count = steps * config.train.batch_size
-    rates = {k: round(count / v, 2) for k, v in medians.items()}
-    return rates | {"share": round(medians["step_only"] / medians["end_to_end"], 4)}
-
-
-PARTS = {"photos": photos, "cifar": cifar, "hidden": hidden}
+PARTS = {"photos": photos, "cifar": cifar}
 
 if __name__ == "__main__":
     main()

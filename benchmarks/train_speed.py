@@ -88,7 +88,8 @@ def _measure(values: flags.FlagValues) -> None:
         for number in range(rounds):
             last = number == rounds - 1
             place = pathlib.Path((last and kept) or f"{scratch}/profile/{number}").expanduser()
-            spans = profiled(config, pathlib.Path(scratch) / str(number), place)
+            detailed = bool(last and kept)
+            spans = profiled(config, pathlib.Path(scratch) / str(number), place, detailed)
             turns.append({**measured(spans, config), "step_only": alone()})
     found = medians(turns, config)
     print(table(found))
@@ -135,7 +136,8 @@ def step_alone(config: Config) -> Callable[[], float]:
     plan = make_plan(config, num_train=order.epoch_size, num_eval=1, num_classes=classes)
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
     model, optimizer = build_model(config, classes), make_optimizer(config, plan)
-    held = [jax.jit(lambda: make_state(config, model, optimizer))()]
+    whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
+    held = [jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()]
     parts = parts_of(config, mesh)
     step = make_train_step(
         config, model, optimizer, mesh, parts=parts, total_steps=plan.total_steps
@@ -157,9 +159,19 @@ def step_alone(config: Config) -> Callable[[], float]:
     return lambda: updates(config.train.steps // per_call)
 
 
-def profiled(config: Config, workdir: pathlib.Path, place: pathlib.Path) -> list[Span]:
-    """Trains, and returns the spans of the loop's stages from the profile, in order."""
+def profiled(
+    config: Config, workdir: pathlib.Path, place: pathlib.Path, detailed: bool
+) -> list[Span]:
+    """Trains, and returns the spans of the loop's stages from the profile, in order.
+
+    Args:
+      config: what to train.
+      workdir: the run folder.
+      place: folder of the profile.
+      detailed: record every operation, too.
+    """
     options = jax.profiler.ProfileOptions()
+    options.host_tracer_level = 2 if detailed else 1
     options.python_tracer_level = 0  # calls of Python functions, which would slow them
     with jax.profiler.trace(place, profiler_options=options):
         loop.train(config, workdir)

@@ -161,7 +161,8 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(GoesOn):
         loop.train(stored, student)
-    with pytest.raises(WeightsError, match="no pretrained weights for 'teacher'"):
+    unfound = "distill.teacher='teacher': is no run folder, no file, and no pretrained weights"
+    with pytest.raises(WeightsError, match=unfound):
         loop.train(config, student)
     (tmp_path / "teacher").rename(tmp_path / "moved")
     moved = dataclasses.replace(config, distill=Distill(teacher="../moved"))

@@ -64,7 +64,7 @@ def find(name: str) -> Pretrained:
     tags = _pretrained().get(model)
     if tags is None:
         near = suggestion(model, _pretrained())
-        cure = near if near.startswith("did") else "give a file of weights, weights=PATH"
+        cure = near if near.startswith("did") else "give a file of weights"
         raise WeightsError(f"no pretrained weights for {model!r} on the hub: {cure}")
     if not tag:
         return next(iter(tags.values()))
