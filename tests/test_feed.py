@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -181,6 +182,34 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
     ):
         for key, value in expected.items():
             np.testing.assert_array_equal(got[key], value)
+
+
+def test_the_order_is_computed_once_for_each_image(monkeypatch):
+    """And not for each of its pixels, in the loop that makes them."""
+    from flax_resnet.augment import training_batch
+    from flax_resnet.models import lowering
+    from flax_resnet.training import sharding
+    from flax_resnet.training.feed import ResidentFeed
+
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    draw, rows, size = np.random.default_rng(0), 16, 32
+    images = draw.integers(0, 256, (100, size, size, 3)).astype(np.uint8)
+    source = ArraySource(images, np.arange(100) % 4)
+    config = freeze({
+        "data": {"source": "arrays", "image_size": size},
+        "augment": {"shift": 2, "shift_padding": "reflect"},
+        "train": {"batch_size": rows},
+    })  # fmt: skip
+    resident = ResidentFeed(source, Order(100, 0), config, sharding.make_mesh(), crop="resize")
+
+    def images_of(data, step):
+        batch = resident.training_batch(data, step)
+        return training_batch(jax.random.key(0), batch["image"], batch["label"], 4, config.augment)
+
+    compiled = jax.jit(images_of).lower(resident.data, np.uint32(0)).compile()
+    loops = re.split(r"\n(?=%|ENTRY)", compiled.as_text())
+    hashes = [loop.count(" xor(") for loop in loops if "u8[" in loop]
+    assert max(hashes) < 32  # as many rounds as the order has
 
 
 def test_auto_keeps_what_is_small_and_cut_alike_every_time():
