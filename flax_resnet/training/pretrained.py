@@ -180,8 +180,9 @@ def open_pretrained(
         return open_weights(network, text)
     if is_path(text):
         raise ConfigError(f"{key}={text!r}: is neither a run folder nor a file of weights")
+    check(text.partition(".")[0])  # a wrong name costs no download
     try:
-        check(find(text).model)  # a wrong name costs no download
+        find(text)
     except WeightsError as error:
         raise WeightsError(f"{key}={text!r}: is no run folder, no file, and {error}") from error
     return open_weights(text)
