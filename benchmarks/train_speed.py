@@ -8,7 +8,7 @@ The loop of `flax_resnet.main` trains so many steps on the data of the configura
 away, and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device
 already. They take turns; figures are medians. What each stage of the loop takes is read from a profile: the time
 from the results of the first call, which compiles, to those of the last. --profile keeps that of the last turn,
-which Perfetto (ui.perfetto.dev) and TensorBoard open; the stages are spans of the thread `python`.
+with every operation, for Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the thread `python`.
 """
 
 import argparse

@@ -13,6 +13,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -103,6 +104,11 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
     checkpoints.save(step, placed, run, None)
     checkpoints.close()
     return folder
+
+
+def one_device():
+    """The mesh of one device, whose programs are those of a machine that has no more."""
+    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="session")

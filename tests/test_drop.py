@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import one_device
 
 from flax_resnet import create_model, main
 from flax_resnet.config import freeze
@@ -242,7 +242,7 @@ def test_a_run_of_one_step_rises_from_zero():
 
 SMALL = {"stem": "cifar", "widths": (8,), "depths": (2,)}
 LATE = {"drop_rates": "late", "drop_until": 2, "unit": "steps"}
-MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+MESH = one_device()
 
 
 def batches(count):

@@ -214,6 +214,7 @@ def test_the_lowering_is_used(monkeypatch):
     assert "convolution" not in found(2)
     assert "convolution" not in found(14, kernel_size=1)
     assert found(14, groups=16)["convolution"] == 12  # four dense blocks
+    assert "convolution" not in found(14, features=24)
     assert found(14, features=23)["convolution"] == 3
     assert "convolution" not in found(14, dtype=jnp.bfloat16)
     with jax.enable_x64(True):

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from conftest import one_device
 
 from flax_resnet.config import freeze
 from flax_resnet.data.arrays import ArraySource
@@ -75,8 +75,7 @@ def test_a_recipe_plans_its_dataset(names):
 @pytest.mark.parametrize("names", STEPPED, ids=map(":".join, STEPPED))
 def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypatch):
     # On one device: eight copies of VGG-16's 138 million parameters and momenta took 19 GB.
-    alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: alone)
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
     config = recipe(*names)
     model = build_model(config, 4)
     stages = len(getattr(model, "widths", ()))  # none in VGG and AlexNet
@@ -97,8 +96,8 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypa
     images = draw.integers(0, 256, (32, size, size, 3)).astype(np.uint8)
     source = ArraySource(images, np.arange(32) % 4)
     if config.distill.teacher:  # the network itself, two steps old
-        teacher, by_itself = tmp_path / "teacher", sections | {"distill": {}}
-        train(freeze(by_itself), teacher, train_source=source, eval_source=source)
+        teacher, alone = tmp_path / "teacher", sections | {"distill": {}}
+        train(freeze(alone), teacher, train_source=source, eval_source=source)
         sections["distill"]["teacher"] = str(teacher)
     result = train(freeze(sections), tmp_path / "run", train_source=source, eval_source=source)
     assert result.step == 2

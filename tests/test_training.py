@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from conftest import one_device
 
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
@@ -49,8 +49,7 @@ def in_one_call(*batches):
 
 
 def two_meshes():
-    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
-    return one, sharding.make_mesh()
+    return one_device(), sharding.make_mesh()
 
 
 @pytest.fixture(scope="module")

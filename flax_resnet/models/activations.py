@@ -12,30 +12,33 @@ from flax_resnet.models.convolution import at_least_float32
 Array = jax.Array
 
 
+def _widened(x: Array) -> Array:
+    return x.astype(at_least_float32(x.dtype))
+
+
 def _normal_cdf(x: Array) -> Array:
-    """Returns the share of the standard normal distribution below x, in float32 at least."""
-    wide = x.astype(at_least_float32(x.dtype))
-    return 0.5 + 0.5 * lax.erf(wide * math.sqrt(0.5))
+    """Returns the share of the standard normal distribution below x."""
+    return 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
 
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """Returns ``x P(X <= x)`` for a standard normal X, in the dtype of x.
+    """Returns ``x P(X <= x)`` for a standard normal X: the shape and dtype of x, computed in float32 at least.
 
     Linen's takes the complementary error function, and JAX keeps six arrays for its gradient; this keeps the slope.
     Forward and gradient of [500, 31, 31, 24] and the 1x1 convolution behind it: 24 and 48 ms (two cores, Zen 3).
 
     Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", section 2.
     """
-    return (x * _normal_cdf(x)).astype(x.dtype)
+    wide = _widened(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 def _gelu_tangent(tangent: Array, y: Array, x: Array) -> Array:
     del y
-    density = jnp.exp(-0.5 * jnp.square(x.astype(at_least_float32(x.dtype)))) / math.sqrt(
-        2 * math.pi
-    )
-    return tangent * (_normal_cdf(x) + x * density).astype(x.dtype)
+    wide = _widened(x)
+    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
+    return tangent * (_normal_cdf(wide) + wide * density).astype(x.dtype)
 
 
 gelu.defjvps(_gelu_tangent)
