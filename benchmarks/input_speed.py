@@ -25,11 +25,12 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.arguments import count, output
+from benchmarks.arguments import count, folder, output
 from benchmarks.input_data import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
 from benchmarks.input_peers import flax_example, torchvision
 from benchmarks.record import write_record
 from benchmarks.turns import measure
+from flax_resnet.errors import DataError, UserError, one_line
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -38,7 +39,9 @@ def main() -> None:
     """Runs one part and writes what it found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--folder", required=True, help="where the data are made, and kept")
+    parser.add_argument(
+        "--folder", type=folder, required=True, help="where the data are made, and kept"
+    )
     parser.add_argument(
         "--archive", default="", help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
@@ -46,7 +49,11 @@ def main() -> None:
     parser.add_argument("--images", type=count, default=1920, help="images of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
-    write_record(args.output, PARTS[args.part](args))
+    try:
+        found = PARTS[args.part](args)
+    except UserError as error:
+        parser.error(str(error))
+    write_record(args.output, found)
 
 
 def compared(systems: dict[str, Callable], rounds: int, images: int) -> dict:
@@ -60,7 +67,7 @@ def compared(systems: dict[str, Callable], rounds: int, images: int) -> dict:
 
 def photos(args: argparse.Namespace) -> dict:
     """Compares pipelines on photographs."""
-    root = pathlib.Path(args.folder)
+    root = args.folder
     names = {"photos": 480, "photos_tenfold": 4800}
     for name, images in names.items():
         make_photographs(root / name, images)
@@ -154,8 +161,7 @@ def anonymous_memory() -> int:
 
 def cifar(args: argparse.Namespace) -> dict:
     """Measures both feeds on small images, and how long the first batch takes."""
-    folder = unpacked(args)
-    pack(pathlib.Path(args.folder), "cifar", folder, max_side=4096)
+    pack(args.folder, "cifar", unpacked(args), max_side=4096)
     kinds = ("folder, streaming", "packed, streaming", "packed, resident")
     systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
     images = 20 * args.images  # they are small
@@ -170,13 +176,23 @@ def cifar(args: argparse.Namespace) -> dict:
 
 
 def unpacked(args: argparse.Namespace) -> pathlib.Path:
-    """Unpacks the archive, once."""
-    folder = pathlib.Path(args.folder) / "cifar"
-    if not folder.is_dir():
-        with zipfile.ZipFile(args.archive) as archive:
-            archive.extractall(folder.with_name("part.cifar"))
-        folder.with_name("part.cifar").rename(folder)
-    return folder
+    """Unpacks the archive, once.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    images = args.folder / "cifar"
+    if not images.is_dir():
+        part = images.with_name("part.cifar")
+        try:
+            with zipfile.ZipFile(args.archive) as archive:
+                archive.extractall(part)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"--archive={args.archive}: must be a zip of CIFAR-10: {one_line(error)}"
+            ) from error
+        part.rename(images)
+    return images
 
 
 def cifar_config(folder: str, kind: str) -> object:
