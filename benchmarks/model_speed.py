@@ -97,7 +97,7 @@ def parts(work: Work) -> dict[str, Part]:
         "forward": (jax.jit(loss), inputs),
         "gradient": (jax.jit(gradient), inputs),
         "optimizer": (jax.jit(update, donate_argnums=0), lambda: (held[0], grads)),
-        "step": (step, lambda: (held[0], None, steps)),
+        "step": (step, lambda: (held[0], {"seed": 0}, steps)),
     }
 
     def part(name: str) -> Part:

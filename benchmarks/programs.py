@@ -3,6 +3,7 @@
 import ast
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +111,8 @@ def network(work: Work) -> Network:
     optimizer = make_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()
     whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
-    state = jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()
+    init = jax.jit(partial(make_state, config, model, optimizer), out_shardings=whole)
+    state = init(jax.random.key(config.train.seed))
     return Network(config, model, optimizer, mesh, state)
 
 
@@ -134,7 +136,7 @@ def ours(work: Work) -> Program:
     held = [state]
 
     def one() -> Any:
-        held[0], metrics = step(held[0], None, steps)
+        held[0], metrics = step(held[0], {"seed": 0}, steps)
         return metrics["loss"]
 
     return one

@@ -1,5 +1,6 @@
 """A network in training, in PyTorch, from the weights and on the batches that this package would have."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -186,7 +187,8 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
     """
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    init = jax.jit(partial(make_state, config, model, optimizer))
+    state = init(jax.random.key(config.train.seed))
     if whitens(model):
         moments = jax.jit(lambda pixels: covariance(evaluation_images(pixels, config.augment)))
         state = whitened(state, filters(np.asarray(moments(images))))

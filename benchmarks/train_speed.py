@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +138,8 @@ def step_alone(config: Config) -> Callable[[], float]:
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
     model, optimizer = build_model(config, classes), make_optimizer(config, plan)
     whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
-    held = [jax.jit(lambda: make_state(config, model, optimizer), out_shardings=whole)()]
+    init = jax.jit(partial(make_state, config, model, optimizer), out_shardings=whole)
+    held = [init(jax.random.key(config.train.seed))]
     parts = parts_of(config, mesh)
     step = make_train_step(
         config, model, optimizer, mesh, parts=parts, total_steps=plan.total_steps
@@ -151,7 +153,7 @@ def step_alone(config: Config) -> Callable[[], float]:
     def updates(calls: int) -> float:
         began = time.perf_counter()
         for _ in range(calls):
-            held[0], metrics = step(held[0], {}, steps)
+            held[0], metrics = step(held[0], {"seed": 0}, steps)
         jax.block_until_ready(metrics)
         return calls * per_call * size / (time.perf_counter() - began)
 

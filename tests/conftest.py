@@ -87,7 +87,9 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
     config, classes = freeze(sections), len(class_names)
     model = build_model(config, classes)
     optimizer = make_optimizer(config, Plan.nominal(classes))
-    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)), seed=step)
+    state = drawn(
+        jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0))), seed=step
+    )
     workdir.claim(folder, config, resume="auto")
     checkpoints = Checkpoints(folder)
     run = {

@@ -97,7 +97,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
     config = recalibration_config()
     model, mesh = build_model(config, 10), sharding.make_mesh()
     optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    state = jax.jit(lambda: make_state(config, model, optimizer, jax.random.key(0)))()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     draw = np.random.default_rng(0)
     batches = [
@@ -111,7 +111,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
         sharding.place({k: np.stack([b[k] for b in part]) for k in part[0]}, mesh, steps=True)
         for part in (batches[:2], batches[2:])
     ]
-    found = make_recalibration(config, model, mesh)(variables, {}, calls, 0)
+    found = make_recalibration(config, model, mesh)(variables, {"seed": 0}, calls, 0)
 
     sums = []
     for number, batch in enumerate(batches):

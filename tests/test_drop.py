@@ -260,10 +260,12 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
         config, made = planned(schedule, model={**SMALL, **rates})
         model, optimizer = build_model(config, 10), make_optimizer(config, made)
         step = make_train_step(config, model, optimizer, MESH, drop=drop_factor(config, made))
-        init = jax.jit(lambda c=config, m=model, o=optimizer: make_state(c, m, o))
+        init = jax.jit(
+            lambda c=config, m=model, o=optimizer: make_state(c, m, o, jax.random.key(0))
+        )
         state, after = jax.device_put(init(), sharding.replicated(MESH)), []
         for batch in batches(3):
-            state, _ = step(state, {}, batch)
+            state, _ = step(state, {"seed": 0}, batch)
             after.append(jax.device_get(state.params))
         assert step._cache_size() == 1
         results.append(after)
@@ -282,14 +284,14 @@ def test_statistics_are_measured_dropping_as_at_that_step():
     }  # the third block sees what the second drops
     config, made = planned(LATE, model=model, average=average)
     model, optimizer = build_model(config, 10), make_optimizer(config, made)
-    state = jax.jit(lambda: make_state(config, model, optimizer))()
+    state = jax.jit(lambda: make_state(config, model, optimizer, jax.random.key(0)))()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     measure = make_recalibration(config, model, MESH, drop=drop_factor(config, made))
     same = model.clone(drop_path=0.0)
-    expected = make_recalibration(config, same, MESH)(variables, {}, batches(1), 0)
+    expected = make_recalibration(config, same, MESH)(variables, {"seed": 0}, batches(1), 0)
 
     def distance(step):
-        found = measure(variables, {}, batches(1), jnp.int32(step))
+        found = measure(variables, {"seed": 0}, batches(1), jnp.int32(step))
         pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
         return max(float(jnp.abs(a - b).max()) for a, b in pairs)
 
@@ -327,7 +329,7 @@ def test_the_plan_says_what_changes_and_nothing_else():
     assert drop_words(config, made) == "in the first 30 steps only"
     config, made = planned({}, model=SMALL)
     model, optimizer = build_model(config, 10), make_optimizer(config, made)
-    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0)))
     assert "dropping" not in describe(config, made, shapes, resident=False)
 
 

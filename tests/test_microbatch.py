@@ -44,11 +44,11 @@ def batch_of(rows=ROWS):
 def gradient_of(config, parts, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
     optimizer = make_optimizer(config, plan_of(config))
-    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer)))
+    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0))))
     gradient = jax.jit(make_gradient(config, model, mesh, parts=parts))
     placed = sharding.place(batch or batch_of(), mesh)
     args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
-    return jax.device_get(gradient(*args, jnp.int32(3), placed, 1.0))
+    return jax.device_get(gradient(*args, 0, jnp.int32(3), placed, 1.0))
 
 
 def plan_of(config):
@@ -122,13 +122,13 @@ def test_auto_takes_the_largest_that_fits(monkeypatch):
 def test_needed_memory_falls_with_the_parts():
     config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
     model, optimizer = build_model(config, CLASSES), make_optimizer(config, plan_of(config))
-    state = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    state = jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0)))
     images = jax.ShapeDtypeStruct((1, ROWS, 32, 32, 3), jnp.uint8)
     steps = {"image": images, "label": jax.ShapeDtypeStruct((1, ROWS), jnp.int32)}
     needs = [
         microbatch.needed_memory(
             make_train_step(config, model, optimizer, mesh, parts=parts)
-            .lower(state, {}, steps)
+            .lower(state, {"seed": 0}, steps)
             .compile()
         )
         for parts in (1, 8)

@@ -80,6 +80,19 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
     assert read_config(workdir).train.seed == 5
 
 
+def test_another_seed_is_another_run_of_the_same_program(finished, cache_dir, tmp_path):
+    def programs():
+        return {file.name for file in pathlib.Path(cache_dir).glob("jit_updates-*")}
+
+    (workdir, arguments), before = finished, programs()
+    other = tmp_path / "other"
+    assert main.main([*arguments, "--config.train.seed=5", f"--workdir={other}"]) == 0
+    assert before
+    assert programs() == before
+    losses = [[r["loss"] for r in records_of(folder, "train")] for folder in (workdir, other)]
+    assert all(a != b for a, b in zip(*losses, strict=True))
+
+
 def test_settings_that_change_no_result_may_change(copy):
     _, arguments = copy
     assert main.main([*arguments, "--config.train.log_every=1", "--config.data.threads=1"]) == 0

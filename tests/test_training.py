@@ -55,7 +55,8 @@ def two_meshes():
 @pytest.fixture(scope="module")
 def machinery():
     model, optimizer = build_model(CONFIG, 10), make_optimizer(CONFIG, PLAN)
-    return model, optimizer, jax.jit(lambda: make_state(CONFIG, model, optimizer))
+    init = jax.jit(lambda: make_state(CONFIG, model, optimizer, jax.random.key(0)))
+    return model, optimizer, init
 
 
 def test_one_device_and_eight_give_the_same_step(machinery):
@@ -65,7 +66,7 @@ def test_one_device_and_eight_give_the_same_step(machinery):
         step = make_train_step(CONFIG, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
         state, metrics = step(
-            state, {}, sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
+            state, {"seed": 0}, sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
         )
         results.append(jax.device_get((state, metrics)))
     assert int(results[0][0].step) == 1
@@ -85,7 +86,7 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
         model = build_model(local, 10)  # of eight groups, on one device too
         step = make_train_step(config, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, _ = step(state, {}, sharding.place(batch, mesh, steps=True))
+        state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh, steps=True))
         state = jax.device_get(state)
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
         changes.append(jax.tree.map(np.subtract, (state.params, state.batch_stats),
@@ -101,7 +102,7 @@ def test_the_state_is_donated_and_the_loss_falls(machinery):
     state = jax.device_put(init(), sharding.replicated(mesh))
     first, batch, losses = state, sharding.place(in_one_call(batch_of(16)), mesh, steps=True), []
     for _ in range(40):
-        state, metrics = step(state, {}, batch)
+        state, metrics = step(state, {"seed": 0}, batch)
         losses.append(float(metrics["loss"][0]))
     assert first.params["conv1"]["kernel"].is_deleted()
     assert np.mean(losses[-5:]) < 0.8 * losses[0]  # 0.48-0.70 over five seeds
@@ -146,7 +147,7 @@ def test_the_step_trains_on_what_augment_gives(machinery):
 
     mesh = two_meshes()[0]
     step = make_train_step(config, model, optimizer, mesh)
-    _, metrics = step(state, {}, sharding.place(in_one_call(batch), mesh, steps=True))
+    _, metrics = step(state, {"seed": 0}, sharding.place(in_one_call(batch), mesh, steps=True))
     metrics = {k: v[0] for k, v in metrics.items()}
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(top1)

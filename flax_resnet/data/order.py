@@ -34,14 +34,14 @@ def mix(xp: ModuleType, value: Any) -> Any:
     return value ^ (value >> xp.uint32(16))
 
 
-def permute(xp: ModuleType, index: Any, *, size: Any, seed: int, epoch: Any) -> Any:
+def permute(xp: ModuleType, index: Any, *, size: Any, seed: Any, epoch: Any) -> Any:
     """Maps indices by the epoch's bijection of [0, size).
 
     Args:
       xp: numpy or jax.numpy.
       index: uint32 array of any shape (not a scalar: NumPy warns where scalars wrap), below `size`.
       size: number of examples, 1 to 2**31 - 1; an int, or uint32 of the shape of `index`.
-      seed: the run's seed, 0 to 2**31 - 1.
+      seed: the run's seed, 0 to 2**31 - 1; an int, or a uint32 scalar inside jit.
       epoch: uint32, broadcastable to `index`.
 
     Returns:
@@ -91,14 +91,16 @@ class Order:
         """Returns the number of places in an epoch."""
         return self.kept or self.size
 
-    def batch(self, xp: ModuleType, step: Any, batch_size: int) -> Any:
+    def batch(self, xp: ModuleType, step: Any, batch_size: int, seed: Any = None) -> Any:
         """Returns the example indices of the global batch of a step: uint32 [batch_size].
 
         Args:
           xp: numpy or jax.numpy.
           step: number of the step, from 0; an int, or a uint32 scalar inside jit.
           batch_size: examples per step, at most `epoch_size`; a remainder of the epoch is dropped.
+          seed: instead of the order's own: a uint32 scalar inside jit, so that one program serves every seed.
         """
+        seed = self.seed if seed is None else seed
         steps_per_epoch = self.epoch_size // batch_size
         if not isinstance(step, int):
             steps_per_epoch = xp.uint32(steps_per_epoch)
@@ -107,9 +109,9 @@ class Order:
         places = first * xp.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
         places = places // xp.uint32(self.repeats)
         if self.labels is None:
-            index = permute(xp, places, size=self.epoch_size, seed=self.seed, epoch=epoch)
+            index = permute(xp, places, size=self.epoch_size, seed=seed, epoch=epoch)
             return self._of_subset(xp, index)
-        return self._balanced(xp, places, epoch)
+        return self._balanced(xp, places, seed, epoch)
 
     @functools.cached_property
     def used(self) -> np.ndarray:
@@ -142,17 +144,17 @@ class Order:
             return index
         return permute(xp, index, size=self.size, seed=self.subset_seed, epoch=SUBSET_EPOCH)
 
-    def _balanced(self, xp: ModuleType, places: Any, epoch: Any) -> Any:
+    def _balanced(self, xp: ModuleType, places: Any, seed: Any, epoch: Any) -> Any:
         members, starts, counts = (xp.asarray(table) for table in self._classes)
         epoch = xp.broadcast_to(xp.asarray(epoch, xp.uint32), places.shape)
         number = xp.uint32(len(counts))
         turn = places // number
         rank = places - turn * number  # XLA:CPU (jaxlib 0.10.2) fails to compile `% 1`
         mixed = mix(xp, turn ^ mix(xp, epoch + xp.uint32(0x51ED270B)))
-        which = permute(xp, rank, size=len(self._classes[2]), seed=self.seed, epoch=mixed)
+        which = permute(xp, rank, size=len(self._classes[2]), seed=seed, epoch=mixed)
         count = counts[which]
         cycle = mix(xp, turn // count ^ mix(xp, which ^ mix(xp, epoch)))
-        within = permute(xp, turn % count, size=count, seed=self.seed, epoch=cycle)
+        within = permute(xp, turn % count, size=count, seed=seed, epoch=cycle)
         return members[starts[which] + within]
 
     @functools.cached_property

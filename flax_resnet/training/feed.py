@@ -80,7 +80,7 @@ class StreamingFeed:
     """Decodes batches on the host while the device works on the ones before.
 
     Attributes:
-      data: nothing.
+      data: seed uint32 [], of the run.
       bad: as in `HostStream`.
     """
 
@@ -95,7 +95,7 @@ class StreamingFeed:
         bad: dict[int, int] | None = None,
     ):
         self._sizes = sizes or ((0, config.data.image_size),)
-        self.data: dict[str, jax.Array] = {}
+        self.data = _replicated({"seed": np.uint32(stream.seed)}, mesh)
         self._host = HostStream(source, config.data, bad)
         self._stream, self._config, self._mesh = stream, config, mesh
 
@@ -178,8 +178,8 @@ class ResidentFeed:
     """Keeps the whole split on every device as uint8; order and gather are part of the compiled step.
 
     Attributes:
-      data: image uint8 [n, S, S, 3], label and index int32 [n], of the examples used; at the place of an
-        unreadable one stands its substitute.
+      data: seed uint32 [], of the run; of the examples used image uint8 [n, S, S, 3], label and index int32 [n],
+        where at the place of an unreadable one stands its substitute.
       bad: the unreadable examples, all found at step 0.
     """
 
@@ -203,11 +203,7 @@ class ResidentFeed:
             place, other = np.searchsorted(stream.used, [index, good])
             for array in arrays.values():
                 array[place] = array[other]
-        whole = sharding.replicated(mesh)
-        self.data = {
-            name: jax.make_array_from_process_local_data(whole, array)
-            for name, array in arrays.items()
-        }
+        self.data = _replicated({"seed": np.uint32(stream.seed), **arrays}, mesh)
 
     def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
         """Yields the numbers of each call's steps: uint32 [steps]."""
@@ -232,7 +228,7 @@ class ResidentFeed:
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
         """Gathers the batch of a step inside the compiled function."""
         size = self._config.train.batch_size
-        place = self._stream.batch(jnp, step, size)
+        place = self._stream.batch(jnp, step, size, data["seed"])
         if self._stream.epoch_size < self._stream.size:
             place = jnp.searchsorted(jnp.asarray(self._stream.used), place)
         # Else fused into what makes the pixels, on CPU, and the order's 32 rounds computed for each of them: 226 ms
@@ -245,10 +241,21 @@ class ResidentFeed:
         return self._gathered(data, places["place"], places["mask"])
 
     def _gathered(self, data: Batch, place: jax.Array, mask: jax.Array) -> Batch:
-        chosen = {name: array.at[place].get(mode="clip") for name, array in data.items()}
+        chosen = {
+            name: data[name].at[place].get(mode="clip") for name in ("image", "label", "index")
+        }
         return jax.lax.with_sharding_constraint(
             {**chosen, "mask": mask}, sharding.split(self._mesh)
         )
+
+
+def _replicated(arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places arrays on every device."""
+    whole = sharding.replicated(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(whole, np.asarray(array))
+        for name, array in arrays.items()
+    }
 
 
 def _load(host: HostStream, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:

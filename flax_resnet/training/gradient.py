@@ -24,7 +24,7 @@ Batch = dict[str, jax.Array]
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
-def stream_key(seed: int, stream: int, step: jax.Array | int) -> jax.Array:
+def stream_key(seed: jax.Array | int, stream: int, step: jax.Array | int) -> jax.Array:
     """Returns the key of one of the streams at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
@@ -99,11 +99,11 @@ def make_gradient(
       drop: what the rates of dropping are multiplied by at a step; `schedule.drop_factor`.
 
     Returns:
-      ``gradient(params, batch_stats, step, batch, scale, taught) -> (grads, metrics, batch_stats)``: the gradient
-      of `scale` times the loss, where `taught` holds the variables of the teacher, if there is one; the batch's
-      loss (mean) and top1 (share; of a mixed label, the larger part counts).
+      ``gradient(params, batch_stats, seed, step, batch, scale, taught) -> (grads, metrics, batch_stats)``: the
+      gradient of `scale` times the loss, where `seed` is the run's, and `taught` holds the variables of the
+      teacher, if there is one; the batch's loss (mean) and top1 (share; of a mixed label, the larger part counts).
     """
-    seed, apart = config.train.seed, config.model.norm_scope == "local" and mesh.size > 1
+    apart = config.model.norm_scope == "local" and mesh.size > 1
     # Where each device sees its own examples only, its batch is its group.
     loss_fn = make_loss(config, model.clone(norm_groups=1) if apart else model, teacher)
 
@@ -120,6 +120,7 @@ def make_gradient(
     def gradient(
         params: optax.Params,
         batch_stats: Any,
+        seed: jax.Array,
         step: jax.Array,
         batch: Batch,
         scale: Any,

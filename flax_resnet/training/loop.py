@@ -5,6 +5,7 @@ import itertools
 import logging
 import pathlib
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -163,10 +164,10 @@ def train(
         log.info("%s", describe(config, plan, shapes, resident=resident))
         if restored is None:
             init = jax.jit(
-                lambda: make_state(config, model, optimizer),
+                partial(make_state, config, model, optimizer),
                 out_shardings=sharding.replicated(mesh),
             )
-            start, state, bad = 0, init(), {}
+            start, state, bad = 0, init(jax.random.key(config.train.seed)), {}
             if config.model.pretrained:
                 warm = warm or read_pretrained(config, model, open_pretrained(config))
                 state = warm_started(state, warm, mesh)

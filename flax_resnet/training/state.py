@@ -1,5 +1,6 @@
 """What training changes from step to step, and nothing else."""
 
+from functools import partial
 from typing import Any
 
 import flax
@@ -74,12 +75,12 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_state(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """Initialises the state from the seed; jit or eval_shape it."""
+    """Initialises the state, its weights drawn with the key; jit or eval_shape it."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, model.in_channels), jnp.float32)
-    variables = model.init(jax.random.key(config.train.seed), image, train=False)
+    variables = model.init(key, image, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     kept = {"params": params, "batch_stats": batch_stats}
     return TrainState(
@@ -109,7 +110,7 @@ def abstract_state(
     config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
-    shapes = jax.eval_shape(lambda: make_state(config, model, optimizer))
+    shapes = jax.eval_shape(partial(make_state, config, model, optimizer), jax.random.key(0))
     whole = sharding.replicated(mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes

@@ -46,19 +46,20 @@ def make_train_step(
       total_steps: of the run, for `average.rise`.
 
     Returns:
-      ``updates(state, data, steps, *taught) -> (state, metrics)``: `data` and each element of `steps` (pytree
-      with leading axis [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
+      ``updates(state, data, steps, *taught) -> (state, metrics)``: `data`, a feed's, whose "seed" is the run's (an
+      argument, so that one program serves every seed), and each element of `steps` (pytree with leading axis
+      [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
       are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped,
       1 where its gradient was not finite: float32 [steps].
     """
     gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
 
     def train_step(
-        state: TrainState, batch: Batch, taught: Any = None
+        state: TrainState, seed: jax.Array, batch: Batch, taught: Any = None
     ) -> tuple[TrainState, Metrics]:
         scale = loss_scale.factor(state.loss_scale)
         grads, metrics, batch_stats = gradient(
-            state.params, state.batch_stats, state.step, batch, scale, taught
+            state.params, state.batch_stats, seed, state.step, batch, scale, taught
         )
         grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -87,7 +88,7 @@ def make_train_step(
         state: TrainState, data: Any, steps: Any, *taught: Any
     ) -> tuple[TrainState, Metrics]:
         def one(state: TrainState, step: Any) -> tuple[TrainState, Metrics]:
-            return train_step(state, fetch(data, step), *taught)
+            return train_step(state, data["seed"], fetch(data, step), *taught)
 
         return repeat(one, state, steps, mesh)
 
@@ -217,7 +218,8 @@ def make_recalibration(
     def statistics(variables: Any, number: jax.Array, now: jax.Array, data: Any, step: Any) -> Any:
         gradient = make_gradient(config, measured, mesh, parts=parts, drop=lambda _: drop(now))
         batch = fetch(data, step)
-        return gradient(variables["params"], variables["batch_stats"], number, batch, 1.0)[-1]
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        return gradient(params, batch_stats, data["seed"], number, batch, 1.0)[-1]
 
     whole = sharding.replicated(mesh)
     places = (whole, whole, whole, whole, None)
