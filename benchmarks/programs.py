@@ -3,7 +3,6 @@
 import ast
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,20 +98,16 @@ def _literal(text: str) -> Any:
 
 def network(work: Work) -> Network:
     """Makes the network of a work, its optimizer and its state."""
-    import jax
-
     from flax_resnet.plan import Plan
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
-    from flax_resnet.training.state import build_model, make_state
+    from flax_resnet.training.state import build_model, initial_state
 
     config = configured(work.model, work.image_size, work.batch_size, dtype=work.dtype)
     model = build_model(config, work.classes)
     optimizer = make_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()
-    whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
-    init = jax.jit(partial(make_state, config, model, optimizer), out_shardings=whole)
-    state = init(jax.random.key(config.train.seed))
+    state = initial_state(config, model, optimizer, mesh)
     return Network(config, model, optimizer, mesh, state)
 
 

@@ -1,6 +1,5 @@
 """A network in training, in PyTorch, from the weights and on the batches that this package would have."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ from flax_resnet.config import Config
 from flax_resnet.data.order import Order
 from flax_resnet.models import create_model
 from flax_resnet.plan import Plan
+from flax_resnet.training import sharding
 from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
 from flax_resnet.training.optimizer import Rules, factors, make_optimizer
 from flax_resnet.training.schedule import learning_rate
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.whitening import covariance, filters, whitened, whitens
 from flax_resnet.weights import to_torch
 
@@ -187,8 +187,7 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
     """
     model = build_model(config, plan.num_classes)
     optimizer = make_optimizer(config, plan)
-    init = jax.jit(partial(make_state, config, model, optimizer))
-    state = init(jax.random.key(config.train.seed))
+    state = initial_state(config, model, optimizer, sharding.make_mesh())
     if whitens(model):
         moments = jax.jit(lambda pixels: covariance(evaluation_images(pixels, config.augment)))
         state = whitened(state, filters(np.asarray(moments(images))))

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +37,7 @@ from flax_resnet.training import loop, sharding
 from flax_resnet.training.microbatch import parts_of
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.run import CHECKPOINT, EVALUATION, STAGES, STEP
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.step import make_train_step
 
 WHAT = {
@@ -137,9 +136,7 @@ def step_alone(config: Config) -> Callable[[], float]:
     plan = make_plan(config, num_train=order.epoch_size, num_eval=1, num_classes=classes)
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
     model, optimizer = build_model(config, classes), make_optimizer(config, plan)
-    whole = sharding.replicated(mesh)  # as the step returns it; elsewhere it would compile twice
-    init = jax.jit(partial(make_state, config, model, optimizer), out_shardings=whole)
-    held = [init(jax.random.key(config.train.seed))]
+    held = [initial_state(config, model, optimizer, mesh)]
     parts = parts_of(config, mesh)
     step = make_train_step(
         config, model, optimizer, mesh, parts=parts, total_steps=plan.total_steps

@@ -18,7 +18,7 @@ from flax_resnet.training import average, sharding
 from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.saved import read_run
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.step import make_recalibration
 
 
@@ -97,7 +97,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
     config = recalibration_config()
     model, mesh = build_model(config, 10), sharding.make_mesh()
     optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
-    state = jax.jit(lambda: make_state(config, model, optimizer, jax.random.key(0)))()
+    state = initial_state(config, model, optimizer, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     draw = np.random.default_rng(0)
     batches = [

@@ -13,11 +13,11 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models.baselines import ConvNet
 from flax_resnet.models.dropping import Dropout, drop, scaled
 from flax_resnet.plan import plan
-from flax_resnet.training import loop, sharding
+from flax_resnet.training import loop
 from flax_resnet.training.description import describe, drop_words
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.schedule import drop_factor
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import build_model, initial_state, make_state
 from flax_resnet.training.step import make_recalibration, make_train_step
 
 KEY = jax.random.key(3)
@@ -260,10 +260,7 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
         config, made = planned(schedule, model={**SMALL, **rates})
         model, optimizer = build_model(config, 10), make_optimizer(config, made)
         step = make_train_step(config, model, optimizer, MESH, drop=drop_factor(config, made))
-        init = jax.jit(
-            lambda c=config, m=model, o=optimizer: make_state(c, m, o, jax.random.key(0))
-        )
-        state, after = jax.device_put(init(), sharding.replicated(MESH)), []
+        state, after = initial_state(config, model, optimizer, MESH), []
         for batch in batches(3):
             state, _ = step(state, {"seed": 0}, batch)
             after.append(jax.device_get(state.params))
@@ -284,7 +281,7 @@ def test_statistics_are_measured_dropping_as_at_that_step():
     }  # the third block sees what the second drops
     config, made = planned(LATE, model=model, average=average)
     model, optimizer = build_model(config, 10), make_optimizer(config, made)
-    state = jax.jit(lambda: make_state(config, model, optimizer, jax.random.key(0)))()
+    state = initial_state(config, model, optimizer, MESH)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     measure = make_recalibration(config, model, MESH, drop=drop_factor(config, made))
     same = model.clone(drop_path=0.0)

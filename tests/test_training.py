@@ -15,7 +15,7 @@ from flax_resnet.training import sharding
 from flax_resnet.training.gradient import AUGMENT_STREAM
 from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
 
 CONFIG = freeze(
@@ -55,8 +55,8 @@ def two_meshes():
 @pytest.fixture(scope="module")
 def machinery():
     model, optimizer = build_model(CONFIG, 10), make_optimizer(CONFIG, PLAN)
-    init = jax.jit(lambda: make_state(CONFIG, model, optimizer, jax.random.key(0)))
-    return model, optimizer, init
+    state = initial_state(CONFIG, model, optimizer, one_device())
+    return model, optimizer, lambda: jax.tree.map(jnp.copy, state)
 
 
 def test_one_device_and_eight_give_the_same_step(machinery):

@@ -5,7 +5,6 @@ import itertools
 import logging
 import pathlib
 import time
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ from flax_resnet.training.state import (
     abstract_state,
     build_model,
     check_training,
-    make_state,
+    initial_state,
 )
 from flax_resnet.training.step import (
     compiled_ahead,
@@ -163,11 +162,7 @@ def train(
         workdir.store_config(run_dir, config)  # only now: a refused command changes nothing
         log.info("%s", describe(config, plan, shapes, resident=resident))
         if restored is None:
-            init = jax.jit(
-                partial(make_state, config, model, optimizer),
-                out_shardings=sharding.replicated(mesh),
-            )
-            start, state, bad = 0, init(jax.random.key(config.train.seed)), {}
+            start, state, bad = 0, initial_state(config, model, optimizer, mesh), {}
             if config.model.pretrained:
                 warm = warm or read_pretrained(config, model, open_pretrained(config))
                 state = warm_started(state, warm, mesh)

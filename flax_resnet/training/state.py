@@ -74,6 +74,21 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return model.clone(norm_groups=jax.device_count() if section.norm_scope == "local" else groups)
 
 
+def initial_state(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Returns the state that the seed gives, on every device of the mesh."""
+    # It runs once, so that it is compiled fast rather than well: XLA:CPU takes 12.5 s for the random numbers of
+    # ResNet-50's kernels at its usual level, 3, and 7.2 s at this one (for four small blocks, whose loops it writes
+    # out, 11.9 and 2.5 s). The numbers are the same, and drawn in 0.3 s either way.
+    init = jax.jit(
+        partial(make_state, config, model, optimizer),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options={"xla_backend_optimization_level": 1},
+    )
+    return init(jax.random.key(config.train.seed))
+
+
 def make_state(
     config: Config, model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
