@@ -228,7 +228,10 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
                 axes.plot(
                     seconds, result.scores, "o-", color=f"C{number}", markersize=4, label=name
                 )
-        axes.set(xlabel="seconds of training, with compilation", title="top-1 of each seed")
+        axes.set(
+            xlabel="seconds of training, of the first seed with compilation",
+            title="top-1 of each seed",
+        )
     for number, (label, some) in enumerate(by_row(results).items()):
         split, color = some[0].config.data.eval_split, f"C{number}"
         for axes, part, key, style, title in (

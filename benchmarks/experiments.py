@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from flax_resnet.training.workdir import SUMMARY
 
 SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy_torch"}
+COMPILED = (
+    "compiled"  # folder of an experiment's compiled programs, of which every seed runs the same
+)
 DATA = {"data.source": "folder", "data.limit": 10_000}
 
 
@@ -128,8 +131,9 @@ class Run(NamedTuple):
             if k != "data.path"
         ]
         path = f"--config.data.path={self.overrides['data.path']}"  # which may hold spaces
+        kept = f"--compilation_cache={self.folder.parents[1] / COMPILED}"
         start = ["-m", SYSTEMS[self.row.system], "--config", self.row.config]
-        return [*start, "--workdir", str(self.folder), path, *changed]  # fmt: skip
+        return [*start, "--workdir", str(self.folder), kept, path, *changed]  # fmt: skip
 
     @property
     def shown(self) -> str:

@@ -87,7 +87,8 @@ def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
     assert record["runs"][0]["evaluations"][-1]["top1"] == 0.5
     assert record["runs"][3]["command"] == (
         "python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir "
-        f"{tmp_path}/runs/plain_vs_residual/resnet20/1 --config.data.path=nowhere "
+        f"{tmp_path}/runs/plain_vs_residual/resnet20/1 "
+        f"--compilation_cache={tmp_path}/runs/plain_vs_residual/compiled --config.data.path=nowhere "
         "--config.data.source=folder --config.data.limit=10000 --config.train.seed=1 "
         "--config.schedule.unit=fraction '--config.schedule.milestones=(0.5,0.75)' --config.train.epochs=4 "
         "--config.train.eval_every=1.0"

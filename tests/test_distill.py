@@ -69,7 +69,7 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
     }
     taught = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
     gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), teacher=teacher))
-    args = variables["params"], variables["batch_stats"], jnp.int32(3), batch, 1.0, taught
+    args = variables["params"], variables["batch_stats"], 0, jnp.int32(3), batch, 1.0, taught
     _, metrics, _ = gradient(*args)
 
     key = stream_key(0, AUGMENT_STREAM, 3)
