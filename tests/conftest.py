@@ -24,6 +24,8 @@ from PIL import Image
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Options of a jit whose every bit counts, or that computes for long.
+AS_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 # Set here rather than in setup.cfg, so that a user's own code is not judged by it. Each exception is dated.
 WARNINGS = [

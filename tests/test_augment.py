@@ -1,11 +1,13 @@
 """Every operation against a NumPy statement of it, or against what torchvision gave (tests/golden)."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AS_USERS
 
 from flax_resnet.augment import evaluation_images, mix, training_batch
 from flax_resnet.sections import Augment
@@ -268,8 +270,9 @@ def test_a_row_is_augmented_by_its_place_alone(options):
         return training_batch(jax.random.key(4), images, labels, 10, config)
 
     rows = sharding.split(mesh)
-    split = jax.jit(batch, in_shardings=rows, out_shardings=rows)(IMAGES, LABELS)
-    alone = jax.jit(batch)(IMAGES, LABELS)
+    compiled = partial(jax.jit, batch, compiler_options=AS_USERS)
+    split = compiled(in_shardings=rows, out_shardings=rows)(IMAGES, LABELS)
+    alone = compiled()(IMAGES, LABELS)
     for got, expected in zip(split, alone, strict=True):
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(alone[1].sum(1), 1, atol=1e-6)

@@ -140,6 +140,7 @@ def test_recalibration_needs_batch_normalisation():
         freeze({"average": {"recalibrate": 3}})
 
 
+@pytest.mark.slow
 def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
     arguments = [
         *tiny, "--config.schedule.name=constant", "--config.average.decay=0.5", "--config.average.warmup=False",

@@ -183,6 +183,7 @@ def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsy
     assert again.class_names == ("no", "yes")
 
 
+@pytest.mark.slow
 def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
     """Trained with options, scanned too: what timm cannot guess is said."""
     run, file = tmp_path / "run", tmp_path / "run.safetensors"
@@ -362,6 +363,7 @@ def test_malformed_weights_are_one_line_and_load_nothing(kind, weights, tmp_path
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_starts_from_weights(photographs, tmp_path, cache_dir, capsys):
     """The head is fresh, the rest is the file's; a second start needs the file no more."""
     file = tmp_path / "w.safetensors"

@@ -190,6 +190,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
     options = [*tiny, "--config.train.log_every=1", "--config.optimizer.learning_rate=0.01"]
     losses = {}
@@ -219,6 +220,7 @@ def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkey
     assert "steps of [(4,), (2,)]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
     from flax_resnet.data.order import Order
     from flax_resnet.data.source import open_source

@@ -37,8 +37,9 @@ def wait_for_step(workdir, step, process, seconds=120):
 
 @pytest.mark.parametrize(
     ("feed", "per_call"),
-    [("resident", 1), pytest.param("streaming", 2, marks=pytest.mark.slow)],
+    [("resident", 1), ("streaming", 2)],
 )
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, feed, per_call):
     options = [
         *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1",
