@@ -10,9 +10,9 @@ starts, in FOLDER/EXPERIMENT/ROW/SEED; runs that are finished are kept, and the 
 Prints tables of the runs that are finished and, with --output, writes JSON; --plot draws the curves. `--collect`
 trains nothing. Needs `pip install '.[parity]'` for the rows in PyTorch; without, they are left out.
 
-Seconds are those of the training calls. Of the first seed compilation is among them; the others find the program,
-which is kept in FOLDER/EXPERIMENT/compiled. Decoding, which is done before, and evaluations are not. With --target,
-the table has the seconds until that top-1, of the averaged weights where there are such.
+Seconds are those of the training calls. Of a row's first run compilation is among them; the others find its program
+in FOLDER/EXPERIMENT/compiled. Decoding, which is done before, and evaluations are not. With --target, the table has
+the seconds until that top-1, of the averaged weights where there are such.
 """
 
 import argparse

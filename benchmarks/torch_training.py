@@ -78,12 +78,8 @@ class Training:
         schedule = learning_rate(config, plan)
         self.rate = lambda step: float(schedule(step))
         self._augmented = jax.jit(
-            lambda step, images, labels: training_batch(
-                stream_key(config.train.seed, AUGMENT_STREAM, step),
-                images,
-                labels,
-                plan.num_classes,
-                config.augment,
+            lambda key, images, labels: training_batch(
+                key, images, labels, plan.num_classes, config.augment
             )
         )
         self._normalized = jax.jit(lambda images: evaluation_images(images, config.augment))
@@ -96,9 +92,11 @@ class Training:
         """
         from torch.nn import functional
 
-        indices = self._order.batch(np, number, self._config.train.batch_size)
+        train = self._config.train
+        indices = self._order.batch(np, number, train.batch_size)
         places = np.searchsorted(self._order.used, indices)
-        batch = self._augmented(number, self._images[places], self._labels[places])
+        key = stream_key(train.seed, AUGMENT_STREAM, number)
+        batch = self._augmented(key, self._images[places], self._labels[places])
         images, targets = (_tensor(array, self._device) for array in batch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]

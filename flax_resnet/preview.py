@@ -72,9 +72,9 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     (call,) = feed.training(step, step + 1)
     key = stream_key(config.train.seed, AUGMENT_STREAM, step)
     augment = jax.jit(
-        lambda images, labels: training_batch(key, images, labels, len(names), config.augment)
+        lambda key, images, labels: training_batch(key, images, labels, len(names), config.augment)
     )
-    images, labels = map(np.asarray, augment(call["image"][0], call["label"][0]))
+    images, labels = map(np.asarray, augment(key, call["image"][0], call["label"][0]))
     pixels = images * np.array(config.augment.std) + np.array(config.augment.mean)
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.8 * rows), layout="constrained")

@@ -5,13 +5,14 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import records_of, saved
 from PIL import Image
 
 import flax_resnet
-from flax_resnet import evaluate, main
+from flax_resnet import command, evaluate, main
 from flax_resnet.errors import ConfigError
 from flax_resnet.training import loop
 from flax_resnet.training.workdir import read_config
@@ -80,16 +81,23 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
     assert read_config(workdir).train.seed == 5
 
 
-def test_another_seed_is_another_run_of_the_same_program(finished, cache_dir, tmp_path):
-    def programs():
-        return {file.name for file in pathlib.Path(cache_dir).glob("jit_updates-*")}
+def test_another_seed_is_another_run_of_the_same_programs(tiny, cache_dir, tmp_path, monkeypatch):
+    set_up = command.set_up_jax
 
-    (workdir, arguments), before = finished, programs()
-    other = tmp_path / "other"
-    assert main.main([*arguments, "--config.train.seed=5", f"--workdir={other}"]) == 0
-    assert before
-    assert programs() == before
-    losses = [[r["loss"] for r in records_of(folder, "train")] for folder in (workdir, other)]
+    def keep_all(folder):
+        set_up(folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    monkeypatch.setattr(command, "set_up_jax", keep_all)
+    losses, programs = [], []
+    for seed in (5, 6):
+        workdir = tmp_path / str(seed)
+        options = [f"--config.train.seed={seed}", "--config.augment.flip=True"]
+        assert main.main([*tiny, *options, f"--workdir={workdir}"]) == 0
+        losses.append([r["loss"] for r in records_of(workdir, "train")])
+        programs.append({file.name for file in pathlib.Path(cache_dir).glob("*-cache")})
+    assert {name.split("-")[0] for name in programs[0]} >= {"jit_updates", "jit_make_state"}
+    assert programs[1] == programs[0]
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 

@@ -79,7 +79,7 @@ class StreamingFeed:
     """Decodes batches on the host while the device works on the ones before.
 
     Attributes:
-      data: seed uint32 [], of the run.
+      data: seed uint32 [], of the order: the run's in training, 0 in evaluation.
       bad: as in `HostStream`.
     """
 
@@ -177,7 +177,7 @@ class ResidentFeed:
     """Keeps the whole split on every device as uint8; order and gather are part of the compiled step.
 
     Attributes:
-      data: seed uint32 [], of the run; of the examples used image uint8 [n, S, S, 3], label and index int32 [n],
+      data: seed uint32 [], of the order; of the examples used image uint8 [n, S, S, 3], label and index int32 [n],
         where at the place of an unreadable one stands its substitute.
       bad: the unreadable examples, all found at step 0.
     """

@@ -80,7 +80,7 @@ def initial_state(
     """Returns the state that the seed gives, on every device of the mesh."""
     # It runs once, so that it is compiled fast rather than well: XLA:CPU takes 12.5 s for the random numbers of
     # ResNet-50's kernels at its usual level, 3, and 7.2 s at this one (for four small blocks, whose loops it writes
-    # out, 11.9 and 2.5 s). The numbers are the same, and drawn in 0.3 s either way.
+    # out, 11.9 and 2.5 s). The numbers are the same on CPU, and drawn in 0.3 s either way.
     init = jax.jit(
         partial(make_state, config, model, optimizer),
         out_shardings=sharding.replicated(mesh),
