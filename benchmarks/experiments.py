@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 from flax_resnet.training.workdir import SUMMARY
 
 SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy_torch"}
-COMPILED = (
-    "compiled"  # folder of an experiment's compiled programs, of which every seed runs the same
-)
 DATA = {"data.source": "folder", "data.limit": 10_000}
 
 
@@ -131,7 +128,8 @@ class Run(NamedTuple):
             if k != "data.path"
         ]
         path = f"--config.data.path={self.overrides['data.path']}"  # which may hold spaces
-        kept = f"--compilation_cache={self.folder.parents[1] / COMPILED}"
+        # One folder for the experiment: the program of a row is that of all its seeds.
+        kept = f"--compilation_cache={self.folder.parents[1] / 'compiled'}"
         start = ["-m", SYSTEMS[self.row.system], "--config", self.row.config]
         return [*start, "--workdir", str(self.folder), kept, path, *changed]  # fmt: skip
 

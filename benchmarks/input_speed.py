@@ -195,11 +195,10 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
     return images
 
 
-def cifar_config(folder: str, kind: str) -> object:
+def cifar_config(root: pathlib.Path, kind: str) -> object:
     """Returns the configuration for CIFAR-10, as a folder or packed."""
     from flax_resnet.config import freeze
 
-    root = pathlib.Path(folder)
     packed = {"name": "cifar_set", "data_dir": str(root)}
     place = (
         {"source": "folder", "path": str(root / "cifar")} if kind.startswith("folder") else packed
@@ -226,7 +225,7 @@ def feed_of(config: object) -> object:
     return make_feed(source, stream, config, mesh, crop=config.data.train_crop)
 
 
-def cifar_batches(folder: str, kind: str) -> Callable:
+def cifar_batches(folder: pathlib.Path, kind: str) -> Callable:
     """Returns a function that yields the sizes of batches once they are ready on the device."""
     import jax
 
@@ -246,8 +245,8 @@ def cifar_batches(folder: str, kind: str) -> Callable:
 def cold_start(args: argparse.Namespace, kind: str) -> float:
     """Returns the seconds from starting Python to a first batch on the device."""
     code = (
-        "import sys; from benchmarks.input_speed import cifar_batches\n"
-        "next(cifar_batches(*sys.argv[1:])(640, 0))"
+        "import pathlib, sys; from benchmarks.input_speed import cifar_batches\n"
+        "next(cifar_batches(pathlib.Path(sys.argv[1]), sys.argv[2])(640, 0))"
     )
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, args.folder, kind], check=True, capture_output=True)

@@ -69,7 +69,7 @@ def data_dir(tmp_path_factory):
 
 
 def drawn(shapes, seed=0):
-    """A tree of these shapes, filled: to compile what initialises a network takes 15 seconds."""
+    """A tree of these shapes, filled: to compile what initialises a network takes seconds."""
     draw = np.random.default_rng(seed)
 
     def fill(leaf):
@@ -89,14 +89,13 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
     from flax_resnet.training import sharding, workdir
     from flax_resnet.training.checkpoint import Checkpoints
     from flax_resnet.training.optimizer import make_optimizer
-    from flax_resnet.training.state import build_model, make_state
+    from flax_resnet.training.state import abstract_state, build_model
 
     config, classes = freeze(sections), len(class_names)
     model = build_model(config, classes)
     optimizer = make_optimizer(config, Plan.nominal(classes))
-    state = drawn(
-        jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0))), seed=step
-    )
+    mesh = sharding.make_mesh()
+    state = drawn(abstract_state(config, model, optimizer, mesh), seed=step)
     workdir.claim(folder, config, resume="auto")
     checkpoints = Checkpoints(folder)
     run = {
@@ -109,7 +108,7 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
         "bad_images": {},
         **more,
     }
-    placed = jax.device_put(state, sharding.replicated(sharding.make_mesh()))
+    placed = jax.device_put(state, sharding.replicated(mesh))
     checkpoints.save(step, placed, run, None)
     checkpoints.close()
     return folder
@@ -141,6 +140,24 @@ def photographs(tmp_path):
             crop = Image.fromarray(image[top : top + height, left : left + width])
             crop.save(root / name / f"{number}.jpg", quality=92)
     return root
+
+
+@pytest.fixture
+def pictures(photographs):
+    """Three of the photographs."""
+    return sorted(photographs.rglob("*.jpg"))[:3]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file of weights of two classes."""
+    from weights_by_name import SMALLEST, tensors_for
+
+    from flax_resnet.weights import write_safetensors
+
+    file = tmp_path_factory.mktemp("weights") / "two.safetensors"
+    write_safetensors(file, tensors_for(SMALLEST, num_classes=2))
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from flax_resnet.plan import plan
 from flax_resnet.training import microbatch, sharding
 from flax_resnet.training.gradient import make_gradient
 from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.state import build_model, make_state
+from flax_resnet.training.state import abstract_state, build_model
 from flax_resnet.training.step import make_train_step
 
 ROWS, CLASSES = 16, 10
@@ -44,7 +44,7 @@ def batch_of(rows=ROWS):
 def gradient_of(config, parts, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
     optimizer = make_optimizer(config, plan_of(config))
-    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0))))
+    state = drawn(abstract_state(config, model, optimizer, mesh))
     gradient = jax.jit(make_gradient(config, model, mesh, parts=parts))
     placed = sharding.place(batch or batch_of(), mesh)
     args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
@@ -122,7 +122,7 @@ def test_auto_takes_the_largest_that_fits(monkeypatch):
 def test_needed_memory_falls_with_the_parts():
     config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
     model, optimizer = build_model(config, CLASSES), make_optimizer(config, plan_of(config))
-    state = jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0)))
+    state = abstract_state(config, model, optimizer, mesh)
     images = jax.ShapeDtypeStruct((1, ROWS, 32, 32, 3), jnp.uint8)
     steps = {"image": images, "label": jax.ShapeDtypeStruct((1, ROWS), jnp.int32)}
     needs = [

@@ -16,7 +16,7 @@ from flax_resnet.sections import Model
 from flax_resnet.training import loss_scale, sharding
 from flax_resnet.training.optimizer import KINDS, make_optimizer, updates_made
 from flax_resnet.training.run import Run
-from flax_resnet.training.state import TrainState, build_model, compute_dtype, make_state
+from flax_resnet.training.state import TrainState, abstract_state, build_model, compute_dtype
 from flax_resnet.training.step import make_train_step
 
 ROWS = 16
@@ -42,7 +42,7 @@ def trained(dtype, steps=3, factor=None, parts=1):
     )
     model, mesh = build_model(config, 10), sharding.make_mesh()
     optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
-    state = drawn(jax.eval_shape(lambda: make_state(config, model, optimizer, jax.random.key(0))))
+    state = drawn(abstract_state(config, model, optimizer, mesh))
     if state.loss_scale:
         start = jnp.float32(factor or loss_scale.FIRST)
         state = state.replace(loss_scale={"factor": start, "steps": jnp.int32(0)})

@@ -35,11 +35,8 @@ def wait_for_step(workdir, step, process, seconds=120):
     raise AssertionError(f"no checkpoint {step}: {process.stderr.read()}")
 
 
-@pytest.mark.parametrize(
-    ("feed", "per_call"),
-    [("resident", 1), ("streaming", 2)],
-)
 @pytest.mark.slow
+@pytest.mark.parametrize(("feed", "per_call"), [("resident", 1), ("streaming", 2)])
 def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, feed, per_call):
     options = [
         *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1",

@@ -8,6 +8,8 @@ import zlib
 
 import numpy as np
 
+SMALLEST = "test_resnet"  # of timm's networks, 469,688 parameters
+
 
 def tensors_of(shapes: dict[str, tuple[int, ...]], dtype=np.float32) -> dict[str, np.ndarray]:
     """Makes non-trivial weights, scales and statistics that keep a deep network's maps of order one."""
@@ -17,6 +19,21 @@ def tensors_of(shapes: dict[str, tuple[int, ...]], dtype=np.float32) -> dict[str
         else _tensor(name, tuple(shape), shapes).astype(dtype)
         for name, shape in shapes.items()
     }
+
+
+def tensors_for(name, **options):
+    """Weights for a network as torch would name them."""
+    import jax
+    import jax.numpy as jnp
+
+    from flax_resnet import create_model
+    from flax_resnet.weights import to_torch
+
+    model = create_model(name, **options)
+    image = jnp.zeros((1, 32, 32, model.in_channels))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    return tensors_of({name: x.shape for name, x in to_torch(empty).items()})
 
 
 def _tensor(name: str, shape: tuple[int, ...], shapes: dict) -> np.ndarray:

@@ -29,12 +29,7 @@ from flax_resnet.training.pretrained import (
     warm_started,
 )
 from flax_resnet.training.schedule import drop_factor, learning_rate
-from flax_resnet.training.state import (
-    abstract_state,
-    build_model,
-    check_training,
-    initial_state,
-)
+from flax_resnet.training.state import abstract_state, build_model, check_training, initial_state
 from flax_resnet.training.step import (
     compiled_ahead,
     make_eval_step,

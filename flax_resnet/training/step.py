@@ -48,9 +48,9 @@ def make_train_step(
     Returns:
       ``updates(state, data, steps, *taught) -> (state, metrics)``: `data`, a feed's, whose "seed" is the run's (an
       argument, so that one program serves every seed), and each element of `steps` (pytree with leading axis
-      [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics
-      are those of each batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped,
-      1 where its gradient was not finite: float32 [steps].
+      [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics are those of each
+      batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped, 1 where its
+      gradient was not finite: float32 [steps].
     """
     gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
 

@@ -1,0 +1,227 @@
+"""Weights made elsewhere, converted and evaluated through the commands."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from weights_by_name import SMALLEST
+
+import flax_resnet
+from flax_resnet import cli, load_pretrained, main
+from flax_resnet.weights import read_tensors, write_safetensors
+
+
+def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsys):
+    run, back = tmp_path / "run", tmp_path / "back.safetensors"
+    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
+    assert f'flax_resnet.load("{run}")' in capsys.readouterr().out
+    classifier = flax_resnet.load(run)
+    expected = load_pretrained(SMALLEST, weights=weights).predict(pictures).probabilities
+    np.testing.assert_allclose(classifier.predict(pictures).probabilities, expected, atol=1e-6)
+    assert classifier.config.data.image_size == 160
+
+    assert cli.main(["convert", str(run), str(back)]) == 0
+    assert "tensors of test_resnet" in capsys.readouterr().out
+    ours, theirs = read_tensors(back), read_tensors(weights)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor)
+    # What lies beside the file brings the preprocessing back.
+    sidecar = tmp_path / "back.json"
+    about = json.loads(sidecar.read_text())
+    about["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    about["label_names"] = ["no", "yes"]
+    sidecar.write_text(json.dumps(about))
+    again = load_pretrained(SMALLEST, weights=back)
+    assert again.config.augment.mean == (0.1, 0.2, 0.3)
+    assert again.class_names == ("no", "yes")
+
+
+@pytest.mark.slow
+def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
+    """Trained with options, scanned too: what timm cannot guess is said."""
+    run, file = tmp_path / "run", tmp_path / "run.safetensors"
+    arguments = [
+        "--config=resnet18", "--config.model.widths=(4,8,8,8)", "--config.model.depths=(1,3,1,1)",
+        "--config.model.scan=True", "--config.train.batch_size=240", "--config.train.epochs=1",
+        "--config.schedule.warmup=0", "--config.train.eval_batch_size=360",
+        f"--data_dir={data_dir}", f"--compilation_cache={cache_dir}", f"--workdir={run}",
+    ]  # fmt: skip
+    assert main.main(arguments) == 0
+    assert cli.main(["convert", str(run), str(file)]) == 0
+    assert "depths=(1, 3, 1, 1)" in capsys.readouterr().out
+    again = load_pretrained(
+        "resnet18", weights=file
+    )  # options and crop come back by the file beside it
+    assert again.config.model.depths == (1, 3, 1, 1)
+    assert again.config.data.eval_crop == "resize"
+    image = np.random.RandomState(0).randint(0, 256, (2, 8, 12, 3)).astype(np.uint8)
+    expected = flax_resnet.load(run).predict(image).probabilities
+    np.testing.assert_allclose(again.predict(image).probabilities, expected, atol=1e-5)
+    tensors = read_tensors(file)
+    assert tensors["layer2.2.conv1.weight"].shape == (8, 8, 3, 3)
+    assert not any("rest" in name for name in tensors)
+    classifier = flax_resnet.load(run)
+    stacked = classifier.variables["params"]["layer2_rest"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(
+        stacked[1], tensors["layer2.2.conv1.weight"].transpose(2, 3, 1, 0)
+    )
+
+
+def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
+    arguments = [
+        "evaluate", "--model", SMALLEST, "--weights", str(weights), "--dataset", str(photographs),
+        "--image_size=32", f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "top-5 100.00%" in line
+    assert line.endswith(", test_resnet")
+    # The same by hand: every image of the folder, through predict.
+    classifier = load_pretrained(SMALLEST, weights=weights)
+    data = dataclasses.replace(classifier.config.data, image_size=32)
+    config = dataclasses.replace(classifier.config, data=data)
+    small = dataclasses.replace(classifier, config=config)
+    files = sorted(photographs.rglob("*.jpg"))
+    labels = np.array([file.parent.name == "flower" for file in files])
+    top1 = (small.predict(files).labels == labels).mean()
+    assert f"top-1 {top1:.2%}," in line
+    assert "(12 images)" in line
+    assert cli.main([*arguments, "--split=train"]) == 2
+    assert "has no splits" in capsys.readouterr().err
+
+
+def test_a_converted_run_takes_imagenets_ids_for_its_words():
+    from flax_resnet.errors import DataError
+    from flax_resnet.evaluate import _check_classes
+    from flax_resnet.weights import imagenet_classes
+
+    wnids, words = imagenet_classes()
+    _check_classes(wnids, words, "imagenet2012")
+    with pytest.raises(DataError, match="another order"):
+        _check_classes(wnids[::-1], words, "imagenet2012")
+    with pytest.raises(DataError, match="has 2 classes, the weights 1000"):
+        _check_classes(("a", "b"), words, "mine")
+
+
+def test_class_names_of_the_weights_must_be_those_of_the_data(
+    weights, photographs, tmp_path, capsys
+):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(weights.read_bytes())
+    about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear",
+             "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    config = {"architecture": SMALLEST, "num_classes": 2, "pretrained_cfg": about}
+    sidecar = tmp_path / "w.json"
+    arguments = [
+        "evaluate",
+        "--model",
+        SMALLEST,
+        "--weights",
+        str(file),
+        "--dataset",
+        str(photographs),
+    ]
+    sidecar.write_text(json.dumps({**config, "label_names": ["china", "zebra"]}))
+    assert cli.main(arguments) == 2
+    assert "has the class 'flower' where the weights have 'zebra'" in capsys.readouterr().err
+    for key, value in (
+        ("interpolation", "lanczos"),
+        ("crop_pct", 1.3),
+        ("mean", []),
+        ("crop_mode", "x"),
+    ):
+        sidecar.write_text(json.dumps({**config, "pretrained_cfg": {**about, key: value}}))
+        assert cli.main(["convert", str(file), str(tmp_path / "run"), "--model", SMALLEST]) == 2
+        assert key in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate"], "--workdir or --model is needed"),
+        (["evaluate", "--model=x", "--workdir=y"], "one only"),
+        (["evaluate", "--workdir=y", "--dataset=z"], "--dataset=z: goes with --model"),
+        (["evaluate", "--model=test_resnet"], "--dataset is needed"),
+        (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=./nowhere"], "neither a folder"),
+        (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=digits", "--data_dir=TMP",
+          "--split=test"], "digits has 10 classes, the weights 2"),
+        (["evaluate", "--model=resnet18", "--weights=WEIGHTS", "--dataset=digits"], "do not fit"),
+        (["evaluate", "--model=test_resnet", "--weights=gone.safetensors", "--dataset=x"], "no such file"),
+        (["convert"], "SOURCE is needed"),
+        (["convert", "WEIGHTS"], "DEST is needed"),
+        (["convert", "WEIGHTS", "TMP/run", "stray"], "'stray' is not expected"),
+        (["convert", "WEIGHTS", "TMP/run"], "--model is needed"),
+        (["convert", "WEIGHTS", "TMP/run", "--model=resnet18"], "do not fit the network: missing: "),
+        (["convert", "WEIGHTS", "TMP/run", "--model=test_resnot"], "did you mean 'test_resnet'"),
+        (["convert", "WEIGHTS", "TMP/taken", "--model=test_resnet"], "holds something else"),
+        (["convert", "resnet50", "TMP/run", "--model=resnet50"], "is no file of weights"),
+        (["convert", "TMP/taken", "TMP/w.safetensors"], "no run folder"),
+        (["convert", "TMP/taken", "TMP/w.pth"], "to a .safetensors file"),
+        (["convert", "WEIGHTS", "TMP/b.safetensors", "--model=test_resnet"], "a run folder to be made"),
+        (["convert", "TMP/typo", "TMP/w.safetensors"], "no such file or folder"),
+        (["convert", "TMP/typo", "TMP/w"], "no such file or folder"),
+        (["evaluate", "--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
+    ],
+)  # fmt: skip
+def test_what_the_commands_refuse(arguments, words, weights, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
+    filled = [a.replace("WEIGHTS", str(weights)).replace("TMP", str(tmp_path)) for a in arguments]
+    assert cli.main(filled) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert {p.name for p in tmp_path.iterdir()} <= {"taken", "digits", "downloads"}
+
+
+def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "w.safetensors"
+    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
+    digest = hashlib.sha256(
+        b"".join(sorted(p.read_bytes() for p in run.rglob("*") if p.is_file()))
+    ).digest()
+    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (
+        hashlib.sha256(
+            b"".join(sorted(p.read_bytes() for p in run.rglob("*") if p.is_file()))
+        ).digest()
+        == digest
+    )
+    file.write_text("dear")
+    assert cli.main(["convert", str(run), str(file)]) == 2
+    assert "exists: name another file" in capsys.readouterr().err
+    assert file.read_text() == "dear"
+
+
+def damaged(kind, good, tmp_path):
+    """A malformed file of weights."""
+    file = tmp_path / f"{kind}.safetensors"
+    if kind == "truncated":
+        file.write_bytes(good.read_bytes()[:-1000])
+    elif kind == "of another kind":
+        file.write_bytes(b"PK\x03\x04 no safetensors")
+    elif kind == "empty":
+        file.write_bytes(b"")
+    else:
+        tensors = read_tensors(good)
+        tensors["layer2.0.conv1.weight"][0, 0, 0, 0] = np.nan
+        write_safetensors(file, tensors)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["truncated", "of another kind", "empty", "not finite"])
+def test_malformed_weights_are_one_line_and_load_nothing(kind, weights, tmp_path, capsys, tiny):
+    file = damaged(kind, weights, tmp_path)
+    for arguments in (
+        ["convert", str(file), str(tmp_path / "run"), "--model", SMALLEST],
+        ["main", *tiny, f"--config.model.pretrained={file}", f"--workdir={tmp_path / 'run'}"],
+    ):
+        assert cli.main(arguments) == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert str(file) in line
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,181 @@
+"""Rates of dropping that change over a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import one_device
+
+from flax_resnet import main
+from flax_resnet.config import freeze
+from flax_resnet.errors import ConfigError
+from flax_resnet.plan import plan
+from flax_resnet.training import loop
+from flax_resnet.training.description import describe, drop_words
+from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.schedule import drop_factor
+from flax_resnet.training.state import abstract_state, build_model, initial_state
+from flax_resnet.training.step import make_recalibration, make_train_step
+
+
+def planned(schedule, **sections):
+    """The configuration, and its plan of 100 steps: 10 epochs of 10."""
+    config = freeze(
+        {
+            "train": {"batch_size": 16, "epochs": 10},
+            "schedule": {"name": "constant", **schedule},
+            **sections,
+        }
+    )
+    return config, plan(config, num_train=160, num_eval=1, num_classes=10)
+
+
+STEPS = np.arange(100)
+SHAPES = {
+    "linear": ({}, STEPS / 99),
+    "early": ({"drop_until": 2.5}, np.where(STEPS < 25, 1.0, 0.0)),
+    "late": ({"drop_until": 0.3, "unit": "fraction"}, np.where(STEPS < 30, 0.0, 1.0)),
+    "late, in steps": ({"drop_until": 1, "unit": "steps"}, np.where(STEPS < 1, 0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shapes(name):
+    section, expected = SHAPES[name]
+    config, made = planned({"drop_rates": name.split(",")[0], **section})
+    factor = jax.jit(drop_factor(config, made))
+    found = [factor(jnp.int32(step)) for step in STEPS]
+    assert {(f.dtype, f.shape) for f in found} == {(jnp.dtype("float32"), ())}
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
+    # Statistics are measured anew after the last step, too.
+    assert float(factor(jnp.int32(100))) == expected[-1]
+
+
+def test_constant_is_a_number_of_the_program():
+    assert type(drop_factor(*planned({}))(jnp.int32(3))) is float
+
+
+def test_a_run_of_one_step_rises_from_zero():
+    config = freeze({"train": {"batch_size": 1, "epochs": 1}, "schedule": {"drop_rates": "linear"}})
+    made = plan(config, num_train=1, num_eval=1, num_classes=2)
+    assert float(drop_factor(config, made)(0)) == 0
+
+
+SMALL = {"stem": "cifar", "widths": (8,), "depths": (2,)}
+LATE = {"drop_rates": "late", "drop_until": 2, "unit": "steps"}
+MESH = one_device()
+
+
+def batches(count):
+    draw = np.random.default_rng(0)
+    whole = {
+        "image": draw.integers(0, 256, (count, 16, 8, 8, 3)).astype(np.uint8),
+        "label": draw.integers(0, 10, (count, 16)).astype(np.int32),
+    }
+    return [{k: v[i : i + 1] for k, v in whole.items()} for i in range(count)]
+
+
+def test_late_dropping_leaves_the_steps_before_it_as_they_are():
+    results = []
+    for rates, schedule in (({}, {}), ({"drop_path": 0.5, "dropout": 0.5}, LATE)):
+        config, made = planned(schedule, model={**SMALL, **rates})
+        model, optimizer = build_model(config, 10), make_optimizer(config, made)
+        step = make_train_step(config, model, optimizer, MESH, drop=drop_factor(config, made))
+        state, after = initial_state(config, model, optimizer, MESH), []
+        for batch in batches(3):
+            state, _ = step(state, {"seed": 0}, batch)
+            after.append(jax.device_get(state.params))
+        assert step._cache_size() == 1
+        results.append(after)
+    for number, (plain, late) in enumerate(zip(*results, strict=True)):
+        pairs = zip(*map(jax.tree.leaves, (plain, late)), strict=True)
+        far = max(np.abs(a - b).max() for a, b in pairs)
+        assert far < 1e-6 if number < 2 else far > 1e-4, number
+
+
+def test_statistics_are_measured_dropping_as_at_that_step():
+    average = {"decay": 0.5, "recalibrate": 1}
+    model = {
+        **SMALL,
+        "depths": (3,),
+        "drop_path": 0.5,
+    }  # the third block sees what the second drops
+    config, made = planned(LATE, model=model, average=average)
+    model, optimizer = build_model(config, 10), make_optimizer(config, made)
+    state = initial_state(config, model, optimizer, MESH)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    measure = make_recalibration(config, model, MESH, drop=drop_factor(config, made))
+    same = model.clone(drop_path=0.0)
+    expected = make_recalibration(config, same, MESH)(variables, {"seed": 0}, batches(1), 0)
+
+    def distance(step):
+        found = measure(variables, {"seed": 0}, batches(1), jnp.int32(step))
+        pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+        return max(float(jnp.abs(a - b).max()) for a, b in pairs)
+
+    assert distance(1) < 1e-6
+    assert distance(2) > 1e-3
+
+
+def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys):
+    class Stopped(Exception):
+        pass
+
+    def made(*args, drop, **options):
+        given.append(drop)
+
+    def last(*args, drop, **options):
+        given.append(drop)
+        raise Stopped
+
+    given = []
+    monkeypatch.setattr(loop, "make_train_step", made)
+    monkeypatch.setattr(loop, "make_recalibration", last)
+    options = ["model.dropout=0.5", "schedule.drop_rates=late", "schedule.unit=steps"]
+    options += ["schedule.drop_until=3", "average.decay=0.5", "average.recalibrate=1"]
+    options = [f"--config.{option}" for option in options]
+    with pytest.raises(Stopped):
+        main.main([*tiny, *options, f"--workdir={tmp_path / 'run'}"])
+    assert "dropping  after the first 3 steps only" in capsys.readouterr().err
+    assert [[float(drop(step)) for step in (2, 3)] for drop in given] == [[0, 1], [0, 1]]
+
+
+def test_the_plan_says_what_changes_and_nothing_else():
+    config, made = planned({"drop_rates": "linear"})
+    assert drop_words(config, made) == "rates rise from 0 over the 100 steps"
+    config, made = planned({"drop_rates": "early", "drop_until": 3})
+    assert drop_words(config, made) == "in the first 30 steps only"
+    config, made = planned({}, model=SMALL)
+    model, optimizer = build_model(config, 10), make_optimizer(config, made)
+    shapes = abstract_state(config, model, optimizer, MESH)
+    assert "dropping" not in describe(config, made, shapes, resident=False)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"drop_rates": "sometimes"}, "one of constant, linear, early, late"),
+        ({"drop_rates": "early"}, r"schedule.drop_until=0: must be above 0"),
+        ({"drop_until": 2}, r"drop_until=2: .* 0 without \(drop_rates='constant'\)"),
+        ({"drop_rates": "linear", "drop_until": 2}, r"0 without \(drop_rates='linear'\)"),
+        ({"drop_rates": "late", "drop_until": -1}, "drop_until=-1.0: must be at least 0"),
+        ({"drop_rates": "late", "drop_until": 10}, "drop_until=10 epochs: .* below the 100 steps"),
+        ({"drop_rates": "early", "drop_until": 0.04}, "drop_until=0.04 epochs: .* at least 1 step"),
+    ],
+)
+def test_wrong_schedules_are_refused(schedule, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        planned(schedule)
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_of_nothing_is_refused():
+    for shape in ({"drop_rates": "linear"}, LATE):
+        with pytest.raises(ConfigError, match=r"schedule.drop_rates='(linear|late)': goes with"):
+            build_model(planned(shape, model=SMALL)[0], 10)
+        for rate in ("dropout", "drop_path"):
+            build_model(planned(shape, model={**SMALL, rate: 0.1})[0], 10)
+        build_model(planned(shape, model={"name": "alexnet"})[0], 10)  # its own rate is 0.5
+    config, _ = planned({"drop_rates": "linear"}, model={"name": "alexnet", "dropout": 0.0})
+    with pytest.raises(ConfigError, match="alexnet has both at 0"):
+        build_model(config, 10)
