@@ -4,9 +4,10 @@
                                 beside PyTorch where it is installed
 
 On one GPU, two, four and so on up to all of them: the parts of a step of several networks in bfloat16
-(`model_speed`), and training end to end against the step alone (`train_speed`). Each is a command of its own, which
-is printed first; what is finished is kept, and the same command goes on after a stop. Leaves FOLDER/report.md, and
-a JSON file and the output of each command beside it. `--rehearse` runs tiny sizes of all of it on the CPU.
+(`model_speed`), and training end to end against the step alone (`train_speed`). On one of them, the step against
+PyTorch's and a textbook's (`peers`). Each is a command of its own, which is printed first; what is finished is
+kept, and the same command goes on after a stop. Leaves FOLDER/report.md, and a JSON file and the output of each
+command beside it. `--rehearse` runs tiny sizes of all of it on the CPU.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from benchmarks.input_data import make_photographs
 from benchmarks.record import environment
 from flax_resnet.errors import ConfigError, UserError
 
+# In bfloat16, of `benchmarks.peers`.
+SYSTEMS = ("flax_resnet", "textbook", "torch", "torch.compile")
 # Of several GPUs, collectives run beside what does not need them.
 XLA_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
 
@@ -49,15 +52,17 @@ class Sizes(NamedTuple):
       models: of `model_speed`.
       batches: images a GPU.
       network: of training end to end at 224 px, of `torchvision_v1`.
-      batch: images a GPU, of training end to end.
-      options: more arguments of `model_speed` and of `train_speed`.
+      batch: images a GPU, of training end to end and beside peers.
+      peers: works of `peers`.
+      options: more arguments of `model_speed`, of `train_speed` and of `peers`.
     """
 
     models: tuple[str, ...]
     batches: tuple[int, ...]
     network: str
     batch: int
-    options: tuple[tuple[str, ...], tuple[str, ...]]
+    peers: tuple[str, ...]
+    options: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 FULL = Sizes(
@@ -65,13 +70,15 @@ FULL = Sizes(
     (128, 256, 512),
     "resnet50",
     256,
-    ((), ("--steps=60",)),
+    ("resnet50", "resnet18"),
+    ((), ("--steps=60",), ()),
 )
 TINY = Sizes(
     ("resnet20",),
     (8,),
     "resnet34",
     4,
+    ("resnet20",),
     (
         ("--rounds=1", "--seconds=0.01"),
         (
@@ -81,6 +88,7 @@ TINY = Sizes(
             "--config.model.widths=(4,4,4,4)",
             "--config.data.image_size=32",
         ),
+        ("--rounds=1", "--seconds=0.01"),
     ),
 )
 
@@ -130,7 +138,7 @@ def parts(
 ) -> Iterator[Part]:
     """Yields what is to be run, on one GPU, two, four ... and all; without GPUs on the CPU."""
     counts = sorted({2**n for n in range(gpus.bit_length()) if 2**n <= gpus} | {gpus})
-    speed, training = sizes.options
+    speed, training, beside = sizes.options
     for number in counts:
         of = max(1, number)  # the CPU is one device
         yield Part(
@@ -158,6 +166,9 @@ def parts(
                 *training,
             ],
         )
+    works = ["--works", *sizes.peers, f"--batch_size={sizes.batch}"]
+    systems = ["--systems", *(f"{name}, bfloat16" for name in SYSTEMS)]
+    yield Part("peers", min(1, gpus), ["benchmarks.peers", *works, *systems, *beside])
     if args.cifar:
         experiment = "speedrun" if args.rehearse else "airbench94"
         given = ["--folder", str(args.folder.resolve() / "runs"), "--data", args.cifar]

@@ -2,6 +2,7 @@
 
     --works resnet50 resnet18 --output benchmarks/results/peers.json
     --works resnet50 --inference --batch_size 1
+    --works resnet50 --batch_size 256 --systems "flax_resnet, bfloat16" "torch, bfloat16"    on a GPU
 
 Systems take turns within one run, a process each; figures are medians, and the ratio of the first to each.
 Nothing else should run. Needs `pip install '.[parity]'` for torch, torchvision and timm; without them, only JAX
@@ -13,6 +14,7 @@ and others do not: each system is measured as its users have it, and the peers a
 
 import argparse
 import importlib.util
+import os
 from functools import partial
 
 from benchmarks.arguments import count, duration, output
@@ -35,10 +37,12 @@ SYSTEMS = {
     "flax_resnet, bfloat16": (ours, "bfloat16", True),
     "textbook": (textbook, "float32", False),
     "textbook, kept": (textbook, "float32", True),
+    "textbook, bfloat16": (textbook, "bfloat16", False),
     "torch": (torch_step, "float32", False),
     "torch, kept": (torch_step, "float32", True),
     "torch, bfloat16": (torch_step, "bfloat16", False),
     "torch.compile": (partial(torch_step, compiled=True), "float32", False),
+    "torch.compile, bfloat16": (partial(torch_step, compiled=True), "bfloat16", False),
     "timm": (partial(torch_step, library="timm"), "float32", False),
 }
 USUAL = ("flax_resnet", "textbook", "textbook, kept", "torch", "torch, kept")
@@ -62,6 +66,8 @@ def main() -> None:
             print(f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch)}")
     if not args.systems:
         parser.error("no system is left to measure")
+    # The systems share a GPU, of whose memory JAX would take three quarters.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     tables = {}
     for name in args.works:
         work = WORKS[name]._replace(train=not args.inference)

@@ -187,16 +187,19 @@ def textbook_step(model: Any, optimizer: Any) -> Any:
 
 
 def torch_step(work: Work, library: str = "torchvision", compiled: bool = False) -> Program:
-    """The same in PyTorch, channels_last; dtype bfloat16 is its autocast."""
+    """The same in PyTorch, channels_last, on a GPU where there is one; dtype bfloat16 is its autocast."""
     import torch
 
     torch.manual_seed(0)
-    model = torch_model(work, library).to(memory_format=torch.channels_last).train(work.train)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True  # picks the fastest kernels by trying, as XLA does
+    model = torch_model(work, library).to(device, memory_format=torch.channels_last)
+    model.train(work.train)
     call = torch.compile(model) if compiled else model
     data = batch(work)
-    images = torch.from_numpy(normalized(data["image"])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(data["label"]).long()
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=work.dtype == "bfloat16")
+    images = torch.from_numpy(normalized(data["image"])).to(device).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data["label"]).long().to(device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16")
     if not work.train:
 
         def infer() -> Any:
@@ -238,31 +241,39 @@ def torch_model(work: Work, library: str) -> Any:
 
 
 def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Callable:
-    """Makes what takes a turn with a program: steps for at least `seconds`, and returns images a second.
+    """Makes what takes a turn with a program: as many steps as take `seconds`, and returns images a second.
 
     Args:
       make: of the program.
       work: what it computes.
-      seconds: of a turn, two steps at least; one step goes before.
+      seconds: of a turn, two steps at least; two go before.
       keep: whether the process keeps freed memory, as the commands of this package do on CPU.
     """
     if keep:
         keep_freed_memory()
     program = make(work)
 
+    def elapsed(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):  # queued, as in training
+            result = program()
+        wait(result)
+        return time.perf_counter() - began
+
     def turn(number: int) -> float:
         del number
-        wait(program())
-        count, began = 0, time.perf_counter()
-        while count < 2 or time.perf_counter() - began < seconds:
-            wait(program())
-            count += 1
-        return count * work.batch_size / (time.perf_counter() - began)
+        elapsed(1)
+        steps = max(2, round(seconds / elapsed(1)))
+        return steps * work.batch_size / elapsed(steps)
 
     return turn
 
 
 def wait(result: Any) -> None:
-    """Blocks until a JAX array is there; PyTorch's are there already."""
+    """Blocks until a JAX array or a PyTorch tensor is computed."""
     if hasattr(result, "block_until_ready"):
         result.block_until_ready()
+    elif result.is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
