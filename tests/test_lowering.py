@@ -110,6 +110,27 @@ def test_convolutions_in_bfloat16_are_as_close_as_its_digits(name, monkeypatch):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in got)
 
 
+@pytest.mark.parametrize("shape", [(2, 15, 14, 3), (1, 16, 17, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(7, 2, 3), (3, 2, 1), (4, 4, 0), (2, 2, 0), (5, 3, 4), (3, 4, 1)],
+)
+def test_stems_on_gpu_equal_xlas_own(size, stride, padding, shape, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "gpu")
+    geometry = ways.Geometry(stride, padding, 1, 1)
+    with jax.enable_x64(True):
+        x = normal(shape, jnp.float64)
+        kernel = normal((size, size, shape[-1], 6), jnp.float64, 1)
+        got = results(jax.jit(partial(ways.convolve, geometry)), x, kernel)
+        wanted = results(partial(ways.plain, geometry), x, kernel)
+        assert farthest(got, wanted) < 1e-10
+        text = jax.jit(partial(ways.convolve, geometry)).lower(x, kernel).as_text()
+    # One convolution at stride 1, of as many channels as cuDNN has kernels for.
+    assert text.count("stablehlo.convolution") == 1
+    assert f"window = {{stride = [{stride}, {stride}]" not in text
+    assert any(f"x{8 * number}xf" in text for number in range(1, 7))
+
+
 @pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
 @pytest.mark.parametrize("shape", [(2, 15, 13, 8), (2, 16, 16, 8)])
 @pytest.mark.parametrize("switch", [*SWITCHES, "gpu"])

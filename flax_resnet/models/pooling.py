@@ -121,37 +121,46 @@ def _max_pool_by_taps_forward(x: Array, size: int, stride: int, padding: int) ->
     for number, tap in enumerate(taps[1:], 1):
         winner = jnp.where(tap > y, jnp.uint8(number), winner)  # of equals the first
         y = jnp.maximum(y, tap)
-    return y, (winner, x.shape)
+    # Else XLA keeps the eight comparisons that it is made of.
+    return y, (lax.optimization_barrier(winner), x.shape)
 
 
 def _max_pool_by_taps_backward(
     size: int, stride: int, padding: int, kept: tuple, dy: Array
 ) -> tuple:
     winner, shape = kept
-    height, width = shape[1:3]
-    over = range(-(-size // stride))  # windows over a position, along an axis
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
 
-    def at(x: Array, axis: int, back: int, length: int) -> Array:
-        """Returns, for each position, what x has for the last window over it, or `back` windows before."""
-        first, last = padding // stride, (length - 1 + padding) // stride
-        sides = [(0, 0, 0)] * x.ndim
-        sides[axis] = (back - first, last + 1 - back - x.shape[axis], 0)
-        x = jnp.repeat(lax.pad(x, jnp.zeros((), x.dtype), sides), stride, axis)
-        return lax.slice_in_dim(x, padding % stride, padding % stride + length, 1, axis)
+    counts = [
+        -(-(side + padding) // stride) for side in shape[1:3]
+    ]  # cells, the padding before among them
 
-    def tap(axis: int, back: int, length: int) -> Array:
-        """Returns the place that a position has in that window; `size` or more where it has none."""
-        place = jnp.arange(length) + padding
-        return jnp.expand_dims(place % stride + back * stride, [n for n in range(4) if n != axis])
+    def seen(x: Array, up: int, left: int) -> Array:
+        """Returns, for each cell, what x has for the window that begins so many cells before."""
+        sides = [
+            (back, count - back - windows, 0)
+            for back, count, windows in zip((up, left), counts, x.shape[1:3], strict=True)
+        ]
+        return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
 
-    dx = jnp.zeros(shape, jnp.promote_types(dy.dtype, jnp.float32))
-    for up in over:
-        for left in over:
-            row, column = tap(1, up, height), tap(2, left, width)
-            mine = at(at(winner, 1, up, height), 2, left, width) == row * size + column
-            share = at(at(dy, 1, up, height), 2, left, width)
-            dx += jnp.where(mine & (row < size) & (column < size), share, 0)
-    return (dx.astype(dy.dtype),)
+    def at(row: int, column: int) -> Array:
+        """Returns the gradient of a place of every cell."""
+        total = jnp.zeros((shape[0], *counts, shape[3]), wide)
+        for down in range(row, size, stride):
+            for right in range(column, size, stride):
+                back = down // stride, right // stride
+                mine = seen(winner, *back) == down * size + right
+                total += jnp.where(mine, seen(dy, *back), 0)
+        return total.astype(dy.dtype)
+
+    rows = [
+        jnp.stack([at(row, column) for column in range(stride)], 3).reshape(
+            shape[0], counts[0], counts[1] * stride, shape[3]
+        )
+        for row in range(stride)
+    ]
+    dx = jnp.stack(rows, 2).reshape(shape[0], counts[0] * stride, counts[1] * stride, shape[3])
+    return (dx[:, padding : padding + shape[1], padding : padding + shape[2]],)
 
 
 _max_pool_by_taps.defvjp(_max_pool_by_taps_forward, _max_pool_by_taps_backward)
