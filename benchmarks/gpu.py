@@ -71,7 +71,7 @@ FULL = Sizes(
     "resnet50",
     256,
     ("resnet50", "resnet18"),
-    ((), ("--steps=60",), ()),
+    ((), ("--steps=200", "--warmup=50"), ()),
 )
 TINY = Sizes(
     ("resnet20",),
@@ -82,7 +82,7 @@ TINY = Sizes(
     (
         ("--rounds=1", "--seconds=0.01"),
         (
-            "--steps=4",
+            "--steps=6",
             "--rounds=1",
             "--config.model.depths=(1,1,1,1)",
             "--config.model.widths=(4,4,4,4)",

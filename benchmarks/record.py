@@ -37,6 +37,7 @@ def environment() -> dict:
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),
+        "gpus": _gpus(),
         "commit": _commit(),
         "versions": {name: _installed(name) for name in PACKAGES},
     }
@@ -49,6 +50,16 @@ def _processor() -> str:
         return platform.processor()
     model = [line for line in lines if line.startswith("model name")]
     return model[0].split(":")[1].strip() if model else platform.processor()
+
+
+def _gpus() -> list[str]:
+    """Returns the names of NVIDIA's GPUs, used or not."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True)
+    except OSError:  # no driver
+        return []
+    return [] if done.returncode else done.stdout.split("\n")[:-1]
 
 
 def _commit() -> str:

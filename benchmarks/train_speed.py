@@ -6,9 +6,10 @@ python -m benchmarks.train_speed --config configs/resnet18.py:cifar10
 
 The loop of `flax_resnet.main` trains so many steps on the data of the configuration, in a folder that is thrown
 away, and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device
-already. They take turns; figures are medians. What each stage of the loop takes is read from a profile: the time
-from the results of the first call, which compiles, to those of the last. --profile keeps that of the last turn,
-with every operation, for Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the thread `python`.
+already. They take turns; figures are medians. The first steps (--warmup), one of which compiles, do not count. What
+each stage of the loop takes is read from a profile. --profile adds a turn, which does not count either, for a
+profile with every operation, to be opened in Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the
+thread `python`.
 """
 
 import argparse
@@ -67,13 +68,17 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_config(values, argv)
     command.define_common(values)
     flags.DEFINE_integer("steps", 40, "updates of a turn", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer(
+        "warmup", 4, "updates before those that count", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_integer("rounds", 3, "turns of each", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("profile", "", "folder to keep the last profile in", flag_values=values)
+    flags.DEFINE_string("profile", "", "folder to keep a profile in", flag_values=values)
     flags.DEFINE_string("output", "", "file for the result as JSON", flag_values=values)
 
 
 def _measure(values: flags.FlagValues) -> None:
     config = shortened(command.frozen_config(values), values["steps"].value)
+    skipped = warm_calls(config, values["warmup"].value)
     kept, rounds = values["profile"].value, values["rounds"].value
     if kept and pathlib.Path(kept).expanduser().is_file():
         raise ConfigError(f"--profile={kept}: must be a folder")
@@ -85,12 +90,13 @@ def _measure(values: flags.FlagValues) -> None:
     command.set_up_jax(values["compilation_cache"].value)
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
+        place = pathlib.Path(scratch)
         for number in range(rounds):
-            last = number == rounds - 1
-            place = pathlib.Path((last and kept) or f"{scratch}/profile/{number}").expanduser()
-            detailed = bool(last and kept)
-            spans = profiled(config, pathlib.Path(scratch) / str(number), place, detailed)
-            turns.append({**measured(spans, config), "step_only": alone()})
+            spans = profiled(config, place / str(number), place / f"profile_{number}")
+            turns.append({**measured(spans, config, skipped), "step_only": alone()})
+        if kept:
+            folder = pathlib.Path(kept).expanduser()
+            profiled(config, place / str(rounds), folder, detailed=True)
     found = medians(turns, config)
     print(table(found))
     if kept:
@@ -115,16 +121,26 @@ def shortened(config: Config, steps: int) -> Config:
         raise ConfigError(
             "train.microbatch='auto': is not measured here; allowed: 'whole', or a number of images"
         )
-    if steps <= config.train.steps_per_call:
-        raise ConfigError(
-            f"--steps={steps}: must be more than train.steps_per_call={config.train.steps_per_call}"
-        )
     train = dataclasses.replace(
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
     constant = Schedule(name="constant")
     optimizer = dataclasses.replace(config.optimizer, thaw=())
     return dataclasses.replace(config, train=train, schedule=constant, optimizer=optimizer)
+
+
+def warm_calls(config: Config, warmup: int) -> int:
+    """Returns how many calls of `train.steps_per_call` steps do not count.
+
+    Raises:
+      ConfigError: none would be left.
+    """
+    calls, per_call = -(-warmup // config.train.steps_per_call), config.train.steps_per_call
+    if calls * per_call >= config.train.steps:
+        raise ConfigError(
+            f"--steps={config.train.steps}: must be more than the {calls * per_call} that do not count (--warmup)"
+        )
+    return calls
 
 
 def step_alone(config: Config) -> Callable[[], float]:
@@ -159,7 +175,7 @@ def step_alone(config: Config) -> Callable[[], float]:
 
 
 def profiled(
-    config: Config, workdir: pathlib.Path, place: pathlib.Path, detailed: bool
+    config: Config, workdir: pathlib.Path, place: pathlib.Path, *, detailed: bool = False
 ) -> list[Span]:
     """Trains, and returns the spans of the loop's stages from the profile, in order.
 
@@ -167,9 +183,10 @@ def profiled(
       config: what to train.
       workdir: the run folder.
       place: folder of the profile.
-      detailed: record every operation, too.
+      detailed: record every operation, too, which takes time.
     """
     options = jax.profiler.ProfileOptions()
+    options.device_tracer_level = 1 if detailed else 0
     options.host_tracer_level = 2 if detailed else 1
     options.python_tracer_level = 0  # calls of Python functions, which would slow them
     with jax.profiler.trace(place, profiler_options=options):
@@ -185,13 +202,16 @@ def profiled(
     return sorted(spans, key=lambda span: span.start)
 
 
-def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
-    """Returns seconds by stage, those of "steps" (first results to last), and images_per_second of these.
+def measured(spans: Sequence[Span], config: Config, skipped: int = 1) -> dict[str, float]:
+    """Returns seconds by stage, those of "steps", and images_per_second of these.
 
-    The first call, up to its results, compiles: of it nothing counts.
+    Args:
+      spans: of the loop's stages, in order.
+      config: what was trained.
+      skipped: calls of which, up to their results, nothing counts; the first of them compiles.
     """
     results = [span for span in spans if span.name == STEP]
-    first, last, apart = results[0].end, results[-1].end, (EVALUATION, CHECKPOINT)
+    first, last, apart = results[skipped - 1].end, results[-1].end, (EVALUATION, CHECKPOINT)
     seconds = dict.fromkeys(STAGES, 0.0)
     for span in spans:
         if first <= span.start < last or span.name in apart:
@@ -200,7 +220,7 @@ def measured(spans: Sequence[Span], config: Config) -> dict[str, float]:
         span.end - span.start for span in spans if span.name in apart and first <= span.start < last
     )
     elapsed = (last - first - between) / 1e9
-    updates = config.train.steps - config.train.steps_per_call
+    updates = config.train.steps - skipped * config.train.steps_per_call
     return {
         **seconds,
         "steps": elapsed,
