@@ -5,9 +5,9 @@
 
 On one GPU, two, four and so on up to all of them: the parts of a step of several networks in bfloat16
 (`model_speed`), and training end to end against the step alone (`train_speed`). On one of them, the step against
-PyTorch's and a textbook's (`peers`). Each is a command of its own, which is printed first; what is finished is
-kept, and the same command goes on after a stop. Leaves FOLDER/report.md, and a JSON file and the output of each
-command beside it. `--rehearse` runs tiny sizes of all of it on the CPU.
+PyTorch's and a textbook's (`peers`), and kernel by kernel (`gpu_profile`). Each is a command of its own, which is
+printed first; what is finished is kept, and the same command goes on after a stop. Leaves FOLDER/report.md, and a
+JSON file and the output of each command beside it. `--rehearse` runs tiny sizes of it on the CPU.
 """
 
 import argparse
@@ -169,6 +169,9 @@ def parts(
     works = ["--works", *sizes.peers, f"--batch_size={sizes.batch}"]
     systems = ["--systems", *(f"{name}, bfloat16" for name in SYSTEMS)]
     yield Part("peers", min(1, gpus), ["benchmarks.peers", *works, *systems, *beside])
+    if gpus:
+        work = ["--model", sizes.peers[0], f"--batch_size={sizes.batch}"]
+        yield Part("profile", 1, ["benchmarks.gpu_profile", *work])
     if args.cifar:
         experiment = "speedrun" if args.rehearse else "airbench94"
         given = ["--folder", str(args.folder.resolve() / "runs"), "--data", args.cifar]

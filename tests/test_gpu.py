@@ -17,9 +17,11 @@ from benchmarks.gpu import FULL, Part
 def test_one_two_four_and_all_gpus(gpus, counts, tmp_path):
     args = argparse.Namespace(folder=tmp_path, cifar="", rehearse=False)
     planned = list(gpu.parts(args, FULL, gpus, tmp_path / "photographs"))
-    assert [part.gpus for part in planned[:-1]] == [count for count in counts for _ in range(2)]
-    assert (planned[-1].name, planned[-1].gpus) == ("peers", min(1, gpus))
-    last = planned[-2].command
+    once = ["peers", "profile"] if gpus else ["peers"]
+    by_count = planned[: -len(once)]
+    assert [part.gpus for part in by_count] == [count for count in counts for _ in range(2)]
+    assert [part.name for part in planned[len(by_count) :]] == once
+    last = by_count[-1].command
     assert f"--config.train.batch_size={256 * max(1, gpus)}" in last
 
 

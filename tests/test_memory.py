@@ -21,15 +21,44 @@ for _ in range(3):
 print(counts[-1])
 """
 
+GROWTH = """
+import sys
+import numpy as np
+from flax_resnet import memory
+if sys.argv[1] == "without":
+    memory.STORE = {}
+memory.keep_freed_memory()
+held, lasting = [], []
+for _ in range(4):
+    temporary = np.ones(64 << 20, np.float32)  # 256 MB
+    lasting.append(np.ones(1 << 20, np.uint8))
+    del temporary
+    lasting.append(np.ones(1 << 21, np.uint8))  # not where that was
+    with open("/proc/self/status") as file:
+        held += [int(line.split()[1]) for line in file if line.startswith("VmRSS:")]
+print((held[-1] - held[0]) >> 10)
+"""
+
+
+def printed(code, how):
+    """The number that a program prints, in a process of its own."""
+    command = [sys.executable, "-c", code, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
 def test_freed_memory_is_kept():
     def faults(how):
-        command = [sys.executable, "-c", FAULTS, how]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        return printed(FAULTS, how)
 
     assert faults("kept") < 20 < 100 <= faults("given back")  # pages of 4 KB: 65,536; of 2 MB: 128
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_what_lives_long_leaves_temporaries_their_place():
+    assert (
+        printed(GROWTH, "with") < 20 < 200 < printed(GROWTH, "without")
+    )  # MB; three times 3 live on
 
 
 def test_what_computes_on_cpu(monkeypatch, tmp_path):

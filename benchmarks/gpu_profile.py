@@ -1,0 +1,196 @@
+"""Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.gpu_profile
+
+    --model resnet50 --batch_size 256 --output profile.json
+
+Runs the step that `flax_resnet.main` runs, profiles it, and puts beside each kernel's time the bytes that it has to
+move, as `benchmarks.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the spot, is
+worth a look. Kernels that are alike have one name, and stand on one line.
+"""
+
+import argparse
+import pathlib
+import re
+import tempfile
+import time
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks import hlo, kernels, roofline
+from benchmarks.arguments import count, output
+from benchmarks.model_speed import device
+from benchmarks.programs import Work, batch, network
+from benchmarks.record import write_record
+from flax_resnet.errors import ConfigError
+from flax_resnet.summary import summarize
+from flax_resnet.training.step import make_train_step
+
+STEPS, PROFILED = 20, 5
+OTHER = "not of the program"  # as copies that the driver makes
+
+
+class Run(NamedTuple):
+    """What a profile says of a kernel.
+
+    Attributes:
+      of: the instruction that it is of; or, of several that are launched together, "command_buffer" and a number.
+      name: its own, as "loop_convert_fusion_5" for what the program calls loop_convert_fusion.5.
+      nanoseconds: in a step.
+      runs: in a step.
+    """
+
+    of: str
+    name: str
+    nanoseconds: float
+    runs: float
+
+
+class Row(NamedTuple):
+    """Kernels that are alike, in a step.
+
+    Attributes:
+      name: of the first of them.
+      kind: one of `kernels.KINDS`, or `OTHER`.
+      what: where in the network the first is.
+      runs: how many they are.
+      seconds: of all.
+      bytes: that all have to move.
+    """
+
+    name: str
+    kind: str
+    what: str
+    runs: int
+    seconds: float
+    bytes: int
+
+    def behind(self, bandwidth: float) -> float:
+        """Returns by how many seconds they are slower than a copy of as many bytes."""
+        return self.seconds - self.bytes / bandwidth
+
+
+def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
+    """Puts times and bytes together, those of one step.
+
+    Args:
+      runs: of one step.
+      program: what ran.
+    """
+    known = {kernel.instruction.name: kernel for kernel in kernels.kernels(program)}
+    by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
+    seconds, counts, times = Counter(), Counter(), defaultdict(float)
+    for run in runs:
+        alone = (
+            run.of in known
+        )  # a library's, or by itself; else the kernel has the name of one of several
+        name = run.of if alone else by_kernel.get(run.name, run.name)
+        seconds[name] += run.nanoseconds / 1e9
+        counts[name] += run.runs
+        times[name] = known[name].times if alone else times[name] + run.runs
+    found = []
+    for name, total in seconds.most_common():
+        kernel, many = known.get(name), round(counts[name])
+        if not kernel:
+            found.append(Row(name, OTHER, "", many, total, 0))
+            continue
+        what = kernel.instruction.attribute(
+            r'op_name="(?:[^"]*(?:eval_jaxpr|closed_call)/)?([^"]*)"'
+        )
+        moved = round(times[name] * kernel.bytes)
+        found.append(Row(name, kernel.kind, what, many, total, moved))
+    return found
+
+
+def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
+    """Compiles and runs a work's step.
+
+    Returns:
+      The kernels of a step, the program, and the seconds that a step takes without a profiler.
+    """
+    config, model, optimizer, mesh, state = network(work)
+    step = make_train_step(config, model, optimizer, mesh)
+    steps = jax.device_put({key: value[None] for key, value in batch(work).items()})
+    program = step.lower(state, {"seed": 0}, steps).compile()
+    held = [state]
+
+    def run(number: int) -> float:
+        began = time.perf_counter()
+        for _ in range(number):
+            held[0], metrics = program(held[0], {"seed": 0}, steps)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - began) / number
+
+    run(2)
+    seconds = run(STEPS)
+    with tempfile.TemporaryDirectory() as place:
+        with jax.profiler.trace(place):
+            run(PROFILED)
+        file = next(pathlib.Path(place).rglob("*.xplane.pb"))
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        runs = [
+            Run(str(dict(event.stats).get("hlo_op", "")), event.name, event.duration_ns / PROFILED, 1 / PROFILED)
+            for plane in planes
+            if plane.name.startswith("/device:GPU:")
+            for line in plane.lines
+            if line.name.startswith("Stream")
+            for event in line.events
+        ]  # fmt: skip
+    return runs, hlo.parse(program.as_text()), seconds
+
+
+def table(found: list[Row], seconds: float, bandwidth: float, most: int = 12) -> str:
+    """Lays out the kinds of kernels, and those that are furthest behind a copy."""
+    total = sum(row.seconds for row in found)
+    lines = [f"{1e3 * seconds:.2f} ms a step; {1e3 * total:.2f} ms of kernels, under the profiler"]
+    lines += ["", f"{'':22}{'kernels':>9}{'ms':>9}{'share':>8}{'GB':>8}{'TB/s':>7}"]
+    for kind in (*kernels.KINDS, OTHER):
+        of_kind = [row for row in found if row.kind == kind]
+        took, moved = sum(row.seconds for row in of_kind), sum(row.bytes for row in of_kind)
+        if not of_kind:
+            continue
+        rate = f"{moved / took / 1e12:7.2f}" if moved else ""
+        many = sum(row.runs for row in of_kind)
+        lines.append(
+            f"{kind:22}{many:9}{1e3 * took:9.2f}{took / total:8.1%}{moved / 1e9:8.2f}{rate}"
+        )
+    lines += ["", f"furthest behind a copy, which moves {bandwidth / 1e12:.2f} TB/s"]
+    lines += [f"{'behind ms':>10}{'ms':>8}{'kernels':>9}{'GB':>7}  what"]
+    late = sorted(found, key=lambda row: -row.behind(bandwidth))
+    lines += [
+        f"{1e3 * row.behind(bandwidth):10.2f}{1e3 * row.seconds:8.2f}{row.runs:9}{row.bytes / 1e9:7.2f}  "
+        f"{row.name} {row.what[-60:]}"
+        for row in late[:most]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Profiles and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--image_size", type=count, default=0, help="pixels")
+    parser.add_argument("--batch_size", type=count, default=256, help="images")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
+    args = parser.parse_args()
+    try:
+        summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
+        if jax.default_backend() != "gpu":
+            raise ConfigError(f"the device is a {jax.default_backend()}: a GPU is needed")
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
+    classes = summary.layers[-1].output_shape[-1]
+    work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
+    bandwidth = roofline.limits(args.dtype).bandwidth
+    runs, program, seconds = profiled(work)
+    found = rows(runs, program)
+    size = f"{work.image_size} px, batch {work.batch_size}, {work.dtype}"
+    print(f"{work.model}, {size}, {device()}", table(found, seconds, bandwidth), sep="\n")
+    result: dict[str, Any] = {**work._asdict(), "seconds": seconds, "bandwidth": bandwidth}
+    rest = {"device": device(), **result, "kernels": [row._asdict() for row in found]}
+    write_record(args.output, rest)
+
+
+if __name__ == "__main__":
+    main()

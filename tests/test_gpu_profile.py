@@ -1,0 +1,51 @@
+"""Times of a profile put beside the bytes of its program, on a small one; and a machine without a GPU."""
+
+import sys
+
+import pytest
+
+from benchmarks import gpu_profile, hlo
+from benchmarks.gpu_profile import OTHER, Run
+from tests.test_gpu_program import IMAGES, KERNEL, MAP, STEP
+
+
+def test_times_and_bytes_of_kernels():
+    runs = [
+        # A library's convolution is three kernels, and moves its arrays once.
+        Run("conv", "pad_channels", 1000.0, 1.0),
+        Run("conv", "cutlass_fprop", 5000.0, 1.0),
+        Run("conv", "cutlass_reduce", 1000.0, 1.0),
+        # Of fusions that are alike and launched together, all have the first one's name.
+        Run("command_buffer_7", "z_1", 600.0, 2.0),
+        Run("command_buffer_9", "z_1", 300.0, 1.0),
+        Run("", "memcpy128", 100.0, 4.0),
+    ]
+    found = gpu_profile.rows(runs, hlo.parse(STEP.replace("%z", "%z.1")))
+    conv, maximum, copy = found
+    assert (conv.name, conv.kind, conv.runs) == ("conv", "convolution", 3)
+    assert conv.seconds == pytest.approx(7e-6)
+    assert conv.bytes == 2 * (IMAGES + KERNEL + MAP)
+    assert (maximum.name, maximum.kind, maximum.runs) == ("z.1", "elementwise", 3)
+    assert maximum.bytes == 3 * (2 * 2 * MAP + 4 * 16)
+    assert maximum.behind(1e12) == pytest.approx(0.9e-6 - maximum.bytes / 1e12)
+    assert (copy.kind, copy.runs, copy.bytes) == (OTHER, 4, 0)
+
+    printed = gpu_profile.table(found, 9e-6, 1e12)
+    assert "0.01 ms a step; 0.01 ms of kernels, under the profiler" in printed
+    assert "convolution                   3     0.01   87.5%" in printed
+    assert printed.splitlines()[-3].endswith("conv a (b")  # furthest behind first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: the device is a cpu: a GPU is needed"),
+        (["--model", "resnet19"], "model 'resnet19' is unknown: did you mean 'resnet18'?"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_profile", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_profile.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
