@@ -127,7 +127,7 @@ def visible_gpus() -> int:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode or not done.stdout.strip().isdecimal():
         raise ConfigError(
-            "no GPU: JAX sees none; needed: an NVIDIA GPU with its driver and `pip install '.[cuda12]'`; "
+            "no GPU: JAX sees none; needed: an NVIDIA GPU with its driver and `pip install '.[cuda13]'`; "
             "--rehearse does without"
         )
     return int(done.stdout)

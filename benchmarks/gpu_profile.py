@@ -4,7 +4,7 @@
 
 Runs the step that `flax_resnet.main` runs, profiles it, and puts beside each kernel's time the bytes that it has to
 move, as `benchmarks.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the spot, is
-worth a look. Kernels that are alike have one name, and stand on one line.
+worth a look. Kernels that are alike have one name, and stand on one line. Needs one GPU, and no more.
 """
 
 import argparse
@@ -81,9 +81,7 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
     seconds, counts, times = Counter(), Counter(), defaultdict(float)
     for run in runs:
-        alone = (
-            run.of in known
-        )  # a library's, or by itself; else the kernel has the name of one of several
+        alone = run.of in known  # a library's
         name = run.of if alone else by_kernel.get(run.name, run.name)
         seconds[name] += run.nanoseconds / 1e9
         counts[name] += run.runs
@@ -169,7 +167,9 @@ def main() -> None:
     """Profiles and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--image_size", type=count, default=0, help="pixels")
+    parser.add_argument(
+        "--image_size", type=count, default=0, help="pixels (default: the network's own)"
+    )
     parser.add_argument("--batch_size", type=count, default=256, help="images")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
@@ -178,6 +178,10 @@ def main() -> None:
         summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
         if jax.default_backend() != "gpu":
             raise ConfigError(f"the device is a {jax.default_backend()}: a GPU is needed")
+        if jax.device_count() > 1:
+            raise ConfigError(
+                f"{jax.device_count()} GPUs are visible: must be one, as with CUDA_VISIBLE_DEVICES=0"
+            )
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
     classes = summary.layers[-1].output_shape[-1]

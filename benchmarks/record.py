@@ -56,10 +56,10 @@ def _gpus() -> list[str]:
     """Returns the names of NVIDIA's GPUs, used or not."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True)
-    except OSError:  # no driver
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):  # no driver, or one that does not answer
         return []
-    return [] if done.returncode else done.stdout.split("\n")[:-1]
+    return [] if done.returncode else done.stdout.splitlines()
 
 
 def _commit() -> str:

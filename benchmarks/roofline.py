@@ -57,7 +57,7 @@ def limits(dtype: str) -> Limits:
     rates = [
         2 * size**3 / _seconds(lambda x, y, over=over: lax.dot_general(x, y, ((over), ((), ()))), kind, x, x)
         for size in sizes
-        for x in [jax.random.normal(jax.random.key(0), (size, size), dtype)]  # of ones, a GPU makes more
+        for x in [jax.random.normal(jax.random.key(0), (size, size), dtype)]  # a GPU multiplies ones faster
         for over in (((1,), (0,)), ((1,), (1,)))
     ]  # fmt: skip
     moved = jnp.ones(COPIED[kind] // 4, jnp.float32)

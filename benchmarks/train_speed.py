@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     command.define_config(values, argv)
     command.define_common(values)
-    flags.DEFINE_integer("steps", 40, "updates of a turn", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer("steps", 40, "updates of a turn, with --warmup", flag_values=values)
     flags.DEFINE_integer(
         "warmup", 4, "updates before those that count", lower_bound=1, flag_values=values
     )

@@ -19,8 +19,8 @@ HUGE_PAGE = 2 * MIB
 # Sizes and numbers of free blocks that are laid in store. What lives long is small, and glibc cuts it from the
 # smallest block that holds it: without a store from where a step's temporaries were, so that those of the next find
 # no room there. ResNet-50 at batch 8 came to 7.6 GB, and took new memory until its 11th step; with a store to 5.2,
-# until its 3rd. With blocks of 32 MB and more among them it was 8.
-STORE = {2**16: 512, MIB: 256, 8 * MIB: 64}
+# until its 4th. With blocks of 32 MB and more among them it was 8.
+STORE = {8 * MIB: 64, MIB: 256, 2**16: 512}
 APART = 2048  # bytes between two of them that are never freed, so that they do not become one
 
 # Of control groups without and with controllers, versions 2 and 1: where they are, and the files and line that tell
@@ -111,12 +111,7 @@ def keep_freed_memory() -> bool:
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    blocks = []
-    for size, number in STORE.items():
-        for _ in range(number):
-            blocks.append(libc.malloc(size))
-            libc.malloc(APART)
-    for block in blocks:
+    for block, _ in stored(libc):
         libc.free(block)
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if block := libc.malloc(size):  # addresses only: no page is there before it is written
@@ -124,3 +119,17 @@ def keep_freed_memory() -> bool:
         libc.madvise(start, (block + size - start) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
         libc.free(block)
     return True
+
+
+def stored(libc: ctypes.CDLL) -> list[tuple[int, int]]:
+    """Allocates what `STORE` says, with something between any two; returns addresses and sizes."""
+    blocks = []
+    for size, number in STORE.items():  # the largest first, which no hole in the heap holds
+        for _ in range(number):
+            if block := libc.malloc(size):
+                blocks.append((block, size))
+                while block > (
+                    libc.malloc(APART) or block
+                ):  # from a hole before it, which is then filled
+                    pass
+    return blocks

@@ -9,7 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault(
     "TEST_COMPILER",
     "--xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * (int(version("jaxlib").split(".")[1]) < 11),
+    if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 11)
+    else "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ['TEST_COMPILER']}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -48,4 +48,5 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_profile.main()
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

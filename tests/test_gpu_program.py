@@ -245,10 +245,9 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(gpu_program, "absent", lambda *packages: [])
     monkeypatch.setattr(gpu_program.jax.config, "update", lambda *setting: None)
     monkeypatch.setenv("FLAX_RESNET_LOWERING", "plain")
-    stored = json.loads(
-        gpu_program.EXPECTED.read_text()
-    )  # which other versions are not compared with
-    monkeypatch.setattr(gpu_program.jax, "__version__", stored["jax"])
+    # Another version is not compared with what is expected.
+    expected = json.loads(gpu_program.EXPECTED.read_text())
+    monkeypatch.setattr(gpu_program.jax, "__version__", expected["jax"])
     with pytest.raises(SystemExit) as stopped:
         gpu_program.main()
     assert stopped.value.code == 2

@@ -39,7 +39,9 @@ CONVOLUTIONS = {
     "one channel a group": ((2, 9, 9, 16), 16, 3, 2, 16),
     "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
 }
-POOLS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0)]
+POOLS = [
+    (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0), (4, 3, 2), (3, 5, 1), (5, 2, 2),
+]  # fmt: skip
 # x, kernel size, stride and padding, where the taps that see the map have gaps, or are none.
 ODD = {
     "gap": ((2, 1, 1, 4), 3, 2, 2),

@@ -17,7 +17,7 @@ def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     fits = min(x.shape[1:3]) + 2 * padding >= size
     if fits and lowering.adapts(x) and lowering.pins():
         return _max_pool(x, size, stride, padding)
-    if fits and lowering.adapts(x, "gpu"):
+    if fits and size**2 <= 256 and lowering.adapts(x, "gpu"):  # a tap's number is a byte
         return _max_pool_by_taps(x, size, stride, padding)
     return plain_max_pool(x, size, stride, padding)
 
@@ -130,10 +130,8 @@ def _max_pool_by_taps_backward(
 ) -> tuple:
     winner, shape = kept
     wide = jnp.promote_types(dy.dtype, jnp.float32)
-
-    counts = [
-        -(-(side + padding) // stride) for side in shape[1:3]
-    ]  # cells, the padding before among them
+    # Cells of stride x stride places, the padding before the map among them.
+    counts = [-(-(side + padding) // stride) for side in shape[1:3]]
 
     def seen(x: Array, up: int, left: int) -> Array:
         """Returns, for each cell, what x has for the window that begins so many cells before."""

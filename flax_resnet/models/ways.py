@@ -1,8 +1,8 @@
 """The ways to compute a convolution, and which is taken where.
 
-A way is a row of three functions: forward, input gradient, kernel gradient. `_way` chooses by shape. Figures
-are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory kept, against XLA's
-own operation.
+A way is a row of three functions: forward, input gradient, kernel gradient. `_way` chooses by shape, for CPU.
+Figures are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory kept, against
+XLA's own operation. For GPU there is one function more, of strided stems.
 """
 
 import math
@@ -324,42 +324,35 @@ WINOGRAD = _widened(
 # --- on GPU, a stem: few channels, with a stride. cuDNN's kernels are for eight channels and more, and others are
 # filled up with zeros. H100, 224x224, 7x7, 3 to 64, batch 256, bfloat16: y and dkernel took 1.82 and 1.18 ms. ---
 
-TENSOR_CORE = 8  # channels, of bfloat16
+MULTIPLE = 8  # of channels, in bfloat16; other dtypes are filled up alike
 
 
 def _by_cells(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """Convolves cells of stride x stride pixels, their channels side by side, at stride 1 ("space to depth")."""
     stride, padding = geometry.stride, geometry.padding
     _, *sides, channels = x.shape
-    # The first tap of an output is `padding` pixels before a cell's corner: in the cells before, at some pixel.
+    sizes = kernel.shape[:2]
+    # Output i reads from pixel stride i - padding on: `before` cells up, all but the first `skipped` pixels.
     before = math.ceil(padding / stride)
     skipped = before * stride - padding
-    cells = [math.ceil((skipped + size) / stride) for size in kernel.shape[:2]]
-    counts = [
-        (side + 2 * padding - size) // stride + number
-        for side, size, number in zip(sides, kernel.shape, cells, strict=False)
+    taps = [math.ceil((skipped + size) / stride) for size in sizes]  # cells that an output reads
+    cells = [
+        (side + 2 * padding - size) // stride + tap
+        for side, size, tap in zip(sides, sizes, taps, strict=True)
     ]
     depth = channels * stride**2
-    filling = -depth % TENSOR_CORE
 
-    def folded(array: Array, pads: list[tuple[int, int, int]], counts: list[int]) -> Array:
-        """Pads [M, H, W, C] and folds it to [M, *counts, C stride^2 and filling]."""
+    def folded(array: Array, first: int, counts: list[int]) -> Array:
+        """Folds [M, H, W, C] behind `first` rows and columns of zeros to [M, *counts, C stride^2 and filling]."""
+        pads = [
+            (first, count * stride - first - side, 0)  # negative where no tap sees the last pixels
+            for count, side in zip(counts, array.shape[1:3], strict=True)
+        ]
         array = lax.pad(array, jnp.zeros((), array.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
         array = array.reshape(-1, counts[0], stride, counts[1], stride, channels)
         array = array.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *counts, depth)
-        return jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, filling)))
+        return jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, -depth % MULTIPLE)))
 
-    around = [
-        (
-            before * stride,
-            (count - before) * stride - side,
-            0,
-        )  # a pixel that no tap sees is cut off
-        for count, side in zip(counts, sides, strict=True)
-    ]
-    within = [
-        (skipped, number * stride - skipped - size, 0)
-        for number, size in zip(cells, kernel.shape, strict=False)
-    ]
-    by_output = folded(kernel.transpose(3, 0, 1, 2), within, cells)
-    return plain(Geometry(1, 0, 1, 1), folded(x, around, counts), by_output.transpose(1, 2, 3, 0))
+    by_output = folded(kernel.transpose(3, 0, 1, 2), skipped, taps)
+    images = folded(x, before * stride, cells)
+    return plain(Geometry(1, 0, 1, 1), images, by_output.transpose(1, 2, 3, 0))
