@@ -1,6 +1,7 @@
 """Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.gpu_profile
 
-    --model resnet50 --batch_size 256 --output profile.json
+    --model resnet50 --batch_size 256 --output profile.json --plot profile.png
+    --read profile.json --plot profile.png                      of what was measured before; needs no GPU
 
 Runs the step that `flax_resnet.main` runs, profiles it, and puts beside each kernel's time the bytes that it has to
 move, as `benchmarks.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the spot, is
@@ -8,6 +9,7 @@ worth a look. Kernels that are alike have one name, and stand on one line. Needs
 """
 
 import argparse
+import json
 import pathlib
 import re
 import tempfile
@@ -18,11 +20,11 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import hlo, kernels, roofline
-from benchmarks.arguments import count, output
+from benchmarks.arguments import count, output, picture
 from benchmarks.model_speed import device
 from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
-from flax_resnet.errors import ConfigError
+from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.summary import summarize
 from flax_resnet.training.step import make_train_step
 
@@ -137,18 +139,66 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
     return runs, hlo.parse(program.as_text()), seconds
 
 
-def table(found: list[Row], seconds: float, bandwidth: float, most: int = 12) -> str:
-    """Lays out the kinds of kernels, and those that are furthest behind a copy."""
-    total = sum(row.seconds for row in found)
-    lines = [f"{1e3 * seconds:.2f} ms a step; {1e3 * total:.2f} ms of kernels, under the profiler"]
-    lines += ["", f"{'':22}{'kernels':>9}{'ms':>9}{'share':>8}{'GB':>8}{'TB/s':>7}"]
+def profile(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures what the arguments say, and returns the record.
+
+    Raises:
+      ConfigError: there is no such model, or not one GPU.
+    """
+    summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
+    if jax.default_backend() != "gpu":
+        raise ConfigError(f"the device is a {jax.default_backend()}: a GPU is needed")
+    if jax.device_count() > 1:
+        raise ConfigError(
+            f"{jax.device_count()} GPUs are visible: must be one, as with CUDA_VISIBLE_DEVICES=0"
+        )
+    classes = summary.layers[-1].output_shape[-1]
+    work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
+    bandwidth = roofline.limits(args.dtype).bandwidth
+    runs, program, seconds = profiled(work)
+    found = [row._asdict() for row in rows(runs, program)]
+    measured = {"seconds": seconds, "bandwidth": bandwidth, "kernels": found}
+    return {"device": device(), **work._asdict(), **measured}
+
+
+def read(file: str) -> dict[str, Any]:
+    """Reads a record.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    try:
+        record = json.loads(pathlib.Path(file).read_text())
+        return record | {"kernels": [Row(**row)._asdict() for row in record["kernels"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--read={file}: no record of a profile: {one_line(error)}") from None
+
+
+def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
+    """Returns runs, seconds and bytes of the kinds that there are."""
+    kinds = {}
     for kind in (*kernels.KINDS, OTHER):
-        of_kind = [row for row in found if row.kind == kind]
-        took, moved = sum(row.seconds for row in of_kind), sum(row.bytes for row in of_kind)
-        if not of_kind:
-            continue
+        some = [(row.runs, row.seconds, row.bytes) for row in found if row.kind == kind]
+        if some:
+            kinds[kind] = tuple(map(sum, zip(*some, strict=True)))
+    return kinds
+
+
+def headline(record: dict[str, Any]) -> str:
+    """Returns what was measured, on a line."""
+    size = f"{record['image_size']} px, batch {record['batch_size']}, {record['dtype']}"
+    return f"{record['model']}, {size}, {record['device']}"
+
+
+def table(record: dict[str, Any], most: int = 12) -> str:
+    """Lays out the kinds of kernels, and those that are furthest behind a copy."""
+    found, bandwidth = [Row(**row) for row in record["kernels"]], record["bandwidth"]
+    total = sum(row.seconds for row in found)
+    step = f"{1e3 * record['seconds']:.2f} ms a step"
+    lines = [f"{step}; {1e3 * total:.2f} ms of kernels, under the profiler"]
+    lines += ["", f"{'':22}{'kernels':>9}{'ms':>9}{'share':>8}{'GB':>8}{'TB/s':>7}"]
+    for kind, (many, took, moved) in by_kind(found).items():
         rate = f"{moved / took / 1e12:7.2f}" if moved else ""
-        many = sum(row.runs for row in of_kind)
         lines.append(
             f"{kind:22}{many:9}{1e3 * took:9.2f}{took / total:8.1%}{moved / 1e9:8.2f}{rate}"
         )
@@ -163,37 +213,53 @@ def table(found: list[Row], seconds: float, bandwidth: float, most: int = 12) ->
     return "\n".join(lines)
 
 
+def draw(record: dict[str, Any], file: pathlib.Path) -> None:
+    """Draws the time of each kind of kernel, beside that of a copy of as many bytes."""
+    from matplotlib.figure import Figure
+
+    kinds = by_kind([Row(**row) for row in record["kernels"]])
+    figure = Figure((9, 0.8 + 0.5 * len(kinds)), layout="constrained")
+    axes = figure.subplots()
+    took = [1e3 * seconds for _, seconds, _ in kinds.values()]
+    copied = [1e3 * moved / record["bandwidth"] for *_, moved in kinds.values()]
+    places = range(len(kinds))
+    bars = axes.barh([n - 0.2 for n in places], took, 0.4, label="measured")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    copy = f"a copy of as many bytes, {record['bandwidth'] / 1e12:.2f} TB/s"
+    axes.barh([n + 0.2 for n in places], copied, 0.4, color="lightgray", label=copy)
+    axes.set_yticks(places, list(kinds))
+    axes.invert_yaxis()
+    step = f"{1e3 * record['seconds']:.1f} ms a step"
+    axes.set(xlabel="ms", title=f"{headline(record)}: {step}")
+    axes.margins(x=0.1)  # room for the numbers
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
-    """Profiles and prints."""
+    """Profiles, or reads a profile, and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument(
-        "--image_size", type=count, default=0, help="pixels (default: the network's own)"
-    )
+    parser.add_argument("--image_size", type=count, default=0,
+                        help="pixels (default: the network's own)")  # fmt: skip
     parser.add_argument("--batch_size", type=count, default=256, help="images")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--read", default="", help="a record to lay out, instead of measuring")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
+    parser.add_argument("--plot", type=picture, help="file for a picture, such as profile.png")
     args = parser.parse_args()
     try:
-        summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
-        if jax.default_backend() != "gpu":
-            raise ConfigError(f"the device is a {jax.default_backend()}: a GPU is needed")
-        if jax.device_count() > 1:
-            raise ConfigError(
-                f"{jax.device_count()} GPUs are visible: must be one, as with CUDA_VISIBLE_DEVICES=0"
-            )
+        record = read(args.read) if args.read else profile(args)
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
-    classes = summary.layers[-1].output_shape[-1]
-    work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
-    bandwidth = roofline.limits(args.dtype).bandwidth
-    runs, program, seconds = profiled(work)
-    found = rows(runs, program)
-    size = f"{work.image_size} px, batch {work.batch_size}, {work.dtype}"
-    print(f"{work.model}, {size}, {device()}", table(found, seconds, bandwidth), sep="\n")
-    result: dict[str, Any] = {**work._asdict(), "seconds": seconds, "bandwidth": bandwidth}
-    rest = {"device": device(), **result, "kernels": [row._asdict() for row in found]}
-    write_record(args.output, rest)
+    print(headline(record), table(record), sep="\n")
+    if args.plot:
+        draw(record, pathlib.Path(args.plot))
+    if not args.read:
+        write_record(args.output, record)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Times of a profile put beside the bytes of its program, on a small one; and a machine without a GPU."""
 
+import json
 import sys
 
 import pytest
+from PIL import Image
 
 from benchmarks import gpu_profile, hlo
 from benchmarks.gpu_profile import OTHER, Run
+from benchmarks.programs import Work
 from tests.test_gpu_program import IMAGES, KERNEL, MAP, STEP
 
 
@@ -30,16 +33,40 @@ def test_times_and_bytes_of_kernels():
     assert maximum.behind(1e12) == pytest.approx(0.9e-6 - maximum.bytes / 1e12)
     assert (copy.kind, copy.runs, copy.bytes) == (OTHER, 4, 0)
 
-    printed = gpu_profile.table(found, 9e-6, 1e12)
-    assert "0.01 ms a step; 0.01 ms of kernels, under the profiler" in printed
-    assert "convolution                   3     0.01   87.5%" in printed
-    assert printed.splitlines()[-3].endswith("conv a (b")  # furthest behind first
+
+def test_a_record_is_read_again_and_drawn(tmp_path, monkeypatch, capsys):
+    rows = [
+        gpu_profile.Row("conv", "convolution", "layer1/conv1", 3, 7e-6, 2_000_000),
+        gpu_profile.Row("z.1", "elementwise", "layer1/relu", 1, 1e-6, 900_000),
+    ]
+    record = {
+        "device": "1 x GPU",
+        **Work("resnet18")._asdict(),
+        "seconds": 9e-6,
+        "bandwidth": 1e12,
+        "kernels": [row._asdict() for row in rows],
+    }
+    file, picture = tmp_path / "profile.json", tmp_path / "profile.png"
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(sys, "argv", ["gpu_profile", f"--read={file}", f"--plot={picture}"])
+    gpu_profile.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [
+        "resnet18, 224 px, batch 16, float32, 1 x GPU",
+        "0.01 ms a step; 0.01 ms of kernels, under the profiler",
+    ]
+    assert "convolution                   3     0.01   87.5%    0.00   0.29" in printed
+    assert printed[-2].endswith("conv layer1/conv1")  # furthest behind first
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 100
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "error: the device is a cpu: a GPU is needed"),
+        (["--read", "nowhere.json"], "error: --read=nowhere.json: no record of a profile: "),
+        (["--read", "setup.cfg"], "error: --read=setup.cfg: no record of a profile: "),
         (["--model", "resnet19"], "model 'resnet19' is unknown: did you mean 'resnet18'?"),
     ],
 )
