@@ -22,11 +22,10 @@ import jax
 from benchmarks import hlo, kernels, roofline
 from benchmarks.arguments import count, output, picture
 from benchmarks.model_speed import device
-from benchmarks.programs import Work, batch, network
+from benchmarks.programs import Work, training
 from benchmarks.record import write_record
 from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.summary import summarize
-from flax_resnet.training.step import make_train_step
 
 STEPS, PROFILED = 20, 5
 OTHER = "not of the program"  # as copies that the driver makes
@@ -108,16 +107,14 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
     Returns:
       The kernels of a step, the program, and the seconds that a step takes without a profiler.
     """
-    config, model, optimizer, mesh, state = network(work)
-    step = make_train_step(config, model, optimizer, mesh)
-    steps = jax.device_put({key: value[None] for key, value in batch(work).items()})
-    program = step.lower(state, {"seed": 0}, steps).compile()
+    step, state, data, steps = training(work)
+    program = step.lower(state, data, steps).compile()
     held = [state]
 
     def run(number: int) -> float:
         began = time.perf_counter()
         for _ in range(number):
-            held[0], metrics = program(held[0], {"seed": 0}, steps)
+            held[0], metrics = program(held[0], data, steps)
         jax.block_until_ready(metrics)
         return (time.perf_counter() - began) / number
 

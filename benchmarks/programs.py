@@ -116,25 +116,33 @@ def ours(work: Work) -> Program:
     import jax
 
     from flax_resnet.models.folding import fold_batch_norm
-    from flax_resnet.training.step import make_train_step
 
-    config, model, optimizer, mesh, state = network(work)
-    data = batch(work)
     if not work.train:
+        _, model, _, _, state = network(work)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
         infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
-        images = jax.device_put(normalized(data["image"]))
+        images = jax.device_put(normalized(batch(work)["image"]))
         return lambda: infer(variables, images)
-    step = make_train_step(config, model, optimizer, mesh)
-    steps = jax.device_put({k: v[None] for k, v in data.items()})
+    step, state, data, steps = training(work)
     held = [state]
 
     def one() -> Any:
-        held[0], metrics = step(held[0], {"seed": 0}, steps)
+        held[0], metrics = step(held[0], data, steps)
         return metrics["loss"]
 
     return one
+
+
+def training(work: Work) -> tuple[Any, ...]:
+    """Returns the jitted training step of a work and its arguments: state, data of the feed, steps of one batch."""
+    import jax
+
+    from flax_resnet.training.step import make_train_step
+
+    config, model, optimizer, mesh, state = network(work)
+    steps = jax.device_put({key: value[None] for key, value in batch(work).items()})
+    return make_train_step(config, model, optimizer, mesh), state, {"seed": 0}, steps
 
 
 def textbook(work: Work) -> Program:

@@ -40,7 +40,6 @@ print((held[-1] - held[0]) >> 10)
 """
 
 STORED = """
-import ctypes
 from flax_resnet import memory
 given, stored = [], memory.stored
 memory.stored = lambda libc: given.extend(stored(libc)) or given

@@ -2,9 +2,9 @@
 
 XLA's kernels for TPU are left alone. What is made otherwise on CPU stands in ways.py (convolutions, winograd.py
 one of them) and in pooling.py (max-pools). `python -m benchmarks.peers` compares whole networks. On GPU
-convolutions are cuDNN's, of strided stems in a shape that it is fast at (ways.py), and what lies between them is
-memory traffic: normalization.py and pooling.py make it less. Of the 102 GB that a textbook's ResNet-50 moves in a
-step (batch 256, bfloat16), ours moves 95 (`benchmarks.gpu_program`).
+convolutions are cuDNN's, of strided stems in a shape that it is fast at (space_to_depth.py), and what lies between
+them is memory traffic: normalization.py and pooling.py make it less. Of the 102 GB that a textbook's ResNet-50
+moves in a step (batch 256, bfloat16), ours moves 95 (`benchmarks.gpu_program`).
 
 On one CPU device arrays are pinned to the layout that their shape says. Left to itself, XLA chooses layouts for
 the dots that come last and transposes everything around them: the operations of a ResNet-18 step took 4.6 s

@@ -2,7 +2,7 @@
 
 A way is a row of three functions: forward, input gradient, kernel gradient. `_way` chooses by shape, for CPU.
 Figures are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory kept, against
-XLA's own operation. For GPU there is one function more, of strided stems.
+XLA's own operation. On GPU, only strided stems are not left to cuDNN as they are (space_to_depth.py).
 """
 
 import math
@@ -16,6 +16,7 @@ from jax import lax
 
 from flax_resnet.models import lowering, winograd
 from flax_resnet.models.lowering import apart
+from flax_resnet.models.space_to_depth import space_to_depth
 
 Array = jax.Array
 
@@ -52,7 +53,8 @@ def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
         return _convolve(geometry, x, kernel)
     stem = geometry.stride > 1 and x.shape[-1] <= FEW_CHANNELS
     if stem and geometry.dilation == geometry.groups == 1 and lowering.adapts(x, "gpu"):
-        return _by_cells(geometry, x, kernel)
+        cells = space_to_depth(x, kernel, stride=geometry.stride, padding=geometry.padding)
+        return plain(Geometry(1, 0, 1, 1), *cells)
     return plain(geometry, x, kernel)
 
 
@@ -320,39 +322,3 @@ WINOGRAD = _widened(
         lambda geometry, x, kernel, dy: winograd.kernel_gradient(x, dy),
     )
 )
-
-# --- on GPU, a stem: few channels, with a stride. cuDNN's kernels are for eight channels and more, and others are
-# filled up with zeros. H100, 224x224, 7x7, 3 to 64, batch 256, bfloat16: y and dkernel took 1.82 and 1.18 ms. ---
-
-MULTIPLE = 8  # of channels, in bfloat16; other dtypes are filled up alike
-
-
-def _by_cells(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Convolves cells of stride x stride pixels, their channels side by side, at stride 1 ("space to depth")."""
-    stride, padding = geometry.stride, geometry.padding
-    _, *sides, channels = x.shape
-    sizes = kernel.shape[:2]
-    # Output i reads from pixel stride i - padding on: `before` cells up, all but the first `skipped` pixels.
-    before = math.ceil(padding / stride)
-    skipped = before * stride - padding
-    taps = [math.ceil((skipped + size) / stride) for size in sizes]  # cells that an output reads
-    cells = [
-        (side + 2 * padding - size) // stride + tap
-        for side, size, tap in zip(sides, sizes, taps, strict=True)
-    ]
-    depth = channels * stride**2
-
-    def folded(array: Array, first: int, counts: list[int]) -> Array:
-        """Folds [M, H, W, C] behind `first` rows and columns of zeros to [M, *counts, C stride^2 and filling]."""
-        pads = [
-            (first, count * stride - first - side, 0)  # negative where no tap sees the last pixels
-            for count, side in zip(counts, array.shape[1:3], strict=True)
-        ]
-        array = lax.pad(array, jnp.zeros((), array.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
-        array = array.reshape(-1, counts[0], stride, counts[1], stride, channels)
-        array = array.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *counts, depth)
-        return jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, -depth % MULTIPLE)))
-
-    by_output = folded(kernel.transpose(3, 0, 1, 2), skipped, taps)
-    images = folded(x, before * stride, cells)
-    return plain(Geometry(1, 0, 1, 1), images, by_output.transpose(1, 2, 3, 0))

@@ -1,0 +1,92 @@
+"""What stems and batch normalisation are made of on GPU equals XLA's own operations, gradients included."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_resnet import create_model
+from flax_resnet.models import lowering, ways
+from flax_resnet.models.activations import ACTIVATIONS
+from flax_resnet.models.normalization import BatchNorm
+from tests.test_lowering import farthest, normal, results
+
+
+@pytest.mark.parametrize("shape", [(2, 15, 14, 3), (1, 16, 17, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(7, 2, 3), (3, 2, 1), (4, 4, 0), (2, 2, 0), (5, 3, 4), (3, 4, 1)],
+)
+def test_stems_on_gpu_equal_xlas_own(size, stride, padding, shape, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "gpu")
+    geometry = ways.Geometry(stride, padding, 1, 1)
+    with jax.enable_x64(True):
+        x = normal(shape, jnp.float64)
+        kernel = normal((size, size, shape[-1], 6), jnp.float64, 1)
+        got = results(jax.jit(partial(ways.convolve, geometry)), x, kernel)
+        wanted = results(partial(ways.plain, geometry), x, kernel)
+        assert farthest(got, wanted) < 1e-10
+        text = jax.jit(partial(ways.convolve, geometry)).lower(x, kernel).as_text()
+    # One convolution at stride 1, of as many channels as cuDNN has kernels for.
+    assert text.count("stablehlo.convolution") == 1
+    assert f"window = {{stride = [{stride}, {stride}]" not in text
+    assert any(f"x{8 * number}xf" in text for number in range(1, 7))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-10), ("float32", 2e-5)])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("act", [None, "relu", "silu"])
+def test_batch_normalisation_equals_the_plain_one(act, groups, dtype, limit, monkeypatch):
+    with jax.enable_x64(True):
+        layer = BatchNorm(groups=groups, act=ACTIVATIONS.get(act), dtype=dtype)
+        x = 3 + 2 * normal((4, 5, 6, 8), dtype)
+        scale, bias, mean = (normal((8,), dtype, seed) for seed in (1, 2, 3))
+        statistics = {"mean": mean, "var": jnp.ones(8, dtype)}
+
+        def run(switch):
+            monkeypatch.setenv(lowering.SWITCH, switch)
+
+            def apply(x, scale, bias):
+                variables = {
+                    "params": {"scale": scale, "bias": bias},
+                    "batch_stats": statistics,
+                }
+                return layer.apply(variables, x, train=True, mutable=["batch_stats"])
+
+            y, pull, new = jax.vjp(jax.jit(apply), x, scale, bias, has_aux=True)
+            return [y, *pull(normal(y.shape, dtype, 9)), *jax.tree.leaves(new)]
+
+        got, wanted = run("gpu"), run("plain")
+        assert farthest(got, wanted) < limit
+        assert [leaf.dtype for leaf in got] == [leaf.dtype for leaf in wanted]
+
+
+def test_batch_normalisation_takes_moments_about_the_running_mean(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "gpu")
+    x = 1e4 + normal((8, 4, 4, 3), jnp.float32)
+    layer = BatchNorm()
+    near = {"mean": jnp.full(3, 1e4 + 10.0), "var": jnp.ones(3)}
+    variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}, "batch_stats": near}
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.std(axis=(0, 1, 2)), 1, atol=1e-4)
+    np.testing.assert_allclose(y.mean(axis=(0, 1, 2)), 0, atol=1e-3)
+
+
+def test_a_step_on_gpu_has_the_gradient_of_the_plain_one(monkeypatch):
+    model = create_model("resnet18", widths=(8, 8, 8, 8), num_classes=5)
+    images = normal((4, 64, 64, 3), jnp.float32)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
+
+    def gradient(switch):
+        monkeypatch.setenv(lowering.SWITCH, switch)
+
+        def loss(params):
+            given = {**variables, "params": params}
+            logits, updated = model.apply(given, images, train=True, mutable=["batch_stats"])
+            return jnp.sin(logits).sum(), updated
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+
+    assert farthest(gradient("gpu"), gradient("plain")) < 1e-3
