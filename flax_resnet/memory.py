@@ -128,8 +128,7 @@ def stored(libc: ctypes.CDLL) -> list[tuple[int, int]]:
         for _ in range(number):
             if block := libc.malloc(size):
                 blocks.append((block, size))
-                while block > (
-                    libc.malloc(APART) or block
-                ):  # from a hole before it, which is then filled
+                # Until one is not from a hole before it, which is then filled.
+                while (libc.malloc(APART) or block) < block:
                     pass
     return blocks
