@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -69,6 +69,30 @@ class Row(NamedTuple):
     def behind(self, bandwidth: float) -> float:
         """Returns by how many seconds they are slower than a copy of as many bytes."""
         return self.seconds - self.bytes / bandwidth
+
+
+class Profile(NamedTuple):
+    """What was measured, and on what.
+
+    Attributes:
+      device: number and kind.
+      model: a name of `flax_resnet.list_models()`.
+      image_size: in pixels.
+      batch_size: images of a step.
+      dtype: compute dtype.
+      seconds: of a step, without a profiler.
+      bandwidth: bytes a second that a copy reads and writes.
+      kernels: of a step.
+    """
+
+    device: str
+    model: str
+    image_size: int
+    batch_size: int
+    dtype: str
+    seconds: float
+    bandwidth: float
+    kernels: list[Row]
 
 
 def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
@@ -136,8 +160,8 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
     return runs, hlo.parse(program.as_text()), seconds
 
 
-def profile(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the arguments say, and returns the record.
+def measure(args: argparse.Namespace) -> Profile:
+    """Profiles what the arguments say.
 
     Raises:
       ConfigError: there is no such model, or not one GPU.
@@ -153,12 +177,11 @@ def profile(args: argparse.Namespace) -> dict[str, Any]:
     work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
     bandwidth = roofline.limits(args.dtype).bandwidth
     runs, program, seconds = profiled(work)
-    found = [row._asdict() for row in rows(runs, program)]
-    measured = {"seconds": seconds, "bandwidth": bandwidth, "kernels": found}
-    return {"device": device(), **work._asdict(), **measured}
+    size = work.image_size, work.batch_size
+    return Profile(device(), work.model, *size, work.dtype, seconds, bandwidth, rows(runs, program))
 
 
-def read(file: str) -> dict[str, Any]:
+def read(file: str) -> Profile:
     """Reads a record.
 
     Raises:
@@ -166,9 +189,10 @@ def read(file: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(pathlib.Path(file).read_text())
-        return record | {"kernels": [Row(**row)._asdict() for row in record["kernels"]]}
+        profile = Profile(**{name: record[name] for name in Profile._fields})
+        return profile._replace(kernels=[Row(**row) for row in profile.kernels])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--read={file}: no record of a profile: {one_line(error)}") from None
+        raise ConfigError(f"--read={file}: is no record of a profile: {one_line(error)}") from None
 
 
 def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
@@ -181,17 +205,17 @@ def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
     return kinds
 
 
-def headline(record: dict[str, Any]) -> str:
+def headline(profile: Profile) -> str:
     """Returns what was measured, on a line."""
-    size = f"{record['image_size']} px, batch {record['batch_size']}, {record['dtype']}"
-    return f"{record['model']}, {size}, {record['device']}"
+    size = f"{profile.image_size} px, batch {profile.batch_size}, {profile.dtype}"
+    return f"{profile.model}, {size}, {profile.device}"
 
 
-def table(record: dict[str, Any], most: int = 12) -> str:
+def table(profile: Profile, most: int = 12) -> str:
     """Lays out the kinds of kernels, and those that are furthest behind a copy."""
-    found, bandwidth = [Row(**row) for row in record["kernels"]], record["bandwidth"]
+    found, bandwidth = profile.kernels, profile.bandwidth
     total = sum(row.seconds for row in found)
-    step = f"{1e3 * record['seconds']:.2f} ms a step"
+    step = f"{1e3 * profile.seconds:.2f} ms a step"
     lines = [f"{step}; {1e3 * total:.2f} ms of kernels, under the profiler"]
     lines += ["", f"{'':22}{'kernels':>9}{'ms':>9}{'share':>8}{'GB':>8}{'TB/s':>7}"]
     for kind, (many, took, moved) in by_kind(found).items():
@@ -210,24 +234,24 @@ def table(record: dict[str, Any], most: int = 12) -> str:
     return "\n".join(lines)
 
 
-def draw(record: dict[str, Any], file: pathlib.Path) -> None:
+def draw(profile: Profile, file: pathlib.Path) -> None:
     """Draws the time of each kind of kernel, beside that of a copy of as many bytes."""
     from matplotlib.figure import Figure
 
-    kinds = by_kind([Row(**row) for row in record["kernels"]])
+    kinds = by_kind(profile.kernels)
     figure = Figure((9, 0.8 + 0.5 * len(kinds)), layout="constrained")
     axes = figure.subplots()
     took = [1e3 * seconds for _, seconds, _ in kinds.values()]
-    copied = [1e3 * moved / record["bandwidth"] for *_, moved in kinds.values()]
+    copied = [1e3 * moved / profile.bandwidth for *_, moved in kinds.values()]
     places = range(len(kinds))
     bars = axes.barh([n - 0.2 for n in places], took, 0.4, label="measured")
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    copy = f"a copy of as many bytes, {record['bandwidth'] / 1e12:.2f} TB/s"
+    copy = f"a copy of as many bytes, {profile.bandwidth / 1e12:.2f} TB/s"
     axes.barh([n + 0.2 for n in places], copied, 0.4, color="lightgray", label=copy)
     axes.set_yticks(places, list(kinds))
     axes.invert_yaxis()
-    step = f"{1e3 * record['seconds']:.1f} ms a step"
-    axes.set(xlabel="ms", title=f"{headline(record)}: {step}")
+    step = f"{1e3 * profile.seconds:.1f} ms a step"
+    axes.set(xlabel="ms", title=f"{headline(profile)}: {step}")
     axes.margins(x=0.1)  # room for the numbers
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -249,14 +273,15 @@ def main() -> None:
     parser.add_argument("--plot", type=picture, help="file for a picture, such as profile.png")
     args = parser.parse_args()
     try:
-        record = read(args.read) if args.read else profile(args)
+        profile = read(args.read) if args.read else measure(args)
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
-    print(headline(record), table(record), sep="\n")
+    print(headline(profile), table(profile), sep="\n")
     if args.plot:
-        draw(record, pathlib.Path(args.plot))
+        draw(profile, pathlib.Path(args.plot))
     if not args.read:
-        write_record(args.output, record)
+        found = [row._asdict() for row in profile.kernels]
+        write_record(args.output, {**profile._asdict(), "kernels": found})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from PIL import Image
 from benchmarks import gpu_profile, hlo
 from benchmarks.gpu_profile import OTHER, Run
 from benchmarks.programs import Work
+from tests.conftest import ROOT
 from tests.test_gpu_program import IMAGES, KERNEL, MAP, STEP
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_times_and_bytes_of_kernels():
@@ -65,12 +68,17 @@ def test_a_record_is_read_again_and_drawn(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ([], "error: the device is a cpu: a GPU is needed"),
-        (["--read", "nowhere.json"], "error: --read=nowhere.json: no record of a profile: "),
-        (["--read", "setup.cfg"], "error: --read=setup.cfg: no record of a profile: "),
+        (["--read", "nowhere.json"], "error: --read=nowhere.json: is no record of a profile: "),
+        (["--read", "setup.cfg"], "error: --read=setup.cfg: is no record of a profile: "),
+        (["--read", f"{RESULTS}/h100_peers.json"], "is no record of a profile: "),
+        (["--read", "DAMAGED"], "is no record of a profile: 'model'"),
         (["--model", "resnet19"], "model 'resnet19' is unknown: did you mean 'resnet18'?"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
+def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text('{"device": "1 x GPU", "kernels": []}')
+    arguments = [text.replace("DAMAGED", str(damaged)) for text in arguments]
     monkeypatch.setattr(sys, "argv", ["gpu_profile", *arguments])
     with pytest.raises(SystemExit) as stopped:
         gpu_profile.main()
