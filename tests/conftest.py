@@ -22,6 +22,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 from PIL import Image
 
@@ -129,6 +130,14 @@ def one_device():
 def cache_dir(tmp_path_factory):
     """A compilation cache shared by the commands that the tests run."""
     return str(tmp_path_factory.mktemp("xla"))
+
+
+@pytest.fixture
+def own_cache(tmp_path):
+    """A compilation cache of a test's own: JAX keeps to the first that a process names, until it is reset."""
+    compilation_cache.reset_cache()
+    yield tmp_path / "xla"
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
     assert read_config(workdir).train.seed == 5
 
 
-def test_another_seed_is_another_run_of_the_same_programs(tiny, cache_dir, tmp_path, monkeypatch):
+def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_path, monkeypatch):
     set_up = command.set_up_jax
 
     def keep_all(folder):
@@ -92,10 +92,11 @@ def test_another_seed_is_another_run_of_the_same_programs(tiny, cache_dir, tmp_p
     losses, programs = [], []
     for seed in (5, 6):
         workdir = tmp_path / str(seed)
-        options = [f"--config.train.seed={seed}", "--config.augment.flip=True"]
-        assert main.main([*tiny, *options, f"--workdir={workdir}"]) == 0
+        options = [f"--config.train.seed={seed}", f"--compilation_cache={own_cache}"]
+        options += ["--config.augment.flip=True", f"--workdir={workdir}"]
+        assert main.main([*tiny, *options]) == 0
         losses.append([r["loss"] for r in records_of(workdir, "train")])
-        programs.append({file.name for file in pathlib.Path(cache_dir).glob("*-cache")})
+        programs.append({file.name for file in own_cache.glob("*-cache")})
     assert {name.split("-")[0] for name in programs[0]} >= {"jit_updates", "jit_make_state"}
     assert programs[1] == programs[0]
     assert all(a != b for a, b in zip(*losses, strict=True))
