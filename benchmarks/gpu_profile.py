@@ -14,7 +14,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,8 @@ class Run(NamedTuple):
     """What a profile says of a kernel.
 
     Attributes:
-      of: the instruction that it is of; or, of several that are launched together, "command_buffer" and a number.
+      of: the instruction that it is of; or, of several that are launched together, one of them, or "command_buffer"
+        and a number.
       name: its own, as "loop_convert_fusion_5" for what the program calls loop_convert_fusion.5.
       nanoseconds: in a step.
       runs: in a step.
@@ -104,13 +105,16 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     """
     known = {kernel.instruction.name: kernel for kernel in kernels.kernels(program)}
     by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
-    seconds, counts, times = Counter(), Counter(), defaultdict(float)
+    seconds, counts, times = Counter(), Counter(), {}
     for run in runs:
-        alone = run.of in known  # a library's
-        name = run.of if alone else by_kernel.get(run.name, run.name)
+        compiled = by_kernel.get(
+            run.name
+        )  # by XLA; what is alike is compiled once, with the first one's name
+        name = compiled or (run.of if run.of in known else run.name)
         seconds[name] += run.nanoseconds / 1e9
         counts[name] += run.runs
-        times[name] = known[name].times if alone else times[name] + run.runs
+        # A library's instruction may be several kernels, and moves its arrays once.
+        times[name] = known[name].times if name in known and not compiled else counts[name]
     found = []
     for name, total in seconds.most_common():
         kernel, many = known.get(name), round(counts[name])
