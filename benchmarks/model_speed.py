@@ -26,7 +26,7 @@ from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.errors import ConfigError
-from flax_resnet.memory import computes_on_cpu, keep_freed_memory
+from flax_resnet.memory import computes_on_cpu, prepare_cpu
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.summary import Summary, summarize
 from flax_resnet.training import sharding
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     if computes_on_cpu():
-        keep_freed_memory()
+        prepare_cpu()
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         for found in run(args):

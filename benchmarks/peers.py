@@ -8,8 +8,8 @@ Systems take turns within one run, a process each; figures are medians, and the 
 Nothing else should run. Needs `pip install '.[parity]'` for torch, torchvision and timm; without them, only JAX
 is compared.
 
-"kept" is a process that keeps freed memory (`flax_resnet.memory`), which the commands of this package do on CPU
-and others do not: each system is measured as its users have it, and the peers also with it.
+"kept" is a process that keeps freed memory and waits for each step (`flax_resnet.memory`), as the commands of this
+package do on CPU and others do not: each system is measured as its users have it, and the peers also with it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WORKS = {
     "resnet18_cifar": Work("resnet18_cifar", 32, 128, 10),
     "resnet20": Work("resnet20", 32, 128, 10),
 }
-# Program, dtype, whether freed memory is kept.
+# Program, dtype, whether the process is prepared so.
 SYSTEMS = {
     "flax_resnet": (ours, "float32", True),
     "flax_resnet, not kept": (ours, "float32", False),

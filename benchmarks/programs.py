@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_resnet.memory import keep_freed_memory
+from flax_resnet.memory import prepare_cpu
 
 Program = Callable[[], Any]  # one step further; returns what to wait for
 
@@ -255,10 +255,10 @@ def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep
       make: of the program.
       work: what it computes.
       seconds: of a turn, two steps at least; two go before.
-      keep: whether the process keeps freed memory, as the commands of this package do on CPU.
+      keep: whether the process is prepared as the commands of this package are on CPU (`memory.prepare_cpu`).
     """
     if keep:
-        keep_freed_memory()
+        prepare_cpu()
     program = make(work)
 
     def elapsed(steps: int) -> float:

@@ -231,9 +231,9 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
 
 
 def set_up_jax(compilation_cache: str) -> None:
-    """Turns the persistent compilation cache on (a folder) or off ("off"); on CPU, keeps freed memory."""
+    """Turns the persistent compilation cache on (a folder) or off ("off"); on CPU, prepares memory."""
     if memory.computes_on_cpu():
-        memory.keep_freed_memory()
+        memory.prepare_cpu()
     import jax
 
     if compilation_cache != "off":

@@ -11,8 +11,8 @@ from flax_resnet.training import microbatch
 FAULTS = """
 import resource, sys
 import numpy as np
-from flax_resnet.memory import keep_freed_memory
-assert keep_freed_memory() if sys.argv[1] == "kept" else True
+from flax_resnet.memory import prepare_cpu
+assert prepare_cpu() if sys.argv[1] == "kept" else True
 counts = []
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,32 +21,16 @@ for _ in range(3):
 print(counts[-1])
 """
 
-GROWTH = """
+WAITED = """
 import sys
-import numpy as np
 from flax_resnet import memory
-if sys.argv[1] == "without":
-    memory.STORE = {}
-memory.keep_freed_memory()
-held, lasting = [], []
-for _ in range(4):
-    temporary = np.ones(64 << 20, np.float32)  # 256 MB
-    lasting.append(np.ones(1 << 20, np.uint8))
-    del temporary
-    lasting.append(np.ones(1 << 21, np.uint8))  # not where that was
-    with open("/proc/self/status") as file:
-        held += [int(line.split()[1]) for line in file if line.startswith("VmRSS:")]
-print((held[-1] - held[0]) >> 10)
-"""
-
-STORED = """
-from flax_resnet import memory
-given, stored = [], memory.stored
-memory.stored = lambda libc: given.extend(stored(libc)) or given
-memory.keep_freed_memory()
-assert len(given) == sum(memory.STORE.values())
-given.sort()
-print(min(after - before - size for (before, size), (after, _) in zip(given, given[1:])))
+if sys.argv[1] == "prepared":
+    memory.prepare_cpu()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: (x @ x) @ (x @ x) @ x)
+x = jnp.ones((2048, 2048))
+step(x).block_until_ready()
+print(int(step(x).is_ready()))
 """
 
 
@@ -64,15 +48,9 @@ def test_freed_memory_is_kept():
     assert faults("kept") < 20 < 100 <= faults("given back")  # pages of 4 KB: 65,536; of 2 MB: 128
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
-def test_what_lives_long_leaves_temporaries_their_place():
-    # In MB, of which three times three live on.
-    assert printed(GROWTH, "with") < 20 < 200 < printed(GROWTH, "without")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
-def test_blocks_in_store_lie_apart():
-    assert printed(STORED, "") >= memory.APART
+def test_a_step_waits_for_the_one_before():
+    assert printed(WAITED, "prepared") == 1
+    assert printed(WAITED, "as it is") == 0
 
 
 def test_what_computes_on_cpu(monkeypatch, tmp_path):

@@ -57,7 +57,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, capsys):
 )
 def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["model_speed", *arguments])
-    monkeypatch.setattr(model_speed, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(model_speed, "prepare_cpu", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         model_speed.main()
     assert stopped.value.code == 2
