@@ -43,7 +43,7 @@ from flax_resnet.training.step import make_train_step
 
 WHAT = {
     "input": "waiting for a batch, and placing it on the device",
-    "dispatch": "handing the step to the device",
+    "dispatch": "handing the step to the device; to a CPU, the step itself",
     "step": "waiting for the device's results",
     "records": "writing records",
     "evaluation": "evaluating, compilation included",
@@ -170,8 +170,11 @@ def step_alone(config: Config) -> Callable[[], float]:
         jax.block_until_ready(metrics)
         return calls * per_call * size / (time.perf_counter() - began)
 
-    updates(1)
-    return lambda: updates(config.train.steps // per_call)
+    def turn() -> float:
+        updates(1)  # which may compile, or find its memory in use by the loop
+        return updates(config.train.steps // per_call)
+
+    return turn
 
 
 def profiled(

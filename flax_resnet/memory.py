@@ -89,9 +89,10 @@ def computes_on_cpu() -> bool:
 def prepare_cpu() -> bool:
     """Makes a process that computes on the CPU hold one step's temporaries, and keep them; call it before JAX.
 
-    Calls of compiled functions wait for their results. Of glibc, freed blocks stay in one heap: no mmap, no
-    trimming, no arenas of single threads; as much as half the machine's memory is marked for large pages before
-    it is used. Elsewhere than under glibc, memory is given back as the system's library does it.
+    Calls of compiled functions wait for their results, where their arguments are there. Of glibc, freed blocks
+    stay in one heap: no mmap, no trimming, no arenas of single threads; as much as half the machine's memory is
+    marked for large pages before it is used. Elsewhere than under glibc, memory is given back as the system's
+    library does it.
 
     Returns:
       Whether freed memory is kept.

@@ -102,6 +102,25 @@ def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_p
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
+def test_a_step_on_cpu_starts_when_the_one_before_has_ended(tiny, tmp_path, monkeypatch):
+    make, losses, ended = loop.make_train_step, [], []
+
+    def watched(*args, **options):
+        step = make(*args, **options)
+
+        def call(*given):
+            ended.append(all(loss.is_ready() for loss in losses))
+            state, metrics = step(*given)
+            losses.append(metrics["loss"])
+            return state, metrics
+
+        return call
+
+    monkeypatch.setattr(loop, "make_train_step", watched)
+    assert main.main([*tiny, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert ended == [True] * 10
+
+
 def test_settings_that_change_no_result_may_change(copy):
     _, arguments = copy
     assert main.main([*arguments, "--config.train.log_every=1", "--config.data.threads=1"]) == 0

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax.profiler import TraceAnnotation, annotate_function
 
@@ -28,7 +29,8 @@ from flax_resnet.training.writers import Progress, RecordWriter
 log = logging.getLogger("flax_resnet")
 
 # What the loop does, by the names that its spans have in a profile. The host waits for a batch, hands the step to
-# the device, and then waits for the results of the call before: that is where the device's time shows.
+# the device, and then waits for the results of the call before: that is where a GPU's time shows. A CPU's shows
+# where the step is handed over, which waits for its end (`memory.prepare_cpu`).
 INPUT, DISPATCH, STEP, RECORDS, EVALUATION, CHECKPOINT = STAGES = (
     "input",
     "dispatch",
@@ -94,6 +96,8 @@ class Run:
         self._read_at = time.perf_counter()
         self._late: tuple[int, dict] | None = None
         step = start
+        # A CPU gains nothing by a step that is dispatched ahead, and holds its temporaries (`memory.prepare_cpu`).
+        on_cpu = jax.default_backend() == "cpu"
         try:
             with stop_requested() as stop:
                 for batches in _timed(self.train_feed.training(start, plan.total_steps)):
@@ -101,6 +105,8 @@ class Run:
                         state, on_device = self.train_step(
                             state, self.train_feed.data, batches, *self.taught
                         )
+                        if on_cpu:
+                            jax.block_until_ready(on_device)
                     self._read_late()
                     self._late = (step, on_device)
                     step += len(on_device["loss"])
