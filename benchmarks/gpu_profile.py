@@ -107,9 +107,8 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
     seconds, counts, times = Counter(), Counter(), {}
     for run in runs:
-        compiled = by_kernel.get(
-            run.name
-        )  # by XLA; what is alike is compiled once, with the first one's name
+        # XLA compiles what is alike once, with the name of the first.
+        compiled = by_kernel.get(run.name)
         name = compiled or (run.of if run.of in known else run.name)
         seconds[name] += run.nanoseconds / 1e9
         counts[name] += run.runs

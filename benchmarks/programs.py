@@ -263,7 +263,7 @@ def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep
 
     def elapsed(steps: int) -> float:
         began = time.perf_counter()
-        for _ in range(steps):  # queued, as in training
+        for _ in range(steps):  # queued on a GPU, as in training
             result = program()
         wait(result)
         return time.perf_counter() - began

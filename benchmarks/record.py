@@ -12,6 +12,7 @@ PACKAGES = (
     "jax",
     "jaxlib",
     "flax",
+    "tensorflow",
     "tensorflow-cpu",
     "tensorflow-datasets",
     "array_record",

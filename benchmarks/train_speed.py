@@ -43,7 +43,7 @@ from flax_resnet.training.step import make_train_step
 
 WHAT = {
     "input": "waiting for a batch, and placing it on the device",
-    "dispatch": "handing the step to the device; to a CPU, the step itself",
+    "dispatch": "handing the step to the device; on a CPU, the step itself",
     "step": "waiting for the device's results",
     "records": "writing records",
     "evaluation": "evaluating, compilation included",
@@ -144,7 +144,7 @@ def warm_calls(config: Config, warmup: int) -> int:
 
 
 def step_alone(config: Config) -> Callable[[], float]:
-    """Compiles the call of `train.steps_per_call` steps, and returns what measures its images a second."""
+    """Returns what measures the images a second of the call of `train.steps_per_call` steps."""
     from flax_resnet.training.feed import make_feed
 
     source, mesh = open_source(config.data, train=True), sharding.make_mesh()
@@ -171,7 +171,7 @@ def step_alone(config: Config) -> Callable[[], float]:
         return calls * per_call * size / (time.perf_counter() - began)
 
     def turn() -> float:
-        updates(1)  # which may compile, or find its memory in use by the loop
+        updates(1)  # which may compile, or take new memory
         return updates(config.train.steps // per_call)
 
     return turn

@@ -5,10 +5,10 @@ unmaps them when they are freed, so that every step waits for the kernel to zero
 15 ms, and 0.7 ms where the memory was kept in large pages (two cores of an AMD EPYC, virtual machine).
 
 JAX allocates a step's temporaries when it is dispatched, and may free those of the step before later than that:
-then there are two sets of them. Where one was, glibc finds no room for the next, which it asks for with room to
-align it, and takes new memory. Waiting for each step leaves one set: ResNet-50 at batch 8 trains in 2.9 GB
-instead of 7.8, and takes none after its first step, where it did in six of them; a step takes 1.17 s instead of
-1.30 (Intel Xeon with AVX-512).
+then there are two sets of them. A request is a little larger than its block, for alignment, so that the next set
+does not fit into the hole that one of two leaves, and glibc takes new memory. Waiting for each step leaves one
+set: ResNet-50 at batch 8 trains in 2.9 GB instead of 7.8, and takes none after its first step, where it did in
+six of them (docs/cpu.md).
 """
 
 import ctypes
@@ -87,8 +87,9 @@ def computes_on_cpu() -> bool:
 
 @functools.cache
 def prepare_cpu() -> bool:
-    """Makes a process that computes on the CPU hold one step's temporaries, and keep them; call it before JAX.
+    """Makes a process that computes on the CPU hold one step's temporaries, and keep them.
 
+    To be called before JAX computes, as it reads the setting when it starts the CPU.
     Calls of compiled functions wait for their results, where their arguments are there. Of glibc, freed blocks
     stay in one heap: no mmap, no trimming, no arenas of single threads; as much as half the machine's memory is
     marked for large pages before it is used. Elsewhere than under glibc, memory is given back as the system's

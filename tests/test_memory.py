@@ -48,7 +48,7 @@ def test_freed_memory_is_kept():
     assert faults("kept") < 20 < 100 <= faults("given back")  # pages of 4 KB: 65,536; of 2 MB: 128
 
 
-def test_a_step_waits_for_the_one_before():
+def test_calls_wait_for_their_results():
     assert printed(WAITED, "prepared") == 1
     assert printed(WAITED, "as it is") == 0
 

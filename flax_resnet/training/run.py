@@ -29,8 +29,8 @@ from flax_resnet.training.writers import Progress, RecordWriter
 log = logging.getLogger("flax_resnet")
 
 # What the loop does, by the names that its spans have in a profile. The host waits for a batch, hands the step to
-# the device, and then waits for the results of the call before: that is where a GPU's time shows. A CPU's shows
-# where the step is handed over, which waits for its end (`memory.prepare_cpu`).
+# the device, and then waits for the results of the call before: that is where a GPU's time shows. On a CPU it waits
+# for those of the same call, and the time shows where the step is handed over, or there.
 INPUT, DISPATCH, STEP, RECORDS, EVALUATION, CHECKPOINT = STAGES = (
     "input",
     "dispatch",
@@ -96,8 +96,8 @@ class Run:
         self._read_at = time.perf_counter()
         self._late: tuple[int, dict] | None = None
         step = start
-        # A CPU gains nothing by a step that is dispatched ahead, and holds its temporaries (`memory.prepare_cpu`).
-        on_cpu = jax.default_backend() == "cpu"
+        # Before the step before has ended; a CPU would hold the temporaries of both (`memory.prepare_cpu`).
+        ahead = jax.default_backend() != "cpu"
         try:
             with stop_requested() as stop:
                 for batches in _timed(self.train_feed.training(start, plan.total_steps)):
@@ -105,10 +105,11 @@ class Run:
                         state, on_device = self.train_step(
                             state, self.train_feed.data, batches, *self.taught
                         )
-                        if on_cpu:
-                            jax.block_until_ready(on_device)
-                    self._read_late()
+                    if ahead:
+                        self._read_late()
                     self._late = (step, on_device)
+                    if not ahead:
+                        self._read_late()
                     step += len(on_device["loss"])
                     evaluates = step == plan.total_steps or step % plan.eval_every == 0
                     stopping = bool(stop)  # asked once: a signal during what follows waits a step
@@ -140,7 +141,7 @@ class Run:
         return self._writer.records
 
     def _read_late(self) -> None:
-        """Reads the metrics of the call before: by now they are there, so the host does not wait."""
+        """Reads the metrics of a call, if they are not read. Those of the call before are there: no wait."""
         if self._late is None:
             return
         (step, on_device), self._late = self._late, None
