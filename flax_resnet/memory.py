@@ -90,6 +90,7 @@ def prepare_cpu() -> bool:
     """Makes a process that computes on the CPU hold one step's temporaries, and keep them.
 
     To be called before JAX computes, as it reads the setting when it starts the CPU.
+
     Calls of compiled functions wait for their results, where their arguments are there. Of glibc, freed blocks
     stay in one heap: no mmap, no trimming, no arenas of single threads; as much as half the machine's memory is
     marked for large pages before it is used. Elsewhere than under glibc, memory is given back as the system's

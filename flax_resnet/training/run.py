@@ -5,6 +5,7 @@ import logging
 import math
 import pathlib
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -94,10 +95,10 @@ class Run:
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []  # of each step in the window
         self._read_at = time.perf_counter()
-        self._late: tuple[int, dict] | None = None
+        self._unread: deque[tuple[int, dict]] = deque()  # first step and metrics of each call
         step = start
-        # Before the step before has ended; a CPU would hold the temporaries of both (`memory.prepare_cpu`).
-        ahead = jax.default_backend() != "cpu"
+        # Calls that may run while the next is dispatched. A CPU would hold the temporaries of both (memory.py).
+        running = 0 if jax.default_backend() == "cpu" else 1
         try:
             with stop_requested() as stop:
                 for batches in _timed(self.train_feed.training(start, plan.total_steps)):
@@ -105,17 +106,14 @@ class Run:
                         state, on_device = self.train_step(
                             state, self.train_feed.data, batches, *self.taught
                         )
-                    if ahead:
-                        self._read_late()
-                    self._late = (step, on_device)
-                    if not ahead:
-                        self._read_late()
+                    self._unread.append((step, on_device))
+                    self._read_metrics(but=running)
                     step += len(on_device["loss"])
                     evaluates = step == plan.total_steps or step % plan.eval_every == 0
                     stopping = bool(stop)  # asked once: a signal during what follows waits a step
                     saves = stopping or step % plan.checkpoint_every == 0
                     if evaluates or saves:
-                        self._read_late()
+                        self._read_metrics()
                         state = self._recalibrated(state) if self.recalibrate else state
                     metrics = self._evaluate(state, step) if evaluates else None
                     ends = step == plan.total_steps or (evaluates and self._has_stalled())
@@ -140,19 +138,18 @@ class Run:
             self._writer.close()
         return self._writer.records
 
-    def _read_late(self) -> None:
-        """Reads the metrics of a call, if they are not read. Those of the call before are there: no wait."""
-        if self._late is None:
-            return
-        (step, on_device), self._late = self._late, None
-        with TraceAnnotation(STEP):
-            values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
-        count, now = len(values["loss"]), time.perf_counter()
-        spent, self._read_at = now - self._read_at, now
-        for number in range(count):
-            step += 1
-            self._seconds.append(spent / count)
-            self._note(step, {k: float(v[number]) for k, v in values.items()})
+    def _read_metrics(self, but: int = 0) -> None:
+        """Reads the metrics of all calls but the last `but`. On a GPU those before are there: it does not wait."""
+        while len(self._unread) > but:
+            step, on_device = self._unread.popleft()
+            with TraceAnnotation(STEP):
+                values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
+            count, now = len(values["loss"]), time.perf_counter()
+            spent, self._read_at = now - self._read_at, now
+            for number in range(count):
+                step += 1
+                self._seconds.append(spent / count)
+                self._note(step, {k: float(v[number]) for k, v in values.items()})
 
     def _note(self, step: int, values: dict[str, float]) -> None:
         """Adds a step to the record that is growing, and writes it when it is due."""
