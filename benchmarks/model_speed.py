@@ -14,6 +14,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from benchmarks.record import write_record
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.errors import ConfigError
 from flax_resnet.memory import computes_on_cpu, prepare_cpu
+from flax_resnet.models import lowering
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.summary import Summary, summarize
 from flax_resnet.training import sharding
@@ -92,10 +94,11 @@ def parts(work: Work) -> dict[str, Part]:
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     step = make_train_step(config, model, optimizer, mesh)
+    jit = partial(jax.jit, compiler_options=lowering.compiler_options())
     functions = {
-        "inference": (jax.jit(infer), lambda: (variables, images["image"])),
-        "forward": (jax.jit(loss), inputs),
-        "gradient": (jax.jit(gradient), inputs),
+        "inference": (jit(infer), lambda: (variables, images["image"])),
+        "forward": (jit(loss), inputs),
+        "gradient": (jit(gradient), inputs),
         "optimizer": (jax.jit(update, donate_argnums=0), lambda: (held[0], grads)),
         "step": (step, lambda: (held[0], {"seed": 0}, steps)),
     }

@@ -115,13 +115,17 @@ def ours(work: Work) -> Program:
     """The training step of this package, normalisation of the images included; or its inference, folded."""
     import jax
 
+    from flax_resnet.models import lowering
     from flax_resnet.models.folding import fold_batch_norm
 
     if not work.train:
         _, model, _, _, state = network(work)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
-        infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+        infer = jax.jit(
+            lambda variables, x: model.apply(variables, x, train=False),
+            compiler_options=lowering.compiler_options(),
+        )
         images = jax.device_put(normalized(batch(work)["image"]))
         return lambda: infer(variables, images)
     step, state, data, steps = training(work)

@@ -15,7 +15,7 @@ import numpy as np
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
-from flax_resnet.models import create_model
+from flax_resnet.models import create_model, lowering
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.preprocessing import prepare
 from flax_resnet.sections import Augment, Data, Model
@@ -134,7 +134,8 @@ class Classifier:
             found = [self.model.apply(variables, v, train=False, features=names) for v in seen]
             return jax.tree.map(lambda *x: sum(map(operator.mul, shares, x)), *found)
 
-        return jax.jit(forward, static_argnums=(2, 3))
+        options = lowering.compiler_options()
+        return jax.jit(forward, static_argnums=(2, 3), compiler_options=options)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -161,13 +161,33 @@ def test_the_lowering_is_used(monkeypatch):
     assert "convolution" not in found(2)
     assert "convolution" not in found(14, kernel_size=1)
     assert found(14, groups=16)["convolution"] == 12  # four dense blocks
-    assert "convolution" not in found(14, features=24)
-    assert found(14, features=23)["convolution"] == 3
+    assert found(14, features=63)["convolution"] == 3
     assert "convolution" not in found(14, dtype=jnp.bfloat16)
     with jax.enable_x64(True):
         assert found(14, dtype=jnp.float64)["convolution"] == 3  # exact
     monkeypatch.setenv(lowering.SWITCH, "plain")
     assert found(14)["convolution"] == 3
+
+
+def test_programs_leave_convolutions_to_xla():
+    options = lowering.compiler_options()
+    assert options == lowering.CPU_COMPILER
+    x, kernel = jnp.zeros((4, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
+    run = partial(ways.plain, ways.Geometry(1, 1, 1, 1))
+    text = jax.jit(run, compiler_options=options).lower(x, kernel).compile().as_text()
+    assert " convolution(" in text
+    assert "ynn" not in text
+
+
+@pytest.mark.parametrize("option", [("xla_cpu_no_such", "1"), (*lowering.CPU_COMPILER, "NO_SUCH")])
+def test_options_that_this_xla_does_not_know_are_left_out(option, monkeypatch):
+    monkeypatch.setattr(lowering, "CPU_COMPILER", dict([option]))
+    assert lowering.compiler_options() == {}
+
+
+def test_plain_programs_are_compiled_as_xla_does_it(monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "plain")
+    assert lowering.compiler_options() == {}
 
 
 def test_the_gradient_of_the_images_is_not_computed(monkeypatch):

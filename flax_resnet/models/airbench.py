@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_resnet.models import lowering
 from flax_resnet.models.activations import gelu
 from flax_resnet.models.convolution import (
     Conv,
@@ -66,7 +67,7 @@ class Whitening(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (outputs,), dtype)
         y = convolution(x.astype(self.dtype), kernel.value.astype(self.dtype))
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return lowering.gradient_apart(y + bias.astype(self.dtype).reshape(1, 1, 1, -1))
 
 
 class Group(nn.Module):

@@ -77,10 +77,9 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(shape if groups > 1 else shape[1:])
         if train and not self.frozen:
             static = self.epsilon, self.act, self.dtype
-            if lowering.adapts(x, "gpu"):
-                y, mean, var = _normalized_on_gpu(grouped, scale, bias, running_mean.value, *static)
-            else:
-                y, mean, var = _normalized(grouped, scale, bias, *static)
+            adapts = lowering.adapts(x) or lowering.adapts(x, "gpu")
+            normalized = _normalized_by_hand if adapts else _normalized
+            y, mean, var = normalized(grouped, scale, bias, running_mean.value, *static)
             if not self.is_initializing():
                 count = x.size // (groups * channels)
                 if count < 2:
@@ -135,23 +134,6 @@ def _along(vector: Array, x: Array) -> Array:
 
 
 def _normalized(
-    x: Array, scale: Array, bias: Array, epsilon: float, act: Callable | None, dtype: Dtype
-) -> tuple[Array, Array, Array]:
-    """Normalises [..., N, H, W, C] by its own mean and biased variance [..., 1, 1, 1, C], and returns all three.
-
-    In two passes: E[x²] - E[x]² loses all digits where |mean| is far above the deviation.
-    """
-    x = x.astype(scale.dtype)
-    mean = x.mean(axis=PIXELS, keepdims=True)
-    var = jnp.square(x - mean).mean(axis=PIXELS, keepdims=True)
-    return _scaled(x, mean, var, scale, bias, epsilon, act, dtype), mean, var
-
-
-# --- on GPU, where memory is what a step waits for: as few passes over the map as there can be ---
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _normalized_on_gpu(
     x: Array,
     scale: Array,
     bias: Array,
@@ -160,25 +142,39 @@ def _normalized_on_gpu(
     act: Callable | None,
     dtype: Dtype,
 ) -> tuple[Array, Array, Array]:
-    """Does as `_normalized`, but reads x once for the moments; and x and dy once for the sums of the gradient.
+    """Normalises [..., N, H, W, C] by its own mean and biased variance [..., 1, 1, 1, C], and returns all three.
 
-    The moments are taken about the running mean, near which the batch's is found: what rounding adds to the
-    variance is some 1e-7 of the square of the distance between them, so that 30 deviations cost 1e-4 of it.
+    In two passes: E[x²] - E[x]² loses all digits where |mean| is far above the deviation. On GPU, where a pass
+    costs most, in one, about the running mean, near which the batch's is found: what rounding adds to the variance
+    is some 1e-7 of the square of the distance between them, so that 30 deviations cost 1e-4 of it.
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3.
     """
     x = x.astype(scale.dtype)
-    about = _along(about, x)
-    offset = (x - about).mean(axis=PIXELS, keepdims=True)
-    var = jnp.square(x - about).mean(axis=PIXELS, keepdims=True) - jnp.square(offset)
-    mean, var = about + offset, jnp.maximum(var, 0)
+    if lowering.adapts(x, "gpu"):
+        about = _along(about, x)
+        offset = (x - about).mean(axis=PIXELS, keepdims=True)
+        var = jnp.square(x - about).mean(axis=PIXELS, keepdims=True) - jnp.square(offset)
+        mean, var = about + offset, jnp.maximum(var, 0)
+    else:
+        mean = x.mean(axis=PIXELS, keepdims=True)
+        var = jnp.square(x - mean).mean(axis=PIXELS, keepdims=True)
     return _scaled(x, mean, var, scale, bias, epsilon, act, dtype), mean, var
+
+
+# --- with a gradient of few passes over the map, which memory makes a step wait for ---
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _normalized_by_hand(*arguments: Any) -> tuple[Array, Array, Array]:
+    """Does as `_normalized`; its gradient reads x and dy once for all sums."""
+    return _normalized(*arguments)
 
 
 def _normalized_forward(
     x: Array, scale: Array, bias: Array, about: Array, *static: Any
 ) -> tuple[tuple, tuple]:
-    y, mean, var = _normalized_on_gpu(x, scale, bias, about, *static)
+    y, mean, var = _normalized(x, scale, bias, about, *static)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -200,17 +196,20 @@ def _normalized_backward(
         return centred, dy.astype(scale.dtype)
 
     centred, before = parts(x, dy)
+    on_gpu = lowering.adapts(x, "gpu")
+    if not on_gpu:  # once, for three loops: the activation's slope costs more than to write it down
+        before = lowering.apart(before)
     total = before.sum(axis=PIXELS, keepdims=True)
     product = (before * centred).sum(axis=PIXELS, keepdims=True)
-    # Once more, where otherwise XLA would write it down and read it twice.
-    centred, before = parts(*lax.optimization_barrier((x, dy, total, product))[:2])
+    if on_gpu:  # once more, where otherwise XLA would write it down and read it twice
+        centred, before = parts(*lax.optimization_barrier((x, dy, total, product))[:2])
     slope = (2 * dvar - factor * jnp.square(deviation) * product) / count
     dx = before * factor + centred * slope + (dmean - factor * total) / count
     dscale, dbias = (v.reshape(-1, v.shape[-1]).sum(axis=0) for v in (product * deviation, total))
     return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(bias)
 
 
-_normalized_on_gpu.defvjp(_normalized_forward, _normalized_backward)
+_normalized_by_hand.defvjp(_normalized_forward, _normalized_backward)
 
 
 class _ExampleNorm(nn.Module):

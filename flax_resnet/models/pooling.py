@@ -1,5 +1,6 @@
 """Pooling: over windows, over the whole map, and the low-pass filters against aliasing."""
 
+import functools
 from functools import partial
 
 import jax
@@ -9,16 +10,13 @@ from jax import lax
 
 from flax_resnet.models import lowering
 from flax_resnet.models.convolution import Array, convolution
-from flax_resnet.models.lowering import apart
 
 
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
-    fits = min(x.shape[1:3]) + 2 * padding >= size
-    if fits and lowering.adapts(x) and lowering.pins():
+    fits = min(x.shape[1:3]) + 2 * padding >= size and size**2 <= 256  # a tap's number is a byte
+    if fits and (lowering.adapts(x, "gpu") or (lowering.adapts(x) and lowering.pins())):
         return _max_pool(x, size, stride, padding)
-    if fits and size**2 <= 256 and lowering.adapts(x, "gpu"):  # a tap's number is a byte
-        return _max_pool_by_taps(x, size, stride, padding)
     return plain_max_pool(x, size, stride, padding)
 
 
@@ -30,138 +28,75 @@ def plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, sides)
 
 
+# --- with a gradient by taps, the places in a window, numbered row by row. XLA's own searches each window again
+# (CPU, batch 16, 112x112x64: 100 ms, and 10 so), or writes down every window's maximum as float32 and its place as
+# four int32 (GPU, batch 256, bfloat16: 3.2 GB, and 0.6 so). The number of the winner, one byte, says the same. ---
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
-    def separable(x: Array) -> Array:
-        return _window_maxima(_padded(x, padding), size, stride)[1]
+    def maxima(x: Array) -> Array:
+        return functools.reduce(jnp.maximum, _taps(x, size, stride, padding))
 
-    return lowering.on_cpu(separable, lambda x: plain_max_pool(x, size, stride, padding), x)
+    return lowering.on_cpu(maxima, lambda x: plain_max_pool(x, size, stride, padding), x)
 
 
 def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
-    return _max_pool(x, size, stride, padding), x
+    def by_taps(x: Array) -> tuple[Array, Array]:
+        y, *taps = _taps(x, size, stride, padding)
+        winner = jnp.zeros(y.shape, jnp.uint8)
+        for number, tap in enumerate(taps, 1):
+            winner = jnp.where(tap > y, jnp.uint8(number), winner)  # of equals the first
+            y = jnp.maximum(y, tap)
+        # Else XLA keeps the comparisons that it is made of.
+        return y, lax.optimization_barrier(winner)
+
+    y, winner = lowering.on_cpu(by_taps, by_taps, x)
+    return y, (winner, x.shape)
 
 
-def _max_pool_backward(size: int, stride: int, padding: int, x: Array, dy: Array) -> tuple:
-    # 112x112x64, batch 16: 100 ms by XLA's select-and-scatter, 29 so.
-    def separable(x: Array, dy: Array) -> Array:
-        padded = _padded(x, padding)
-        rows, y = _window_maxima(padded, size, stride)
-        along_height = apart(_to_first_maximum(rows, y, dy, size, stride, axis=1))
-        dx = _to_first_maximum(padded, rows, along_height, size, stride, axis=2)
-        return dx[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Array) -> tuple:
+    winner, (_, height, width, _) = kept
+    # The map is made of cells of stride x stride places, the padding before it among them.
+    rows, columns = (-(-(side + padding) // stride) for side in (height, width))
 
-    def plain(x: Array, dy: Array) -> Array:
-        return jax.vjp(lambda x: plain_max_pool(x, size, stride, padding), x)[1](dy)[0]
+    def seen(x: Array, up: int, left: int) -> Array:
+        """Returns, for all places of each cell, what x has for the window that begins so many cells before."""
+        begins = zip((up, left), (rows, columns), x.shape[1:3], strict=True)
+        sides = [(back, count - back - windows, 0) for back, count, windows in begins]
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
+        return x[:, :, None, :, None]
 
-    return (lowering.on_cpu(separable, plain, x, dy),)
+    def cells(winner: Array, dy: Array) -> Array:
+        wide = jnp.promote_types(dy.dtype, jnp.float32)
+        total = jnp.zeros((), wide)
+        for up, left in np.ndindex(2 * (-(-size // stride),)):
+            # The number that each place of a cell has in that window; beyond it, one that cannot win.
+            down, right = (np.arange(stride) + back * stride for back in (up, left))
+            inside = (down[:, None] < size) & (right < size)
+            numbers = np.where(inside, down[:, None] * size + right, size**2)
+            numbers = numbers.astype(np.int32).reshape(1, 1, stride, 1, stride, 1)
+            mine = seen(winner, up, left) == numbers
+            total += jnp.where(mine, seen(dy, up, left).astype(wide), 0)
+        dx = total.astype(dy.dtype).reshape(len(dy), rows * stride, columns * stride, -1)
+        return dx[:, padding : padding + height, padding : padding + width]
+
+    return (lowering.on_cpu(cells, cells, winner, dy),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _padded(x: Array, padding: int) -> Array:
+def _taps(x: Array, size: int, stride: int, padding: int) -> list[Array]:
+    """Returns, for each place in a window, what all windows have there."""
     side = (padding, padding, 0)
-    return lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), side, side, (0, 0, 0)))
-
-
-def _taps(x: Array, size: int, stride: int, axis: int) -> list[Array]:
-    """Returns, for each place in a window, what the windows along an axis have there."""
-    reach = x.shape[axis] - size + 1
-    return [lax.slice_in_dim(x, t, t + reach, stride, axis) for t in range(size)]
-
-
-def _window_maxima(padded: Array, size: int, stride: int) -> tuple[Array, Array]:
-    """Returns the maxima along the width, and those of whole windows."""
-
-    def along(x: Array, axis: int) -> Array:
-        first, *others = _taps(x, size, stride, axis)
-        for tap in others:
-            first = jnp.maximum(first, tap)
-        return apart(first)
-
-    rows = along(apart(padded), 2)
-    return rows, along(rows, 1)
-
-
-def _to_first_maximum(x: Array, y: Array, dy: Array, size: int, stride: int, axis: int) -> Array:
-    """Returns the gradient of windows along one axis: dy goes to the first tap that equals the maximum y."""
-    free, shares = jnp.ones(y.shape, bool), []
-    for tap in _taps(x, size, stride, axis):
-        wins = (tap == y) & free
-        free &= ~wins
-        shares.append(jnp.where(wins, dy, 0))
-    length, windows = x.shape[axis], y.shape[axis]
-    count = -(-length // stride)
-    phases = []  # the positions stride i + phase
-    for phase in range(stride):
-        total = jnp.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), dy.dtype)
-        for tap in range(phase, size, stride):
-            sides = [(0, 0, 0)] * x.ndim
-            sides[axis] = (tap // stride, count - tap // stride - windows, 0)
-            total = total + lax.pad(shares[tap], jnp.zeros((), dy.dtype), sides)
-        phases.append(apart(total))
-    dx = jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-    return lax.slice_in_dim(dx, 0, length, 1, axis)
-
-
-# --- on GPU. Of 112x112x64, batch 256, bfloat16, XLA's own gradient moves 3.2 GB: it writes down every window's
-# maximum as float32 and its place as four int32. The number of the tap, one byte, says the same in 0.6 GB. ---
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool_by_taps(x: Array, size: int, stride: int, padding: int) -> Array:
-    return plain_max_pool(x, size, stride, padding)
-
-
-def _max_pool_by_taps_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
-    padded = _padded(x, padding)
-    taps = [tap for rows in _taps(padded, size, stride, 1) for tap in _taps(rows, size, stride, 2)]
-    y, winner = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
-    for number, tap in enumerate(taps[1:], 1):
-        winner = jnp.where(tap > y, jnp.uint8(number), winner)  # of equals the first
-        y = jnp.maximum(y, tap)
-    # Else XLA keeps the eight comparisons that it is made of.
-    return y, (lax.optimization_barrier(winner), x.shape)
-
-
-def _max_pool_by_taps_backward(
-    size: int, stride: int, padding: int, kept: tuple, dy: Array
-) -> tuple:
-    winner, shape = kept
-    wide = jnp.promote_types(dy.dtype, jnp.float32)
-    # Cells of stride x stride places, the padding before the map among them.
-    counts = [-(-(side + padding) // stride) for side in shape[1:3]]
-
-    def seen(x: Array, up: int, left: int) -> Array:
-        """Returns, for each cell, what x has for the window that begins so many cells before."""
-        sides = [
-            (back, count - back - windows, 0)
-            for back, count, windows in zip((up, left), counts, x.shape[1:3], strict=True)
-        ]
-        return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
-
-    def at(row: int, column: int) -> Array:
-        """Returns the gradient of a place of every cell."""
-        total = jnp.zeros((shape[0], *counts, shape[3]), wide)
-        for down in range(row, size, stride):
-            for right in range(column, size, stride):
-                back = down // stride, right // stride
-                mine = seen(winner, *back) == down * size + right
-                total += jnp.where(mine, seen(dy, *back), 0)
-        return total.astype(dy.dtype)
-
-    rows = [
-        jnp.stack([at(row, column) for column in range(stride)], 3).reshape(
-            shape[0], counts[0], counts[1] * stride, shape[3]
-        )
-        for row in range(stride)
+    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    padded = lax.pad(x, lowest, ((0, 0, 0), side, side, (0, 0, 0))) if padding else x
+    height, width = (length - size + 1 for length in padded.shape[1:3])
+    return [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row, column in np.ndindex(size, size)
     ]
-    dx = jnp.stack(rows, 2).reshape(shape[0], counts[0] * stride, counts[1] * stride, shape[3])
-    return (dx[:, padding : padding + shape[1], padding : padding + shape[2]],)
-
-
-_max_pool_by_taps.defvjp(_max_pool_by_taps_forward, _max_pool_by_taps_backward)
 
 
 def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> Array:

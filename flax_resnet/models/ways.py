@@ -98,9 +98,10 @@ def _way(geometry: Geometry, x: Array, kernel: Array) -> Way:
     if dilation == 1 and math.prod(x.shape[:3]) < FEW_PIXELS:
         return PATCHES
     same_3x3 = (height, width, stride, padding, dilation) == (3, 3, 1, 1, 1)
-    # The transforms then cost more than they save: on Zen 3, batch 128, 32x32, 16 to 16 channels take 8, 8, 10 ms
-    # instead of 7, 7, 8, where 24 to 24 take 12, 12, 15 instead of 17, 17, 67.
-    narrow = min(inputs, outputs) < 24
+    # The transforms then cost more than they save. On an Intel Xeon (AVX-512), by Winograd and otherwise: 32x32, 32
+    # to 32 channels, batch 128, 55 and 45 ms for all three; 64 to 64 146 and 176; 15x15, 32 to 128, batch 500, 181
+    # and 120.
+    narrow = min(inputs, outputs) < 64
     if same_3x3 and not narrow and x.dtype.itemsize <= 4 and lowering.pins():
         return WINOGRAD
     return RUNS if lowering.pins() else PLAIN
@@ -232,23 +233,22 @@ def _adjacent(taps: list[int]) -> bool:
 
 PATCHES = _widened(_differentiated(_patches))
 
-# --- kernel gradients of a few images at a time. XLA's goes over the whole batch, and waits for memory where that
-# does not fit the cache. On two cores without AVX-512 (Zen 3), the batch at once and so: batch 128, 32x32, 16 to 16
-# channels 42 and 8 ms, 3 to 16 20 and 5, 64 to 128 with stride 2 270 and 104; batch 16, 224x224, 7x7, 3 to 64 506
-# and 159. Runs of 0.5 to 2 MB are alike; from 4 MB on they take two to five times as long. ---
+# --- kernel gradients of some images at a time. XLA's goes over the whole batch, and waits for memory where that
+# does not fit the cache; with few images it has little to do at once. On two cores of an Intel Xeon (AVX-512):
+# batch 500, 31x31, 24 to 32 channels takes 104 ms at once, 60 in 16 runs, 65 in 64; batch 128, 32x32, 16 to 16
+# channels 12, in 4 runs 8, in 32 16; 48 to 48 53, 38, 56; batch 16, 56x56 to 28x28, 128 to 128 23 at once, in 4
+# runs 30, in 16 64. ---
 
-CACHED = 2**20  # bytes
+RUN = 32  # images
 MOST = 32  # runs, each a convolution to be compiled
 
 
 def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Array:
-    """Sums the kernel gradients of runs of images whose dy, as float32, is about a megabyte."""
-    parts = min(len(x), MOST, max(1, round(4 * dy.size / CACHED)))
+    """Sums the kernel gradients of runs of images."""
+    parts = min(MOST, math.ceil(len(x) / RUN))
     size = math.ceil(len(x) / parts)
     runs = [
-        PLAIN.kernel_gradient(
-            geometry, apart(x[first : first + size]), kernel, apart(dy[first : first + size])
-        )
+        PLAIN.kernel_gradient(geometry, x[first : first + size], kernel, dy[first : first + size])
         for first in range(0, len(x), size)
     ]
     return sum(map(apart, runs[1:]), apart(runs[0]))

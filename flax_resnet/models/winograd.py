@@ -12,6 +12,7 @@ The matrices come from polynomial interpolation, at points that decide how much 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", sections 3 and 4.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -52,9 +53,14 @@ def transform(points: Sequence[float]) -> Transform:
 SMALL, LARGE = transform((0, 1, -1)), transform((0, 0.75, -0.75, 1.5, -1.5))
 
 
-def transform_for(x: Array) -> Transform:
-    """Returns the transform for a map: of 4x4 outputs a tile, of 2x2 where there would be few of them."""
-    return SMALL if min(x.shape[1:3]) <= 8 else LARGE
+def transform_for(x: Array, features: int) -> Transform:
+    """Returns the transform for maps [N, H, W, I] and O features: of 4x4 outputs a tile, 2x2 where those are few.
+
+    With fewer tiles than channels, the (m + 2)² kernels are most of what moves.
+    """
+    size = LARGE.outputs.shape[1]
+    tiles = x.shape[0] * math.prod(-(-length // size) for length in x.shape[1:3])
+    return LARGE if tiles >= max(x.shape[3], features) else SMALL
 
 
 @jax.jit
@@ -72,17 +78,20 @@ def input_gradient(kernel: Array, dy: Array) -> Array:
 @jax.jit
 def kernel_gradient(x: Array, dy: Array) -> Array:
     """Maps x [N, H, W, I] and dy [N, H, W, O] to the kernel's gradient [3, 3, I, O]."""
-    t = transform_for(x)
+    t = transform_for(x, dy.shape[3])
     size = t.outputs.shape[1]
     pixels = (0, 1, 2)
+    # As arrays of their own: a dot copies what is sliced for its right side.
     padded = apart(jnp.pad(dy, ((0, 0), *_filling(dy, size), (0, 0))))
-    inputs, outputs = _tiles(x, t), _transformed(padded, t.outputs, size)
+    rows = [apart(_sum(_taps(padded, 1, size, size), part)) for part in t.outputs]
+    outputs = [[apart(_sum(_taps(row, 2, size, size), part)) for part in t.outputs] for row in rows]
+    tiles = _tiles(x, t)
     products = [
         [
-            lax.dot_general(of_x, of_dy, ((pixels, pixels), ((), ())))
-            for of_x, of_dy in zip(*rows, strict=True)
+            lax.dot_general(tiles[column, row], of_dy, ((pixels, pixels), ((), ())))
+            for column, of_dy in enumerate(of_row)
         ]
-        for rows in zip(inputs, outputs, strict=True)
+        for row, of_row in enumerate(outputs)
     ]
     columns = [[_sum(row, part) for part in t.kernel.T] for row in products]
     return jnp.stack(
@@ -92,16 +101,13 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
 
 def _convolve(x: Array, kernel: Array, over: int) -> Array:
     """Convolves; `over` is the axis of the kernel that is summed over, 2 or 3."""
-    t = transform_for(x)
-    rows = [apart(_sum(kernel, part)) for part in t.kernel]
-    kernels = apart(jnp.stack([apart(jnp.stack([_sum(r, p) for p in t.kernel])) for r in rows]))
-    tiles = apart(jnp.stack([jnp.stack(row) for row in _tiles(x, t)]))
-    products = apart(lax.dot_general(tiles, kernels, (((5,), (over,)), ((0, 1), (0, 1)))))
-    # [m, m + 2, N, tiles, tiles, O], then [N, tiles, m, tiles, m, O].
-    summed = apart(_spread(products, t.outputs, 0))
-    images = [summed[:, column].transpose(1, 2, 0, 3, 4) for column in range(summed.shape[1])]
-    y = _spread(images, t.outputs, 4)
+    t = transform_for(x, kernel.shape[5 - over])
     size = t.outputs.shape[1]
+    rows = apart(_spread(kernel, t.kernel.T, 0))
+    kernels = apart(_spread(rows.swapaxes(0, 1), t.kernel.T, 0))
+    # [m + 2, m + 2, N, tiles, tiles, O], then [m + 2, N, tiles, tiles, m, O], then [N, tiles, m, tiles, m, O].
+    products = apart(lax.dot_general(_tiles(x, t), kernels, (((5,), (over,)), ((0, 1), (0, 1)))))
+    y = _spread(apart(_spread(products, t.outputs, 4)), t.outputs, 2)
     y = y.reshape(len(x), y.shape[1] * size, y.shape[3] * size, -1)
     return y[:, : x.shape[1], : x.shape[2]]
 
@@ -111,24 +117,19 @@ def _filling(x: Array, size: int) -> tuple:
     return tuple((0, -length % size) for length in x.shape[1:3])
 
 
-def _tiles(x: Array, t: Transform) -> list[list[Array]]:
-    """Returns the transformed tiles of x [N, H, W, I]: (m + 2)² arrays [N, tiles, tiles, I]."""
-    size = t.outputs.shape[1]
+def _tiles(x: Array, t: Transform) -> Array:
+    """Returns the transformed tiles of x [N, H, W, I]: [m + 2 columns, m + 2 rows, N, tiles, tiles, I]."""
+    window, size = len(t.inputs), t.outputs.shape[1]
     sides = [(1, high + 1) for _, high in _filling(x, size)]
     padded = apart(jnp.pad(x, ((0, 0), *sides, (0, 0))))
-    return _transformed(padded, t.inputs, size)
+    rows = apart(_spread(_taps(padded, 1, window, size), t.inputs.T, 0))
+    return apart(_spread(_taps(rows, 3, window, size), t.inputs.T, 0))
 
 
-def _transformed(x: Array, matrix: np.ndarray, size: int) -> list[list[Array]]:
-    """Cuts windows at steps of `size`, and applies a matrix [made, window] to their rows and columns."""
-    window = matrix.shape[1]
-
-    def taps(x: Array, axis: int) -> list[Array]:
-        reach = x.shape[axis] - window + 1
-        return [lax.slice_in_dim(x, t, t + reach, size, axis) for t in range(window)]
-
-    rows = [apart(_sum(taps(x, 1), part)) for part in matrix]
-    return [[apart(_sum(taps(row, 2), part)) for part in matrix] for row in rows]
+def _taps(x: Array, axis: int, window: int, size: int) -> list[Array]:
+    """Returns the first, second, ... pixels of all windows along an axis, which come at steps of `size`."""
+    reach = x.shape[axis] - window + 1
+    return [lax.slice_in_dim(x, tap, tap + reach, size, axis) for tap in range(window)]
 
 
 def _sum(arrays: Iterable[Array], weights: np.ndarray) -> Array:
@@ -141,7 +142,10 @@ def _sum(arrays: Iterable[Array], weights: np.ndarray) -> Array:
 
 
 def _spread(arrays: Iterable[Array], matrix: np.ndarray, axis: int) -> Array:
-    """Returns all the weighted sums by the columns of a matrix, on a new axis, in one loop."""
+    """Returns all the weighted sums by the columns of a matrix, on a new axis.
+
+    One loop writes them where they belong, zeros and all: a loop for each, and one that joins them, take longer.
+    """
     total = 0
     for array, weights in zip(arrays, matrix, strict=True):
         shape = [1] * (array.ndim + 1)

@@ -13,6 +13,7 @@ from flax_resnet.augment import evaluation_images
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import DataError, WeightsError
+from flax_resnet.models import lowering
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.training import sharding
 from flax_resnet.training.feed import every_example
@@ -71,7 +72,12 @@ def compute_features(
         return {"vectors": found[NAME], "labels": batch["label"], "mask": batch["mask"]}
 
     # Replicated, so that every process has all of them: they are few bytes beside the images.
-    forward = jax.jit(forward, in_shardings=(whole, None), out_shardings=whole)
+    forward = jax.jit(
+        forward,
+        in_shardings=(whole, None),
+        out_shardings=whole,
+        compiler_options=lowering.compiler_options(),
+    )
     count = min(limit or len(source), len(source))
     vectors = np.empty((count, model.feature_info()[NAME][1]), np.float32)
     labels = np.empty(count, np.int32)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
+from flax_resnet.models import lowering
 from flax_resnet.training import average, loss_scale, sharding
 from flax_resnet.training.distill import Teacher
 from flax_resnet.training.gradient import Batch, constant, make_gradient, repeat
@@ -103,6 +104,7 @@ def make_train_step(
         ),  # steps are where the feed has put them
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options=lowering.compiler_options(),
     )
 
 
@@ -165,7 +167,12 @@ def make_eval_step(
         return sums
 
     whole = sharding.replicated(mesh)
-    return jax.jit(eval_step, in_shardings=(whole, whole, None), out_shardings=whole)
+    return jax.jit(
+        eval_step,
+        in_shardings=(whole, whole, None),
+        out_shardings=whole,
+        compiler_options=lowering.compiler_options(),
+    )
 
 
 def total(eval_step: Callable, state: TrainState, data: Any, batches: Iterable) -> Metrics:
@@ -223,7 +230,12 @@ def make_recalibration(
 
     whole = sharding.replicated(mesh)
     places = (whole, whole, whole, whole, None)
-    measure = jax.jit(statistics, in_shardings=places, out_shardings=whole)
+    measure = jax.jit(
+        statistics,
+        in_shardings=places,
+        out_shardings=whole,
+        compiler_options=lowering.compiler_options(),
+    )
 
     def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int) -> Any:
         total, number = None, 0
