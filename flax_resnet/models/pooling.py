@@ -1,6 +1,7 @@
 """Pooling: over windows, over the whole map, and the low-pass filters against aliasing."""
 
 import functools
+import itertools
 from functools import partial
 
 import jax
@@ -57,8 +58,10 @@ def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
 
 def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Array) -> tuple:
     winner, (_, height, width, _) = kept
-    # The map is made of cells of stride x stride places, the padding before it among them.
-    rows, columns = (-(-(side + padding) // stride) for side in (height, width))
+    # The map is made of cells of stride x stride places. In the window that begins so many cells before its own, a
+    # place has the number that says how far it is from there, if the window reaches as far.
+    rows, columns = (-(-side // stride) for side in (height, width))
+    backs = range(-(padding // stride) - 1, -(-size // stride) + 1)
 
     def seen(x: Array, up: int, left: int) -> Array:
         """Returns, for all places of each cell, what x has for the window that begins so many cells before."""
@@ -67,21 +70,32 @@ def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Ar
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
         return x[:, :, None, :, None]
 
-    def cells(winner: Array, dy: Array) -> Array:
-        wide = jnp.promote_types(dy.dtype, jnp.float32)
-        total = jnp.zeros((), wide)
-        for up, left in np.ndindex(2 * (-(-size // stride),)):
-            # The number that each place of a cell has in that window; beyond it, one that cannot win.
-            down, right = (np.arange(stride) + back * stride for back in (up, left))
-            inside = (down[:, None] < size) & (right < size)
-            numbers = np.where(inside, down[:, None] * size + right, size**2)
-            numbers = numbers.astype(np.int32).reshape(1, 1, stride, 1, stride, 1)
-            mine = seen(winner, up, left) == numbers
-            total += jnp.where(mine, seen(dy, up, left).astype(wide), 0)
-        dx = total.astype(dy.dtype).reshape(len(dy), rows * stride, columns * stride, -1)
-        return dx[:, padding : padding + height, padding : padding + width]
+    def at(down: np.ndarray, right: np.ndarray, winner: Array, dy: Array) -> Array:
+        """Returns the gradient of some rows and columns of every cell, [N, rows, down, columns, right, C]."""
+        shape = (len(dy), rows, len(down), columns, len(right), dy.shape[-1])
+        total = jnp.zeros(shape, jnp.promote_types(dy.dtype, jnp.float32))
+        for up, left in itertools.product(backs, backs):
+            row, column = ((down + up * stride + padding)[:, None], right + left * stride + padding)
+            inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+            if inside.any():
+                numbers = np.where(inside, row * size + column, size**2).astype(np.int32)
+                mine = seen(winner, up, left) == numbers.reshape(1, 1, len(down), 1, len(right), 1)
+                total += jnp.where(mine, seen(dy, up, left), 0)
+        return total.astype(dy.dtype)
 
-    return (lowering.on_cpu(cells, cells, winner, dy),)
+    def joined(cells: Array) -> Array:
+        return cells.reshape(len(dy), rows * stride, columns * stride, -1)[:, :height, :width]
+
+    def at_once(winner: Array, dy: Array) -> Array:
+        return joined(at(np.arange(stride), np.arange(stride), winner, dy))
+
+    def by_place(winner: Array, dy: Array) -> Array:
+        """Does the same; XLA for GPUs then computes what dy is made of within the same kernel."""
+        places = np.arange(stride)[:, None]
+        parts = [jnp.concatenate([at(r, c, winner, dy) for c in places], 4) for r in places]
+        return joined(jnp.concatenate(parts, 2))
+
+    return (lowering.on_cpu(at_once, by_place, winner, dy),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
