@@ -13,6 +13,17 @@ from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import convolution, lowering, pooling, ways, winograd
 
+# 80 and 72 tiles of 4x4 outputs, then 64, 60 and 44: as many as there are channels and more, and fewer.
+WINOGRAD_LARGE = {
+    "3x3": ((5, 13, 13, 64), 72, 3, 1, 1),
+    "3x3, whole tiles": ((8, 12, 12, 64), 72, 3, 1, 1),
+}
+WINOGRAD_SMALL = {
+    "3x3, few tiles": ((4, 13, 13, 64), 80, 3, 1, 1),
+    "3x3, not square": ((5, 9, 14, 72), 64, 3, 1, 1),
+    "3x3, small map": ((11, 7, 7, 64), 72, 3, 1, 1),
+}
+WINOGRAD = WINOGRAD_LARGE | WINOGRAD_SMALL
 # name: x [N, H, W, I], output channels, kernel size, stride, groups
 CONVOLUTIONS = {
     **{
@@ -23,13 +34,11 @@ CONVOLUTIONS = {
     },
     "pointwise, wide to narrow": ((2, 9, 7, 24), 8, 1, 1, 1),
     "pointwise, strided": ((2, 9, 8, 8), 24, 1, 2, 1),
-    "3x3": ((4, 13, 13, 32), 40, 3, 1, 1),
-    "3x3, not square": ((5, 9, 14, 40), 32, 3, 1, 1),
-    "3x3, whole tiles": ((4, 12, 12, 32), 32, 3, 1, 1),
-    "3x3, small map": ((11, 7, 7, 32), 48, 3, 1, 1),
+    **WINOGRAD,
+    "3x3, narrow": ((4, 13, 13, 32), 40, 3, 1, 1),
     "3x3, few pixels": ((2, 13, 13, 32), 40, 3, 1, 1),
     "3x3/2, few pixels": ((2, 13, 13, 32), 40, 3, 2, 1),
-    "3x3, three, three, and one image at a time": ((7, 100, 100, 8), 12, 3, 1, 1),
+    "3x3, 24, 24 and 22 images at a time": ((70, 9, 9, 8), 12, 3, 1, 1),
     "grouped": ((2, 9, 9, 96), 96, 3, 1, 12),
     "grouped, strided, widening": ((2, 9, 9, 24), 48, 3, 2, 6),
     "grouped, wide groups": ((2, 7, 7, 256), 256, 3, 1, 2),
@@ -130,6 +139,59 @@ def test_max_pools_equal_xlas_own(switch, shape, size, stride, padding, monkeypa
     np.testing.assert_allclose(got[1], wanted[1], atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
+def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, padding, monkeypatch):
+    """Where values are equal the gradient is the first one's; that of the gradient is, too."""
+    x = jnp.maximum(normal((2, 15, 13, 8), jnp.float32), 0)
+
+    def curvature(switch):
+        monkeypatch.setenv(lowering.SWITCH, switch)
+
+        def slope(x):
+            return jax.grad(lambda x: (pool(x, size, stride, padding) ** 3).sum())(x)
+
+        return jax.jit(jax.grad(lambda x: jnp.sin(slope(x)).sum()))(x)
+
+    def pool(x, size, stride, padding):
+        y = pooling.max_pool(x, size=size, stride=stride, padding=padding)
+        return jnp.where(jnp.isfinite(y), y, 0)  # windows of padding alone
+
+    got, wanted = curvature("cpu"), curvature("plain")
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("size", [3, 16, 17])
+def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    with jax.enable_x64(True):
+        x = normal((2, 19, 18, 4), dtype)
+        run = lambda x: pooling.max_pool(x, size=size, stride=size)  # noqa: E731
+        plain = lambda x: pooling.plain_max_pool(x, size, size, 0)  # noqa: E731
+        got, wanted = results(jax.jit(run), x), results(plain, x)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("switch", ["cpu", "gpu"])
+def test_what_is_no_number_stays_so_in_a_max_pool(switch, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, switch)
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, 0, 1, 0].set(jnp.nan)
+    y, dx = results(jax.jit(lambda x: pooling.max_pool(x, size=2, stride=2)), x)
+    assert np.isnan(y[0, 0, 0, 0])
+    assert np.isfinite(y).sum() == 3
+    assert dx[0, 0, 1, 0] != 0
+    assert dx[0, 0, 0, 0] == dx[0, 1, 1, 0] == 0
+
+
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_the_transform_follows_the_number_of_tiles(name):
+    shape, features, *_ = WINOGRAD[name]
+    wanted = winograd.LARGE if name in WINOGRAD_LARGE else winograd.SMALL
+    assert winograd.transform_for(jax.ShapeDtypeStruct(shape, jnp.float32), features) is wanted
+
+
 @pytest.mark.parametrize("t", [winograd.SMALL, winograd.LARGE], ids=["F(2, 3)", "F(4, 3)"])
 def test_winograd_matrices_convolve(t):
     draw = np.random.default_rng(0)
@@ -171,17 +233,29 @@ def test_the_lowering_is_used(monkeypatch):
 
 def test_programs_leave_convolutions_to_xla():
     options = lowering.compiler_options()
+    if not options:
+        pytest.skip("this jaxlib does not know the option")
     assert options == lowering.CPU_COMPILER
     x, kernel = jnp.zeros((4, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
     run = partial(ways.plain, ways.Geometry(1, 1, 1, 1))
-    text = jax.jit(run, compiler_options=options).lower(x, kernel).compile().as_text()
-    assert " convolution(" in text
-    assert "ynn" not in text
+
+    def is_of_ynnpack(options):
+        program = jax.jit(run, compiler_options=options).lower(x, kernel).compile()
+        return "__ynn_fusion" in program.as_text()
+
+    assert is_of_ynnpack({})
+    assert not is_of_ynnpack(options)
 
 
 @pytest.mark.parametrize("option", [("xla_cpu_no_such", "1"), (*lowering.CPU_COMPILER, "NO_SUCH")])
 def test_options_that_this_xla_does_not_know_are_left_out(option, monkeypatch):
     monkeypatch.setattr(lowering, "CPU_COMPILER", dict([option]))
+    assert lowering.compiler_options() == {}
+
+
+def test_a_users_own_option_stands(monkeypatch):
+    (name,) = lowering.CPU_COMPILER
+    monkeypatch.setenv("XLA_FLAGS", f"--{name}=-reduce")
     assert lowering.compiler_options() == {}
 
 
@@ -224,13 +298,40 @@ def test_several_devices_gather_nothing(monkeypatch):
 
 def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
     monkeypatch.setenv(lowering.SWITCH, "cpu")
-    model = create_model("resnet18", widths=(32, 32, 32, 32), num_classes=3)
+    model = create_model("resnet18", widths=(64, 64, 64, 64), num_classes=3)
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
     run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     text = jax.export.export(run, platforms=["cuda"])(variables, x).mlir_module()
     assert text.count("stablehlo.convolution") == 20
     assert text.count("stablehlo.dot_general") == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "airbench94"])
+def test_a_gradient_exports_for_gpu(name, monkeypatch):
+    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    model = create_model(name, num_classes=3)
+    x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+    def loss(params, variables, x):
+        given = {**variables, "params": params}
+        logits, updated = model.apply(given, x, train=True, mutable=["batch_stats"])
+        return jnp.sin(logits).sum(), updated
+
+    slope = jax.jit(jax.grad(loss, has_aux=True))
+    exported = jax.export.export(slope, platforms=["cuda"])(variables["params"], variables, x)
+    assert len(exported.serialize())
+
+
+def test_inference_exports_from_gpu_for_cpu(monkeypatch):
+    monkeypatch.setattr(lowering, "_devices", lambda: ("gpu", 1))
+    model = create_model("resnet18", num_classes=3)
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    exported = jax.export.export(run, platforms=["cpu", "cuda"])(variables, x)
+    assert len(exported.serialize())
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
@@ -275,7 +376,8 @@ def test_forward_mode_works_without_the_lowering(monkeypatch):
 
 def test_second_derivatives(monkeypatch):
     monkeypatch.setenv(lowering.SWITCH, "cpu")
-    x, kernel = normal((4, 12, 12, 32), jnp.float32), normal((3, 3, 32, 32), jnp.float32, 1)
+    shape, features, *_ = WINOGRAD["3x3, whole tiles"]
+    x, kernel = normal(shape, jnp.float32), normal((3, 3, shape[-1], features), jnp.float32, 1)
 
     def curvature(run):
         slope = jax.grad(lambda k: jnp.sin(run(x, k)).sum())

@@ -1,10 +1,10 @@
 """Where and how CPU and GPU get operations of their own: the switch, the branch by platform, the pinned layouts.
 
-XLA's kernels for TPU are left alone. What is made otherwise on CPU stands in ways.py (convolutions, winograd.py
-one of them) and in pooling.py (max-pools). `python -m benchmarks.peers` compares whole networks. On GPU
-convolutions are cuDNN's, of strided stems in a shape that it is fast at (space_to_depth.py), and what lies between
-them is memory traffic: normalization.py and pooling.py make it less. Of the 102 GB that a textbook's ResNet-50
-moves in a step (batch 256, bfloat16), ours moves 95 (`benchmarks.gpu_program`).
+XLA's kernels for TPU are left alone. On CPU, convolutions are made otherwise in ways.py (winograd.py is one way),
+and programs are compiled with options. `python -m benchmarks.peers` compares whole networks. On GPU convolutions
+are cuDNN's, of strided stems in a shape that it is fast at (space_to_depth.py). What lies between them is memory
+traffic: the gradients in normalization.py and pooling.py make it less on both. Of the 102 GB that a textbook's
+ResNet-50 moves in a step on a GPU (batch 256, bfloat16), ours moves 95 (`benchmarks.gpu_program`).
 
 On one CPU device arrays are pinned to the layout that their shape says. Left to itself, XLA chooses layouts for
 the dots that come last and transposes everything around them: the operations of a ResNet-18 step took 4.6 s
@@ -12,10 +12,11 @@ together (224 px, batch 16, two cores), pinned 1.1 s. A pin makes XLA gather an 
 devices, so several devices do without, and without what needs it.
 
 The environment variable FLAX_RESNET_LOWERING turns all of it off ("plain"), or on wherever the program runs:
-that of a CPU, for several devices too ("cpu"), or that of a GPU ("gpu"). It is read when a function is traced;
-what `jit` has compiled stays as it is. What is lowered here has gradients, on CPU of any order, but no forward
-mode (`jax.jvp`), and its pinned layouts cannot be serialised for CPU by `jax.export` (for another platform than
-the one that traces, and with dimensions that are symbols, nothing is lowered); "plain" has all.
+that of a CPU, for several devices too ("cpu"), or that of a GPU ("gpu"). It is read when a function is traced or
+a program made; what `jit` has compiled stays as it is. What is lowered here has gradients, on CPU of any order, but
+no forward mode (`jax.jvp`), and its pinned layouts cannot be serialised for CPU by `jax.export` (for another
+platform than the one that traces, no layout is pinned, and with dimensions that are symbols nothing is lowered);
+"plain" has all.
 """
 
 import functools
@@ -42,8 +43,8 @@ SWITCH = "FLAX_RESNET_LOWERING"
 CHOICES = ("auto", "plain", "cpu", "gpu")
 
 
-def adapts(x: Array, platform: str = "cpu") -> bool:
-    """Whether an operation on x is lowered in a platform's own way: on it, unless the environment says otherwise.
+def adapts(x: Array, *platforms: str) -> bool:
+    """Whether an operation on x is lowered in platforms' own way: on them, unless the environment says otherwise.
 
     What is chosen by shape needs one: dimensions that are symbols (`jax.export`) leave everything as it is.
 
@@ -51,7 +52,7 @@ def adapts(x: Array, platform: str = "cpu") -> bool:
 
     Args:
       x: an operand.
-      platform: "cpu" or "gpu".
+      *platforms: "cpu", "gpu".
 
     Raises:
       ConfigError: the environment names no choice.
@@ -61,23 +62,26 @@ def adapts(x: Array, platform: str = "cpu") -> bool:
         raise ConfigError(f"{SWITCH}={choice}: must be one of {', '.join(CHOICES)}")
     if not all(isinstance(side, int) for side in x.shape):
         return False
-    return choice == platform or (choice == "auto" and _devices()[0] == platform)
+    return choice in platforms or (choice == "auto" and _devices()[0] in platforms)
 
 
 def pins() -> bool:
-    """Whether layouts are pinned: nothing is spread over devices, or the environment says "cpu"."""
-    return os.environ.get(SWITCH) == "cpu" or _devices()[1] == 1
+    """Whether layouts are pinned: there is one device, a CPU, or the environment says "cpu"."""
+    return os.environ.get(SWITCH) == "cpu" or _devices() == ("cpu", 1)
 
 
 def compiler_options() -> dict[str, str]:
     """Returns what `jax.jit` is to compile a program with that runs a network on this platform.
 
-    On CPU, that convolutions are XLA's own; nothing elsewhere, for "plain", and where XLA knows no such option.
-    It is for programs: JAX takes no options for a jitted function that another calls.
+    On CPU, that convolutions are XLA's own; nothing elsewhere, for "plain" and "gpu", where XLA_FLAGS has the
+    option already, and where XLA does not know it. It is for programs: JAX takes no options for a jitted function
+    that another traces.
     """
-    if os.environ.get(SWITCH) == "plain" or _devices()[0] != "cpu":
+    if os.environ.get(SWITCH) in ("plain", "gpu") or _devices()[0] != "cpu":
         return {}
-    return dict(CPU_COMPILER) if _compiles(tuple(CPU_COMPILER.items())) else {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    options = {name: value for name, value in CPU_COMPILER.items() if name not in flags}
+    return options if _compiles(tuple(options.items())) else {}
 
 
 @functools.cache
@@ -118,7 +122,7 @@ def gradient_apart(x: Array) -> Array:
     A sum over it would otherwise be YNNPACK's, with all that the gradient is made of: with a GELU's slope a tenth
     of a step (500 maps of 31x31x24, 613 ms instead of 560, two cores of an Intel Xeon).
     """
-    return _gradient_apart(x) if adapts(x) else x
+    return _gradient_apart(x) if adapts(x, "cpu") else x
 
 
 @jax.custom_vjp
@@ -126,7 +130,12 @@ def _gradient_apart(x: Array) -> Array:
     return x
 
 
-_gradient_apart.defvjp(lambda x: (x, None), lambda _, dx: (apart(dx),))
+_gradient_apart.defvjp(lambda x: (x, None), lambda _, dx: (apart_on_cpu(dx),))
+
+
+def apart_on_cpu(x: Array) -> Array:
+    """Does as `apart` where the program runs on CPU, and nothing elsewhere."""
+    return on_cpu(lax.optimization_barrier, lambda x: x, x)
 
 
 def on_cpu(function: Callable, otherwise: Callable, *arguments: Array) -> Any:

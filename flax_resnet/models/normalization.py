@@ -77,8 +77,8 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(shape if groups > 1 else shape[1:])
         if train and not self.frozen:
             static = self.epsilon, self.act, self.dtype
-            adapts = lowering.adapts(x) or lowering.adapts(x, "gpu")
-            normalized = _normalized_by_hand if adapts else _normalized
+            by_hand = lowering.adapts(x, "cpu", "gpu")
+            normalized = _normalized_by_hand if by_hand else _normalized
             y, mean, var = normalized(grouped, scale, bias, running_mean.value, *static)
             if not self.is_initializing():
                 count = x.size // (groups * channels)
@@ -162,7 +162,7 @@ def _normalized(
     return _scaled(x, mean, var, scale, bias, epsilon, act, dtype), mean, var
 
 
-# --- with a gradient of few passes over the map, which memory makes a step wait for ---
+# --- with a gradient written for few passes over the map: memory traffic is what a step waits for ---
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -198,7 +198,7 @@ def _normalized_backward(
     centred, before = parts(x, dy)
     on_gpu = lowering.adapts(x, "gpu")
     if not on_gpu:  # once, for three loops: the activation's slope costs more than to write it down
-        before = lowering.apart(before)
+        before = lowering.apart_on_cpu(before)
     total = before.sum(axis=PIXELS, keepdims=True)
     product = (before * centred).sum(axis=PIXELS, keepdims=True)
     if on_gpu:  # once more, where otherwise XLA would write it down and read it twice

@@ -16,7 +16,7 @@ from flax_resnet.models.convolution import Array, convolution
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
     """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
     fits = min(x.shape[1:3]) + 2 * padding >= size and size**2 <= 256  # a tap's number is a byte
-    if fits and (lowering.adapts(x, "gpu") or (lowering.adapts(x) and lowering.pins())):
+    if fits and (lowering.adapts(x, "gpu") or (lowering.adapts(x, "cpu") and lowering.pins())):
         return _max_pool(x, size, stride, padding)
     return plain_max_pool(x, size, stride, padding)
 
@@ -29,9 +29,10 @@ def plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, sides)
 
 
-# --- with a gradient by taps, the places in a window, numbered row by row. XLA's own searches each window again
-# (CPU, batch 16, 112x112x64: 100 ms, and 10 so), or writes down every window's maximum as float32 and its place as
-# four int32 (GPU, batch 256, bfloat16: 3.2 GB, and 0.6 so). The number of the winner, one byte, says the same. ---
+# --- with a gradient by taps. A tap is a place in a window; they are numbered row by row. XLA's own gradient
+# searches each window again (CPU, batch 16, 112x112x64: 100 ms, and 10 so), or writes down every window's maximum
+# as float32 and its place as four int32 (GPU, batch 256, bfloat16: 3.2 GB, and 0.6 so). The winner's number, one
+# byte, says the same. ---
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -47,8 +48,8 @@ def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
         y, *taps = _taps(x, size, stride, padding)
         winner = jnp.zeros(y.shape, jnp.uint8)
         for number, tap in enumerate(taps, 1):
-            winner = jnp.where(tap > y, jnp.uint8(number), winner)  # of equals the first
-            y = jnp.maximum(y, tap)
+            wins = (tap > y) | (tap != tap)  # of equals the first; what is no number, over all
+            winner, y = jnp.where(wins, jnp.uint8(number), winner), jnp.where(wins, tap, y)
         # Else XLA keeps the comparisons that it is made of.
         return y, lax.optimization_barrier(winner)
 
@@ -84,7 +85,8 @@ def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Ar
         return total.astype(dy.dtype)
 
     def joined(cells: Array) -> Array:
-        return cells.reshape(len(dy), rows * stride, columns * stride, -1)[:, :height, :width]
+        cells = cells.reshape(len(dy), rows * stride, columns * stride, dy.shape[-1])
+        return cells[:, :height, :width]
 
     def at_once(winner: Array, dy: Array) -> Array:
         return joined(at(np.arange(stride), np.arange(stride), winner, dy))

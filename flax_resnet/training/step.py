@@ -35,6 +35,8 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted updates of one call; it consumes (donates) the state it is given.
 
+    On CPU it is compiled with options (`lowering.compiler_options`), and so to be called, not traced within a jit.
+
     Args:
       config: the configuration.
       model: the network.
