@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from conftest import AS_USERS
@@ -47,7 +48,7 @@ CONVOLUTIONS = {
     "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
 }
 POOLS = [
-    (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0), (4, 3, 2), (3, 5, 1), (5, 2, 2),
+    (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0), (4, 3, 2), (3, 5, 1), (5, 2, 2), (5, 1, 2),
 ]  # fmt: skip
 # x, kernel size, stride and padding, where the taps that see the map have gaps, or are none.
 ODD = {
@@ -142,22 +143,17 @@ def test_max_pools_equal_xlas_own(switch, shape, size, stride, padding, monkeypa
 @pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
 def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, padding, monkeypatch):
     """Where values are equal the gradient is the first one's; that of the gradient is, too."""
-    x = jnp.maximum(normal((2, 15, 13, 8), jnp.float32), 0)
+    x = jnp.asarray(np.random.default_rng(0).integers(1, 4, (2, 15, 13, 8)), jnp.float32)
 
     def curvature(switch):
         monkeypatch.setenv(lowering.SWITCH, switch)
 
-        def slope(x):
-            return jax.grad(lambda x: (pool(x, size, stride, padding) ** 3).sum())(x)
+        def value(x):
+            return (pooling.max_pool(x, size=size, stride=stride, padding=padding) ** 3).sum()
 
-        return jax.jit(jax.grad(lambda x: jnp.sin(slope(x)).sum()))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sin(jax.grad(value)(x)).sum()))(x)
 
-    def pool(x, size, stride, padding):
-        y = pooling.max_pool(x, size=size, stride=stride, padding=padding)
-        return jnp.where(jnp.isfinite(y), y, 0)  # windows of padding alone
-
-    got, wanted = curvature("cpu"), curvature("plain")
-    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    np.testing.assert_allclose(curvature("cpu"), curvature("plain"), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -233,8 +229,8 @@ def test_the_lowering_is_used(monkeypatch):
 
 def test_programs_leave_convolutions_to_xla():
     options = lowering.compiler_options()
-    if not options:
-        pytest.skip("this jaxlib does not know the option")
+    if not jaxlib.__version__.startswith(("0.10.", "0.11.")):
+        pytest.skip(f"what jaxlib {jaxlib.__version__} does of itself is not known")
     assert options == lowering.CPU_COMPILER
     x, kernel = jnp.zeros((4, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
     run = partial(ways.plain, ways.Geometry(1, 1, 1, 1))
@@ -299,7 +295,7 @@ def test_several_devices_gather_nothing(monkeypatch):
 def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
     monkeypatch.setenv(lowering.SWITCH, "cpu")
     model = create_model("resnet18", widths=(64, 64, 64, 64), num_classes=3)
-    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)  # pixels enough for Winograd's
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
     run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     text = jax.export.export(run, platforms=["cuda"])(variables, x).mlir_module()

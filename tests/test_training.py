@@ -8,7 +8,9 @@ import pytest
 from conftest import one_device
 
 from flax_resnet.augment import training_batch
+from flax_resnet.classifier import Classifier
 from flax_resnet.config import freeze
+from flax_resnet.models import lowering
 from flax_resnet.plan import plan
 from flax_resnet.sections import Augment
 from flax_resnet.training import sharding
@@ -16,7 +18,12 @@ from flax_resnet.training.gradient import AUGMENT_STREAM
 from flax_resnet.training.loss import loss_sum, loss_weight
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step import evaluate, make_eval_step, make_train_step
+from flax_resnet.training.step import (
+    evaluate,
+    make_eval_step,
+    make_recalibration,
+    make_train_step,
+)
 
 CONFIG = freeze(
     {
@@ -93,6 +100,24 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
                                     (first.params, first.batch_stats)))  # fmt: skip
     for a, b in zip(*map(jax.tree.leaves, changes), strict=True):
         assert np.abs(a - b).max() <= limit * np.abs(a).max()
+
+
+def test_programs_are_compiled_with_the_options_of_the_platform(machinery, monkeypatch):
+    monkeypatch.setattr(lowering, "compiler_options", lambda: {"no_such_option": "1"})
+    model, optimizer, init = machinery
+    mesh, state = one_device(), init()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    steps = sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
+    classifier = Classifier(model, variables, tuple("abcdefghij"), CONFIG, step=0)
+    programs = (
+        lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, steps),
+        lambda: make_eval_step(CONFIG, model, mesh)(state, {}, batch_of(16)),
+        lambda: make_recalibration(CONFIG, model, mesh)(variables, {"seed": 0}, [steps], 0),
+        lambda: classifier.predict(batch_of(2)["image"]),
+    )
+    for program in programs:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+            program()
 
 
 def test_the_state_is_donated_and_the_loss_falls(machinery):

@@ -34,7 +34,7 @@ Array = jax.Array
 
 # XLA:CPU gives convolutions to YNNPACK unless told to give it dots and sums only (jaxlib 0.10). YNNPACK runs those
 # with few output channels in one thread. Batch 500, 31x31, 24 to 32 channels, on two cores of an Intel Xeon
-# (AVX-512): 57, 71, 324 ms for y, dx, dkernel become 32, 42, 96.
+# (AVX-512): 57, 71, 324 ms for y, dx, dkernel become 32, 42, 104.
 CPU_COMPILER = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }

@@ -97,6 +97,8 @@ def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Ar
         parts = [jnp.concatenate([at(r, c, winner, dy) for c in places], 4) for r in places]
         return joined(jnp.concatenate(parts, 2))
 
+    if lowering.adapts(dy, "gpu"):
+        return (by_place(winner, dy),)
     return (lowering.on_cpu(at_once, by_place, winner, dy),)
 
 
