@@ -28,6 +28,9 @@ RECIPES = {
         "average.lookahead": 2,
     },
 }
+# In six steps rounding takes resnet20 up to 3e-4 apart from PyTorch (seeds 5 to 9), with XLA's convolutions as with
+# ours. What differs in earnest is above 1e-3 at once (the test of what is broken).
+FURTHEST = {"resnet20": 5e-4, "airbench94": 1e-4}
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -74,14 +77,13 @@ def distances(split, ours, theirs):
 
 def test_losses_are_those_of_this_package(ours, tmp_path):
     theirs = tmp_path / "run"
-    accuracy_torch.train(read_config(ours), theirs)
-    train = distances("train", ours, theirs)
+    config = read_config(ours)
+    accuracy_torch.train(config, theirs)
+    train, limit = distances("train", ours, theirs), FURTHEST[config.model.name]
     assert train[0] < 1e-6
-    # From the third step on rounding may make a jump: 1.3e-4 with XLA's convolutions, 1.7e-4 with ours, and 4e-7
-    # with ours as they once rounded. What differs in earnest is above 1e-3 at once (below).
     assert max(train[:2]) < 1e-5, train
-    assert max(train) < 5e-4, train
-    assert max(distances("test", ours, theirs)) < 5e-4
+    assert max(train) < limit, train
+    assert max(distances("test", ours, theirs)) < limit
     for split, count in (("train", EPOCHS * STEPS), ("test", EPOCHS)):
         pairs = list(zip(records_of(ours, split), records_of(theirs, split), strict=True))
         assert len(pairs) == count
@@ -90,7 +92,7 @@ def test_losses_are_those_of_this_package(ours, tmp_path):
                 assert a.get(key) == b.get(key)
             assert a["top1"] == pytest.approx(b["top1"])
             if "average_loss" in a:
-                assert b["average_loss"] == pytest.approx(a["average_loss"], rel=5e-4)
+                assert b["average_loss"] == pytest.approx(a["average_loss"], rel=limit)
     assert "final top-1" in (theirs / "summary.txt").read_text()
 
 

@@ -1,11 +1,10 @@
-"""What convolutions and max-pools are made of on CPU equals XLA's own operations, gradients included."""
+"""What convolutions are made of on CPU equals XLA's own operation, gradients included; and where that is done."""
 
 import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pytest
 from conftest import AS_USERS
@@ -47,9 +46,6 @@ CONVOLUTIONS = {
     "one channel a group": ((2, 9, 9, 16), 16, 3, 2, 16),
     "stem": ((2, 33, 33, 3), 16, 7, 2, 1),
 }
-POOLS = [
-    (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 3, 0), (2, 3, 0), (4, 3, 2), (3, 5, 1), (5, 2, 2), (5, 1, 2),
-]  # fmt: skip
 # x, kernel size, stride and padding, where the taps that see the map have gaps, or are none.
 ODD = {
     "gap": ((2, 1, 1, 4), 3, 2, 2),
@@ -120,67 +116,6 @@ def test_convolutions_in_bfloat16_are_as_close_as_its_digits(name, monkeypatch):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in got)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
-@pytest.mark.parametrize("shape", [(2, 15, 13, 8), (2, 16, 16, 8)])
-@pytest.mark.parametrize("switch", [*SWITCHES, "gpu"])
-def test_max_pools_equal_xlas_own(switch, shape, size, stride, padding, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, switch)
-    x = jnp.maximum(
-        normal(shape, jnp.float32), 0
-    )  # many windows hold several zeros: the first wins
-
-    def plain(x):
-        return pooling.plain_max_pool(x, size, stride, padding)
-
-    def ours(x):
-        return pooling.max_pool(x, size=size, stride=stride, padding=padding)
-
-    got, wanted = results(jax.jit(ours), x), results(plain, x)
-    np.testing.assert_array_equal(got[0], wanted[0])
-    np.testing.assert_allclose(got[1], wanted[1], atol=1e-6)
-
-
-@pytest.mark.parametrize(("size", "stride", "padding"), POOLS)
-def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, padding, monkeypatch):
-    """Where values are equal the gradient is the first one's; that of the gradient is, too."""
-    x = jnp.asarray(np.random.default_rng(0).integers(1, 4, (2, 15, 13, 8)), jnp.float32)
-
-    def curvature(switch):
-        monkeypatch.setenv(lowering.SWITCH, switch)
-
-        def value(x):
-            return (pooling.max_pool(x, size=size, stride=stride, padding=padding) ** 3).sum()
-
-        return jax.jit(jax.grad(lambda x: jnp.sin(jax.grad(value)(x)).sum()))(x)
-
-    np.testing.assert_allclose(curvature("cpu"), curvature("plain"), atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("size", [3, 16, 17])
-def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
-    with jax.enable_x64(True):
-        x = normal((2, 19, 18, 4), dtype)
-        run = lambda x: pooling.max_pool(x, size=size, stride=size)  # noqa: E731
-        plain = lambda x: pooling.plain_max_pool(x, size, size, 0)  # noqa: E731
-        got, wanted = results(jax.jit(run), x), results(plain, x)
-    for a, b in zip(got, wanted, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("switch", ["cpu", "gpu"])
-def test_what_is_no_number_stays_so_in_a_max_pool(switch, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, switch)
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, 0, 1, 0].set(jnp.nan)
-    y, dx = results(jax.jit(lambda x: pooling.max_pool(x, size=2, stride=2)), x)
-    assert np.isnan(y[0, 0, 0, 0])
-    assert np.isfinite(y).sum() == 3
-    assert dx[0, 0, 1, 0] != 0
-    assert dx[0, 0, 0, 0] == dx[0, 1, 1, 0] == 0
-
-
 @pytest.mark.parametrize("name", WINOGRAD)
 def test_the_transform_follows_the_number_of_tiles(name):
     shape, features, *_ = WINOGRAD[name]
@@ -225,39 +160,6 @@ def test_the_lowering_is_used(monkeypatch):
         assert found(14, dtype=jnp.float64)["convolution"] == 3  # exact
     monkeypatch.setenv(lowering.SWITCH, "plain")
     assert found(14)["convolution"] == 3
-
-
-def test_programs_leave_convolutions_to_xla():
-    options = lowering.compiler_options()
-    if not jaxlib.__version__.startswith(("0.10.", "0.11.")):
-        pytest.skip(f"what jaxlib {jaxlib.__version__} does of itself is not known")
-    assert options == lowering.CPU_COMPILER
-    x, kernel = jnp.zeros((4, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
-    run = partial(ways.plain, ways.Geometry(1, 1, 1, 1))
-
-    def is_of_ynnpack(options):
-        program = jax.jit(run, compiler_options=options).lower(x, kernel).compile()
-        return "__ynn_fusion" in program.as_text()
-
-    assert is_of_ynnpack({})
-    assert not is_of_ynnpack(options)
-
-
-@pytest.mark.parametrize("option", [("xla_cpu_no_such", "1"), (*lowering.CPU_COMPILER, "NO_SUCH")])
-def test_options_that_this_xla_does_not_know_are_left_out(option, monkeypatch):
-    monkeypatch.setattr(lowering, "CPU_COMPILER", dict([option]))
-    assert lowering.compiler_options() == {}
-
-
-def test_a_users_own_option_stands(monkeypatch):
-    (name,) = lowering.CPU_COMPILER
-    monkeypatch.setenv("XLA_FLAGS", f"--{name}=-reduce")
-    assert lowering.compiler_options() == {}
-
-
-def test_plain_programs_are_compiled_as_xla_does_it(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "plain")
-    assert lowering.compiler_options() == {}
 
 
 def test_the_gradient_of_the_images_is_not_computed(monkeypatch):

@@ -19,6 +19,7 @@ from flax_resnet.classifier import Classifier
 from flax_resnet.config import freeze
 from flax_resnet.data.arrays import ArraySource
 from flax_resnet.errors import ConfigError, DataError, WeightsError
+from flax_resnet.models import lowering
 from flax_resnet.training import features, probes
 from flax_resnet.weights import to_torch, write_safetensors
 
@@ -161,6 +162,14 @@ def test_a_fifth_is_held_out_but_never_the_whole_of_a_class():
     # One of each class: none can be spared, and still there is a classifier.
     predicted, _ = probes.linear_predict(*[np.eye(3, dtype=np.float32)] * 2, np.arange(3))
     np.testing.assert_array_equal(predicted, [0, 1, 2])
+
+
+def test_features_are_compiled_with_the_options_of_the_platform(untrained, monkeypatch):
+    monkeypatch.setattr(lowering, "compiler_options", lambda: {"no_such_option": "1"})
+    source, _, _ = random_source(4, classes=3)
+    given = untrained.model, untrained.variables, untrained.config, source
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        features.compute_features(*given, batch_size=4)
 
 
 def test_features_are_those_of_the_classifier(untrained):

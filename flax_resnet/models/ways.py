@@ -2,8 +2,8 @@
 
 A way is a row of three functions: forward, input gradient, kernel gradient. `_way` chooses by shape, for CPU.
 Figures are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory kept, against
-what XLA does of itself (jaxlib 0.10, by YNNPACK), unless they name another machine: those are against XLA's own
-kernels, which `lowering.compiler_options` chooses. On GPU, only strided stems are not left to cuDNN as they are
+what XLA does of itself (jaxlib 0.10), unless they name another machine: those are against XLA's own kernels, which
+`lowering.compiler_options` chooses. On GPU, only strided stems are not left to cuDNN as they are
 (space_to_depth.py).
 """
 
