@@ -25,7 +25,7 @@ from benchmarks.model_speed import device
 from benchmarks.programs import Work, training
 from benchmarks.record import write_record
 from flax_resnet.errors import ConfigError, one_line
-from flax_resnet.summary import summarize
+from flax_resnet.models.summary import summarize
 
 STEPS, PROFILED = 20, 5
 OTHER = "not of the program"  # as copies that the driver makes

@@ -28,7 +28,7 @@ from benchmarks.record import write_record
 from benchmarks.targets import TARGETS
 from benchmarks.textbook import TEXTBOOK
 from flax_resnet.errors import ConfigError
-from flax_resnet.summary import summarize
+from flax_resnet.models.summary import summarize
 
 EXPECTED = pathlib.Path(__file__).parent / "expected" / "gpu_program.json"
 LABEL = "The compiler's program, not measured time."

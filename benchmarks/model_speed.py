@@ -30,7 +30,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.memory import computes_on_cpu, prepare_cpu
 from flax_resnet.models import lowering
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.summary import Summary, summarize
+from flax_resnet.models.summary import Summary, summarize
 from flax_resnet.training import sharding
 from flax_resnet.training.gradient import AUGMENT_STREAM, make_loss, stream_key
 from flax_resnet.training.loss import loss_weight

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_resnet.summary import Summary
+from flax_resnet.models.summary import Summary
 
 COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes, far more than any cache
 # Of a measurement. Queued, as in training: alone, a GPU's call takes 0.1 ms more, as long as 0.3 GB.

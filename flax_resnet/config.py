@@ -7,9 +7,7 @@ Nothing behind that line reads a default or a `ConfigDict`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flax_resnet.errors import ConfigError, suggestion
 from flax_resnet.sections import (
@@ -23,6 +21,9 @@ from flax_resnet.sections import (
     Schedule,
     Train,
 )
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Config:
         return size <= self.train.resident_gib * 2**30
 
 
-def default_config() -> ConfigDict:
+def default_config() -> "ConfigDict":
     """Returns every setting at its default; locked, so that an unknown key is refused."""
+    from ml_collections import ConfigDict  # what trains and measures steps does without it
+
     return ConfigDict(dataclasses.asdict(Config())).lock()
 
 
@@ -68,7 +71,7 @@ def settings() -> dict[str, dataclasses.Field]:
     }
 
 
-def freeze(values: Mapping[str, Any]) -> Config:
+def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
     """Makes the frozen configuration of a nested mapping (a ConfigDict, or parsed config.json).
 
     Missing keys keep their defaults.
@@ -77,7 +80,7 @@ def freeze(values: Mapping[str, Any]) -> Config:
       ConfigError: an unknown key, a wrong type, or a value out of range; one line with key, value and
         what is allowed.
     """
-    if isinstance(values, ConfigDict):
+    if not isinstance(values, Mapping):
         values = values.to_dict()
     known = settings()
     sections = {section.name: section.type for section in dataclasses.fields(Config)}

@@ -14,7 +14,7 @@ from flax_resnet.config import freeze
 from flax_resnet.data.arrays import ArraySource
 from flax_resnet.models.airbench import identity_first
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.summary import summarize
+from flax_resnet.models.summary import summarize
 from flax_resnet.training.loop import train
 from flax_resnet.training.saved import read_run
 from flax_resnet.training.whitening import covariance, filters

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import model_speed, roofline
 from benchmarks.arguments import output
 from benchmarks.programs import Work
-from flax_resnet.summary import summarize
+from flax_resnet.models.summary import summarize
 from tests.conftest import ROOT
 
 

@@ -13,7 +13,8 @@ from conftest import ROOT
 
 from flax_resnet import cli, summary
 from flax_resnet.errors import ConfigError
-from flax_resnet.summary import collapsed, format_table, summarize, totals
+from flax_resnet.models.summary import collapsed, summarize, totals
+from flax_resnet.summary import format_table
 
 # Multiply-adds at 224 px (32 behind a cifar stem), convolutions and linear layers alone, as torchvision
 # counts them for its weights; the others by plain arithmetic over the architectures.
