@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
-    """Returns a row of the recipe of the papers of He et al."""
+    """Returns a row of the recipe of the papers of He et al., its milestones for any length."""
     drops = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
     return Row(network, f"configs/cifar_he2016.py:{network}", drops | overrides)
 
@@ -83,6 +83,9 @@ EXPERIMENTS = {
         he2016("resnet20", EIGHT | {"average.decay": 0.99, "average.recalibrate": 16}),
         he2016("resnet20", EIGHT)._replace(label="torch", system="torch"),
     ],
+    # The papers' 64,000 steps on all images, for a GPU.
+    "resnet20_full": [he2016("resnet20", {"data.limit": 0})],
+    "resnet56_full": [he2016("resnet56", {"data.limit": 0})],
     # 94 % in ten epochs, for a GPU; and smaller, shorter and judged on single views, for two cores of a CPU.
     "airbench94": in_both({"data.limit": 0}),
     "speedrun": in_both(SPEEDRUN),

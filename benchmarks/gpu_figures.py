@@ -15,8 +15,8 @@ from benchmarks.programs import configured, textbook_step
 from benchmarks.targets import TARGETS
 from benchmarks.textbook import TEXTBOOK
 from flax_resnet.config import Config
-from flax_resnet.plan import plan
 from flax_resnet.models.summary import summarize
+from flax_resnet.plan import plan
 from flax_resnet.training import sharding
 from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.schedule import drop_factor

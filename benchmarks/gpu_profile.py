@@ -28,6 +28,8 @@ from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.models.summary import summarize
 
 STEPS, PROFILED = 20, 5
+# How the lines of a profile that hold kernels begin, by platform.
+LINES = {"gpu": "Stream", "cpu": "tf_XLA"}
 OTHER = "not of the program"  # as copies that the driver makes
 
 
@@ -129,7 +131,7 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
 
 
 def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
-    """Compiles and runs a work's step.
+    """Compiles and runs a work's step; on a CPU, a kernel is an instruction.
 
     Returns:
       The kernels of a step, the program, and the seconds that a step takes without a profiler.
@@ -155,10 +157,10 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
         runs = [
             Run(str(dict(event.stats).get("hlo_op", "")), event.name, event.duration_ns / PROFILED, 1 / PROFILED)
             for plane in planes
-            if plane.name.startswith("/device:GPU:")
             for line in plane.lines
-            if line.name.startswith("Stream")
+            if line.name.startswith(LINES[jax.default_backend()])
             for event in line.events
+            if plane.name.startswith("/device:GPU:") or "hlo_op" in dict(event.stats)
         ]  # fmt: skip
     return runs, hlo.parse(program.as_text()), seconds
 

@@ -1,6 +1,7 @@
 """The training and inference steps that are measured, each as a function that does one more."""
 
 import ast
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -72,10 +73,10 @@ def configured(
     Raises:
       ConfigError: a setting is none, or makes no sense.
     """
-    from flax_resnet.config import default_config, freeze
+    from flax_resnet.config import Config, freeze
     from flax_resnet.errors import ConfigError
 
-    values = default_config().to_dict()
+    values = dataclasses.asdict(Config())
     values["model"] |= {"name": model, "dtype": dtype}
     values["data"]["image_size"], values["train"]["batch_size"] = image_size, batch_size
     values["optimizer"]["weight_decay"] = 1e-4
@@ -96,14 +97,16 @@ def _literal(text: str) -> Any:
         return text
 
 
-def network(work: Work) -> Network:
-    """Makes the network of a work, its optimizer and its state."""
+def network(work: Work, settings: Iterable[str] = ()) -> Network:
+    """Makes the network of a work, its optimizer and its state; settings as in `configured`."""
     from flax_resnet.plan import Plan
     from flax_resnet.training import sharding
     from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, initial_state
 
-    config = configured(work.model, work.image_size, work.batch_size, dtype=work.dtype)
+    config = configured(
+        work.model, work.image_size, work.batch_size, dtype=work.dtype, settings=settings
+    )
     model = build_model(config, work.classes)
     optimizer = make_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()

@@ -3,21 +3,23 @@
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Turn = Callable[[int], float]  # of a turn's number, 0 to warm up; returns a speed
 
 
-def measure(
-    systems: dict[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
-) -> dict[str, Any]:
-    """Lets the systems take turns; prints and returns medians, and the first's ratio to each.
+def interleave(
+    systems: dict[str, Callable[[], Turn]], rounds: int
+) -> Iterator[tuple[str, float | None]]:
+    """Lets the systems take turns, and yields (name, speed) of each turn that counts.
 
     Args:
       systems: by name; each is called in its process and returns what takes a turn.
       rounds: turns of each system that count; one more goes before, to warm up.
-      unit: of the speeds.
+
+    Yields:
+      The speed; None, once, of a system whose process died: its own message is on stderr.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow and torch do not bear one another
     served = {}
@@ -27,18 +29,36 @@ def measure(
         process.start()
         there.close()
         served[name] = here
-    speeds = {name: [] for name in systems}
     for turn in range(rounds + 1):
-        for name, connection in served.items():
+        for name, connection in list(served.items()):
             try:
                 connection.send(turn)
                 speed = connection.recv()
             except (EOFError, OSError):
-                sys.exit(f"error: {name}: its process died; its own message is above")
+                del served[name]
+                yield name, None
+                continue
             if turn:
-                speeds[name].append(speed)
+                yield name, speed
     for connection in served.values():
         connection.send(None)
+
+
+def measure(
+    systems: dict[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
+) -> dict[str, Any]:
+    """Lets the systems take turns; prints and returns medians, and the first's ratio to each.
+
+    Args:
+      systems: as of `interleave`.
+      rounds: as of `interleave`.
+      unit: of the speeds.
+    """
+    speeds = {name: [] for name in systems}
+    for name, speed in interleave(systems, rounds):
+        if speed is None:
+            sys.exit(f"error: {name}: its process died; its own message is above")
+        speeds[name].append(speed)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     first = next(iter(medians.values()))
     rows = {}

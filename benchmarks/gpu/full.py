@@ -1,0 +1,195 @@
+"""The stages of --full: hours on any machine with GPUs. Each is a benchmark's own command, whose record is read."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.gpu.record import Measurement
+from benchmarks.gpu.stage import Stage
+
+HOURS = 3600.0
+# Of several GPUs, collectives run beside what does not need them.
+XLA_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
+# In bfloat16, of `benchmarks.peers`.
+SYSTEMS = ("flax_resnet", "textbook", "torch", "torch.compile")
+# Of `benchmarks.accuracy`: seeds, and hours at most on one GPU.
+EXPERIMENTS = {
+    "airbench94": ((0, 1, 2), 1),
+    "resnet20_full": ((0, 1, 2), 3),
+    "resnet56_full": ((0,), 3),
+}
+
+
+class Sizes(NamedTuple):
+    """How large the work is.
+
+    Attributes:
+      models: of `model_speed`.
+      batches: images a GPU.
+      network: of training end to end at 224 px, of `torchvision_v1`.
+      batch: images a GPU, of training end to end.
+      works: of `peers`: networks beside PyTorch.
+      speed: more arguments of `model_speed` and `peers`.
+      training: more arguments of `train_speed`.
+    """
+
+    models: tuple[str, ...]
+    batches: tuple[int, ...]
+    network: str
+    batch: int
+    works: tuple[str, ...]
+    speed: tuple[str, ...]
+    training: tuple[str, ...]
+
+
+SIZES = Sizes(
+    ("resnet18", "resnet50", "resnet152", "resnext50_32x4d", "seresnet50"),
+    (128, 256, 512),
+    "resnet50",
+    256,
+    ("resnet50", "resnet18", "resnet152", "resnext50", "seresnet50", "resnet18_cifar"),
+    (),
+    ("--steps=200", "--warmup=50"),
+)
+TINY = Sizes(
+    ("resnet20",),
+    (8,),
+    "resnet34",
+    4,
+    ("resnet20",),
+    ("--rounds=1", "--seconds=0.01"),
+    (
+        "--steps=6",
+        "--rounds=1",
+        "--config.model.depths=(1,1,1,1)",
+        "--config.model.widths=(4,4,4,4)",
+        "--config.data.image_size=32",
+    ),
+)
+
+
+def stages(
+    folder: pathlib.Path, gpus: int, tiny: bool, photographs: pathlib.Path, cifar: str
+) -> Iterator[Stage]:
+    """Yields the stages, on one GPU, two, four ... and all.
+
+    Args:
+      folder: of the records.
+      gpus: number of GPUs; 0 for the CPU.
+      tiny: sizes of a rehearsal.
+      photographs: folder of images to train on end to end.
+      cifar: folder of CIFAR-10 as images; "" for no recipes.
+    """
+    sizes = TINY if tiny else SIZES
+    counts = sorted({2**n for n in range(gpus.bit_length()) if 2**n <= gpus} | {max(1, gpus)})
+    for number in counts:
+        visible = ",".join(map(str, range(number)))
+        environment = {"CUDA_VISIBLE_DEVICES": visible, "XLA_FLAGS": XLA_FLAGS} if gpus else {}
+        of = f"{number} GPU{'s' if number > 1 else ''}" if gpus else "the CPU"
+        batches = [str(number * batch) for batch in sizes.batches]
+        command = ("benchmarks.model_speed", "--models", *sizes.models, "--batch_size", *batches)
+        yield Stage(
+            f"model_speed_{number}",
+            f"How fast are steps and their parts on {of}?",
+            2 * HOURS,
+            (*command, *sizes.speed),
+            environment=environment,
+            read=read_model_speed,
+        )
+        yield Stage(
+            f"train_speed_{number}",
+            f"How near does training on photographs come to the bare step on {of}?",
+            HOURS,
+            (
+                "benchmarks.train_speed",
+                f"--config=configs/torchvision_v1.py:{sizes.network}",
+                "--config.data.source=folder",
+                f"--config.data.path={photographs}",
+                f"--config.train.batch_size={number * sizes.batch}",
+                f"--profile={folder.resolve() / f'profile_{number}'}",
+                *sizes.training,
+            ),
+            environment=environment,
+            read=read_train_speed,
+        )
+    one = {"CUDA_VISIBLE_DEVICES": "0"} if gpus else {}
+    systems = [f"{name}, bfloat16" for name in SYSTEMS]
+    for work in sizes.works:
+        yield Stage(
+            f"peers_{work}",
+            f"How fast is {work}'s step beside PyTorch's?",
+            HOURS,
+            ("benchmarks.peers", "--works", work, "--systems", *systems, *sizes.speed),
+            environment=one,
+            read=read_peers,
+        )
+    if gpus:
+        yield Stage(
+            "gpu_profile",
+            "Where do the step's milliseconds go?",
+            HOURS,
+            ("benchmarks.gpu_profile", "--model", sizes.works[0]),
+            environment=one,
+            read=read_profile,
+        )
+    for name, (seeds, hours) in EXPERIMENTS.items() if cifar else ():
+        where = ("--folder", str(folder.resolve() / "runs"), "--data", cifar)
+        less = ("--limit=2048", "--epochs=1", "--seeds=0") if tiny else ()
+        yield Stage(
+            name,
+            f"Which accuracy does {name} reach, and when?",
+            hours * HOURS,
+            ("benchmarks.accuracy", name, *where, "--seeds", *map(str, seeds), *less),
+            environment=one,
+            read=read_accuracy,
+        )
+
+
+def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
+    """Returns milliseconds of the parts of each network's step."""
+    return [
+        Measurement(
+            f"{row['model']}, {row['batch_size']} images: {part}",
+            tuple(1e3 * value for value in (found["spread"][0], found["seconds"], found["spread"][1])),
+            "ms",
+            larger_is_better=False,
+        )
+        for row in record["results"]
+        for part, found in row["parts"].items()
+    ]  # fmt: skip
+
+
+def read_train_speed(record: dict[str, Any]) -> list[Measurement]:
+    """Returns images a second, end to end and of the bare step."""
+    rates = record["images_per_second"]
+    return [Measurement(name, (value,), "images/s") for name, value in rates.items()]
+
+
+def read_peers(record: dict[str, Any]) -> list[Measurement]:
+    """Returns images a second of each system."""
+    return [
+        Measurement(system, (row["spread"][0], row["median"], row["spread"][1]), "images/s")
+        for table in record["images_per_second"].values()
+        for system, row in table.items()
+    ]
+
+
+def read_profile(record: dict[str, Any]) -> list[Measurement]:
+    """Returns milliseconds of the step."""
+    return [Measurement("a step", (1e3 * record["seconds"],), "ms", larger_is_better=False)]
+
+
+def read_accuracy(record: dict[str, Any]) -> list[Measurement]:
+    """Returns top-1 and seconds of each row: least, mean and most over its seeds."""
+    units = {"top1": ("%", 100.0), "average_top1": ("%", 100.0), "seconds": ("s", 1.0)}
+    return [
+        Measurement(
+            f"{label}: {key}",
+            tuple(scale * row[key][which] for which in ("min", "mean", "max")),
+            unit,
+            larger_is_better=key != "seconds",
+        )
+        for label, row in record["rows"].items()
+        for key, (unit, scale) in units.items()
+        if row.get(key)
+    ]

@@ -1,0 +1,33 @@
+"""Speeds of a program on one device, in rounds."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.programs import wait
+
+ROUNDS = 5
+
+
+def rates(call: Callable[[], Any], images: int, seconds: float) -> list[float]:
+    """Runs a program in rounds, after two calls that do not count.
+
+    Args:
+      call: starts the program once more and returns what to wait for; calls are queued, as in training.
+      images: of one call.
+      seconds: of all rounds together; a round has at least two calls.
+
+    Returns:
+      Images a second of each round.
+    """
+
+    def elapsed(calls: int) -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = call()
+        wait(result)
+        return time.perf_counter() - began
+
+    elapsed(1)
+    calls = max(2, min(1000, round(seconds / ROUNDS / elapsed(1))))
+    return [calls * images / elapsed(calls) for _ in range(ROUNDS)]

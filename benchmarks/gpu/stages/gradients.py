@@ -1,0 +1,210 @@
+"""Are the gradients right on this device? One network of each structure, beside float64 on the CPU.
+
+Every network is differentiated five times for the same weights and images: in float64 with XLA's own operations on
+the CPU (the reference), and in float32 and bfloat16 on the device, each in the usual form (XLA's own operations)
+and in the package's. The package's distance to the reference must stay near the usual form's: rounding flips some
+ReLUs and maxima, so neither is 0.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.gpu.process import end_with_parent, run_stage
+from benchmarks.gpu.record import Recorder
+
+CLASSES = 10
+# The package's distance to float64 over the usual form's: more is a fault, not rounding.
+ALLOWED_RATIO = {"float32": 3.0, "bfloat16": 1.5}
+# Distances below this are rounding, whatever their ratio.
+ROUNDING = {
+    "statistics": {"float32": 1e-5, "bfloat16": 1e-3},
+    "gradient": {"float32": 1e-4, "bfloat16": 1e-3},
+}
+# One flipped ReLU moves a float32 gradient by up to 3e-4 (seresnet50, one block a stage, 96 px): medians of draws.
+DRAWS = 3
+
+
+class Case(NamedTuple):
+    """A network that is differentiated.
+
+    Attributes:
+      model: a name of `flax_resnet.list_models()`.
+      options: of `create_model`.
+      image_size: pixels.
+      batch_size: images.
+    """
+
+    model: str
+    options: dict[str, Any]
+    image_size: int
+    batch_size: int = 16
+
+
+FOUR, THREE = {"depths": (1, 1, 1, 1)}, {"depths": (1, 1, 1)}
+CASES = {
+    "resnet50": Case("resnet50", {}, 96),
+    "basic blocks": Case("resnet18", FOUR, 96),
+    "grouped convolutions": Case("resnext50_32x4d", FOUR, 96),
+    "squeeze-and-excitation": Case("seresnet50", FOUR, 96),
+    "ECA, deep stem": Case("ecaresnet50d", FOUR, 96),
+    "tiered stem": Case("resnet50t", FOUR, 96),
+    "blur": Case("resnetblur50", FOUR, 96),
+    "average anti-aliasing": Case("resnetaa50d", FOUR, 96),
+    "ResNet-RS": Case("resnetrs50", FOUR, 96),
+    "group normalisation": Case("resnet50_gn", FOUR, 96),
+    "pre-activation": Case("resnetv2_50", FOUR, 96),
+    "BiT, weight standardisation": Case("resnetv2_50x1_bit", FOUR, 96),
+    "EvoNorm": Case("resnetv2_50d_evos", FOUR, 96),
+    "FRN": Case("resnetv2_50d_frn", FOUR, 96),
+    "dilated": Case("resnet50", {**FOUR, "output_stride": 8}, 96),
+    "CIFAR, padded shortcuts": Case("resnet20", {}, 32),
+    "CIFAR, pre-activation": Case("preact164", THREE, 32),
+    "ghost batch normalisation": Case("resnet50", {**FOUR, "norm_groups": 4}, 96),
+    "airbench": Case("airbench94", {}, 32),
+}
+TWO = {"depths": (1, 1), "widths": (8, 16)}
+TINY_CASES = {
+    "squeeze-and-excitation": Case("seresnet50", TWO, 32, 8),
+    "CIFAR, padded shortcuts": Case("resnet20", THREE, 32, 8),
+}
+
+
+class Distances(NamedTuple):
+    """Relative distances to float64, medians over the draws, by "dtype, form" such as "bfloat16, usual"."""
+
+    gradient: dict[str, float]
+    statistics: dict[str, float]
+
+
+def drawn_variables(model: Any, image_size: int) -> dict[str, Any]:
+    """Draws float64 weights and statistics with NumPy: nothing is compiled to initialise them."""
+    import jax
+    import jax.numpy as jnp
+
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    draw = np.random.default_rng(0)
+
+    def fill(leaf: Any) -> np.ndarray:
+        if len(leaf.shape) < 2:  # scales and variances among them: above 0
+            return draw.uniform(0.5, 1.5, leaf.shape)
+        fan_in = np.prod(leaf.shape[:-1])
+        return draw.normal(size=leaf.shape) * np.sqrt(2 / fan_in)
+
+    return jax.tree.map(fill, {"batch_stats": {}, **shapes})
+
+
+def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tuple[Any, list]:
+    """Traces the gradient of a case, and returns it lowered, and its arguments, `DRAWS` times."""
+    import jax
+
+    from benchmarks.programs import configured
+    from flax_resnet.models import create_model
+    from flax_resnet.training.gradient import make_loss
+
+    os.environ["FLAX_RESNET_LOWERING"] = "plain" if form == "usual" else "auto"
+    model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **case.options)
+    config = configured(case.model, case.image_size, case.batch_size, dtype="float32")
+    loss = make_loss(config, model)
+
+    def gradient(params: Any, batch_stats: Any, images: Any, targets: Any) -> tuple[Any, Any]:
+        weight, key = float(case.batch_size), jax.random.key(0)
+        grads, (_, new) = jax.grad(loss, has_aux=True)(
+            params, batch_stats, images, targets, weight, key
+        )
+        return grads, new
+
+    def arguments(seed: int) -> tuple:
+        draw = np.random.default_rng(seed)
+        images = draw.normal(size=(case.batch_size, case.image_size, case.image_size, 3))
+        targets = np.eye(CLASSES)[draw.integers(0, CLASSES, case.batch_size)]
+        values = (variables["params"], variables["batch_stats"], images, targets)
+        wide = "float64" if dtype == "float64" else "float32"
+        return jax.device_put(jax.tree.map(lambda leaf: leaf.astype(wide), values), device)
+
+    draws = [arguments(seed) for seed in range(DRAWS)]
+    return jax.jit(gradient).lower(*draws[0]), draws
+
+
+def compare(case: Case) -> Distances:
+    """Differentiates a case in every dtype and form, and returns the distances to float64."""
+    import jax
+
+    from flax_resnet.models import create_model
+
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    model = create_model(case.model, num_classes=CLASSES, **case.options)
+    variables = drawn_variables(model, case.image_size)
+    with jax.enable_x64(True):
+        reference = traced(case, "float64", "usual", cpu, variables)
+    # Not TF32, which has 10 bits: what is compared is float32.
+    with jax.default_matmul_precision("float32"):
+        programs = {
+            f"{dtype}, {form}": traced(case, dtype, form, device, variables)
+            for dtype in ALLOWED_RATIO
+            for form in ("usual", "ours")
+        }
+    with concurrent.futures.ThreadPoolExecutor(5) as threads:  # XLA compiles beside Python
+        compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))
+    with jax.enable_x64(True):
+        wanted = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
+    gradient, statistics = {}, {}
+    for (name, (_, draws)), program in zip(programs.items(), compiled[1:], strict=True):
+        found = [jax.device_get(program(*draw)) for draw in draws]
+        for distances, part in ((gradient, 0), (statistics, 1)):
+            pairs = zip(found, wanted, strict=True)
+            distances[name] = median(distance(a[part], b[part]) for a, b in pairs)
+    return Distances(gradient, statistics)
+
+
+def distance(found: Any, wanted: Any) -> float:
+    """Returns the norm of the difference of two trees over that of the second; 0 for empty trees."""
+    import jax
+
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    squares = [
+        (np.sum((np.float64(a) - np.float64(b)) ** 2), np.sum(np.float64(b) ** 2)) for a, b in pairs
+    ]
+    difference, norm = map(sum, zip(*squares, strict=True)) if squares else (0.0, 1.0)
+    return float(np.sqrt(difference / norm))
+
+
+def measure(recorder: Recorder, tiny: bool) -> None:
+    """Compares every case, several at a time where there are many cores."""
+    cases = {
+        name: case
+        for name, case in (TINY_CASES if tiny else CASES).items()
+        if not recorder.has(f"{name}: gradient in bfloat16")
+    }
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the processes share the device
+    # Tracing is Python, one thread a process: on 16 cores five cases at a time.
+    workers = max(1, min(5, (os.cpu_count() or 1) // 3))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
+        waiting = {pool.submit(compare, case): name for name, case in cases.items()}
+        for future in concurrent.futures.as_completed(waiting):
+            name = waiting[future]
+            with recorder.attempt(name):
+                report(recorder, name, future.result())
+
+
+def report(recorder: Recorder, name: str, distances: Distances) -> None:
+    """Records the checks of a case; the gradient in bfloat16 comes last."""
+    for what, found in (("statistics", distances.statistics), ("gradient", distances.gradient)):
+        for dtype, ratio in ALLOWED_RATIO.items():
+            usual = found[f"{dtype}, usual"]
+            recorder.check(
+                f"{name}: {what} in {dtype}",
+                found[f"{dtype}, ours"],
+                max(ROUNDING[what][dtype], ratio * usual),
+                f"relative distance to float64; the usual form's is {usual:.2g}",
+            )
+
+
+if __name__ == "__main__":
+    run_stage("gradients", measure)

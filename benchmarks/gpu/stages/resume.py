@@ -1,0 +1,118 @@
+"""Does a training that is killed and resumed end with the bits of one that was not disturbed?
+
+Trains a small ResNet with the package's step, stream, augmentation, EMA and checkpoints, in processes of their own,
+with deterministic operations: `--train` is one of these. The arrays lie on the device, so that nothing of the input
+pipeline is needed.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.gpu.killed import checksums, differing, killed, undisturbed
+from benchmarks.gpu.process import run_stage
+from benchmarks.gpu.record import Recorder
+
+MODULE = "benchmarks.gpu.stages.resume"
+STEPS, EVERY = 300, 20  # updates of a run, and between its checkpoints
+TINY_STEPS, TINY_EVERY = 30, 3
+BATCH_SIZE, IMAGES, SIZE, CLASSES = 64, 2048, 32, 10
+SETTINGS = (
+    "model.stem=cifar",
+    "model.depths=(1,1,1,1)",
+    "optimizer.nesterov=True",
+    "average.decay=0.99",
+    "augment.shift=4",
+    "augment.flip=True",
+    "augment.cutmix=1.0",
+    "augment.policy=trivialaugment",
+)
+TINY_SETTINGS = (*SETTINGS[:1], "model.depths=(1,1)", "model.widths=(8,16)", *SETTINGS[2:-1])
+
+
+def train(workdir: pathlib.Path, tiny: bool) -> None:
+    """Trains to the last step, from the last checkpoint if there is one."""
+    from benchmarks.programs import configured
+    from flax_resnet.data.order import Order
+    from flax_resnet.plan import Plan
+    from flax_resnet.training import sharding
+    from flax_resnet.training.checkpoint import Checkpoints
+    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.training.state import abstract_state, build_model, initial_state
+    from flax_resnet.training.step import make_train_step
+
+    total, every = (TINY_STEPS, TINY_EVERY) if tiny else (STEPS, EVERY)
+    dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    settings = TINY_SETTINGS if tiny else SETTINGS
+    config = configured("resnet18", SIZE, BATCH_SIZE, dtype=dtype, settings=settings)
+    model, mesh = build_model(config, CLASSES), sharding.make_mesh()
+    optimizer = make_optimizer(config, Plan.nominal(CLASSES))
+    draw = np.random.default_rng(0)
+    data = {
+        "image": draw.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8),
+        "label": draw.integers(0, CLASSES, IMAGES).astype(np.int32),
+    }
+    data = jax.device_put({**data, "seed": np.int32(config.train.seed)}, sharding.replicated(mesh))
+    order = Order(IMAGES, config.train.seed)
+
+    def fetch(data: Any, step: jax.Array) -> dict[str, jax.Array]:
+        places = order.batch(jax.numpy, step, BATCH_SIZE, data["seed"])
+        return {name: data[name][places] for name in ("image", "label")}
+
+    step = make_train_step(config, model, optimizer, mesh, fetch)
+    checkpoints = Checkpoints(workdir)
+    restored = checkpoints.restore_last_good(abstract_state(config, model, optimizer, mesh))
+    state = restored.state if restored else initial_state(config, model, optimizer, mesh)
+    start = restored.step if restored else 0
+    print(f"training from step {start} to {total}", flush=True)
+    for number in range(start, total):
+        state, _ = step(state, data, np.array([number], np.uint32))
+        if (number + 1) % every == 0:
+            checkpoints.save(number + 1, state, {"config": {}}, None)
+    checkpoints.close()
+
+
+def measure(recorder: Recorder, tiny: bool) -> None:
+    """Checks that a killed run, and one compiled anew, end with the arrays of an undisturbed one."""
+    folder = recorder.file.parents[1].resolve() / "resume"
+
+    def command(cache: str) -> Any:
+        options = [f"--cache={folder / cache}", *(["--tiny"] if tiny else [])]
+        return lambda workdir: ["-m", MODULE, "--train", str(workdir), *options]
+
+    with recorder.attempt("a killed run"):
+        seconds = undisturbed(command("compiled"), folder / "undisturbed")
+        wanted = checksums(folder / "undisturbed")
+        moment = killed(command("compiled"), folder / "killed", 0.7 * seconds)
+        note = f"of {len(wanted)} arrays differ; killed {moment:.2f} s after its first checkpoint"
+        recorder.check("killed and resumed", differing(folder / "killed", wanted), 0, note)
+    with recorder.attempt("a run compiled anew"):
+        shutil.rmtree(folder / "compiled_again", ignore_errors=True)
+        undisturbed(command("compiled_again"), folder / "again")
+        note = f"of {len(wanted)} arrays differ; no program came from the compilation cache"
+        recorder.check("compiled anew", differing(folder / "again", wanted), 0, note)
+    shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Runs the stage, or, with --train, one training."""
+    if "--train" not in sys.argv:
+        run_stage("resume", measure)
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", type=pathlib.Path, required=True)
+    parser.add_argument("--cache", required=True)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", args.cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    train(args.train, args.tiny)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What do the package's switches and XLA's options change? ResNet-50's training step, one change at a time."""
+
+import dataclasses
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from benchmarks.gpu.measuring import rates
+from benchmarks.gpu.process import run_stage
+from benchmarks.gpu.record import Recorder
+from benchmarks.programs import Work, batch, network
+from flax_resnet.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One change to the step.
+
+    Attributes:
+      batch_size: images, where it is not the usual one.
+      form: of operations, as FLAX_RESNET_LOWERING has it.
+      settings: of the configuration, as "model.remat=block".
+      steps: of one call.
+      compiler: options of XLA.
+    """
+
+    batch_size: int = 0
+    form: str = "auto"
+    settings: tuple[str, ...] = ()
+    steps: int = 1
+    compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# In the order of what a decision hangs on: time may run out.
+VARIANTS = {
+    "as it is": Variant(),
+    "XLA's own operations": Variant(form="plain"),
+    "deterministic operations": Variant(compiler={"xla_gpu_deterministic_ops": True}),
+    "128 images": Variant(batch_size=128),
+    "512 images": Variant(batch_size=512),
+    "latency hiding": Variant(compiler={"xla_gpu_enable_latency_hiding_scheduler": True}),
+    "no autotuning": Variant(compiler={"xla_gpu_autotune_level": 0}),
+    "no Triton products": Variant(compiler={"xla_gpu_enable_triton_gemm": False}),
+    "no CUDA graphs": Variant(compiler={"xla_gpu_enable_command_buffer": ""}),
+    "4 steps a call": Variant(steps=4),
+    "blocks computed again": Variant(settings=("model.remat=block",)),
+    "all tilings tried": Variant(compiler={"xla_gpu_exhaustive_tiling_search": True}),
+}
+TINY_VARIANTS = ("as it is", "XLA's own operations", "latency hiding", "4 steps a call")
+
+
+def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
+    """Compiles a variant, and returns what runs it once more and how many images that takes."""
+    os.environ["FLAX_RESNET_LOWERING"] = variant.form
+    work = work._replace(batch_size=variant.batch_size or work.batch_size)
+    config, model, optimizer, mesh, state = network(work, variant.settings)
+    images = jax.device_put({key: value[None] for key, value in batch(work).items()})
+    steps = jax.tree.map(lambda leaf: leaf.repeat(variant.steps, axis=0), images)
+    step = make_train_step(config, model, optimizer, mesh)
+    program = step.lower(state, {"seed": 0}, steps).compile(compiler_options=variant.compiler)
+    held = [state]
+
+    def call() -> Any:
+        held[0], metrics = program(held[0], {"seed": 0}, steps)
+        return metrics["loss"]
+
+    return call, work.batch_size * variant.steps
+
+
+def measure(recorder: Recorder, tiny: bool) -> None:
+    """Measures each variant."""
+    on_gpu = jax.default_backend() == "gpu"
+    work = Work("resnet20", 32, 8, 10) if tiny else Work("resnet50", batch_size=256)
+    work = work._replace(dtype="bfloat16" if on_gpu else "float32")
+    for name in TINY_VARIANTS if tiny else VARIANTS:
+        if recorder.has(name):
+            continue
+        with recorder.attempt(name):
+            call, images = step_of(work, VARIANTS[name])
+            recorder.measure(name, rates(call, images, 0.2 if tiny else 3), "images/s")
+            del call
+        gc.collect()  # the variant before must leave the device's memory
+
+
+if __name__ == "__main__":
+    run_stage("variants", measure)
