@@ -28,10 +28,10 @@ from benchmarks.accuracy_report import Result, report
 from benchmarks.arguments import absent, count, folder, output, picture, seed, share
 from benchmarks.experiments import DATA, EXPERIMENTS, Row, Run
 from flax_resnet.config import Config, differences, freeze
-from flax_resnet.data.source import open_source
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError, UserError, WorkdirError, suggestion
 from flax_resnet.training.pretrained import adopted
-from flax_resnet.training.workdir import read_config, read_records
+from flax_resnet.training.runs.folder import read_config, read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
 

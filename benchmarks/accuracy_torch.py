@@ -27,15 +27,15 @@ from PIL import Image, ImageOps
 
 from benchmarks.arguments import absent
 from benchmarks.torch_training import NETWORKS, Training
-from flax_resnet import command
+from flax_resnet.cli import app
 from flax_resnet.config import Config, flatten, settings
+from flax_resnet.config.plan import plan as make_plan
+from flax_resnet.data.images import prepare
 from flax_resnet.data.records import Source
-from flax_resnet.data.source import open_source
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
-from flax_resnet.plan import plan as make_plan
-from flax_resnet.preprocessing import prepare
-from flax_resnet.training import workdir
-from flax_resnet.training.loop import make_order
+from flax_resnet.training.runs.folder import METRICS, SUMMARY, claim
+from flax_resnet.training.train import make_order
 
 log = logging.getLogger("flax_resnet")
 
@@ -50,22 +50,22 @@ FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
-    return command.run("benchmarks.accuracy_torch", __doc__, _define, _train, argv)
+    return app.run("benchmarks.accuracy_torch", __doc__, _define, _train, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    command.define_config(values, argv)
-    command.define_common(values)
+    app.define_config(values, argv)
+    app.define_common(values)
     flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
 
 
 def _train(values: flags.FlagValues) -> None:
-    config = command.frozen_config(values)
+    config = app.frozen_config(values)
     if not values["workdir"].value:
         raise ConfigError("--workdir is needed: the folder that the run is written to")
     if missing := absent("torch", "timm"):
         raise ConfigError(f"{' and '.join(missing)} not installed: pip install '.[parity]'")
-    command.set_up_jax(values["compilation_cache"].value)
+    app.set_up_jax(values["compilation_cache"].value)
     train(config, pathlib.Path(values["workdir"].value).expanduser().resolve())
 
 
@@ -104,15 +104,15 @@ def train(config: Config, folder: pathlib.Path) -> None:
         num_eval=len(sources[1]),
         num_classes=len(sources[0].class_names),
     )
-    workdir.claim(folder, config, resume="auto")
-    if (folder / workdir.SUMMARY).exists():
+    claim(folder, config, resume="auto")
+    if (folder / SUMMARY).exists():
         log.info("%s is finished", folder)
         return
     images, labels = pixels(sources[0], order.used, config)
     test = pixels(sources[1], np.arange(len(sources[1])), config)
     training = Training(config, plan, order, images, labels)
     split, window, since = config.data.eval_split, [], time.perf_counter()
-    with (folder / workdir.METRICS).open("w", buffering=1) as file:
+    with (folder / METRICS).open("w", buffering=1) as file:
 
         def record(step: int, split: str, values: dict[str, float]) -> None:
             place = {"step": step, "epoch": round(step / plan.steps_per_epoch, 4), "split": split}
@@ -148,7 +148,7 @@ def train(config: Config, folder: pathlib.Path) -> None:
         f"final top-1 {final['top1']:.2%} on {split} ({plan.num_eval} images) after {config.train.epochs} epochs\n"
         f"time {time.perf_counter() - began:.0f} s\n"
     )
-    (folder / workdir.SUMMARY).write_text(summary)
+    (folder / SUMMARY).write_text(summary)
     log.info("%s", summary.rstrip())
 
 

@@ -19,8 +19,8 @@ from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet.augment import color, policy, training_batch
 from flax_resnet.augment.apply import normalize
+from flax_resnet.augment.augment_section import Augment
 from flax_resnet.augment.geometry import warp
-from flax_resnet.sections import Augment
 
 SIZES = {"224": (64, 224), "32": (512, 32)}
 BASE = "normalize"

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from flax_resnet.training.workdir import SUMMARY
+from flax_resnet.training.runs.folder import SUMMARY
 
 SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy_torch"}
 DATA = {"data.source": "folder", "data.limit": 10_000}

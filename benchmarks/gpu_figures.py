@@ -15,13 +15,11 @@ from benchmarks.programs import configured, textbook_step
 from benchmarks.targets import TARGETS
 from benchmarks.textbook import TEXTBOOK
 from flax_resnet.config import Config
+from flax_resnet.config.plan import plan, planned_drop_factor, planned_optimizer
 from flax_resnet.models.summary import summarize
-from flax_resnet.plan import plan
 from flax_resnet.training import sharding
-from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.schedule import drop_factor
 from flax_resnet.training.state import abstract_state, build_model
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step.train_step import make_train_step
 
 CLASSES, IMAGES = 1000, 1281167
 
@@ -77,8 +75,10 @@ def lowered(case: Case, mesh: Mesh) -> Any:
     config = _config(case, mesh)
     model = build_model(config, CLASSES)
     schedule = plan(config, num_train=IMAGES, num_eval=50000, num_classes=CLASSES)
-    optimizer = make_optimizer(config, schedule)
-    step = make_train_step(config, model, optimizer, mesh, drop=drop_factor(config, schedule))
+    optimizer = planned_optimizer(config, schedule)
+    step = make_train_step(
+        config, model, optimizer, mesh, drop=planned_drop_factor(config, schedule)
+    )
     rows, size = config.train.batch_size, config.data.image_size
     where = sharding.split_steps(mesh)
     batch = {

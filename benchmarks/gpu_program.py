@@ -185,7 +185,7 @@ def main() -> None:
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    os.environ["FLAX_RESNET_LOWERING"] = "gpu"  # not as on the CPU that compiles
+    os.environ["FLAX_RESNET_OPS"] = "gpu"  # not as on the CPU that compiles
     try:
         if args.check:
             parser.exit(1 if check(expected_of(args.models)) else 0)

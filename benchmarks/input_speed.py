@@ -103,9 +103,9 @@ def photos(args: argparse.Namespace) -> dict:
 def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callable:
     """Returns a function that yields the sizes of the training batches of a packed set."""
     from flax_resnet.data import pipeline
-    from flax_resnet.data.order import Order
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sources.open import open_source
 
     data = Data(
         name=f"{name}_set", data_dir=str(root), image_size=size, train_crop="random_resized", **options
@@ -125,9 +125,9 @@ def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callabl
 
 def reading(root: pathlib.Path, name: str) -> float:
     """Returns what reading a record costs the Python thread that does it, microseconds (median of 20)."""
+    from flax_resnet.data.data_section import Data
     from flax_resnet.data.decode import decodable
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.sources.open import open_source
 
     source = open_source(Data(name=f"{name}_set", data_dir=str(root)), train=True)
     draw, spent = np.random.default_rng(0), []
@@ -215,10 +215,10 @@ def cifar_config(root: pathlib.Path, kind: str) -> object:
 
 def feed_of(config: object) -> object:
     """Opens the training split's feed."""
-    from flax_resnet.data.source import open_source
+    from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import make_feed
-    from flax_resnet.training.loop import make_order
+    from flax_resnet.training.input.feeds import make_feed
+    from flax_resnet.training.train import make_order
 
     source = open_source(config.data, train=True)
     mesh, stream = sharding.make_mesh(), make_order(source, config)

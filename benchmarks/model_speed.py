@@ -27,16 +27,16 @@ from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
 from flax_resnet.augment import evaluation_images, training_batch
 from flax_resnet.errors import ConfigError
-from flax_resnet.memory import computes_on_cpu, prepare_cpu
-from flax_resnet.models import lowering
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.summary import Summary, summarize
+from flax_resnet.ops import dispatch
+from flax_resnet.optim.losses import loss_weight
 from flax_resnet.training import sharding
-from flax_resnet.training.gradient import AUGMENT_STREAM, make_loss, stream_key
-from flax_resnet.training.loss import loss_weight
-from flax_resnet.training.microbatch import available_memory
+from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step.gradient import AUGMENT_STREAM, make_loss, stream_key
+from flax_resnet.training.step.microbatches import available_memory
+from flax_resnet.training.step.train_step import make_train_step
 
 DTYPES = ("float32", "bfloat16")
 # Images per device: at 64 px and below, and above.
@@ -94,7 +94,7 @@ def parts(work: Work) -> dict[str, Part]:
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     step = make_train_step(config, model, optimizer, mesh)
-    jit = partial(jax.jit, compiler_options=lowering.compiler_options())
+    jit = partial(jax.jit, compiler_options=dispatch.compiler_options())
     functions = {
         "inference": (jit(infer), lambda: (variables, images["image"])),
         "forward": (jit(loss), inputs),

@@ -8,7 +8,7 @@ Systems take turns within one run, a process each; figures are medians, and the 
 Nothing else should run. Needs `pip install '.[parity]'` for torch, torchvision and timm; without them, only JAX
 is compared.
 
-"kept" is a process that keeps freed memory and waits for each step (`flax_resnet.memory`), as the commands of this
+"kept" is a process that keeps freed memory and waits for each step (`training.memory`), as the commands of this
 package do on CPU and others do not: each system is measured as its users have it, and the peers also with it.
 """
 

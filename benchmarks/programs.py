@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_resnet.memory import prepare_cpu
+from flax_resnet.training.memory import prepare_cpu
 
 Program = Callable[[], Any]  # one step further; returns what to wait for
 
@@ -99,16 +99,15 @@ def _literal(text: str) -> Any:
 
 def network(work: Work, settings: Iterable[str] = ()) -> Network:
     """Makes the network of a work, its optimizer and its state; settings as in `configured`."""
-    from flax_resnet.plan import Plan
+    from flax_resnet.config.plan import Plan, planned_optimizer
     from flax_resnet.training import sharding
-    from flax_resnet.training.optimizer import make_optimizer
     from flax_resnet.training.state import build_model, initial_state
 
     config = configured(
         work.model, work.image_size, work.batch_size, dtype=work.dtype, settings=settings
     )
     model = build_model(config, work.classes)
-    optimizer = make_optimizer(config, Plan.nominal(work.classes))
+    optimizer = planned_optimizer(config, Plan.nominal(work.classes))
     mesh = sharding.make_mesh()
     state = initial_state(config, model, optimizer, mesh)
     return Network(config, model, optimizer, mesh, state)
@@ -118,8 +117,8 @@ def ours(work: Work) -> Program:
     """The training step of this package, normalisation of the images included; or its inference, folded."""
     import jax
 
-    from flax_resnet.models import lowering
     from flax_resnet.models.folding import fold_batch_norm
+    from flax_resnet.ops import dispatch
 
     if not work.train:
         _, model, _, _, state = network(work)
@@ -127,7 +126,7 @@ def ours(work: Work) -> Program:
         variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
         infer = jax.jit(
             lambda variables, x: model.apply(variables, x, train=False),
-            compiler_options=lowering.compiler_options(),
+            compiler_options=dispatch.compiler_options(),
         )
         images = jax.device_put(normalized(batch(work)["image"]))
         return lambda: infer(variables, images)
@@ -145,7 +144,7 @@ def training(work: Work) -> tuple[Any, ...]:
     """Returns the jitted training step of a work and its arguments: state, data of the feed, steps of one batch."""
     import jax
 
-    from flax_resnet.training.step import make_train_step
+    from flax_resnet.training.step.train_step import make_train_step
 
     config, model, optimizer, mesh, state = network(work)
     steps = jax.device_put({key: value[None] for key, value in batch(work).items()})

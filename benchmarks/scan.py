@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet import create_model
-from flax_resnet.models.scan import scanned
+from flax_resnet.models.stacking import scanned
 
 
 def main() -> None:

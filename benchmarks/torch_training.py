@@ -7,14 +7,13 @@ import numpy as np
 
 from flax_resnet.augment import evaluation_images, evaluation_views, training_batch
 from flax_resnet.config import Config
-from flax_resnet.data.order import Order
+from flax_resnet.config.plan import Plan, planned_learning_rate, planned_optimizer
+from flax_resnet.data.sampling import Order
 from flax_resnet.models import create_model
-from flax_resnet.plan import Plan
+from flax_resnet.optim.optimizers import Rules, factors
 from flax_resnet.training import sharding
-from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
-from flax_resnet.training.optimizer import Rules, factors, make_optimizer
-from flax_resnet.training.schedule import learning_rate
 from flax_resnet.training.state import build_model, initial_state
+from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
 from flax_resnet.training.whitening import covariance, filters, whitened, whitens
 from flax_resnet.weights import to_torch
 
@@ -75,7 +74,7 @@ class Training:
             nesterov=section.nesterov,
         )
         self._mean = self._copied() if config.average.decay else None
-        schedule = learning_rate(config, plan)
+        schedule = planned_learning_rate(config, plan)
         self.rate = lambda step: float(schedule(step))
         self._augmented = jax.jit(
             lambda key, images, labels: training_batch(
@@ -184,7 +183,7 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
       images: uint8 [N, S, S, 3], of the first batch.
     """
     model = build_model(config, plan.num_classes)
-    optimizer = make_optimizer(config, plan)
+    optimizer = planned_optimizer(config, plan)
     state = initial_state(config, model, optimizer, sharding.make_mesh())
     if whitens(model):
         moments = jax.jit(lambda pixels: covariance(evaluation_images(pixels, config.augment)))

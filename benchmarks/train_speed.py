@@ -28,18 +28,18 @@ from absl import flags
 
 from benchmarks.arguments import output
 from benchmarks.record import write_record
-from flax_resnet import command
+from flax_resnet.cli import app
 from flax_resnet.config import Config
-from flax_resnet.data.source import open_source
+from flax_resnet.config.plan import plan as make_plan
+from flax_resnet.config.plan import planned_optimizer
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan as make_plan
-from flax_resnet.sections import Schedule
-from flax_resnet.training import loop, sharding
-from flax_resnet.training.microbatch import parts_of
-from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.run import CHECKPOINT, EVALUATION, STAGES, STEP
+from flax_resnet.optim.schedules import Schedule
+from flax_resnet.training import sharding, train
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step.microbatches import parts_of
+from flax_resnet.training.step.train_step import make_train_step
+from flax_resnet.training.trainer import CHECKPOINT, EVALUATION, STAGES, STEP
 
 WHAT = {
     "input": "waiting for a batch, and placing it on the device",
@@ -61,12 +61,12 @@ class Span(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
-    return command.run("benchmarks.train_speed", __doc__, _define, _measure, argv)
+    return app.run("benchmarks.train_speed", __doc__, _define, _measure, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    command.define_config(values, argv)
-    command.define_common(values)
+    app.define_config(values, argv)
+    app.define_common(values)
     flags.DEFINE_integer("steps", 40, "updates of a turn, with --warmup", flag_values=values)
     flags.DEFINE_integer(
         "warmup", 4, "updates before those that count", lower_bound=1, flag_values=values
@@ -77,7 +77,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _measure(values: flags.FlagValues) -> None:
-    config = shortened(command.frozen_config(values), values["steps"].value)
+    config = shortened(app.frozen_config(values), values["steps"].value)
     skipped = warm_calls(config, values["warmup"].value)
     kept, rounds = values["profile"].value, values["rounds"].value
     if kept and pathlib.Path(kept).expanduser().is_file():
@@ -87,7 +87,7 @@ def _measure(values: flags.FlagValues) -> None:
             output(values["output"].value)
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"--output={error}") from None
-    command.set_up_jax(values["compilation_cache"].value)
+    app.set_up_jax(values["compilation_cache"].value)
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
         place = pathlib.Path(scratch)
@@ -145,13 +145,13 @@ def warm_calls(config: Config, warmup: int) -> int:
 
 def step_alone(config: Config) -> Callable[[], float]:
     """Returns what measures the images a second of the call of `train.steps_per_call` steps."""
-    from flax_resnet.training.feed import make_feed
+    from flax_resnet.training.input.feeds import make_feed
 
     source, mesh = open_source(config.data, train=True), sharding.make_mesh()
-    order, classes = loop.make_order(source, config), len(source.class_names)
+    order, classes = train.make_order(source, config), len(source.class_names)
     plan = make_plan(config, num_train=order.epoch_size, num_eval=1, num_classes=classes)
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
-    model, optimizer = build_model(config, classes), make_optimizer(config, plan)
+    model, optimizer = build_model(config, classes), planned_optimizer(config, plan)
     held = [initial_state(config, model, optimizer, mesh)]
     parts = parts_of(config, mesh)
     step = make_train_step(
@@ -193,7 +193,7 @@ def profiled(
     options.host_tracer_level = 2 if detailed else 1
     options.python_tracer_level = 0  # calls of Python functions, which would slow them
     with jax.profiler.trace(place, profiler_options=options):
-        loop.train(config, workdir)
+        train.train(config, workdir)
     newest = max(place.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     spans = [
         Span(event.name, event.start_ns, event.start_ns + event.duration_ns)

@@ -8,7 +8,7 @@ Expected: error on the test images (published; not yet run here in full) of
     resnet56 better than resnet20 (figure 6).
 Source: He et al. 2016, "Deep residual learning", section 4.2; preact164: He et al. 2016, "Identity mappings in deep
 residual networks", appendix.
-Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet.prepare --name=cifar10`.
+Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet prepare --name=cifar10`.
 """
 
 from flax_resnet.config import default_config

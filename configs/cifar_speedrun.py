@@ -8,7 +8,7 @@ seeds). docs/results.md has both, and what a smaller network of this kind reache
 Source: airbench94, Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", listing in appendix A. Here
 images are mirrored at random, not in every other epoch; the first layer's bias trains to the end, not for three
 epochs, and its filters are of the first batch, not of 5,000 images; ten epochs, not 9.9; and bfloat16, not float16.
-Cost: 480 steps of 1,024 images; 350 TFLOP. Needs `python -m flax_resnet.prepare --name=cifar10`.
+Cost: 480 steps of 1,024 images; 350 TFLOP. Needs `python -m flax_resnet prepare --name=cifar10`.
 """
 
 from flax_resnet.config import default_config

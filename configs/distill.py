@@ -7,7 +7,7 @@ python -m flax_resnet.main --config configs/distill.py --workdir runs/resnet20_t
 Expected: better than resnet20 alone, 8.75 % error (published); not yet run here.
 Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2, with temperature 4 and a
 tenth of the loss left to the labels; the rest as configs/cifar_he2016.py.
-Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet.prepare --name=cifar10`.
+Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet prepare --name=cifar10`.
 """
 
 from flax_resnet.config import default_config

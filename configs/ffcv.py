@@ -9,7 +9,7 @@ Expected: top-1 (published: FFCV's own; not yet run here) after so many epochs o
 Source: ffcv-imagenet, rn18_configs and rn50_configs: a triangle of a learning rate, 160 px and 192 px for the last
 quarter, 256 px with flips to evaluate. There a blur goes before each strided convolution, here after it.
 Cost: 312 steps of 4,096 images an epoch (resnet18: 1,251 of 1,024). Needs
-`python -m flax_resnet.prepare --name=imagenet2012`, and for speed its --pack.
+`python -m flax_resnet prepare --name=imagenet2012`, and for speed its --pack.
 """
 
 from flax_resnet.config import default_config

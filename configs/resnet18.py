@@ -7,12 +7,12 @@ python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
 python -m flax_resnet.main --config configs/resnet18.py:cifar10 --workdir /tmp/cifar10
     CIFAR-10, 3x3 stem, 200 epochs. Expected: about 95 % top-1 (published for this network and recipe:
     github.com/kuangliu/pytorch-cifar, 95.47 %); not yet run here in full. Needs
-    `python -m flax_resnet.prepare --name=cifar10`.
+    `python -m flax_resnet prepare --name=cifar10`.
 
 python -m flax_resnet.main --config configs/resnet18.py:imagenet2012 --workdir /tmp/imagenet
     ImageNet-1k, torchvision's V1 recipe, 90 epochs. Expected: 69.76 % top-1 (torchvision's published
     weights, ResNet18_Weights.IMAGENET1K_V1); not yet run here. Needs the archives ILSVRC2012_img_train.tar and
-    ILSVRC2012_img_val.tar, and `python -m flax_resnet.prepare --name=imagenet2012`.
+    ILSVRC2012_img_val.tar, and `python -m flax_resnet prepare --name=imagenet2012`.
 
 python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images --workdir /tmp/mine
     One's own images: /path/train/CLASS/*.jpg beside val/ or test/, or /path/CLASS/*.jpg. 64 px unless

@@ -7,7 +7,7 @@ Source: Beyer et al. 2022, "Knowledge distillation: a good teacher is patient an
 configuration bit_i1k.py in big_vision. Teacher and student see the same crop and the same mixup. Weight decay there
 is not multiplied by the learning rate of 0.03: 3e-4 is 0.01 here.
 Cost: 375,600 steps of 4,096 images, with the teacher's forward pass. Needs the teacher's weights (from the hub) and
-`python -m flax_resnet.prepare --name=imagenet2012`.
+`python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

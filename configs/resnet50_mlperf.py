@@ -5,7 +5,7 @@ python -m flax_resnet.main --config configs/resnet50_mlperf.py --workdir runs/re
 Expected: 75.9 % top-1, the target of MLPerf training, by epoch 36 (published: 75.996 %); not yet run here.
 Source: MLPerf training, results v3.0, ResNet: LARS, 3,200 images a step, learning rate 11, a fall of power 2,
 weight decay 5e-5, label smoothing 0.1.
-Cost: 14,400 steps of 3,200 images. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
+Cost: 14,400 steps of 3,200 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

@@ -7,7 +7,7 @@ Expected: top-1 (published: timm's weights; not yet run here) of
 Source: Wightman et al. 2021, "ResNet strikes back", table 2, and commands for timm's training script that cite it,
 where labels above 0.2 count as 1. RandAugment there is timm's, of magnitude 7 (a3: 6) of 10 with noise; here it is
 torchvision's, of 21 (18) of 30.
-Cost: 625 steps of 2,048 images an epoch. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
+Cost: 625 steps of 2,048 images an epoch. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

@@ -5,7 +5,7 @@ python -m flax_resnet.main --config configs/resnet50_v2.py --workdir runs/resnet
 Expected: 80.86 % top-1 (published: torchvision, ResNet50_Weights.IMAGENET1K_V2); not yet run here.
 Source: torchvision references/classification, "new recipe": 600 epochs at 176 px, evaluated at 224 px. Here the
 averaged weights move with every step, by a 32nd of what they do there every 32nd.
-Cost: 750,600 steps of 1,024 images. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
+Cost: 750,600 steps of 1,024 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

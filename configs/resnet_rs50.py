@@ -5,7 +5,7 @@ python -m flax_resnet.main --config configs/resnet_rs50.py --workdir runs/resnet
 Expected: 79.93 % top-1 at 224 px (published: timm, resnetrs50.tf_in1k); not yet run here.
 Source: Bello et al. 2021, "Revisiting ResNets: improved training and scaling strategies", section 7, appendix.
 RandAugment there is TensorFlow's, of 2 operations and magnitude 10; here it is torchvision's, of 30 of 30.
-Cost: 109,200 steps of 4,096 images. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
+Cost: 109,200 steps of 4,096 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

@@ -6,7 +6,7 @@ Expected: top-1 after 90 epochs (published: torchvision, the IMAGENET1K_V1 weigh
     resnet34 73.31 %, resnet50 76.13, resnet101 77.37, resnet152 78.31 (resnet18: configs/resnet18.py:imagenet2012),
     and what they are measured against: alexnet 56.52, vgg16_bn 73.36.
 Source: torchvision references/classification, its defaults; He et al. 2016, "Deep residual learning", section 3.4.
-Cost: 450,360 steps of 256 images. Needs `python -m flax_resnet.prepare --name=imagenet2012`.
+Cost: 450,360 steps of 256 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config

@@ -4,7 +4,7 @@ python -m flax_resnet.main --config configs/wrn28_10.py --workdir runs/wrn28_10
 
 Expected: 4.00 % error (96.00 % top-1; published, without dropout); not yet run here.
 Source: Zagoruyko and Komodakis 2016, "Wide residual networks", section 3.
-Cost: 78,000 steps of 128 images, 36.5 million parameters. Needs `python -m flax_resnet.prepare --name=cifar10`.
+Cost: 78,000 steps of 128 images, 36.5 million parameters. Needs `python -m flax_resnet prepare --name=cifar10`.
 """
 
 from flax_resnet.config import default_config

@@ -5,7 +5,7 @@
 >>> model = flax_resnet.create_model("resnet18", num_classes=10)
 """
 
-from flax_resnet.classifier import Classifier, Prediction, load, load_pretrained
+from flax_resnet.inference.classifier import Classifier, Prediction, load, load_pretrained
 from flax_resnet.models import create_model, list_models
 from flax_resnet.version import __version__
 

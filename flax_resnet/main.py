@@ -1,54 +1,8 @@
-"""Trains a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
-
-The same command again goes on from the last good checkpoint, or says that the run is finished; a larger
---config.train.epochs extends it (the schedule is stretched to the new end).
-"""
+"""Trains a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run."""
 
 import sys
-from collections.abc import Sequence
 
-from absl import flags
-
-from flax_resnet import command
-from flax_resnet.errors import ConfigError
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
-    return command.run("flax_resnet.main", __doc__, _define, _train, argv)
-
-
-def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    command.define_config(values, argv)
-    command.define_common(values)
-    flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
-    flags.DEFINE_bool(
-        "dry_run", False, "print the plan and stop; nothing is written", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "resume",
-        "auto",
-        ["auto", "force"],
-        "auto: refuse a workdir trained with another configuration; force: take it over, that is store "
-        "the new configuration and go on from the last checkpoint under it",
-        flag_values=values,
-    )
-
-
-def _train(values: flags.FlagValues) -> None:
-    config = command.frozen_config(values)
-    if not values["workdir"].value and not values["dry_run"].value:
-        raise ConfigError("--workdir is needed: the folder that the run is written to")
-    command.set_up_jax(values["compilation_cache"].value)
-    from flax_resnet.training.loop import train
-
-    train(
-        config,
-        values["workdir"].value or None,
-        resume=values["resume"].value,
-        dry_run=values["dry_run"].value,
-    )
-
+from flax_resnet.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

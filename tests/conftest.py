@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 def records_of(workdir, split):
     """The records of a split in a run's metrics.jsonl."""
-    from flax_resnet.training.workdir import read_records
+    from flax_resnet.training.runs.folder import read_records
 
     return [r for r in read_records(workdir) if r["split"] == split]
 
@@ -67,8 +67,8 @@ def saved(workdir, step):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A TFDS data folder that holds the prepared digits."""
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sources.open import open_source
 
     folder = tmp_path_factory.mktemp("tfds")
     open_source(Data(data_dir=str(folder)), train=True)
@@ -92,18 +92,18 @@ def drawn(shapes, seed=0):
 def saved_run(folder, sections, class_names, *, step=0, **more):
     """A run folder as training leaves it at a step, whose weights are drawn: nothing is compiled."""
     from flax_resnet.config import freeze
-    from flax_resnet.plan import Plan
-    from flax_resnet.training import sharding, workdir
-    from flax_resnet.training.checkpoint import Checkpoints
-    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.config.plan import Plan, planned_optimizer
+    from flax_resnet.training import sharding
+    from flax_resnet.training.runs.checkpoint import Checkpoints
+    from flax_resnet.training.runs.folder import claim
     from flax_resnet.training.state import abstract_state, build_model
 
     config, classes = freeze(sections), len(class_names)
     model = build_model(config, classes)
-    optimizer = make_optimizer(config, Plan.nominal(classes))
+    optimizer = planned_optimizer(config, Plan.nominal(classes))
     mesh = sharding.make_mesh()
     state = drawn(abstract_state(config, model, optimizer, mesh), seed=step)
-    workdir.claim(folder, config, resume="auto")
+    claim(folder, config, resume="auto")
     checkpoints = Checkpoints(folder)
     run = {
         "config": dataclasses.asdict(config),

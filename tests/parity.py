@@ -53,7 +53,7 @@ from weights_by_name import images_of, last_of_branch, tensors_of
 from benchmarks.torch_networks import cifar_resnet
 from flax_resnet import create_model
 from flax_resnet.models.baselines import BASELINES
-from flax_resnet.models.convolution import Conv, Linear
+from flax_resnet.models.layers.convolution import Conv, Linear
 from flax_resnet.weights import from_torch, layout_of, to_torch
 from flax_resnet.weights.layouts import LAYOUTS
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks import accuracy, accuracy_report, accuracy_torch, experiments
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan
 from flax_resnet.errors import ConfigError, DataError
-from flax_resnet.plan import plan
-from flax_resnet.training import workdir
+from flax_resnet.training.runs.folder import METRICS, SUMMARY, store_config
 
 DROPS = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
@@ -40,7 +40,7 @@ def finish(run, final):
     """Writes what a finished run leaves: four epochs of 78 steps, a record of training in the middle of each."""
     config = accuracy.configuration(run)
     run.folder.mkdir(parents=True)
-    workdir.store_config(run.folder, config)
+    store_config(run.folder, config)
     records = []
     for epoch in (1, 2, 3, 4):
         train = {"loss": 4.0 - epoch, "top1": 0.1, "images_per_second": 128.0}
@@ -50,8 +50,8 @@ def finish(run, final):
         for split, step, values in (("train", 78 * epoch - 39, train), ("test", 78 * epoch, test)):
             records.append({"step": step, "epoch": step / 78, "split": split, **values})
     lines = (json.dumps(record) + "\n" for record in records)
-    (run.folder / workdir.METRICS).write_text("".join(lines))
-    (run.folder / workdir.SUMMARY).write_text("done\n")
+    (run.folder / METRICS).write_text("".join(lines))
+    (run.folder / SUMMARY).write_text("done\n")
 
 
 def made_up(folder, **overrides):
@@ -146,19 +146,19 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
     """The configuration that a kept run is compared with is the one that its command line makes."""
     from absl import flags
 
-    from flax_resnet import command
+    from flax_resnet.cli import app
 
     for experiment in accuracy.EXPERIMENTS:
         args = argparse.Namespace(
             experiment=experiment, folder=tmp_path, data="a folder", seeds=[2], epochs=0, limit=0
         )
         for run in accuracy.planned(args):
-            values, argv = flags.FlagValues(), command.resolve_config(run.command[2:])
-            command.define_config(values, argv)
-            command.define_common(values)
+            values, argv = flags.FlagValues(), app.resolve_config(run.command[2:])
+            app.define_config(values, argv)
+            app.define_common(values)
             flags.DEFINE_string("workdir", "", "", flag_values=values)
             values(["program", *argv])
-            assert command.frozen_config(values) == accuracy.configuration(run)
+            assert app.frozen_config(values) == accuracy.configuration(run)
             assert values["workdir"].value == str(run.folder)
 
 
@@ -266,7 +266,7 @@ def test_an_unknown_experiment_is_refused_by_name(tmp_path, monkeypatch, capsys)
 
 def test_records_that_end_early_are_refused(tmp_path, monkeypatch, capsys):
     made_up(tmp_path)
-    file = tmp_path / "plain_vs_residual" / "plain20" / "0" / workdir.METRICS
+    file = tmp_path / "plain_vs_residual" / "plain20" / "0" / METRICS
     file.write_text("\n".join(file.read_text().splitlines()[:-1]))
     with pytest.raises(SystemExit):
         call(monkeypatch, tmp_path, "--collect")

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, records_of
 
 from benchmarks import accuracy_torch, torch_training
-from flax_resnet.training.workdir import read_config
+from flax_resnet.training.runs.folder import read_config
 
 pytestmark = pytest.mark.parity
 

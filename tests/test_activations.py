@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from flax_resnet.models.activations import gelu
+from flax_resnet.models.layers.activations import gelu
 
 POINTS = np.linspace(-6, 6, 241)
 SHARES = np.array([0.5 * math.erfc(-point / math.sqrt(2)) for point in POINTS])

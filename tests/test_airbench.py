@@ -11,12 +11,12 @@ from conftest import drawn
 from flax_resnet import create_model
 from flax_resnet.augment.apply import normalize
 from flax_resnet.config import freeze
-from flax_resnet.data.arrays import ArraySource
+from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.models.airbench import identity_first
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.summary import summarize
-from flax_resnet.training.loop import train
-from flax_resnet.training.saved import read_run
+from flax_resnet.training.runs.load import read_run
+from flax_resnet.training.train import train
 from flax_resnet.training.whitening import covariance, filters
 from flax_resnet.weights import from_torch, to_torch
 

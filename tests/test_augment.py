@@ -10,7 +10,7 @@ import pytest
 from conftest import AS_USERS
 
 from flax_resnet.augment import evaluation_images, mix, training_batch
-from flax_resnet.sections import Augment
+from flax_resnet.augment.augment_section import Augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3)).astype(np.uint8)
 LABELS = np.arange(64) % 10

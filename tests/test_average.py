@@ -11,15 +11,15 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.sections import Average
-from flax_resnet.training import average, sharding
-from flax_resnet.training.gradient import AUGMENT_STREAM, stream_key
-from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.saved import read_run
+from flax_resnet.optim import ema
+from flax_resnet.optim.ema import Average
+from flax_resnet.training import sharding
+from flax_resnet.training.runs.load import read_run
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step import make_recalibration
+from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
 
 
 def values(seed):
@@ -39,9 +39,9 @@ def values(seed):
     ],
 )
 def test_the_mean_moves_by_its_decay(section, decays):
-    mean = expected = average.start(values(0), section)
+    mean = expected = ema.start(values(0), section)
     for step, decay in enumerate(decays, 1):
-        mean, same = average.advance(mean, values(step), np.int32(step), section, 3)
+        mean, same = ema.advance(mean, values(step), np.int32(step), section, 3)
         jax.tree.map(np.testing.assert_array_equal, same, values(step))
         expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, values(step))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
@@ -49,21 +49,21 @@ def test_the_mean_moves_by_its_decay(section, decays):
 
 def test_statistics_that_are_measured_are_not_averaged():
     section = Average(decay=0.9, recalibrate=4)
-    mean, _ = average.advance(values(0), values(1), np.int32(1), section, 1)
+    mean, _ = ema.advance(values(0), values(1), np.int32(1), section, 1)
     assert (mean["batch_stats"]["mean"] == values(0)["batch_stats"]["mean"]).all()
     assert (mean["params"]["w"] != values(0)["params"]["w"]).all()
 
 
 def test_no_decay_is_no_mean():
-    assert average.start(values(0), Average()) == {}
-    assert average.advance({}, values(0), np.int32(1), Average(), 1)[0] == {}
+    assert ema.start(values(0), Average()) == {}
+    assert ema.advance({}, values(0), np.int32(1), Average(), 1)[0] == {}
 
 
 def test_lookahead_moves_the_mean_and_the_weights_together():
     section = Average(decay=0.75, warmup=False, lookahead=2)
-    mean, kept = average.advance(values(0), values(1), np.int32(1), section, 4)
+    mean, kept = ema.advance(values(0), values(1), np.int32(1), section, 4)
     jax.tree.map(np.testing.assert_array_equal, (mean, kept), (values(0), values(1)))
-    mean, kept = average.advance(mean, values(2), np.int32(2), section, 4)
+    mean, kept = ema.advance(mean, values(2), np.int32(2), section, 4)
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, values(0), values(2))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
     jax.tree.map(np.testing.assert_array_equal, kept, mean)
@@ -72,8 +72,8 @@ def test_lookahead_moves_the_mean_and_the_weights_together():
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"rise": 3.0}, "average.rise=3: goes with average.decay above 0"),
-        ({"lookahead": 5}, "average.lookahead=5: goes with average.decay above 0"),
+        ({"rise": 3.0}, "average.rise=3: goes with ema.decay above 0"),
+        ({"lookahead": 5}, "average.lookahead=5: goes with ema.decay above 0"),
         ({"lookahead": 5, "decay": 0.9, "recalibrate": 4}, "average.lookahead=5: the weights go"),
     ],
 )
@@ -96,7 +96,7 @@ def recalibration_config(**model):
 def test_recalibrated_statistics_are_the_mean_over_the_batches():
     config = recalibration_config()
     model, mesh = build_model(config, 10), sharding.make_mesh()
-    optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
+    optimizer = planned_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
     state = initial_state(config, model, optimizer, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     draw = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_recalibration_needs_batch_normalisation():
     config = recalibration_config(norm="group")
     with pytest.raises(ConfigError, match=r"average.recalibrate=3: .* has no batch normalisation"):
         make_recalibration(config, build_model(config, 10), sharding.make_mesh())
-    with pytest.raises(ConfigError, match=r"goes with average.decay above 0"):
+    with pytest.raises(ConfigError, match=r"goes with ema.decay above 0"):
         freeze({"average": {"recalibrate": 3}})
 
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from flax_resnet import cli, main
+from flax_resnet import main
+from flax_resnet.cli import commands
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_files_of_flags(refuse, tmp_path):
     [
         ("model.name=resnet81", ["did you mean 'resnet18'"]),
         ("data.name=digit", ["did you mean 'digits'"]),
-        ("data.name=cifar10", ["not prepared", "python -m flax_resnet.prepare --name=cifar10"]),
+        ("data.name=cifar10", ["not prepared", "python -m flax_resnet prepare --name=cifar10"]),
         ("data.name=imagenet2012", ["ILSVRC2012_img_train.tar", "downloads/manual"]),
         ("data.eval_split=valid", ["'valid'", "train, test"]),
         ("train.batch_size=1438", ["train.batch_size=1438", "1437 images"]),
@@ -190,40 +191,40 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
 
 
 def test_a_program_mistake_keeps_its_traceback(tiny, tmp_path, monkeypatch):
-    from flax_resnet.training import loop
+    from flax_resnet.training import train
 
-    monkeypatch.setattr(loop, "open_source", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(train, "open_source", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main([*tiny, f"--workdir={tmp_path / 'run'}"])
 
 
 def test_the_console_script(capsys):
-    assert cli.main([]) == 0
+    assert commands.main([]) == 0
     assert "evaluate" in capsys.readouterr().out
-    assert cli.main(["evalute"]) == 2
+    assert commands.main(["evalute"]) == 2
     assert "did you mean 'evaluate'" in capsys.readouterr().err
-    assert cli.main(["main", "--config=nowhere"]) == 2
-    assert cli.main(["evaluate", "--help"]) == 0
+    assert commands.main(["main", "--config=nowhere"]) == 2
+    assert commands.main(["evaluate", "--help"]) == 0
     assert "--checkpoint" in capsys.readouterr().out
-    assert cli.main(["evaluate", "--workdir=/nowhere"]) == 2
+    assert commands.main(["evaluate", "--workdir=/nowhere"]) == 2
     assert "no run folder" in capsys.readouterr().err
 
 
 def test_two_commands_in_one_process_do_not_clash(capsys):
     for _ in range(2):
         assert main.main(["--config=resnet18", "--config.train.batch_size=0"]) == 2
-        assert cli.main(["evaluate"]) == 2
+        assert commands.main(["evaluate"]) == 2
 
 
 def test_prepare(capsys, tmp_path):
-    assert cli.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
+    assert commands.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "digits" / "1.0.0")
     for arguments, words in (
         ([], "--name is needed"),
         (["--name=digitz"], "did you mean 'digits'"),
         (["--name=imagenet2012", f"--data_dir={tmp_path}"], "ILSVRC2012_img_train.tar"),
     ):
-        assert cli.main(["prepare", *arguments]) == 2
+        assert commands.main(["prepare", *arguments]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
         assert words in line
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_resnet.models import lowering, normalization
-from flax_resnet.models.activations import ACTIVATIONS
-from flax_resnet.models.normalization import BatchNorm
+from flax_resnet.models.layers import normalization
+from flax_resnet.models.layers.activations import ACTIVATIONS
+from flax_resnet.models.layers.normalization import BatchNorm
+from flax_resnet.ops import dispatch
 from tests.test_lowering import farthest, normal
 
 
@@ -23,7 +24,7 @@ def test_batch_normalisation_equals_the_plain_one(platform, act, groups, dtype, 
         statistics = {"mean": mean, "var": jnp.ones(8, dtype)}
 
         def run(switch):
-            monkeypatch.setenv(lowering.SWITCH, switch)
+            monkeypatch.setenv(dispatch.SWITCH, switch)
 
             def apply(x, scale, bias):
                 variables = {
@@ -41,7 +42,7 @@ def test_batch_normalisation_equals_the_plain_one(platform, act, groups, dtype, 
 
 
 def test_batch_normalisation_takes_moments_about_the_running_mean(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "gpu")
+    monkeypatch.setenv(dispatch.SWITCH, "gpu")
     x = 1e4 + normal((8, 4, 4, 3), jnp.float32)
     layer = BatchNorm()
     near = {"mean": jnp.full(3, 1e4 + 10.0), "var": jnp.ones(3)}
@@ -53,7 +54,7 @@ def test_batch_normalisation_takes_moments_about_the_running_mean(monkeypatch):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_gradient_of_the_statistics_themselves(platform, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, platform)
+    monkeypatch.setenv(dispatch.SWITCH, platform)
     with jax.enable_x64(True):
         x = 3 + 2 * normal((4, 5, 6, 8), "float64")
         given = [x, *(normal((8,), "float64", seed) for seed in (1, 2, 3))]
@@ -73,7 +74,7 @@ def test_second_derivatives_of_batch_normalisation_on_cpu(monkeypatch):
     variables = jax.jit(lambda x: layer.init(jax.random.key(0), x, train=True))(x)
 
     def curvature(switch):
-        monkeypatch.setenv(lowering.SWITCH, switch)
+        monkeypatch.setenv(dispatch.SWITCH, switch)
 
         def value(x):
             y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])

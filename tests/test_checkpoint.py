@@ -7,7 +7,7 @@ import pytest
 
 from flax_resnet.errors import CheckpointError, DivergedError
 from flax_resnet.training import sharding
-from flax_resnet.training.checkpoint import Checkpoints
+from flax_resnet.training.runs.checkpoint import Checkpoints
 
 RUN = {"config": {}, "class_names": ["a"]}
 

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import jaxlib
 import pytest
 
-from flax_resnet.models import lowering, ways
+from flax_resnet.ops import conv, dispatch
 
 
 def test_programs_leave_convolutions_to_xla():
-    options = lowering.compiler_options()
+    options = dispatch.compiler_options()
     if not jaxlib.__version__.startswith(("0.10.", "0.11.")):
         pytest.skip(f"what jaxlib {jaxlib.__version__} does of itself is not known")
-    assert options == lowering.CPU_COMPILER
+    assert options == dispatch.CPU_COMPILER
     x, kernel = jnp.zeros((4, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
-    run = partial(ways.plain, ways.Geometry(1, 1, 1, 1))
+    run = partial(conv.plain, conv.Geometry(1, 1, 1, 1))
 
     def is_of_ynnpack(options):
         program = jax.jit(run, compiler_options=options).lower(x, kernel).compile()
@@ -26,18 +26,18 @@ def test_programs_leave_convolutions_to_xla():
     assert not is_of_ynnpack(options)
 
 
-@pytest.mark.parametrize("option", [("xla_cpu_no_such", "1"), (*lowering.CPU_COMPILER, "NO_SUCH")])
+@pytest.mark.parametrize("option", [("xla_cpu_no_such", "1"), (*dispatch.CPU_COMPILER, "NO_SUCH")])
 def test_options_that_this_xla_does_not_know_are_left_out(option, monkeypatch):
-    monkeypatch.setattr(lowering, "CPU_COMPILER", dict([option]))
-    assert lowering.compiler_options() == {}
+    monkeypatch.setattr(dispatch, "CPU_COMPILER", dict([option]))
+    assert dispatch.compiler_options() == {}
 
 
 def test_a_users_own_option_stands(monkeypatch):
-    (name,) = lowering.CPU_COMPILER
+    (name,) = dispatch.CPU_COMPILER
     monkeypatch.setenv("XLA_FLAGS", f"--{name}=-reduce")
-    assert lowering.compiler_options() == {}
+    assert dispatch.compiler_options() == {}
 
 
 def test_plain_programs_are_compiled_as_xla_does_it(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "plain")
-    assert lowering.compiler_options() == {}
+    monkeypatch.setenv(dispatch.SWITCH, "plain")
+    assert dispatch.compiler_options() == {}

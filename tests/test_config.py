@@ -4,8 +4,8 @@ import json
 import pytest
 
 from flax_resnet.config import Config, default_config, differences, freeze, settings
+from flax_resnet.config.plan import Plan, plan
 from flax_resnet.errors import ConfigError, DataError
-from flax_resnet.plan import Plan, plan
 
 
 def test_defaults_are_valid_and_survive_json():

@@ -9,20 +9,21 @@ import pytest
 from weights_by_name import SMALLEST
 
 import flax_resnet
-from flax_resnet import cli, load_pretrained, main
+from flax_resnet import load_pretrained, main
+from flax_resnet.cli import commands
 from flax_resnet.weights import read_tensors, write_safetensors
 
 
 def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsys):
     run, back = tmp_path / "run", tmp_path / "back.safetensors"
-    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
+    assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
     assert f'flax_resnet.load("{run}")' in capsys.readouterr().out
     classifier = flax_resnet.load(run)
     expected = load_pretrained(SMALLEST, weights=weights).predict(pictures).probabilities
     np.testing.assert_allclose(classifier.predict(pictures).probabilities, expected, atol=1e-6)
     assert classifier.config.data.image_size == 160
 
-    assert cli.main(["convert", str(run), str(back)]) == 0
+    assert commands.main(["convert", str(run), str(back)]) == 0
     assert "tensors of test_resnet" in capsys.readouterr().out
     ours, theirs = read_tensors(back), read_tensors(weights)
     assert ours.keys() == theirs.keys()
@@ -50,7 +51,7 @@ def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
         f"--data_dir={data_dir}", f"--compilation_cache={cache_dir}", f"--workdir={run}",
     ]  # fmt: skip
     assert main.main(arguments) == 0
-    assert cli.main(["convert", str(run), str(file)]) == 0
+    assert commands.main(["convert", str(run), str(file)]) == 0
     assert "depths=(1, 3, 1, 1)" in capsys.readouterr().out
     again = load_pretrained(
         "resnet18", weights=file
@@ -75,7 +76,7 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
         "evaluate", "--model", SMALLEST, "--weights", str(weights), "--dataset", str(photographs),
         "--image_size=32", f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
-    assert cli.main(arguments) == 0
+    assert commands.main(arguments) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert "top-5 100.00%" in line
     assert line.endswith(", test_resnet")
@@ -89,13 +90,13 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     top1 = (small.predict(files).labels == labels).mean()
     assert f"top-1 {top1:.2%}," in line
     assert "(12 images)" in line
-    assert cli.main([*arguments, "--split=train"]) == 2
+    assert commands.main([*arguments, "--split=train"]) == 2
     assert "has no splits" in capsys.readouterr().err
 
 
 def test_a_converted_run_takes_imagenets_ids_for_its_words():
+    from flax_resnet.cli.evaluate import _check_classes
     from flax_resnet.errors import DataError
-    from flax_resnet.evaluate import _check_classes
     from flax_resnet.weights import imagenet_classes
 
     wnids, words = imagenet_classes()
@@ -125,7 +126,7 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         str(photographs),
     ]
     sidecar.write_text(json.dumps({**config, "label_names": ["china", "zebra"]}))
-    assert cli.main(arguments) == 2
+    assert commands.main(arguments) == 2
     assert "has the class 'flower' where the weights have 'zebra'" in capsys.readouterr().err
     for key, value in (
         ("interpolation", "lanczos"),
@@ -134,7 +135,9 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         ("crop_mode", "x"),
     ):
         sidecar.write_text(json.dumps({**config, "pretrained_cfg": {**about, key: value}}))
-        assert cli.main(["convert", str(file), str(tmp_path / "run"), "--model", SMALLEST]) == 2
+        assert (
+            commands.main(["convert", str(file), str(tmp_path / "run"), "--model", SMALLEST]) == 2
+        )
         assert key in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
@@ -171,7 +174,7 @@ def test_what_the_commands_refuse(arguments, words, weights, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("x")
     filled = [a.replace("WEIGHTS", str(weights)).replace("TMP", str(tmp_path)) for a in arguments]
-    assert cli.main(filled) == 2
+    assert commands.main(filled) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(lines) == 1
     assert words in lines[0]
@@ -180,11 +183,11 @@ def test_what_the_commands_refuse(arguments, words, weights, tmp_path, capsys):
 
 def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "w.safetensors"
-    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
+    assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
     digest = hashlib.sha256(
         b"".join(sorted(p.read_bytes() for p in run.rglob("*") if p.is_file()))
     ).digest()
-    assert cli.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 2
+    assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (
         hashlib.sha256(
@@ -193,7 +196,7 @@ def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
         == digest
     )
     file.write_text("dear")
-    assert cli.main(["convert", str(run), str(file)]) == 2
+    assert commands.main(["convert", str(run), str(file)]) == 2
     assert "exists: name another file" in capsys.readouterr().err
     assert file.read_text() == "dear"
 
@@ -221,7 +224,7 @@ def test_malformed_weights_are_one_line_and_load_nothing(kind, weights, tmp_path
         ["convert", str(file), str(tmp_path / "run"), "--model", SMALLEST],
         ["main", *tiny, f"--config.model.pretrained={file}", f"--workdir={tmp_path / 'run'}"],
     ):
-        assert cli.main(arguments) == 2
+        assert commands.main(arguments) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
         assert str(file) in line
         assert not (tmp_path / "run").exists()

@@ -7,9 +7,9 @@ from PIL import Image
 
 from flax_resnet.config import freeze
 from flax_resnet.data import pipeline
-from flax_resnet.data.order import Order
-from flax_resnet.data.source import open_source
-from flax_resnet.sections import Data
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.sampling import Order
+from flax_resnet.data.sources.open import open_source
 
 
 def batches(source, data, **options):

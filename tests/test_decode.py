@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from flax_resnet.data import decode
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.images import prepare
 from flax_resnet.errors import DataError
-from flax_resnet.preprocessing import prepare
-from flax_resnet.sections import Data
 
 
 def test_random_windows_follow_torchvisions_rule():

@@ -12,10 +12,11 @@ from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
 from flax_resnet.errors import WeightsError, WorkdirError
-from flax_resnet.sections import Distill
-from flax_resnet.training import distill, loop, sharding
-from flax_resnet.training.gradient import AUGMENT_STREAM, make_gradient, stream_key
-from flax_resnet.training.loss import loss_sum
+from flax_resnet.optim.distillation import Distill
+from flax_resnet.optim.losses import loss_sum
+from flax_resnet.training import sharding, train
+from flax_resnet.training.step.gradient import AUGMENT_STREAM, make_gradient, stream_key
+from flax_resnet.training.teacher import Teacher, checksum, located, open_teacher
 
 ROWS, CLASSES = 8, 10
 
@@ -31,9 +32,9 @@ def test_divergence_is_the_formula():
 
     p, q = softmax(teacher), softmax(student)
     expected = temperature**2 * (p * np.log(p / q)).sum()
-    found = distill.divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
+    found = teacher.divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert float(distill.divergence_sum(teacher, teacher, temperature)) == pytest.approx(
+    assert float(teacher.divergence_sum(teacher, teacher, temperature)) == pytest.approx(
         0, abs=1e-6
     )
 
@@ -59,9 +60,7 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
     )
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
     scale, offset = 0.2 / std, (0.5 - mean) / std
-    teacher = distill.Teacher(
-        model, *(x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, offset))
-    )
+    teacher = Teacher(model, *(x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, offset)))
     draw = np.random.default_rng(0)
     batch = {
         "image": draw.integers(0, 256, (ROWS, 8, 8, 3), np.uint8),
@@ -77,7 +76,7 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
     seen = ((np.asarray(images) * 0.2 + 0.5) - mean) / std
     wanted = model.apply(taught, jnp.asarray(seen, jnp.float32), train=False)
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    divergence = distill.divergence_sum(logits, wanted, 3.0) / ROWS
+    divergence = teacher.divergence_sum(logits, wanted, 3.0) / ROWS
     labels = loss_sum(logits, targets, config.loss) / ROWS
     expected = weight * divergence + (1 - weight) * labels
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
@@ -111,7 +110,7 @@ def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
         (
             "0123456789",
             ["--config.distill.teacher=weights.pth"],
-            "distill.teacher_model='': must name the network that the file distill.teacher=",
+            "distill.teacher_model='': must name the network that the file teacher.teacher=",
         ),
         (
             "0123456789",
@@ -148,29 +147,29 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     saved_run(tmp_path / "teacher", network, digits)
     monkeypatch.chdir(tmp_path)
     config = freeze({**network, "data": {"data_dir": data_dir}, "distill": {"teacher": "teacher"}})
-    stored = distill.located(config)
+    stored = located(config)
     assert stored.distill.teacher == str(tmp_path / "teacher")
-    learnt_from = distill.checksum(*distill.open_teacher(config, CLASSES, digits))
+    learnt_from = checksum(*open_teacher(config, CLASSES, digits))
     student = tmp_path / "student"
     saved_run(student, dataclasses.asdict(stored), digits, num_examples=1437, teacher=learnt_from)
 
-    monkeypatch.setattr(loop.workdir, "store_config", goes_on)  # all that is refused was, before
+    monkeypatch.setattr(train.workdir, "store_config", goes_on)  # all that is refused was, before
     with pytest.raises(GoesOn):
-        loop.train(config, student)
+        train.train(config, student)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(GoesOn):
-        loop.train(stored, student)
+        train.train(stored, student)
     unfound = "distill.teacher='teacher': is no run folder, no file, and no pretrained weights"
     with pytest.raises(WeightsError, match=unfound):
-        loop.train(config, student)
+        train.train(config, student)
     (tmp_path / "teacher").rename(tmp_path / "moved")
     moved = dataclasses.replace(config, distill=Distill(teacher="../moved"))
     with pytest.raises(GoesOn):
-        loop.train(moved, student)
+        train.train(moved, student)
     (tmp_path / "moved").rename(tmp_path / "teacher")
     saved_run(tmp_path / "teacher", network, digits, step=5)
     with pytest.raises(WorkdirError, match=r"its weights are not those that workdir .* has learnt"):
-        loop.train(stored, student)
+        train.train(stored, student)
     with pytest.raises(GoesOn):
-        loop.train(stored, student, resume="force")
+        train.train(stored, student, resume="force")

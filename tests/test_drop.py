@@ -8,7 +8,7 @@ import pytest
 
 from flax_resnet import create_model
 from flax_resnet.models.baselines import ConvNet
-from flax_resnet.models.dropping import Dropout, drop, scaled
+from flax_resnet.models.layers.dropout import Dropout, drop, scaled
 
 KEY = jax.random.key(3)
 DROP = jax.jit(drop, static_argnums=3)

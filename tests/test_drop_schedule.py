@@ -8,14 +8,13 @@ from conftest import one_device
 
 from flax_resnet import main
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan, planned_drop_factor, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.training import loop
-from flax_resnet.training.description import describe, drop_words
-from flax_resnet.training.optimizer import make_optimizer
-from flax_resnet.training.schedule import drop_factor
+from flax_resnet.training import train
+from flax_resnet.training.plan_text import describe, drop_words
 from flax_resnet.training.state import abstract_state, build_model, initial_state
-from flax_resnet.training.step import make_recalibration, make_train_step
+from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.train_step import make_train_step
 
 
 def planned(schedule, **sections):
@@ -43,7 +42,7 @@ SHAPES = {
 def test_the_shapes(name):
     section, expected = SHAPES[name]
     config, made = planned({"drop_rates": name.split(",")[0], **section})
-    factor = jax.jit(drop_factor(config, made))
+    factor = jax.jit(planned_drop_factor(config, made))
     found = [factor(jnp.int32(step)) for step in STEPS]
     assert {(f.dtype, f.shape) for f in found} == {(jnp.dtype("float32"), ())}
     np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
@@ -52,13 +51,13 @@ def test_the_shapes(name):
 
 
 def test_constant_is_a_number_of_the_program():
-    assert type(drop_factor(*planned({}))(jnp.int32(3))) is float
+    assert type(planned_drop_factor(*planned({}))(jnp.int32(3))) is float
 
 
 def test_a_run_of_one_step_rises_from_zero():
     config = freeze({"train": {"batch_size": 1, "epochs": 1}, "schedule": {"drop_rates": "linear"}})
     made = plan(config, num_train=1, num_eval=1, num_classes=2)
-    assert float(drop_factor(config, made)(0)) == 0
+    assert float(planned_drop_factor(config, made)(0)) == 0
 
 
 SMALL = {"stem": "cifar", "widths": (8,), "depths": (2,)}
@@ -79,8 +78,10 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
     results = []
     for rates, schedule in (({}, {}), ({"drop_path": 0.5, "dropout": 0.5}, LATE)):
         config, made = planned(schedule, model={**SMALL, **rates})
-        model, optimizer = build_model(config, 10), make_optimizer(config, made)
-        step = make_train_step(config, model, optimizer, MESH, drop=drop_factor(config, made))
+        model, optimizer = build_model(config, 10), planned_optimizer(config, made)
+        step = make_train_step(
+            config, model, optimizer, MESH, drop=planned_drop_factor(config, made)
+        )
         state, after = initial_state(config, model, optimizer, MESH), []
         for batch in batches(3):
             state, _ = step(state, {"seed": 0}, batch)
@@ -101,10 +102,10 @@ def test_statistics_are_measured_dropping_as_at_that_step():
         "drop_path": 0.5,
     }  # the third block sees what the second drops
     config, made = planned(LATE, model=model, average=average)
-    model, optimizer = build_model(config, 10), make_optimizer(config, made)
+    model, optimizer = build_model(config, 10), planned_optimizer(config, made)
     state = initial_state(config, model, optimizer, MESH)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    measure = make_recalibration(config, model, MESH, drop=drop_factor(config, made))
+    measure = make_recalibration(config, model, MESH, drop=planned_drop_factor(config, made))
     same = model.clone(drop_path=0.0)
     expected = make_recalibration(config, same, MESH)(variables, {"seed": 0}, batches(1), 0)
 
@@ -129,8 +130,8 @@ def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys)
         raise Stopped
 
     given = []
-    monkeypatch.setattr(loop, "make_train_step", made)
-    monkeypatch.setattr(loop, "make_recalibration", last)
+    monkeypatch.setattr(train, "make_train_step", made)
+    monkeypatch.setattr(train, "make_recalibration", last)
     options = ["model.dropout=0.5", "schedule.drop_rates=late", "schedule.unit=steps"]
     options += ["schedule.drop_until=3", "average.decay=0.5", "average.recalibrate=1"]
     options = [f"--config.{option}" for option in options]
@@ -146,7 +147,7 @@ def test_the_plan_says_what_changes_and_nothing_else():
     config, made = planned({"drop_rates": "early", "drop_until": 3})
     assert drop_words(config, made) == "in the first 30 steps only"
     config, made = planned({}, model=SMALL)
-    model, optimizer = build_model(config, 10), make_optimizer(config, made)
+    model, optimizer = build_model(config, 10), planned_optimizer(config, made)
     shapes = abstract_state(config, model, optimizer, MESH)
     assert "dropping" not in describe(config, made, shapes, resident=False)
 

@@ -12,15 +12,15 @@ import pytest
 from conftest import ROOT
 
 from flax_resnet.config import freeze
-from flax_resnet.data.arrays import ArraySource
-from flax_resnet.data.order import Order
-from flax_resnet.data.source import open_source
+from flax_resnet.data.sampling import Order
+from flax_resnet.data.sources.arrays import ArraySource
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
 
 
 def feed_of(photographs, limit=10, **data):
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import StreamingFeed
+    from flax_resnet.training.input.feeds import StreamingFeed
 
     config = freeze(
         {
@@ -82,7 +82,7 @@ def pixels(size=6, count=100):
 
 def both_feeds(source, stream=None, **sections):
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import ResidentFeed, StreamingFeed
+    from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed
 
     defaults = {"data": {"source": "arrays", "image_size": 6}, "train": {"batch_size": 16}}
     config = freeze({k: {**v, **sections.get(k, {})} for k, v in defaults.items()})
@@ -138,7 +138,7 @@ def test_both_feeds_evaluate_every_example_once():
 
 def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, caplog):
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import ResidentFeed
+    from flax_resnet.training.input.feeds import ResidentFeed
 
     victim = photographs / "flower" / "2.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
@@ -165,7 +165,7 @@ def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, cap
 
 def test_the_resident_feed_decodes_the_subset_alone(photographs):
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import ResidentFeed
+    from flax_resnet.training.input.feeds import ResidentFeed
 
     streaming, source = feed_of(photographs, limit=0)
     stream = Order(len(source), seed=0, kept=8)
@@ -187,11 +187,11 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
 def test_the_order_is_computed_once_for_each_image(monkeypatch):
     """And not for each of its pixels, in the loop that makes them."""
     from flax_resnet.augment import training_batch
-    from flax_resnet.models import lowering
+    from flax_resnet.ops import dispatch
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import ResidentFeed
+    from flax_resnet.training.input.feeds import ResidentFeed
 
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     draw, rows, size = np.random.default_rng(0), 16, 32
     images = draw.integers(0, 256, (100, size, size, 3)).astype(np.uint8)
     source = ArraySource(images, np.arange(100) % 4)
@@ -214,7 +214,7 @@ def test_the_order_is_computed_once_for_each_image(monkeypatch):
 
 def test_auto_keeps_what_is_small_and_cut_alike_every_time():
     from flax_resnet.training import sharding
-    from flax_resnet.training.feed import ResidentFeed, StreamingFeed, make_feed
+    from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed, make_feed
 
     source, mesh = pixels(), sharding.make_mesh()
     for train, crop, kind in (
@@ -229,7 +229,7 @@ def test_auto_keeps_what_is_small_and_cut_alike_every_time():
 
 
 def test_calls_end_at_multiples():
-    from flax_resnet.training.feed import calls_of
+    from flax_resnet.training.input.feeds import calls_of
 
     assert list(calls_of(3, 11, 4)) == [(3, 1), (4, 4), (8, 3)]
     assert list(calls_of(0, 2, 1)) == [(0, 1), (1, 1)]

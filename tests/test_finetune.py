@@ -10,12 +10,12 @@ import pytest
 from conftest import drawn, saved_run
 
 import flax_resnet
-from flax_resnet import create_model, main, preview
+from flax_resnet import create_model, main
+from flax_resnet.cli import preview
+from flax_resnet.cli.convert import export_run
 from flax_resnet.config import freeze
-from flax_resnet.convert import export_run
+from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.training.optimizer import make_optimizer
 
 PRETRAINED = {
     "widths": [4, 8, 16, 32],
@@ -180,7 +180,7 @@ def test_a_parameter_begins_to_learn_at_its_step(name):
             "train": {"batch_size": 10},
         }
     )
-    optimizer = make_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=10))
+    optimizer = planned_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=10))
     model = create_model("resnet20", num_classes=10, depths=(1, 1, 1))
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)

@@ -9,7 +9,7 @@ from flax.core import freeze
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.models.scan import scanned
+from flax_resnet.models.stacking import scanned
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1), "num_classes": 5}
 # name: options, and the layers that are left as they were

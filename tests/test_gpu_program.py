@@ -244,7 +244,7 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_program", *arguments])
     monkeypatch.setattr(gpu_program, "absent", lambda *packages: [])
     monkeypatch.setattr(gpu_program.jax.config, "update", lambda *setting: None)
-    monkeypatch.setenv("FLAX_RESNET_LOWERING", "plain")
+    monkeypatch.setenv("FLAX_RESNET_OPS", "plain")
     # Another version is not compared with what is expected.
     expected = json.loads(gpu_program.EXPECTED.read_text())
     monkeypatch.setattr(gpu_program.jax, "__version__", expected["jax"])

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from flax_resnet.sections import Loss
-from flax_resnet.training.loss import loss_sum, loss_weight
+from flax_resnet.optim.losses import Loss, loss_sum, loss_weight
 
 N, K = 6, 4
 DRAW = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from conftest import AS_USERS
 
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
-from flax_resnet.models import convolution, lowering, pooling, ways, winograd
+from flax_resnet.models.layers import convolution, pooling
+from flax_resnet.ops import conv, dispatch, winograd
 
 # 80 and 72 tiles of 4x4 outputs, then 64, 60 and 44: as many as there are channels and more, and fewer.
 WINOGRAD_LARGE = {
@@ -80,9 +81,9 @@ def farthest(got, wanted):
 )
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_equal_xlas_own(name, switch, dtype, limit, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, switch)
+    monkeypatch.setenv(dispatch.SWITCH, switch)
     shape, features, size, stride, groups = CONVOLUTIONS[name]
-    geometry = ways.Geometry(stride, size // 2, 1, groups)
+    geometry = conv.Geometry(stride, size // 2, 1, groups)
     with jax.enable_x64(True):
         x = normal(shape, dtype)
         kernel = normal((size, size, shape[-1] // groups, features), dtype, 1)
@@ -93,7 +94,7 @@ def test_convolutions_equal_xlas_own(name, switch, dtype, limit, monkeypatch):
             )
 
         def plain(x, kernel):
-            return ways.plain(geometry, x, kernel)
+            return conv.plain(geometry, x, kernel)
 
         got, wanted = (
             jax.jit(partial(results, function), compiler_options=AS_USERS)(x, kernel)
@@ -105,13 +106,13 @@ def test_convolutions_equal_xlas_own(name, switch, dtype, limit, monkeypatch):
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_in_bfloat16_are_as_close_as_its_digits(name, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     shape, features, size, stride, groups = CONVOLUTIONS[name]
-    geometry = ways.Geometry(stride, size // 2, 1, groups)
+    geometry = conv.Geometry(stride, size // 2, 1, groups)
     x = normal(shape, jnp.bfloat16)
     kernel = normal((size, size, shape[-1] // groups, features), jnp.bfloat16, 1)
-    exact = results(partial(ways.plain, geometry), *(a.astype(jnp.float32) for a in (x, kernel)))
-    got = results(jax.jit(partial(ways.convolve, geometry)), x, kernel)
+    exact = results(partial(conv.plain, geometry), *(a.astype(jnp.float32) for a in (x, kernel)))
+    got = results(jax.jit(partial(conv.convolve, geometry)), x, kernel)
     assert farthest(got, exact) < 2**-8
     assert all(leaf.dtype == jnp.bfloat16 for leaf in got)
 
@@ -139,7 +140,7 @@ def operations(function, *arguments):
 
 
 def test_the_lowering_is_used(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
 
     def found(size, features=64, dtype=jnp.float32, groups=1, kernel_size=3):
         def run(x, k):
@@ -158,12 +159,12 @@ def test_the_lowering_is_used(monkeypatch):
     assert "convolution" not in found(14, dtype=jnp.bfloat16)
     with jax.enable_x64(True):
         assert found(14, dtype=jnp.float64)["convolution"] == 3  # exact
-    monkeypatch.setenv(lowering.SWITCH, "plain")
+    monkeypatch.setenv(dispatch.SWITCH, "plain")
     assert found(14)["convolution"] == 3
 
 
 def test_the_gradient_of_the_images_is_not_computed(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     x, kernel = jnp.zeros((2, 32, 32, 3)), jnp.zeros((7, 7, 3, 8))
 
     def kernel_gradient(x, kernel):
@@ -176,7 +177,7 @@ def test_the_gradient_of_the_images_is_not_computed(monkeypatch):
 def test_several_devices_gather_nothing(monkeypatch):
     from flax_resnet.training import sharding
 
-    monkeypatch.delenv(lowering.SWITCH, raising=False)
+    monkeypatch.delenv(dispatch.SWITCH, raising=False)
     mesh = sharding.make_mesh()
     spread = jax.NamedSharding(mesh, jax.P("data"))
     x = jax.ShapeDtypeStruct((16, 14, 14, 64), jnp.float32, sharding=spread)
@@ -195,7 +196,7 @@ def test_several_devices_gather_nothing(monkeypatch):
 
 
 def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     model = create_model("resnet18", widths=(64, 64, 64, 64), num_classes=3)
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)  # pixels enough for Winograd's
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
@@ -207,7 +208,7 @@ def test_a_network_exported_for_gpu_holds_no_lowering_of_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "airbench94"])
 def test_a_gradient_exports_for_gpu(name, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     model = create_model(name, num_classes=3)
     x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
@@ -223,7 +224,7 @@ def test_a_gradient_exports_for_gpu(name, monkeypatch):
 
 
 def test_inference_exports_from_gpu_for_cpu(monkeypatch):
-    monkeypatch.setattr(lowering, "_devices", lambda: ("gpu", 1))
+    monkeypatch.setattr(dispatch, "_devices", lambda: ("gpu", 1))
     model = create_model("resnet18", num_classes=3)
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
@@ -234,7 +235,7 @@ def test_inference_exports_from_gpu_for_cpu(monkeypatch):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_a_network_exports_with_a_symbolic_batch(platform, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     model = create_model("resnet18", widths=(32, 32, 32, 32), num_classes=3)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
@@ -247,16 +248,16 @@ def test_a_network_exports_with_a_symbolic_batch(platform, monkeypatch):
 
 @pytest.mark.parametrize("name", ODD)
 def test_kernels_whose_taps_see_little(name, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     shape, size, stride, padding = ODD[name]
     x, kernel = normal(shape, jnp.float32), normal((size, size, 4, 5), jnp.float32, 1)
     got = convolution.convolution(x, kernel, stride=stride, padding=padding)
-    wanted = ways.plain(ways.Geometry(stride, padding, 1, 1), x, kernel)
+    wanted = conv.plain(conv.Geometry(stride, padding, 1, 1), x, kernel)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 def test_a_window_larger_than_its_map_gives_an_empty_map(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     assert pooling.max_pool(jnp.zeros((1, 1, 1, 2)), size=3, stride=2).shape == (1, 0, 0, 2)
     model = create_model("alexnet", num_classes=3)
     init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
@@ -265,7 +266,7 @@ def test_a_window_larger_than_its_map_gives_an_empty_map(monkeypatch):
 
 
 def test_forward_mode_works_without_the_lowering(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "plain")
+    monkeypatch.setenv(dispatch.SWITCH, "plain")
     x, kernel = normal((1, 8, 8, 4), jnp.float32), normal((3, 3, 4, 4), jnp.float32)
     run = lambda x: convolution.convolution(x, kernel, padding=1)  # noqa: E731
     y, tangent = jax.jvp(run, (x,), (x,))
@@ -273,7 +274,7 @@ def test_forward_mode_works_without_the_lowering(monkeypatch):
 
 
 def test_second_derivatives(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     shape, features, *_ = WINOGRAD["3x3, whole tiles"]
     x, kernel = normal(shape, jnp.float32), normal((3, 3, shape[-1], features), jnp.float32, 1)
 
@@ -285,12 +286,12 @@ def test_second_derivatives(monkeypatch):
         return convolution.convolution(x, k, padding=1)
 
     def plain(x, k):
-        return ways.plain(ways.Geometry(1, 1, 1, 1), x, k)
+        return conv.plain(conv.Geometry(1, 1, 1, 1), x, k)
 
     assert farthest([curvature(ours)], [curvature(plain)]) < 1e-3  # sin'' of sums of hundreds
 
 
 def test_a_switch_of_another_name_is_refused(monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "fast")
-    with pytest.raises(ConfigError, match="FLAX_RESNET_LOWERING=fast: must be one of auto"):
+    monkeypatch.setenv(dispatch.SWITCH, "fast")
+    with pytest.raises(ConfigError, match="FLAX_RESNET_OPS=fast: must be one of auto"):
         convolution.convolution(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from flax_resnet import create_model
-from flax_resnet.models import lowering, ways
+from flax_resnet.ops import conv, dispatch
 from tests.test_lowering import farthest, normal, results
 
 
@@ -17,15 +17,15 @@ from tests.test_lowering import farthest, normal, results
     [(7, 2, 3), (3, 2, 1), (4, 4, 0), (2, 2, 0), (5, 3, 4), (3, 4, 1)],
 )
 def test_stems_on_gpu_equal_xlas_own(size, stride, padding, shape, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "gpu")
-    geometry = ways.Geometry(stride, padding, 1, 1)
+    monkeypatch.setenv(dispatch.SWITCH, "gpu")
+    geometry = conv.Geometry(stride, padding, 1, 1)
     with jax.enable_x64(True):
         x = normal(shape, jnp.float64)
         kernel = normal((size, size, shape[-1], 6), jnp.float64, 1)
-        got = results(jax.jit(partial(ways.convolve, geometry)), x, kernel)
-        wanted = results(partial(ways.plain, geometry), x, kernel)
+        got = results(jax.jit(partial(conv.convolve, geometry)), x, kernel)
+        wanted = results(partial(conv.plain, geometry), x, kernel)
         assert farthest(got, wanted) < 1e-10
-        text = jax.jit(partial(ways.convolve, geometry)).lower(x, kernel).as_text()
+        text = jax.jit(partial(conv.convolve, geometry)).lower(x, kernel).as_text()
     # One convolution at stride 1, of as many channels as cuDNN has kernels for.
     assert text.count("stablehlo.convolution") == 1
     assert f"window = {{stride = [{stride}, {stride}]" not in text
@@ -38,7 +38,7 @@ def test_a_step_on_gpu_has_the_gradient_of_the_plain_one(monkeypatch):
     variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
 
     def gradient(switch):
-        monkeypatch.setenv(lowering.SWITCH, switch)
+        monkeypatch.setenv(dispatch.SWITCH, switch)
 
         def loss(params):
             given = {**variables, "params": params}

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from flax_resnet import memory
-from flax_resnet.training import microbatch
+from flax_resnet.training import memory
+from flax_resnet.training.step import microbatches
 
 FAULTS = """
 import resource, sys
@@ -107,4 +107,4 @@ def test_what_is_left_is_within_the_limits_of_control_groups(tmp_path, kind):
 
 def test_microbatches_fit_into_what_is_left(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1234)
-    assert microbatch.available_memory() == 1234
+    assert microbatches.available_memory() == 1234

@@ -12,13 +12,16 @@ import sklearn.metrics
 from conftest import records_of, saved
 
 import flax_resnet
-from flax_resnet import confusion, evaluate, main
+from flax_resnet import main
 from flax_resnet.augment import evaluation_images, evaluation_views
+from flax_resnet.augment.augment_section import Augment
+from flax_resnet.cli import evaluate
+from flax_resnet.cli.plots import confusion
 from flax_resnet.config import Config
-from flax_resnet.sections import Augment
-from flax_resnet.training import metrics, sharding
+from flax_resnet.optim import metrics
+from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import make_eval_step, total
+from flax_resnet.training.step.eval_step import make_eval_step, total
 
 CLASSES, IMAGES = 8, 500
 

@@ -11,13 +11,13 @@ from jax.sharding import AxisType
 
 from flax_resnet import main
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.training import microbatch, sharding
-from flax_resnet.training.gradient import make_gradient
-from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training import sharding
 from flax_resnet.training.state import abstract_state, build_model
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step import microbatches
+from flax_resnet.training.step.gradient import make_gradient
+from flax_resnet.training.step.train_step import make_train_step
 
 ROWS, CLASSES = 16, 10
 
@@ -43,7 +43,7 @@ def batch_of(rows=ROWS):
 
 def gradient_of(config, parts, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
-    optimizer = make_optimizer(config, plan_of(config))
+    optimizer = planned_optimizer(config, plan_of(config))
     state = drawn(abstract_state(config, model, optimizer, mesh))
     gradient = jax.jit(make_gradient(config, model, mesh, parts=parts))
     placed = sharding.place(batch or batch_of(), mesh)
@@ -111,22 +111,22 @@ class Compiled:
 
 
 def test_auto_takes_the_largest_that_fits(monkeypatch):
-    monkeypatch.setattr(microbatch, "available_memory", lambda: 1000)
+    monkeypatch.setattr(microbatches, "available_memory", lambda: 1000)
     config, mesh = config_of(), mesh_of(1)
-    assert microbatch.choose(config, mesh, lambda parts: Compiled(800 // parts)) == 1
-    assert microbatch.choose(config, mesh, lambda parts: Compiled(3000 // parts)) == 4
+    assert microbatches.choose(config, mesh, lambda parts: Compiled(800 // parts)) == 1
+    assert microbatches.choose(config, mesh, lambda parts: Compiled(3000 // parts)) == 4
     with pytest.raises(ConfigError, match="even 2 images"):
-        microbatch.choose(config, mesh_of(2), lambda parts: Compiled(800_000))
+        microbatches.choose(config, mesh_of(2), lambda parts: Compiled(800_000))
 
 
 def test_needed_memory_falls_with_the_parts():
     config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
-    model, optimizer = build_model(config, CLASSES), make_optimizer(config, plan_of(config))
+    model, optimizer = build_model(config, CLASSES), planned_optimizer(config, plan_of(config))
     state = abstract_state(config, model, optimizer, mesh)
     images = jax.ShapeDtypeStruct((1, ROWS, 32, 32, 3), jnp.uint8)
     steps = {"image": images, "label": jax.ShapeDtypeStruct((1, ROWS), jnp.int32)}
     needs = [
-        microbatch.needed_memory(
+        microbatches.needed_memory(
             make_train_step(config, model, optimizer, mesh, parts=parts)
             .lower(state, {"seed": 0}, steps)
             .compile()
@@ -153,8 +153,8 @@ def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
     command += ["--config.train.microbatch=auto", "--config.train.batch_size=16"]
     needs = iter([2e9, 0])
-    monkeypatch.setattr(microbatch, "available_memory", lambda: 1e9)
-    monkeypatch.setattr(microbatch, "needed_memory", lambda compiled: next(needs))
+    monkeypatch.setattr(microbatches, "available_memory", lambda: 1e9)
+    monkeypatch.setattr(microbatches, "needed_memory", lambda compiled: next(needs))
     assert main.main(command) == 0
     assert "microbatch: 8 images" in capfd.readouterr().err
     assert saved(tmp_path / "run", 4)["parts"] == 2

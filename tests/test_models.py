@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flax_resnet import create_model, list_models
-from flax_resnet.models import convolution, normalization, pooling
+from flax_resnet.models.layers import convolution, normalization, pooling
 
 
 def shapes_of(model, size=224):

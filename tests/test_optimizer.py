@@ -7,9 +7,9 @@ import pytest
 
 from flax_resnet import create_model
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.training.optimizer import block_factors, factors, make_optimizer, names
+from flax_resnet.optim.optimizers import block_factors, factors, names
 
 RATE, DECAY, STEPS = 0.1, 0.01, 4
 KERNEL, BIAS, HEAD = "layer1_0/conv1/kernel", "layer1_0/bn1/bias", "fc/kernel"
@@ -23,7 +23,7 @@ def optimizer_of(**section):
             "train": {"batch_size": 10},
         }
     )
-    return make_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    return planned_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=2))
 
 
 def values():

@@ -7,35 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_resnet.data import order
-from flax_resnet.data.order import Order
+from flax_resnet.data import sampling
+from flax_resnet.data.sampling import Order
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1437, 50_000])
 def test_each_epoch_is_a_bijection_with_the_same_bits_in_jit(size):
     places = np.arange(size, dtype=np.uint32)
     for epoch in (0, 1, 2**32 - 1):
-        on_host = order.permute(np, places, size=size, seed=7, epoch=epoch)
+        on_host = sampling.permute(np, places, size=size, seed=7, epoch=epoch)
         assert on_host.dtype == np.uint32
         np.testing.assert_array_equal(np.sort(on_host), places)
-    jitted = jax.jit(partial(order.permute, jnp, size=size, seed=7))
+    jitted = jax.jit(partial(sampling.permute, jnp, size=size, seed=7))
     np.testing.assert_array_equal(jitted(jnp.asarray(places), epoch=jnp.uint32(2**32 - 1)), on_host)
 
 
 def test_the_largest_size_wraps_nowhere():
-    size = order.MAX_SIZE
+    size = sampling.MAX_SIZE
     places = np.array([0, 1, size // 2, size - 1], np.uint32)
-    images = order.permute(np, places, size=size, seed=2**31 - 1, epoch=3)
+    images = sampling.permute(np, places, size=size, seed=2**31 - 1, epoch=3)
     assert (images < size).all()
     assert len(set(images.tolist())) == 4
     with pytest.raises(ValueError, match="size"):
-        order.permute(np, places, size=size + 1, seed=0, epoch=0)
+        sampling.permute(np, places, size=size + 1, seed=0, epoch=0)
 
 
 def test_every_permutation_is_equally_likely():
     epochs, size = 100_000, 5
     places = np.broadcast_to(np.arange(size, dtype=np.uint32), (epochs, size))
-    orders = order.permute(
+    orders = sampling.permute(
         np, places, size=size, seed=0, epoch=np.arange(epochs, dtype=np.uint32)[:, None]
     )
     codes = (orders * size ** np.arange(size, dtype=np.uint32)).sum(axis=1)
@@ -51,7 +51,7 @@ def test_neighbours_are_scattered_and_epochs_unrelated():
     size, epochs = 1437, 100
     orders = np.stack(
         [
-            order.permute(np, np.arange(size, dtype=np.uint32), size=size, seed=1, epoch=e)
+            sampling.permute(np, np.arange(size, dtype=np.uint32), size=size, seed=1, epoch=e)
             for e in range(epochs)
         ]
     ).astype(np.int64)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_resnet.models import lowering, pooling
+from flax_resnet.models.layers import pooling
+from flax_resnet.ops import dispatch
 from tests.test_lowering import SWITCHES, normal, results
 
 # size, stride, padding
@@ -18,7 +19,7 @@ POOLS = [
 @pytest.mark.parametrize("shape", [(2, 15, 13, 8), (2, 16, 16, 8)])
 @pytest.mark.parametrize("switch", [*SWITCHES, "gpu"])
 def test_max_pools_equal_xlas_own(switch, shape, size, stride, padding, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, switch)
+    monkeypatch.setenv(dispatch.SWITCH, switch)
     x = jnp.maximum(
         normal(shape, jnp.float32), 0
     )  # many windows hold several zeros: the first wins
@@ -40,7 +41,7 @@ def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, pa
     x = jnp.asarray(np.random.default_rng(0).integers(1, 4, (2, 15, 13, 8)), jnp.float32)
 
     def curvature(switch):
-        monkeypatch.setenv(lowering.SWITCH, switch)
+        monkeypatch.setenv(dispatch.SWITCH, switch)
 
         def value(x):
             return (pooling.max_pool(x, size=size, stride=stride, padding=padding) ** 3).sum()
@@ -53,7 +54,7 @@ def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, pa
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("size", [3, 16, 17])
 def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, "cpu")
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
     with jax.enable_x64(True):
         x = normal((2, 19, 18, 4), dtype)
         run = lambda x: pooling.max_pool(x, size=size, stride=size)  # noqa: E731
@@ -66,7 +67,7 @@ def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
 
 @pytest.mark.parametrize("switch", ["cpu", "gpu"])
 def test_what_is_no_number_stays_so_in_a_max_pool(switch, monkeypatch):
-    monkeypatch.setenv(lowering.SWITCH, switch)
+    monkeypatch.setenv(dispatch.SWITCH, switch)
     x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, 0, 1, 0].set(jnp.nan)
     y, dx = results(jax.jit(lambda x: pooling.max_pool(x, size=2, stride=2)), x)
     assert np.isnan(y[0, 0, 0, 0])

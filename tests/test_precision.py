@@ -10,14 +10,15 @@ import pytest
 from conftest import drawn, records_of
 
 from flax_resnet.config import Config, freeze
+from flax_resnet.config.plan import Plan, plan, planned_optimizer
 from flax_resnet.errors import DivergedError
-from flax_resnet.plan import Plan, plan
-from flax_resnet.sections import Model
-from flax_resnet.training import loss_scale, sharding
-from flax_resnet.training.optimizer import KINDS, make_optimizer, updates_made
-from flax_resnet.training.run import Run
+from flax_resnet.models.model_section import Model
+from flax_resnet.optim.optimizers import KINDS, updates_made
+from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState, abstract_state, build_model, compute_dtype
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step import loss_scale
+from flax_resnet.training.step.train_step import make_train_step
+from flax_resnet.training.trainer import Run
 
 ROWS = 16
 
@@ -41,7 +42,7 @@ def trained(dtype, steps=3, factor=None, parts=1):
         }
     )
     model, mesh = build_model(config, 10), sharding.make_mesh()
-    optimizer = make_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
+    optimizer = planned_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
     state = drawn(abstract_state(config, model, optimizer, mesh))
     if state.loss_scale:
         start = jnp.float32(factor or loss_scale.FIRST)
@@ -173,7 +174,7 @@ def test_every_optimizer_counts_its_updates(name):
     config = freeze(
         {"optimizer": {"name": name, "thaw": (("", 1.0),)}, "schedule": {"unit": "steps"}}
     )
-    optimizer = make_optimizer(config, plan(config, num_train=1000, num_eval=1, num_classes=10))
+    optimizer = planned_optimizer(config, plan(config, num_train=1000, num_eval=1, num_classes=10))
     params = {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     state = optimizer.init(params)
     assert updates_made(state) == 0

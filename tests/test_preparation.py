@@ -6,11 +6,11 @@ import io
 import numpy as np
 import pytest
 
-from flax_resnet import cli
-from flax_resnet.data.preparation import convert_to_array_record
-from flax_resnet.data.source import open_source
+from flax_resnet.cli import commands
+from flax_resnet.data.array_record import convert_to_array_record
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
-from flax_resnet.sections import Data
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_tfrecord_dataset_is_converted_record_by_record(tfrecord, data_dir, ca
 
     folder = tfrecord / "digits" / "1.0.0"
     call = ["prepare", "--name=digits", f"--data_dir={tfrecord}"]
-    assert cli.main(call) == 0
+    assert commands.main(call) == 0
     assert capsys.readouterr().out.strip() == str(folder)
     old = sorted(folder.glob("*.tfrecord-*"))
     assert len(old) == 10
@@ -57,7 +57,7 @@ def test_a_tfrecord_dataset_is_converted_record_by_record(tfrecord, data_dir, ca
         assert ours.images == expected.images
         np.testing.assert_array_equal(ours.labels, expected.labels)
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert cli.main(call) == 0  # done: nothing is touched
+    assert commands.main(call) == 0  # done: nothing is touched
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 

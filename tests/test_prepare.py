@@ -17,15 +17,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageOps
 
-from flax_resnet import prepare
+from flax_resnet.cli import prepare
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import evaluation_pixels
 from flax_resnet.data.packing.jpeg import pack_image
-from flax_resnet.data.packing.ordered import in_order
+from flax_resnet.data.packing.parallel_map import in_order
 from flax_resnet.data.packing.splits import file_splits
 from flax_resnet.data.packing.verification import verify
-from flax_resnet.data.source import open_source
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
-from flax_resnet.sections import Data
 
 SIDE, QUALITY = 150, 90
 
@@ -259,7 +259,7 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
         tmp_path / "killed", "--shard_size=4", "--threads=1", "--max_side=300", path=photographs
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "flax_resnet.prepare", *call],
+        [sys.executable, "-m", "flax_resnet", "prepare", *call],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -7,7 +7,8 @@ import pytest
 from weights_by_name import SMALLEST, tensors_for
 
 import flax_resnet
-from flax_resnet import cli, create_model, load_pretrained, main
+from flax_resnet import create_model, load_pretrained, main
+from flax_resnet.cli import commands
 from flax_resnet.errors import ConfigError, WeightsError
 from flax_resnet.weights import read_tensors, write_safetensors
 
@@ -63,7 +64,7 @@ def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pi
         headless.features(pictures, ())
     mapped = load_pretrained(SMALLEST, weights=weights, num_classes=0, global_pool="none")
     assert mapped.features(pictures, "pre_logits")["pre_logits"].shape == (3, 5, 5, 96)
-    from flax_resnet.training.pretrained import fill
+    from flax_resnet.weights.fill import fill
 
     with pytest.raises(WeightsError, match="num_classes=7 asks for a fresh head instead of 1000"):
         fill(create_model(SMALLEST, num_classes=7), tensors)
@@ -74,7 +75,7 @@ def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pi
 def test_a_grey_network_goes_out_and_back(tmp_path):
     file, run = tmp_path / "grey.safetensors", tmp_path / "run"
     write_safetensors(file, tensors_for(SMALLEST, num_classes=2, in_channels=1))
-    assert cli.main(["convert", str(file), str(run), "--model", SMALLEST]) == 0
+    assert commands.main(["convert", str(file), str(run), "--model", SMALLEST]) == 0
     assert flax_resnet.load(run).model.in_channels == 1
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_resnet import main, preview
+from flax_resnet import main
+from flax_resnet.cli import preview
 
 pytest.importorskip("matplotlib")
 

@@ -14,13 +14,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import flax_resnet
-from flax_resnet import cli, create_model, main, probe
-from flax_resnet.classifier import Classifier
+from flax_resnet import create_model, main
+from flax_resnet.cli import commands
 from flax_resnet.config import freeze
-from flax_resnet.data.arrays import ArraySource
+from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError, DataError, WeightsError
-from flax_resnet.models import lowering
-from flax_resnet.training import features, probes
+from flax_resnet.inference import feature_classifiers, features
+from flax_resnet.inference.classifier import Classifier
+from flax_resnet.inference.probes import measure
+from flax_resnet.ops import dispatch
 from flax_resnet.weights import to_torch, write_safetensors
 
 SHAPE = {"widths": (4, 8, 16, 32), "depths": (1, 1, 1, 1), "stem": "cifar"}
@@ -76,8 +78,8 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (7, 1.0), (101, 5e-4)])
 def test_the_vote_is_that_of_scikit_learn_and_of_its_formula(monkeypatch, k, temperature):
     """Over several blocks of either kind, the last ones smaller."""
-    monkeypatch.setattr(probes, "QUERIES", 16)
-    monkeypatch.setattr(probes, "KNOWN", 40)
+    monkeypatch.setattr(feature_classifiers, "QUERIES", 16)
+    monkeypatch.setattr(feature_classifiers, "KNOWN", 40)
     draw = np.random.default_rng(0)
     known, vectors = (
         draw.standard_normal((n, 12)).astype(np.float32) * draw.uniform(0.1, 10, (n, 1))
@@ -85,7 +87,7 @@ def test_the_vote_is_that_of_scikit_learn_and_of_its_formula(monkeypatch, k, tem
     )
     known, vectors = known.astype(np.float32), vectors.astype(np.float32)
     labels = draw.integers(0, 4, 101)
-    found = probes.knn_predict(vectors, known, labels, k=k, temperature=temperature)
+    found = feature_classifiers.knn_predict(vectors, known, labels, k=k, temperature=temperature)
 
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, known)]
     similarity = unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
@@ -104,25 +106,27 @@ def test_the_vote_is_that_of_scikit_learn_and_of_its_formula(monkeypatch, k, tem
 
 
 def test_of_equally_similar_ones_the_first_comes_first(monkeypatch):
-    monkeypatch.setattr(probes, "KNOWN", 3)
+    monkeypatch.setattr(feature_classifiers, "KNOWN", 3)
     known = np.eye(4, dtype=np.float32)[[1, 0, 0, 0, 1, 0, 2]]
     query = np.array([[5, 0, 0, 0], [0, 0, 0, 0]], np.float32)
-    similarities, places = probes.nearest_neighbours(query, known, 5)
+    similarities, places = feature_classifiers.nearest_neighbours(query, known, 5)
     np.testing.assert_array_equal(places, [[1, 2, 3, 5, 0], [0, 1, 2, 3, 4]])
     np.testing.assert_allclose(similarities, [[1, 1, 1, 1, 0], [0] * 5], atol=1e-7)
 
 
 def test_similarities_are_held_block_by_block(monkeypatch):
-    monkeypatch.setattr(probes, "QUERIES", 8)
-    monkeypatch.setattr(probes, "KNOWN", 16)
-    merged, shapes = probes._merged, set()
+    monkeypatch.setattr(feature_classifiers, "QUERIES", 8)
+    monkeypatch.setattr(feature_classifiers, "KNOWN", 16)
+    merged, shapes = feature_classifiers._merged, set()
 
     def watched(*arguments):
         shapes.add((len(arguments[2]), len(arguments[3])))
         return merged(*arguments)
 
-    monkeypatch.setattr(probes, "_merged", watched)
-    probes.nearest_neighbours(np.ones((20, 3), np.float32), np.ones((40, 3), np.float32), 4)
+    monkeypatch.setattr(feature_classifiers, "_merged", watched)
+    feature_classifiers.nearest_neighbours(
+        np.ones((20, 3), np.float32), np.ones((40, 3), np.float32), 4
+    )
     assert shapes == {(8, 16), (4, 16), (8, 8), (4, 8)}
 
 
@@ -138,34 +142,38 @@ def test_regularisation_is_chosen_on_the_held_out_fifth(noise, dimensions, best)
     def regression(strength):
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
 
-    held = probes.held_out(labels)
+    held = feature_classifiers.held_out(labels)
     scores = [
         regression(c).fit(known[~held], labels[~held]).score(known[held], labels[held])
-        for c in probes.GRID
+        for c in feature_classifiers.GRID
     ]
-    assert probes.GRID[int(np.argmax(scores))] == best
-    predicted, c = probes.linear_predict(vectors, known, labels)
+    assert feature_classifiers.GRID[int(np.argmax(scores))] == best
+    predicted, c = feature_classifiers.linear_predict(vectors, known, labels)
     assert c == best
     np.testing.assert_array_equal(predicted, regression(best).fit(known, labels).predict(vectors))
 
 
 def test_a_fifth_is_held_out_but_never_the_whole_of_a_class():
     labels = np.random.default_rng(0).integers(0, 4, 1000)
-    held = probes.held_out(labels)
+    held = feature_classifiers.held_out(labels)
     assert held.sum() == 200
     for c in range(4):
         assert abs(held[labels == c].mean() - 0.2) < 0.01
-    assert len(set(np.flatnonzero(probes.held_out(np.zeros(100, int))) % 5)) > 1  # by chance
-    np.testing.assert_array_equal(held, probes.held_out(labels))
+    assert (
+        len(set(np.flatnonzero(feature_classifiers.held_out(np.zeros(100, int))) % 5)) > 1
+    )  # by chance
+    np.testing.assert_array_equal(held, feature_classifiers.held_out(labels))
     few = np.array([0] * 4 + [1] + [2] * 5)  # the fifth in order is the only one of its class
-    assert set(few[~probes.held_out(few)]) == {0, 1, 2}
+    assert set(few[~feature_classifiers.held_out(few)]) == {0, 1, 2}
     # One of each class: none can be spared, and still there is a classifier.
-    predicted, _ = probes.linear_predict(*[np.eye(3, dtype=np.float32)] * 2, np.arange(3))
+    predicted, _ = feature_classifiers.linear_predict(
+        *[np.eye(3, dtype=np.float32)] * 2, np.arange(3)
+    )
     np.testing.assert_array_equal(predicted, [0, 1, 2])
 
 
 def test_features_are_compiled_with_the_options_of_the_platform(untrained, monkeypatch):
-    monkeypatch.setattr(lowering, "compiler_options", lambda: {"no_such_option": "1"})
+    monkeypatch.setattr(dispatch, "compiler_options", lambda: {"no_such_option": "1"})
     source, _, _ = random_source(4, classes=3)
     given = untrained.model, untrained.variables, untrained.config, source
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
@@ -231,25 +239,25 @@ def test_what_makes_no_sense_is_refused_before_the_network_runs(
     monkeypatch.setattr(features, "compute_features", lambda *a, **k: 1 / 0)
     train, test = random_source(12)[0], random_source(4)[0]
     with pytest.raises(ConfigError, match=words):
-        probe.measure(untrained, train, test, **options)
+        measure(untrained, train, test, **options)
 
 
 def test_one_class_only_and_other_classes_are_refused(untrained):
     classifier, test = untrained, random_source(4)[0]
     images = random_source(12)[1]
     with pytest.raises(DataError, match="the only class is 'x'"):
-        probe.measure(classifier, *[ArraySource(images, np.zeros(12, int), ["x"])] * 2, k=1)
+        measure(classifier, *[ArraySource(images, np.zeros(12, int), ["x"])] * 2, k=1)
     with pytest.raises(DataError, match="the one judged on differ"):
-        probe.measure(classifier, random_source(12, classes=3)[0], test, k=1)
+        measure(classifier, random_source(12, classes=3)[0], test, k=1)
     train = ArraySource(images, np.zeros(12, int), test.class_names)
     with pytest.raises(DataError, match="all 12 training images are of one class"):
-        probe.measure(classifier, train, test, k=1)
+        measure(classifier, train, test, k=1)
 
 
 def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, capsys):
     options = [f"--workdir={run}", f"--compilation_cache={cache_dir}"]
     capsys.readouterr()
-    assert cli.main(["probe", *options]) == 0
+    assert commands.main(["probe", *options]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     (line,) = captured.out.splitlines()
@@ -266,18 +274,18 @@ def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, c
     )
 
     trained = flax_resnet.load(run)
-    from flax_resnet.data.source import open_source
+    from flax_resnet.data.sources.open import open_source
 
     sources = [open_source(trained.config.data, train=side) for side in (True, False)]
     fresh = dataclasses.replace(trained, variables=initial(trained.model))
-    found = probe.measure(fresh, *sources, limit=400, batch_size=360)
+    found = measure(fresh, *sources, limit=400, batch_size=360)
     assert found["train_count"] == 400
     assert (
         found["knn_top1"] < record["knn_top1"] - 0.1
     )  # 0.55 to 0.60 with all images, of three draws
     assert found["linear_top1"] < record["linear_top1"] - 0.1  # 0.54 to 0.66
 
-    assert cli.main(["probe", *options, "--split=train[1200:]", "--train_split=train[:200]",
+    assert commands.main(["probe", *options, "--split=train[1200:]", "--train_split=train[:200]",
                      "--k=3", "--limit=150", "--checkpoint=25", "--batch_size=64"]) == 0  # fmt: skip
     assert "on train[1200:] (237 images; learnt from 150), checkpoint 25" in capsys.readouterr().out
     assert len((run / "probes.jsonl").read_text().splitlines()) == 2
@@ -287,8 +295,8 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
     run, weights, photographs, cache_dir, capsys
 ):
     """A fixed fifth is judged, by the features of the others; the head's classes do not matter."""
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sources.open import open_source
 
     data = Data(source="folder", path=str(photographs))
     sources = [open_source(data, train=side) for side in (True, False)]
@@ -298,17 +306,17 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
     assert len(files[0]) + len(files[1]) == 12
     common = ["probe", f"--dataset={photographs}", f"--compilation_cache={cache_dir}", "--k=3"]
     network = ["--model=test_resnet", f"--weights={weights}", "--image_size=32"]
-    assert cli.main([*common, *network]) == 0
+    assert commands.main([*common, *network]) == 0
     assert capsys.readouterr().out.strip().endswith(f"{counts}, test_resnet")
     copy = photographs.parent / "copy"
     shutil.copytree(run, copy)
     (copy / "probes.jsonl").unlink(missing_ok=True)
-    assert cli.main([*common, f"--workdir={copy}"]) == 0
+    assert commands.main([*common, f"--workdir={copy}"]) == 0
     assert counts in capsys.readouterr().out
     assert json.loads((copy / "probes.jsonl").read_text())["dataset"] == str(photographs)
     (copy / "probes.jsonl").unlink()
     (copy / "probes.jsonl").mkdir()
-    assert cli.main([*common, f"--workdir={copy}"]) == 2
+    assert commands.main([*common, f"--workdir={copy}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -355,7 +363,7 @@ def test_what_the_command_refuses(arguments, words, run, weights, tmp_path, caps
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     capsys.readouterr()
-    assert cli.main(["probe", *arguments]) == 2
+    assert commands.main(["probe", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
@@ -364,5 +372,5 @@ def test_what_the_command_refuses(arguments, words, run, weights, tmp_path, caps
 def test_the_default_split_is_one_that_the_dataset_has(run, data_dir, weights, capsys):
     arguments = ["probe", "--model=test_resnet", f"--weights={weights}", "--dataset=digits"]
     arguments += [f"--data_dir={data_dir}", "--image_size=32", "--limit=60", "--batch_size=120"]
-    assert cli.main(arguments) == 0
+    assert commands.main(arguments) == 0
     assert "on test (360 images; learnt from 60)" in capsys.readouterr().out

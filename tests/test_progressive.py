@@ -7,14 +7,14 @@ from conftest import records_of
 
 from flax_resnet import main
 from flax_resnet.config import freeze
-from flax_resnet.data.arrays import ArraySource
-from flax_resnet.data.order import Order
+from flax_resnet.config.plan import plan
+from flax_resnet.data.sampling import Order
+from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
 from flax_resnet.training import sharding
-from flax_resnet.training.feed import StreamingFeed, make_feed
-from flax_resnet.training.saved import read_run
-from flax_resnet.training.step import compiled_ahead
+from flax_resnet.training.input.feeds import StreamingFeed, make_feed
+from flax_resnet.training.runs.load import read_run
+from flax_resnet.training.step.train_step import compiled_ahead
 
 GROWING = ((0, 8), (1.0, 12), (2.0, 16))
 

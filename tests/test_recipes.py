@@ -11,14 +11,13 @@ import pytest
 from conftest import one_device
 
 from flax_resnet.config import freeze
-from flax_resnet.data.arrays import ArraySource
+from flax_resnet.config.plan import plan, planned_optimizer
+from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
 from flax_resnet.training import sharding
-from flax_resnet.training.description import describe
-from flax_resnet.training.loop import train
-from flax_resnet.training.optimizer import make_optimizer
+from flax_resnet.training.plan_text import describe
 from flax_resnet.training.state import abstract_state, build_model
+from flax_resnet.training.train import train
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 FILES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__")
@@ -65,7 +64,7 @@ def test_a_recipe_plans_its_dataset(names):
     config = recipe(*names)
     images, tests, classes = EXAMPLES[config.data.name]
     made = plan(config, num_train=images, num_eval=tests, num_classes=classes)
-    model, optimizer = build_model(config, classes), make_optimizer(config, made)
+    model, optimizer = build_model(config, classes), planned_optimizer(config, made)
     # Rules that match nothing are refused here.
     shapes = abstract_state(config, model, optimizer, sharding.make_mesh())
     assert config.model.name in describe(config, made, shapes, resident=False)
@@ -112,7 +111,7 @@ def test_a_network_of_another_name_is_refused(name):
 def test_norms_of_the_second_weights_do_not_decay():
     config = recipe("resnet50_v2")
     made = plan(config, num_train=1_281_167, num_eval=1, num_classes=1000)
-    optimizer = make_optimizer(config, made)
+    optimizer = planned_optimizer(config, made)
     params = {
         "bn1": {"scale": np.ones(2)},
         "fc": {"bias": np.ones(2)},

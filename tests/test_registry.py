@@ -12,7 +12,7 @@ from flax_resnet import create_model, list_models
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.airbench import AIRBENCH
 from flax_resnet.models.baselines import BASELINES
-from flax_resnet.models.scan import scanned, unrolled
+from flax_resnet.models.stacking import scanned, unrolled
 from flax_resnet.models.variants import VARIANTS
 
 # timm 1.0's counts for its resnet.py and resnetv2.py, torchvision's for VGG and AlexNet; for the CIFAR
@@ -324,7 +324,7 @@ def test_scanned_blocks_drop_at_their_own_rates():
 
 def test_the_norms_and_pools_are_as_their_papers_say():
     """GroupNorm, EvoNorm-S0, FRN, blur and pooling against NumPy; networks against timm: test_parity.py."""
-    from flax_resnet.models import normalization, pooling
+    from flax_resnet.models.layers import normalization, pooling
 
     draw = np.random.RandomState(0)
     x = (1 + draw.randn(2, 4, 4, 64)).astype(np.float32)

@@ -12,11 +12,12 @@ from conftest import records_of, saved
 from PIL import Image
 
 import flax_resnet
-from flax_resnet import command, evaluate, main
+from flax_resnet import main
+from flax_resnet.cli import app, evaluate
 from flax_resnet.errors import ConfigError
-from flax_resnet.training import loop
-from flax_resnet.training.run import Run
-from flax_resnet.training.workdir import read_config
+from flax_resnet.training import train
+from flax_resnet.training.runs.folder import read_config
+from flax_resnet.training.trainer import Run
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,13 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
 
 
 def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_path, monkeypatch):
-    set_up = command.set_up_jax
+    set_up = app.set_up_jax
 
     def keep_all(folder):
         set_up(folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    monkeypatch.setattr(command, "set_up_jax", keep_all)
+    monkeypatch.setattr(app, "set_up_jax", keep_all)
     losses, programs = [], []
     for seed in (5, 6):
         workdir = tmp_path / str(seed)
@@ -104,13 +105,13 @@ def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_p
 
 
 def test_on_cpu_a_step_is_read_before_the_next_one_starts(tiny, tmp_path, monkeypatch):
-    make, note, done = loop.make_train_step, Run._note, []
+    make, note, done = train.make_train_step, Run._note, []
 
     def watched(*args, **options):
         step = make(*args, **options)
         return lambda *given: done.append("step") or step(*given)
 
-    monkeypatch.setattr(loop, "make_train_step", watched)
+    monkeypatch.setattr(train, "make_train_step", watched)
     monkeypatch.setattr(Run, "_note", lambda *given: done.append("read") or note(*given))
     assert main.main([*tiny, f"--workdir={tmp_path / 'run'}"]) == 0
     assert done == ["step", "read"] * 10
@@ -148,8 +149,8 @@ def test_a_run_repeated_after_damage_gives_the_same_bits(finished, copy):
 def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, capsys, tmp_path):
     import io
 
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sources.open import open_source
 
     workdir, _ = copy
     options = [f"--workdir={workdir}", f"--compilation_cache={cache_dir}"]
@@ -237,7 +238,7 @@ def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkey
     def compiled(train_step, state, data, calls):
         raise ConfigError(f"steps of {[call.shape for call in calls]}")
 
-    monkeypatch.setattr(loop, "compiled_ahead", compiled)
+    monkeypatch.setattr(train, "compiled_ahead", compiled)
     command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.steps_per_call=4"]
     assert main.main(command) == 2
     assert "steps of [(4,), (2,)]" in capsys.readouterr().err
@@ -245,9 +246,9 @@ def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkey
 
 @pytest.mark.slow
 def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
-    from flax_resnet.data.order import Order
-    from flax_resnet.data.source import open_source
-    from flax_resnet.sections import Data
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sources.open import open_source
 
     data = Data(source="folder", path=str(photographs), holdout=0.1)
     source = open_source(data, train=True)
@@ -276,9 +277,9 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
 
 def test_arrays_from_python(tmp_path):
     from flax_resnet.config import freeze
-    from flax_resnet.data.arrays import ArraySource
+    from flax_resnet.data.sources.arrays import ArraySource
     from flax_resnet.errors import UserError
-    from flax_resnet.training.loop import train
+    from flax_resnet.training.train import train
 
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 64)
@@ -298,7 +299,7 @@ def test_arrays_from_python(tmp_path):
     assert result.step == 24
     assert result.final_top1 > 0.9
     assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
-    from flax_resnet.training.loop import make_order
+    from flax_resnet.training.train import make_order
 
     np.testing.assert_array_equal(make_order(source, config).labels, labels)
     other = ArraySource(images, 1 - labels, ("light", "dark"))

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan, planned_learning_rate
 from flax_resnet.errors import ConfigError
-from flax_resnet.plan import plan
-from flax_resnet.training.description import schedule_terms
-from flax_resnet.training.schedule import learning_rate
+from flax_resnet.training.plan_text import schedule_terms
 
 
 def rates(schedule, steps=101, **sections):
@@ -22,7 +21,7 @@ def rates(schedule, steps=101, **sections):
             **sections,
         }
     )
-    rate = learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    rate = planned_learning_rate(config, plan(config, num_train=100, num_eval=1, num_classes=2))
     return np.array([float(rate(step)) for step in range(steps)])
 
 

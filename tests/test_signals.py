@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, records_of, saved
 
 from flax_resnet import main
-from flax_resnet.training.run import Run
+from flax_resnet.training.trainer import Run
 
 
 def start(arguments, **options):

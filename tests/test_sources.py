@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from flax_resnet.data.arrays import ArraySource
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
-from flax_resnet.data.files import folder_source, orientation
-from flax_resnet.data.source import open_source
+from flax_resnet.data.images import prepare
+from flax_resnet.data.sources.arrays import ArraySource
+from flax_resnet.data.sources.files import folder_source, orientation
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
-from flax_resnet.preprocessing import prepare
-from flax_resnet.sections import Data
 
 # --- files ---
 

@@ -11,10 +11,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from flax_resnet import cli, summary
+from flax_resnet.cli import commands, summary
+from flax_resnet.cli.summary import format_table
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.summary import collapsed, summarize, totals
-from flax_resnet.summary import format_table
 
 # Multiply-adds at 224 px (32 behind a cifar stem), convolutions and linear layers alone, as torchvision
 # counts them for its weights; the others by plain arithmetic over the architectures.
@@ -39,7 +39,7 @@ def test_multiply_adds_and_parameters(name):
 
 def test_not_even_a_device_is_needed():
     # The first array, however short-lived, would look for this platform and fail.
-    command = [sys.executable, "-m", "flax_resnet.summary", "--model=resnetv2_152x4_bit"]
+    command = [sys.executable, "-m", "flax_resnet", "summary", "--model=resnetv2_152x4_bit"]
     nowhere = {**os.environ, "JAX_PLATFORMS": "nowhere"}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=True, env=nowhere
@@ -110,18 +110,18 @@ def test_collapsed_layers_keep_the_sums():
 
 def test_formats_agree(capsys, tmp_path):
     arguments = ["summary", "--model=resnet20", "--num_classes=7", "--image_size=40"]
-    assert cli.main([*arguments, "--format=json"]) == 0
+    assert commands.main([*arguments, "--format=json"]) == 0
     from_json = json.loads(capsys.readouterr().out)
     assert from_json["input_shape"] == [1, 40, 40, 3]
     assert from_json["parameters"] == totals(summarize("resnet20", 40, num_classes=7))["parameters"]
-    assert cli.main([*arguments, "--format=csv", f"--output={tmp_path / 'rows.csv'}"]) == 0
+    assert commands.main([*arguments, "--format=csv", f"--output={tmp_path / 'rows.csv'}"]) == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
     assert [int(r["macs"]) for r in rows] == [r["macs"] for r in from_json["rows"]]
     assert rows[-1]["output_shape"] == "1x7"
 
 
 def test_a_list_of_networks(capsys):
-    assert cli.main(["summary", "--list=*eresnet18"]) == 0
+    assert commands.main(["summary", "--list=*eresnet18"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == [
         "model",
@@ -133,7 +133,7 @@ def test_a_list_of_networks(capsys):
         "multiply-adds",
     ]
     assert row.split() == ["seresnet18", "224", "11,779,624", "9,600", "1.814", "G"]
-    assert cli.main(["summary", "--list=resnet20*", "--format=json"]) == 0
+    assert commands.main(["summary", "--list=resnet20*", "--format=json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(r["model"], r["image_size"]) for r in rows] == [
         ("resnet20", 32), ("resnet200", 224), ("resnet200d", 224),
@@ -169,7 +169,7 @@ def test_a_list_of_networks(capsys):
     ],
 )
 def test_wrong_input_is_one_line(arguments, words, capsys):
-    assert cli.main(["summary", *arguments]) == 2
+    assert commands.main(["summary", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line

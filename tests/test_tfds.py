@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_resnet.data import shards
-from flax_resnet.data.source import open_source
-from flax_resnet.data.tfds import TfdsSource
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.sources import record_files
+from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.sources.tfds import TfdsSource
 from flax_resnet.errors import DataError
-from flax_resnet.sections import Data
 
 
 def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
@@ -35,7 +35,7 @@ def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
         ("digits", "tain", "splits: train, test"),
         ("digits", "train[", "slices"),
         ("digits", "train[:0]", "is empty"),
-        ("cifar10", "train", "python -m flax_resnet.prepare --name=cifar10 --data_dir="),
+        ("cifar10", "train", "python -m flax_resnet prepare --name=cifar10 --data_dir="),
         ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
     ],
 )
@@ -94,7 +94,7 @@ def as_stranger(folder):
 
 
 def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
     name = as_stranger(tfrecord_dir)
     for split in ("train", "test", "train[100:900]", "test+train[:5%]"):
         there = TfdsSource(Data(name=name, data_dir=tfrecord_dir), split)
@@ -113,14 +113,14 @@ def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp
         assert there.read(picked).images == [there.read([i]).images[0] for i in picked]
     stored = sorted(f.name for f in (tmp_path / "index").iterdir())
     assert len(stored) >= 6  # five files of train, and test
-    monkeypatch.setattr(shards, "offsets", None)  # from now on the index is read, not built
+    monkeypatch.setattr(record_files, "offsets", None)  # from now on the index is read, not built
     TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train").labels()
 
 
 def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
     name = as_stranger(tfrecord_dir)
     builder = tfds.builder(name, data_dir=tfrecord_dir)
     theirs = builder.as_dataset(
@@ -134,22 +134,22 @@ def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
 def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
     import tensorflow as tf
 
-    monkeypatch.setattr(shards, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
     file = tmp_path / "x.tfrecord"
     records = [os.urandom(n) for n in (0, 1, 700, 12)]
     with tf.io.TFRecordWriter(str(file)) as writer:
         for record in records:
             writer.write(record)
-    sharded = shards.ShardedRecords("tfrecord", [(str(file), 1, 3, 4)])
+    sharded = record_files.ShardedRecords("tfrecord", [(str(file), 1, 3, 4)])
     assert sharded.read([2, 0, 1]) == [records[3], records[1], records[2]]
     with pytest.raises(DataError, match="holds 4 records, its dataset says 5"):
-        shards.ShardedRecords("tfrecord", [(str(file), 0, 5, 5)]).read([0])
+        record_files.ShardedRecords("tfrecord", [(str(file), 0, 5, 5)]).read([0])
     file.write_bytes(file.read_bytes()[:-3])  # another size: the stored index does not count
     with pytest.raises(DataError, match=r"x\.tfrecord is damaged: record 3"):
-        shards.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
-    for kind in shards.FORMATS:
+        record_files.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
+    for kind in record_files.FORMATS:
         with pytest.raises(DataError, match="nowhere is missing"):
-            shards.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
+            record_files.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
 
 
 def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
@@ -157,7 +157,7 @@ def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
     import shutil
 
     from flax_resnet.data import pipeline
-    from flax_resnet.data.order import Order
+    from flax_resnet.data.sampling import Order
 
     shutil.copytree(data_dir, tmp_path / "data")
     (file,) = (tmp_path / "data").rglob("*-train.array_record*")
@@ -182,7 +182,7 @@ def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
 def test_features_are_found_or_asked_for():
     import tensorflow_datasets as tfds
 
-    from flax_resnet.data.tfds import _find, _is_image, _is_label
+    from flax_resnet.data.sources.tfds import _find, _is_image, _is_label
 
     image, label = (
         tfds.features.Image(shape=(None, None, 3)),

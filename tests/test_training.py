@@ -8,22 +8,18 @@ import pytest
 from conftest import one_device
 
 from flax_resnet.augment import training_batch
-from flax_resnet.classifier import Classifier
+from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import freeze
-from flax_resnet.models import lowering
-from flax_resnet.plan import plan
-from flax_resnet.sections import Augment
+from flax_resnet.config.plan import plan, planned_optimizer
+from flax_resnet.inference.classifier import Classifier
+from flax_resnet.ops import dispatch
+from flax_resnet.optim.losses import loss_sum, loss_weight
 from flax_resnet.training import sharding
-from flax_resnet.training.gradient import AUGMENT_STREAM
-from flax_resnet.training.loss import loss_sum, loss_weight
-from flax_resnet.training.optimizer import make_optimizer
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step import (
-    evaluate,
-    make_eval_step,
-    make_recalibration,
-    make_train_step,
-)
+from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.eval_step import evaluate, make_eval_step
+from flax_resnet.training.step.gradient import AUGMENT_STREAM
+from flax_resnet.training.step.train_step import make_train_step
 
 CONFIG = freeze(
     {
@@ -61,7 +57,7 @@ def two_meshes():
 
 @pytest.fixture(scope="module")
 def machinery():
-    model, optimizer = build_model(CONFIG, 10), make_optimizer(CONFIG, PLAN)
+    model, optimizer = build_model(CONFIG, 10), planned_optimizer(CONFIG, PLAN)
     state = initial_state(CONFIG, model, optimizer, one_device())
     return model, optimizer, lambda: jax.tree.map(jnp.copy, state)
 
@@ -103,7 +99,7 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
 
 
 def test_programs_are_compiled_with_the_options_of_the_platform(machinery, monkeypatch):
-    monkeypatch.setattr(lowering, "compiler_options", lambda: {"no_such_option": "1"})
+    monkeypatch.setattr(dispatch, "compiler_options", lambda: {"no_such_option": "1"})
     model, optimizer, init = machinery
     mesh, state = one_device(), init()
     variables = {"params": state.params, "batch_stats": state.batch_stats}

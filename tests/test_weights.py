@@ -32,7 +32,7 @@ from flax_resnet.weights import (
     to_torch,
     write_safetensors,
 )
-from flax_resnet.weights.convert import adapt_channels
+from flax_resnet.weights.layout_conversion import adapt_channels
 from flax_resnet.weights.layouts import LAYOUTS
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -851,7 +851,7 @@ def test_weights_are_found_by_name():
 
 
 def test_the_table_is_whole():
-    from flax_resnet.weights.pretrained import _pretrained
+    from flax_resnet.weights.catalog import _pretrained
 
     table = _pretrained()
     rows = [row for tags in table.values() for row in tags.values()]

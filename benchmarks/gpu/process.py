@@ -29,7 +29,7 @@ def run_stage(name: str, measure: Callable[[Recorder, bool], None]) -> None:
     parser.add_argument("--record", type=pathlib.Path, required=True, help="file of the record")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, for a rehearsal on a CPU")
     args = parser.parse_args()
-    from flax_resnet.memory import computes_on_cpu, prepare_cpu
+    from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
 
     if computes_on_cpu():
         prepare_cpu()

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.augment import color, erase, geometry, mix, policy
-from flax_resnet.augment.streams import Stream
-from flax_resnet.sections import Augment
+from flax_resnet.augment import color, geometry, mix, policy, random_erasing
+from flax_resnet.augment.augment_section import Augment
+from flax_resnet.augment.rng import Stream
 
 Array = jax.Array
 
@@ -67,12 +67,12 @@ def training_batch(
         images = policy.trivialaugment(stream(Stream.POLICY), images)
     images = normalize(images, config)
     if config.erase:
-        images = erase.erase(
+        images = random_erasing.erase(
             stream(Stream.ERASE), images, config.erase,
             config.erase_area, config.erase_aspect, config.erase_fill,
         )  # fmt: skip
     if config.cutout:
-        images = erase.cutout(stream(Stream.CUTOUT), images, config.cutout)
+        images = random_erasing.cutout(stream(Stream.CUTOUT), images, config.cutout)
     targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     if config.mixup or config.cutmix:
         images, targets = mix.mix(

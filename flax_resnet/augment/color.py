@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.augment.streams import row_keys, uniform
+from flax_resnet.augment.rng import row_keys, uniform
 
 Array = jax.Array
 

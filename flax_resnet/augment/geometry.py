@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.augment.streams import below, row_keys, uniform
+from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
 

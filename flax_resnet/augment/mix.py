@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from flax_resnet.augment.geometry import inside
-from flax_resnet.augment.streams import below, row_keys, uniform
+from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from flax_resnet.augment import color
 from flax_resnet.augment.geometry import warp
-from flax_resnet.augment.streams import below, row_keys, uniform
+from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
 

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import as_bmp
-from flax_resnet.sections import Data
 
 # An upright image is the stored one transposed (or not), then its rows, then its columns reversed (or not).
 # Row n is EXIF's orientation n (Exif 2.3, tag 0x0112); 0 is not said, as 1.

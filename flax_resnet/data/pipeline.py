@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
-from flax_resnet.data.order import Order
 from flax_resnet.data.records import Source
-from flax_resnet.sections import Data
+from flax_resnet.data.sampling import Order
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds; the GPU belongs to JAX
 

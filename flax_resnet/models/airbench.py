@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_resnet.models import lowering
-from flax_resnet.models.activations import gelu
-from flax_resnet.models.convolution import (
+from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.layers.activations import gelu
+from flax_resnet.models.layers.convolution import (
     Conv,
     Linear,
     at_least_float32,
@@ -17,9 +17,9 @@ from flax_resnet.models.convolution import (
     he_normal_fan_out,
     torch_uniform_init,
 )
-from flax_resnet.models.features import check_call
-from flax_resnet.models.normalization import BatchNorm
-from flax_resnet.models.pooling import max_pool
+from flax_resnet.models.layers.normalization import BatchNorm
+from flax_resnet.ops import dispatch
+from flax_resnet.ops.max_pool import max_pool
 
 AIRBENCH: dict[str, dict[str, Any]] = {"airbench94": dict(widths=(64, 256, 256), num_classes=10)}
 LOGIT_SCALE = 1 / 9
@@ -67,7 +67,7 @@ class Whitening(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (outputs,), dtype)
         y = convolution(x.astype(self.dtype), kernel.value.astype(self.dtype))
-        return lowering.gradient_apart(y + bias.astype(self.dtype).reshape(1, 1, 1, -1))
+        return dispatch.gradient_fusion_barrier(y + bias.astype(self.dtype).reshape(1, 1, 1, -1))
 
 
 class Group(nn.Module):

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError
-from flax_resnet.models.convolution import (
+from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.layers.convolution import (
     Conv,
     Linear,
     at_least_float32,
     he_normal_fan_out,
     torch_uniform_init,
 )
-from flax_resnet.models.dropping import Dropout, scaled
-from flax_resnet.models.features import check_call
-from flax_resnet.models.normalization import BatchNorm
-from flax_resnet.models.pooling import adaptive_average_pool, max_pool
+from flax_resnet.models.layers.dropout import Dropout, scaled
+from flax_resnet.models.layers.normalization import BatchNorm
+from flax_resnet.models.layers.pooling import adaptive_average_pool
+from flax_resnet.ops.max_pool import max_pool
 
 # Convolutions as (channels, size, stride, padding); "M" is a max-pool.
 ALEXNET = (

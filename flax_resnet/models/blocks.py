@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flax_resnet.models.convolution import Array
-from flax_resnet.models.dropping import Dropout, drop
-from flax_resnet.models.pooling import average_pool, pad_bottom_right
+from flax_resnet.models.layers.convolution import Array
+from flax_resnet.models.layers.dropout import Dropout, drop
+from flax_resnet.models.layers.pooling import average_pool, pad_bottom_right
 
 
 class BlockSpec(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from jax import lax
 
-from flax_resnet.models.convolution import Conv
-from flax_resnet.models.normalization import BatchNorm
+from flax_resnet.models.layers.convolution import Conv
+from flax_resnet.models.layers.normalization import BatchNorm
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]

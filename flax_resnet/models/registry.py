@@ -10,19 +10,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError, suggestion
-from flax_resnet.models.activations import ACTIVATIONS
 from flax_resnet.models.airbench import AIRBENCH, Airbench
-from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.baselines import BASELINES, ConvNet
 from flax_resnet.models.blocks import BLOCKS, SHORTCUTS
-from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS
-from flax_resnet.models.resnet import (
-    NORMS,
-    STEM_POOLS,
-    STEMS,
-    ResNet,
-    block_specs,
-)
+from flax_resnet.models.layers.activations import ACTIVATIONS
+from flax_resnet.models.layers.attention import ATTENTION
+from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
+from flax_resnet.models.resnet import NORMS, STEM_POOLS, STEMS, ResNet, block_specs
 from flax_resnet.models.variants import VARIANTS
 
 CHOICES: dict[str, tuple] = {

@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.models.activations import ACTIVATIONS
-from flax_resnet.models.attention import ATTENTION
 from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
-from flax_resnet.models.convolution import Conv, Linear, at_least_float32
-from flax_resnet.models.dropping import Dropout, scaled
-from flax_resnet.models.features import check_call
-from flax_resnet.models.normalization import (
+from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.layers.activations import ACTIVATIONS
+from flax_resnet.models.layers.attention import ATTENTION
+from flax_resnet.models.layers.convolution import Conv, Linear, at_least_float32
+from flax_resnet.models.layers.dropout import Dropout, scaled
+from flax_resnet.models.layers.normalization import (
     BatchNorm,
     EvoNormS0,
     FilterResponseNorm,
     GroupNorm,
 )
-from flax_resnet.models.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool, max_pool
+from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool
+from flax_resnet.ops.max_pool import max_pool
 
 NORMS = {
     "batch": BatchNorm,

@@ -1,42 +1,35 @@
 """Weights made elsewhere, as the variables of a network: by timm's name, or from a file."""
 
 import dataclasses
-import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config, freeze
-from flax_resnet.errors import ConfigError, WeightsError, one_line
-from flax_resnet.models.scan import scanned, unrolled
-from flax_resnet.sections import Model
+from flax_resnet.errors import ConfigError, WeightsError
+from flax_resnet.models.model_section import Model
+from flax_resnet.models.stacking import unrolled
 from flax_resnet.training import sharding
-from flax_resnet.training.saved import is_run, read_run
+from flax_resnet.training.runs.load import is_run, read_run
 from flax_resnet.training.state import TrainState
 from flax_resnet.weights import (
     Pretrained,
     classes_of,
-    fetch,
     find,
     from_config,
-    from_torch,
-    read_tensors,
     to_torch,
 )
+from flax_resnet.weights.fill import abstract, fill, unrolled_model
+from flax_resnet.weights.opening import SUFFIXES, Weights, network_of, open_weights
 
 log = logging.getLogger("flax_resnet")
 
-# torchvision's, for weights that nothing is said about
-USUAL = Pretrained(
-    "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
-)
 # Options that are no part of a network's shape, or that the description holds elsewhere.
 SEPARATE = (
     "drop_path",
@@ -48,68 +41,6 @@ SEPARATE = (
     "norm_groups",
     "norm_momentum",
 )
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-
-
-class Weights(NamedTuple):
-    """Tensors by their name in the file, and what is known about them."""
-
-    tensors: dict[str, np.ndarray]
-    about: Pretrained
-
-
-def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
-    """Reads weights and the preprocessing that belongs to them.
-
-    Args:
-      name: of the network, or of timm's weights for it ("resnet50.a1_in1k").
-      path: file of weights; empty for the Hugging Face hub, or its local cache. What a JSON file of the
-        same stem, or a config.json beside it, says in timm's words about this network is taken over.
-
-    Raises:
-      WeightsError: there are none of that name, or the file is not what it should be.
-    """
-    if not path:
-        file, config = fetch(find(name).name)
-        return Weights(read_tensors(file), from_config(config))
-    path = pathlib.Path(path).expanduser()
-    tensors = read_tensors(path)
-    model = name.partition(".")[0]
-    for config in _configs_beside(path):
-        if config["architecture"] == model:
-            return Weights(tensors, from_config(config))
-    try:
-        about = find(name)
-        log.info(
-            "%s: prepared for as %s is (%d px, crop %g, %s); model.TAG says otherwise",
-            path.name, about.name, about.image_size, about.crop_fraction, about.interpolation,
-        )  # fmt: skip
-        return Weights(tensors, about)
-    except WeightsError:
-        if "." in name:
-            raise
-        return Weights(tensors, USUAL._replace(model=model))
-
-
-def network_of(path: str | pathlib.Path) -> str:
-    """Returns the network of a file of weights as a JSON file beside it has it; empty where none says."""
-    configs = _configs_beside(pathlib.Path(path).expanduser())
-    return next((config["architecture"] for config in configs), "")
-
-
-def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields what JSON files say of the weights beside them, as far as they name a network."""
-    for file in (path.with_suffix(".json"), path.with_name("config.json")):
-        if not file.is_file():
-            continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{file}, beside the weights, cannot be read: {one_line(error)}"
-            ) from error
-        if isinstance(config, dict) and isinstance(config.get("architecture"), str):
-            yield config
 
 
 def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> dict[str, Any]:
@@ -224,44 +155,6 @@ def is_file(text: str) -> bool:
 def is_path(text: str) -> bool:
     """Whether a text names a place, where a run or a file is or should be, rather than weights of the hub."""
     return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
-
-
-def fill(
-    model: nn.Module,
-    tensors: dict[str, np.ndarray],
-    *,
-    initial: Any = None,
-    adapt_stem: bool = False,
-) -> dict[str, Any]:
-    """Returns the variables of a network with these tensors in them, or raises WeightsError.
-
-    Args:
-      model: of `create_model`, scanned or not.
-      tensors: as `open_weights` reads them.
-      initial: variables (unrolled) whose head stays where the tensors have another number of classes;
-        None: that is an error.
-      adapt_stem: whether the first convolution is adapted to another number of input channels.
-
-    Returns:
-      {"params": ..., "batch_stats": ...}, the latter empty without batch normalisation; NumPy arrays.
-    """
-    whole = unrolled_model(model)
-    variables = from_torch(tensors, abstract(whole), initial=initial, adapt_stem=adapt_stem)
-    if whole is not model:
-        variables = scanned(variables)
-    return {"batch_stats": {}, **variables}
-
-
-def unrolled_model(model: nn.Module) -> nn.Module:
-    """Returns the network with its blocks one by one."""
-    return model.clone(scan=False) if getattr(model, "scan", False) else model
-
-
-def abstract(model: nn.Module) -> dict[str, Any]:
-    """Returns the shapes and dtypes of a network's variables, without allocating them."""
-    # Large enough for every pool of AlexNet and VGG; no variable's shape depends on it.
-    image = jax.ShapeDtypeStruct((1, 224, 224, model.in_channels), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 
 
 def read_pretrained(config: Config, model: nn.Module, weights: Weights) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
-from flax_resnet.sections import Model
-from flax_resnet.training import average, loss_scale, sharding
+from flax_resnet.models.model_section import Model
+from flax_resnet.optim import ema
+from flax_resnet.training import sharding
+from flax_resnet.training.step import loss_scale
 
 
 @flax.struct.dataclass
@@ -103,7 +105,7 @@ def make_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        average=average.start(kept, config.average),
+        average=ema.start(kept, config.average),
         loss_scale=loss_scale.start(config.model),
     )
 

@@ -1,6 +1,8 @@
 """Tensors of torchvision, timm, Hugging Face and BiT to Flax variables and back; builds no model."""
 
-from flax_resnet.weights.convert import (
+from flax_resnet.weights.catalog import Pretrained, find, from_config, imagenet_classes
+from flax_resnet.weights.hub import fetch
+from flax_resnet.weights.layout_conversion import (
     channels_of,
     classes_of,
     detect,
@@ -8,9 +10,7 @@ from flax_resnet.weights.convert import (
     layout_of,
     to_torch,
 )
-from flax_resnet.weights.hub import fetch
-from flax_resnet.weights.pretrained import Pretrained, find, from_config, imagenet_classes
-from flax_resnet.weights.read import read_tensors, write_safetensors
+from flax_resnet.weights.tensor_files import read_tensors, write_safetensors
 
 __all__ = [
     "Pretrained",

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.gpu.process import run_stage
 from benchmarks.gpu.record import Recorder
 from flax_resnet.augment import training_batch
-from flax_resnet.sections import Augment
+from flax_resnet.augment.augment_section import Augment
 
 CLASSES, ROWS, SIZE = 10, 64, 64
 OPERATIONS: dict[str, dict[str, Any]] = {

@@ -105,9 +105,9 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
 
     from benchmarks.programs import configured
     from flax_resnet.models import create_model
-    from flax_resnet.training.gradient import make_loss
+    from flax_resnet.training.step.gradient import make_loss
 
-    os.environ["FLAX_RESNET_LOWERING"] = "plain" if form == "usual" else "auto"
+    os.environ["FLAX_RESNET_OPS"] = "plain" if form == "usual" else "auto"
     model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **case.options)
     config = configured(case.model, case.image_size, case.batch_size, dtype="float32")
     loss = make_loss(config, model)

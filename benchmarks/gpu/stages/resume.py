@@ -38,20 +38,19 @@ TINY_SETTINGS = (*SETTINGS[:1], "model.depths=(1,1)", "model.widths=(8,16)", *SE
 def train(workdir: pathlib.Path, tiny: bool) -> None:
     """Trains to the last step, from the last checkpoint if there is one."""
     from benchmarks.programs import configured
-    from flax_resnet.data.order import Order
-    from flax_resnet.plan import Plan
+    from flax_resnet.config.plan import Plan, planned_optimizer
+    from flax_resnet.data.sampling import Order
     from flax_resnet.training import sharding
-    from flax_resnet.training.checkpoint import Checkpoints
-    from flax_resnet.training.optimizer import make_optimizer
+    from flax_resnet.training.runs.checkpoint import Checkpoints
     from flax_resnet.training.state import abstract_state, build_model, initial_state
-    from flax_resnet.training.step import make_train_step
+    from flax_resnet.training.step.train_step import make_train_step
 
     total, every = (TINY_STEPS, TINY_EVERY) if tiny else (STEPS, EVERY)
     dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     settings = TINY_SETTINGS if tiny else SETTINGS
     config = configured("resnet18", SIZE, BATCH_SIZE, dtype=dtype, settings=settings)
     model, mesh = build_model(config, CLASSES), sharding.make_mesh()
-    optimizer = make_optimizer(config, Plan.nominal(CLASSES))
+    optimizer = planned_optimizer(config, Plan.nominal(CLASSES))
     draw = np.random.default_rng(0)
     data = {
         "image": draw.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8),

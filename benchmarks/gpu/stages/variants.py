@@ -12,7 +12,7 @@ from benchmarks.gpu.measuring import rates
 from benchmarks.gpu.process import run_stage
 from benchmarks.gpu.record import Recorder
 from benchmarks.programs import Work, batch, network
-from flax_resnet.training.step import make_train_step
+from flax_resnet.training.step.train_step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Variant:
 
     Attributes:
       batch_size: images, where it is not the usual one.
-      form: of operations, as FLAX_RESNET_LOWERING has it.
+      form: of operations, as FLAX_RESNET_OPS has it.
       settings: of the configuration, as "model.remat=block".
       steps: of one call.
       compiler: options of XLA.
@@ -54,7 +54,7 @@ TINY_VARIANTS = ("as it is", "XLA's own operations", "latency hiding", "4 steps 
 
 def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
     """Compiles a variant, and returns what runs it once more and how many images that takes."""
-    os.environ["FLAX_RESNET_LOWERING"] = variant.form
+    os.environ["FLAX_RESNET_OPS"] = variant.form
     work = work._replace(batch_size=variant.batch_size or work.batch_size)
     config, model, optimizer, mesh, state = network(work, variant.settings)
     images = jax.device_put({key: value[None] for key, value in batch(work).items()})

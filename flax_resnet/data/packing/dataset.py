@@ -22,13 +22,13 @@ from typing import Any
 import PIL
 from PIL import features as pillow
 
+from flax_resnet.data.array_record import replace_text
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.packing import shards as packed_shards
 from flax_resnet.data.packing.shards import Shard
 from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
-from flax_resnet.data.preparation import replace_text
-from flax_resnet.data.tfds import EMBEDDED
+from flax_resnet.data.sources.tfds import EMBEDDED
 from flax_resnet.errors import ConfigError, DataError, one_line
-from flax_resnet.sections import Data
 
 log = logging.getLogger("flax_resnet")
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from flax_resnet.data.array_record import count_records, replace_text, write_records
 from flax_resnet.data.packing.jpeg import pack_image
-from flax_resnet.data.packing.ordered import in_order
+from flax_resnet.data.packing.parallel_map import in_order
 from flax_resnet.data.packing.splits import Split
-from flax_resnet.data.preparation import count_records, replace_text, write_records
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_resnet.data import order
-from flax_resnet.data.files import splits_of
+from flax_resnet.data import sampling
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import Source
-from flax_resnet.data.source import open_source
-from flax_resnet.data.tfds import find_builder, not_prepared
+from flax_resnet.data.sources.files import splits_of
+from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.sources.tfds import find_builder, not_prepared
 from flax_resnet.errors import DataError
-from flax_resnet.sections import Data
 
 FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
@@ -83,7 +83,7 @@ def file_splits(path: str, holdout: float) -> dict[str, Split]:
     for name, key in names.items():
         source = open_source(config, train=name == "train", split=name)
         index = np.arange(len(source), dtype=np.uint32)
-        shuffled = order.permute(np, index, size=len(source), seed=0, epoch=0).astype(np.int64)
+        shuffled = sampling.permute(np, index, size=len(source), seed=0, epoch=0).astype(np.int64)
         files = (
             _file_identity(root if root.is_dir() else root.parent, source.describe(i))
             for i in range(len(source))

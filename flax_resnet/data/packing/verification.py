@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 from tqdm import tqdm
 
-from flax_resnet.data.packing.ordered import in_order
+from flax_resnet.data.packing.parallel_map import in_order
 from flax_resnet.errors import DataError, one_line
 
 CHUNK = 32  # records a thread takes at a time

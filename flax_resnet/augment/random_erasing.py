@@ -1,0 +1,98 @@
+"""Cutout and random erasing, of normalised images."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from flax_resnet.augment.geometry import inside
+from flax_resnet.augment.rng import below, row_keys, uniform
+
+Array = jax.Array
+
+ATTEMPTS = 10
+
+
+def cutout(key: Array, images: Array, side: int) -> Array:
+    """Sets a square to zero, the mean; its centre is any pixel, so that borders may clip it.
+
+    Args:
+      key: the operation's key.
+      images: float32 [N, H, W, C].
+      side: of the square, in pixels.
+
+    Returns:
+      As `images`.
+
+    Source: DeVries and Taylor 2017, "Improved regularization of CNNs with cutout", section 3.
+    """
+    height, width = shape = images.shape[1:3]
+    row, column = uniform(row_keys(key, len(images)), 2)
+    top, left = below(row, height) - side // 2, below(column, width) - side // 2
+    length = jnp.full_like(top, side)
+    return jnp.where(inside(top, left, length, length, shape), 0, images)
+
+
+def erase(
+    key: Array,
+    images: Array,
+    probability: float,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    fill: str = "zero",
+) -> Array:
+    """Replaces a rectangle that lies within the image.
+
+    Up to ten rectangles are drawn for an image, and the first taken that is smaller than the image both ways;
+    if none is, the image stays as it is.
+
+    Args:
+      key: the operation's key.
+      images: float32 [N, H, W, C].
+      probability: share of the images that are erased.
+      area: smallest and largest share of the image's area; uniform.
+      aspect: smallest and largest height over width; its logarithm is uniform.
+      fill: "zero" (the mean), or "noise", normal and of unit variance for every value.
+
+    Returns:
+      As `images`.
+
+    Source: Zhong et al. 2020, "Random erasing data augmentation", algorithm 1; torchvision's RandomErasing.
+    """
+    box_key, noise_key = jax.random.split(key)
+    box = rectangles(box_key, len(images), images.shape[1:3], probability, area, aspect)
+    erased = inside(*box, images.shape[1:3])
+    filling = 0.0
+    if fill == "noise":
+        noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))
+        filling = noise(row_keys(noise_key, len(images)))
+    return jnp.where(erased, filling, images)
+
+
+def rectangles(
+    key: Array,
+    rows: int,
+    shape: tuple[int, int],
+    probability: float,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[Array, Array, Array, Array]:
+    """Draws what `erase` erases: top, left, height, width, each int32 [N]; height 0 for nothing."""
+    height, width = shape
+    chance, top, left, *attempts = uniform(row_keys(key, rows), 3 + 2 * ATTEMPTS)
+    areas, aspects = jnp.stack(attempts[:ATTEMPTS]), jnp.stack(attempts[ATTEMPTS:])
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    areas = height * width * (area[0] + (area[1] - area[0]) * areas)
+    aspects = jnp.exp(low + (high - low) * aspects)
+    heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits, axis=0)[None]
+    tall, wide = (jnp.take_along_axis(x, first, axis=0)[0] for x in (heights, widths))
+    erased = fits.any(axis=0) & (chance < probability)
+    return (
+        below(top, height - tall + 1),
+        below(left, width - wide + 1),
+        jnp.where(erased, tall, 0),
+        wide,
+    )

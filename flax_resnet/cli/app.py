@@ -1,0 +1,264 @@
+"""What every command shares: flags of its own, one line for a user's mistake, quiet libraries."""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+from tqdm import tqdm
+
+from flax_resnet.config import Config, freeze, settings
+from flax_resnet.errors import ConfigError, UserError, one_line, suggestion
+from flax_resnet.training import memory
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        tqdm.write(
+            text if record.levelno < logging.WARNING else f"warning: {text}", file=sys.stderr
+        )
+
+
+def run(
+    name: str,
+    doc: str,
+    define: Callable[[flags.FlagValues, list[str]], None],
+    body: Callable[[flags.FlagValues], int | None],
+    argv: Sequence[str] | None,
+    *,
+    positional: Sequence[str] = (),
+) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+      name: as the user types it, such as ``flax_resnet.main``.
+      doc: what --help prints above the flags.
+      define: adds the command's flags. They live in a FlagValues of their own, so that two commands in one
+        process do not clash.
+      body: does the work.
+      argv: arguments without the program's name; None for those of the process.
+      positional: flags whose values may also stand alone, in this order.
+
+    Returns:
+      0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n, 141 where the
+      reader of the output is gone.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    values = flags.FlagValues()
+    # A private handler, so that a program that uses the package keeps its own logging.
+    log, handler = logging.getLogger("flax_resnet"), _TqdmHandler()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+        argv = resolve_config(_with_flag_files(values, argv))
+        define(values, argv)
+        if {"--help", "-h", "-help"} & set(argv):
+            print(f"{doc}\n\nflags of {name}:\n{_help(values)}", flush=True)
+            return 0
+        _parse(values, argv, positional)
+        code = body(values) or 0
+        sys.stdout.flush()  # here, and not at exit, where nobody catches that the reader has gone
+        return code
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # what pathlib says of ~nobody
+            raise
+        print("error: a path begins with ~ and a name that is no user's here", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except BaseException as error:
+        signal_number = getattr(
+            error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0
+        )
+        if not signal_number:
+            raise
+        print(one_line(error), file=sys.stderr)
+        return 128 + signal_number
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
+
+
+def _help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if flag.name == name:
+            default = f" (default: {flag.default_as_str})" if flag.default else ""
+            lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Puts the lines of files that --flagfile names in its place. Raises ConfigError: one cannot be read."""
+    try:
+        return values.read_flags_from_files(argv)
+    except (flags.Error, UnicodeDecodeError) as error:
+        given = next(text for text in argv if text.lstrip("-").startswith("flagfile"))
+        raise ConfigError(f"{given}: cannot be read: {one_line(error)}") from error
+
+
+def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
+    """Parses; whatever absl and ml_collections raise becomes one line."""
+    try:
+        rest = values([sys.argv[0], *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [n for n in values if len(n) > 1]
+        raise ConfigError(
+            f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # the file of a configuration is the user's code: it may raise anything
+        raise _readable(error, argv) from error
+    for name, value in zip(positional, rest, strict=False):
+        values[name].value = value
+    if unexpected := rest[len(positional) :]:
+        raise ConfigError(f"argument {unexpected[0]!r} is not expected: flags start with --")
+
+
+def _readable(error: Exception, argv: list[str]) -> UserError:
+    """Turns what ml_collections says of an override into key, value and what is allowed."""
+    cause: BaseException | None = (
+        error  # what a get_config() raises comes wrapped, with its traceback
+    )
+    while cause := cause.__context__:
+        if isinstance(cause, UserError) and "Traceback" not in str(cause):
+            return cause
+    known = settings()
+    for position, argument in enumerate(argv):
+        if argument.startswith("--config."):
+            key, equals, value = argument.removeprefix("--config.").partition("=")
+            if not equals:
+                value = argv[position + 1] if position + 1 < len(argv) else ""
+            if key not in known:
+                return ConfigError(f"config key {key!r} is unknown: {suggestion(key, known)}")
+            if f"config.{key}" in str(error):
+                field = known[key]
+                kind = getattr(field.type, "__name__", field.type)
+                return ConfigError(f"{key}={value!r}: must be {kind} ({field.metadata['help']})")
+    if isinstance(error, flags.Error):
+        return ConfigError(one_line(error))
+    return ConfigError(f"--config: {type(error).__name__}: {one_line(error)}")
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+    """Adds --config, whose every key can be overridden as --config.section.key=value."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configuration: a file, or the name of a packaged one (resnet18), with an optional :argument; "
+        "--config.SECTION.KEY=VALUE overrides one value",
+        flag_values=values,
+        sys_argv=["", *argv],
+    )
+
+
+def resolve_config(argv: Sequence[str]) -> list[str]:
+    """Replaces the name of a packaged configuration by its file in the --config argument.
+
+    Raises:
+      ConfigError: there is no such file and no such packaged configuration.
+    """
+    argv = list(argv)
+    for position, argument in enumerate(argv):
+        if argument in ("--config", "-config") and position + 1 < len(argv):
+            argv[position + 1] = _config_file(argv[position + 1])
+        elif argument.startswith(("--config=", "-config=")):
+            argv[position] = "--config=" + _config_file(argument.partition("=")[2])
+    return argv
+
+
+def _config_file(text: str) -> str:
+    name, colon, argument = text.partition(":")
+    if not pathlib.Path(name).is_file():
+        packaged = {
+            file.stem: file for folder in _config_folders() for file in folder.glob("[!_]*.py")
+        }
+        wanted = pathlib.Path(name).name.removesuffix(".py")
+        if wanted not in packaged or name not in (wanted, f"{wanted}.py", f"configs/{wanted}.py"):
+            raise ConfigError(
+                f"--config={name}: is neither a file nor a packaged configuration: "
+                + suggestion(wanted, packaged)
+            )
+        name = str(packaged[wanted])
+    return name + colon + argument
+
+
+def _config_folders() -> list[pathlib.Path]:
+    """An installed package carries its copy of configs/; a checkout has the folder beside it."""
+    package = pathlib.Path(__file__).parents[1]
+    return [f for f in (package / "configs", package.parent / "configs") if f.is_dir()][:1]
+
+
+def frozen_config(values: flags.FlagValues) -> Config:
+    """Returns the parsed --config, validated, with --data_dir in it if given. Raises ConfigError."""
+    if not isinstance(values["config"].value, ConfigDict):
+        raise ConfigError(
+            "--config is needed: a file such as configs/resnet18.py, or a packaged name"
+        )
+    config = freeze(values["config"].value)
+    if data_dir := values["data_dir"].value:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    return config
+
+
+def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
+    """Returns the path of a picture to draw. Raises ConfigError: no matplotlib, or another suffix."""
+    path = pathlib.Path(path).expanduser()
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"{flag}={path}: must end in .png, .pdf or .svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("drawing needs matplotlib: pip install 'flax_resnet[plot]'")
+    return path
+
+
+def set_up_jax(compilation_cache: str) -> None:
+    """Turns the persistent compilation cache on (a folder) or off ("off"); on CPU, prepares memory."""
+    if memory.computes_on_cpu():
+        memory.prepare_cpu()
+    import jax
+
+    if compilation_cache != "off":
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def define_data_dir(values: flags.FlagValues) -> None:
+    """Adds --data_dir."""
+    flags.DEFINE_string(
+        "data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values
+    )
+
+
+def define_common(values: flags.FlagValues) -> None:
+    """Adds the flags that every command running a network has."""
+    define_data_dir(values)
+    define_compilation_cache(values)
+
+
+def define_compilation_cache(values: flags.FlagValues) -> None:
+    """Adds --compilation_cache."""
+    flags.DEFINE_string(
+        "compilation_cache",
+        "~/.cache/flax_resnet/xla",
+        "folder that keeps compiled programs for the next start, or off",
+        flag_values=values,
+    )

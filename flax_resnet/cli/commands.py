@@ -1,0 +1,52 @@
+"""Runs a command of flax_resnet: flax-resnet COMMAND ..., or python -m flax_resnet COMMAND ..."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from flax_resnet.errors import suggestion
+from flax_resnet.version import __version__
+
+# Each is a module of this folder with a `main(argv)` that returns the exit code.
+COMMANDS = {
+    "train": "train a network, or resume training",
+    "evaluate": "evaluate a run, or pretrained weights, on any split",
+    "probe": "measure how good a network's features are on a dataset, without training it",
+    "summary": "print layers, parameters and multiply-adds of a network, or of many",
+    "convert": "convert weights of timm, torchvision, Hugging Face or BiT to a run, and back",
+    "prepare": "download a TFDS dataset, or pack images into one, for random access",
+    "preview": "draw a batch as training sees it, augmented",
+    "report": "draw a run's curves and some of its predictions",
+    "env": "print versions, devices and caches, for a bug report",
+}
+ALIASES = {"main": "train"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names, and return its exit code.
+
+    Args:
+      argv: arguments without the program's name; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"flax_resnet {__version__}")
+        return 0
+    name, *rest = arguments
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS:
+        known = [*COMMANDS, *ALIASES]
+        print(f"error: command {name!r} is unknown: {suggestion(name, known)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"flax_resnet.cli.{name}").main(rest)
+
+
+def overview() -> str:
+    """Return the list of commands, a line each."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()]
+    head = "flax-resnet COMMAND [--help] ..., or flax-resnet --version"
+    return "\n".join([__doc__, "", head, "", *rows])

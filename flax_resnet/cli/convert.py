@@ -1,0 +1,172 @@
+"""Converts weights, either way: python -m flax_resnet convert SOURCE DEST
+
+SOURCE is a file of weights in torch's layout (.safetensors, .pth; or BiT's .npz), with --model saying whose, or
+the name of timm's weights (resnet50.a1_in1k); DEST is then a new run folder that flax_resnet.load opens.
+Or SOURCE is a run folder, and DEST a new .safetensors file that timm or torchvision loads; beside it comes a
+.json file with classes and preprocessing, in the words of timm's config.json.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from flax_resnet.cli import app
+from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return app.run(
+        "flax-resnet convert", __doc__, _define, _convert, argv, positional=("source", "dest")
+    )
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    flags.DEFINE_string("source", "", "a file, a name, or a run folder", flag_values=values)
+    flags.DEFINE_string("dest", "", "run folder or .safetensors file to make", flag_values=values)
+    flags.DEFINE_string("model", "", "network of a file of weights", flag_values=values)
+    flags.DEFINE_string("checkpoint", "last", "of a run: last, best, or a step", flag_values=values)
+
+
+def _convert(values: flags.FlagValues) -> None:
+    source, dest = values["source"].value, values["dest"].value
+    for key, value in (("SOURCE", source), ("DEST", dest)):
+        if not value:
+            raise ConfigError(f"{key} is needed: python -m flax_resnet convert SOURCE DEST")
+    if pathlib.Path(source).expanduser().is_dir():
+        if values["model"].value:
+            raise ConfigError(
+                f"--model={values['model'].value}: a run folder knows its own network"
+            )
+        export_run(source, dest, checkpoint=values["checkpoint"].value)
+    else:
+        import_weights(source, dest, model=values["model"].value)
+
+
+def import_weights(source: str, dest: str, *, model: str = "") -> None:
+    """Makes a run folder of weights in another layout.
+
+    Args:
+      source: file of weights, or name of timm's.
+      dest: the run folder, new or empty.
+      model: the network, for a file; may carry the tag whose preprocessing is meant.
+
+    Raises:
+      UserError: no such weights, they do not fit, or `dest` is not free.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from flax_resnet.config import freeze
+    from flax_resnet.inference.classifier import load_pretrained
+    from flax_resnet.training import sharding
+    from flax_resnet.training.pretrained import is_file
+    from flax_resnet.training.runs.checkpoint import Checkpoints
+    from flax_resnet.training.runs.folder import claim, read_config
+    from flax_resnet.training.state import TrainState
+    from flax_resnet.weights.opening import SUFFIXES
+
+    folder = pathlib.Path(dest).expanduser().resolve()
+    if read_config(folder) is not None:
+        raise WorkdirError(f"{folder} holds a run already: name a new folder")
+    if not is_file(source) and "/" in source:
+        raise WeightsError(f"SOURCE={source}: there is no such file or folder")
+    if folder.suffix in SUFFIXES:
+        raise ConfigError(
+            f"DEST={dest}: is a run folder to be made, which {folder.suffix} is no name for"
+        )
+    if is_file(source) and not model:
+        raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
+    if model and not is_file(source):
+        raise ConfigError(f"--model={model}: {source!r} is no file of weights")
+    classifier = load_pretrained(model or source, weights=source if model else "")
+    # Without momentum the optimizer has no state that weights could come without.
+    optimizer = dataclasses.replace(classifier.config.optimizer, momentum=0.0)
+    config = freeze(dataclasses.asdict(dataclasses.replace(classifier.config, optimizer=optimizer)))
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=classifier.variables["params"],
+        batch_stats=classifier.variables["batch_stats"],
+        opt_state=_optimizer_state(config, classifier),
+        average={},
+    )
+    claim(folder, config, resume="auto")
+    checkpoints = Checkpoints(folder)
+    try:
+        run = {
+            "config": dataclasses.asdict(config),
+            "class_names": list(classifier.class_names),
+            "num_classes": classifier.model.num_classes,
+            "num_examples": 0,
+            "parts": 1,
+            "bad_images": {},
+        }
+        whole = sharding.replicated(sharding.make_mesh())
+        checkpoints.save(0, jax.device_put(state, whole), run, None)
+    finally:
+        checkpoints.close()
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+        f"{config.model.name}, {count:,} parameters, {len(classifier.class_names)} classes, "
+        f'in {folder}\nin Python: flax_resnet.load("{folder}")'
+    )
+
+
+def _optimizer_state(config: Any, classifier: Any) -> Any:
+    from flax_resnet.config.plan import Plan, planned_optimizer
+
+    optimizer = planned_optimizer(config, Plan.nominal(classifier.model.num_classes))
+    return optimizer.init(classifier.variables["params"])
+
+
+def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
+    """Writes a run's weights as .safetensors in torch's layout, and what belongs to them as .json.
+
+    Args:
+      source: the run folder.
+      dest: the .safetensors file, which must not exist.
+      checkpoint: "last", "best" or a step.
+
+    Raises:
+      UserError: no such run or checkpoint, or `dest` is not free or cannot be written.
+    """
+    import jax
+
+    from flax_resnet.inference.classifier import load
+    from flax_resnet.models.stacking import unrolled
+    from flax_resnet.training.pretrained import described
+    from flax_resnet.weights import layout_of, to_torch, write_safetensors
+    from flax_resnet.weights.layouts import LAYOUTS
+
+    file = pathlib.Path(dest).expanduser()
+    if file.suffix != ".safetensors":
+        raise WeightsError(f"{dest}: a run is written to a .safetensors file")
+    sidecar = file.with_suffix(".json")
+    for path in (file, sidecar):
+        if path.exists():
+            raise WeightsError(f"{path} exists: name another file")
+    classifier = load(source, checkpoint)
+    variables = unrolled(jax.device_get(classifier.variables))
+    tensors = to_torch(variables)
+    write_safetensors(file, tensors, {"format": "pt"})
+    about = described(classifier.config, classifier.model, classifier.class_names)
+    try:
+        sidecar.write_text(json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise WeightsError(f"{sidecar} cannot be written: {one_line(error)}") from error
+    title = LAYOUTS[layout_of(variables)].title
+    options = about["options"]
+    print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")
+    if options:
+        changed = ", ".join(f"{key}={value}" for key, value in options.items())
+        print(f"the network there must be made with the same options: {changed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

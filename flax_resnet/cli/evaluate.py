@@ -1,0 +1,75 @@
+"""Evaluates a saved run, or a network with weights made elsewhere.
+
+python -m flax_resnet evaluate --workdir /tmp/run
+    loss, top-1, top-5, calibration and the weakest classes over every example of the run's split; appended to
+    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png: how often each class is taken for each.
+python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
+    timm's weights, or a file of weights (--weights), on a TFDS dataset or a folder of images.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from flax_resnet.cli import app, network_flags
+from flax_resnet.cli.plots import confusion
+from flax_resnet.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return app.run("flax-resnet evaluate", __doc__, _define, _evaluate, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    app.define_common(values)
+    network_flags.define(values)
+    for name, help in (
+        ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
+        ("split", "split to evaluate on (default: the run's own; or validation, or test)"),
+        ("confusion", "file for the confusion matrix: .csv, or .png (which needs matplotlib)"),
+    ):
+        flags.DEFINE_string(name, "", help, flag_values=values)
+    flags.DEFINE_integer(
+        "image_size",
+        0,
+        "side in pixels (default: the run's own, or that of the weights)",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def _evaluate(values: flags.FlagValues) -> None:
+    model_only = ("weights", "dataset")
+    network_flags.check(values, purpose="evaluate", model_only=model_only)
+    given = {name: values[name].value for name in ("workdir", "model")}
+    file = confusion.checked(values["confusion"].value)
+    own = model_only if given["model"] else ("checkpoint",)
+    names = ("split", "data_dir", "batch_size", "image_size", *own)
+    options = {name: values[name].value for name in names}
+    app.set_up_jax(values["compilation_cache"].value)
+    from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
+    from flax_resnet.optim.metrics import AVERAGE, judged, shown
+
+    run = evaluate_model if given["model"] else evaluate_run
+    record, counts, names = run(given["model"] or given["workdir"], **options)
+    if file and counts is None:
+        raise ConfigError(
+            f"--confusion={file}: not of {len(names)} classes; at most {MOST_CLASSES}"
+        )
+    what = f"checkpoint {record['step']}" if "step" in record else record["model"]
+    where = f"{record['split']} ({record['count']} images), {what}"
+    print(f"{shown(record)} on {where}")
+    if f"{AVERAGE}top1" in record:
+        print(f"averaged weights: {shown(record, AVERAGE)}")
+    if counts is not None and (told := confusion.weakest(counts, names)):
+        print(f"weakest classes: {told}")
+    if file:
+        confusion.write(file, counts, names, f"{judged(record):.2%} top-1 on {where}")
+        print(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Draws what a configuration changes over a run: the learning rate, and when things happen."""
+
+import pathlib
+
+import numpy as np
+
+from flax_resnet.config import Config
+from flax_resnet.errors import WorkdirError, one_line
+
+POINTS = 2000  # most steps drawn
+
+
+def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
+    """Draws the learning rate over the epochs into the picture `output`.
+
+    Args:
+      config: the configuration.
+      output: the picture.
+      num_train: images of the training set; 0 to ask the dataset.
+
+    Raises:
+      UserError: the dataset is not there, the plan makes no sense, or the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    from flax_resnet.config.plan import plan, planned_learning_rate
+    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.training.plan_text import schedule_terms
+    from flax_resnet.training.train import make_order
+
+    if not num_train:
+        num_train = make_order(open_source(config.data, train=True), config).epoch_size
+    classes = config.model.num_classes or max(1, len(config.loss.class_weights))
+    made = plan(config, num_train=num_train, num_eval=1, num_classes=classes)
+    steps = np.unique(np.linspace(0, made.total_steps - 1, POINTS).astype(int))
+    rate = planned_learning_rate(config, made)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps / made.steps_per_epoch, [float(rate(int(step))) for step in steps])
+    changes = [
+        (f"{pattern or 'all'} begins", start * made.unit)
+        for pattern, start in config.optimizer.thaw
+    ]
+    changes += [(f"{size} px", start) for start, size in made.sizes if len(made.sizes) > 1]
+    for text, start in changes:
+        epoch = start / made.steps_per_epoch
+        axes.axvline(epoch, color="gray", linestyle=":", linewidth=1)
+        axes.annotate(
+            text,
+            (epoch, made.peak_learning_rate / 2),
+            (3, 0),
+            textcoords="offset points",
+            rotation=90,
+        )
+    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    axes.set_title("\n".join([
+        f"{made.total_steps:,} steps of {config.train.batch_size} images, {config.optimizer.name}",
+        ", ".join(schedule_terms(config, made)),
+    ]), fontsize=10)  # fmt: skip
+    axes.grid(alpha=0.3)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=110)
+    except OSError as error:
+        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error

@@ -1,0 +1,102 @@
+"""Draws what training sees: python -m flax_resnet preview --config configs/resnet18.py --output batch.png
+
+The first images of a step's batch, decoded, cut and augmented as they are in training, and their labels. Needs
+matplotlib: pip install 'flax_resnet[plot]'.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from flax_resnet.cli import app
+from flax_resnet.config import Config
+from flax_resnet.errors import WorkdirError, one_line
+
+SHOWN = (4, 8)  # rows and columns of images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return app.run("flax-resnet preview", __doc__, _define, _preview, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    app.define_config(values, argv)
+    app.define_common(values)
+    flags.DEFINE_string("output", "batch.png", "picture to write", flag_values=values)
+    flags.DEFINE_integer(
+        "step", 0, "whose batch", lower_bound=0, upper_bound=10**9, flag_values=values
+    )
+
+
+def _preview(values: flags.FlagValues) -> None:
+    config = app.frozen_config(values)
+    output = app.picture(values["output"].value)
+    app.set_up_jax(values["compilation_cache"].value)
+    try:
+        draw(config, output, step=values["step"].value)
+    except OSError as error:
+        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
+    print(output)
+
+
+def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
+    """Draws the batch of a step into the picture `output`.
+
+    Raises:
+      UserError: the data are not there, or fewer than a batch.
+      OSError: the picture cannot be written.
+    """
+    import jax
+    from matplotlib.figure import Figure
+
+    from flax_resnet.augment import training_batch
+    from flax_resnet.config.plan import plan
+    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.training import sharding
+    from flax_resnet.training.input.feeds import StreamingFeed
+    from flax_resnet.training.pretrained import adopted, open_pretrained
+    from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
+    from flax_resnet.training.train import make_order
+
+    if config.model.pretrained:
+        config = adopted(config, open_pretrained(config).about)
+    source = open_source(config.data, train=True)
+    stream = make_order(source, config)
+    names = source.class_names
+    made = plan(config, num_train=stream.epoch_size, num_eval=1, num_classes=len(names))
+    feed = StreamingFeed(source, stream, config, sharding.make_mesh(), sizes=made.sizes)
+    (call,) = feed.training(step, step + 1)
+    key = stream_key(config.train.seed, AUGMENT_STREAM, step)
+    augment = jax.jit(
+        lambda key, images, labels: training_batch(key, images, labels, len(names), config.augment)
+    )
+    images, labels = map(np.asarray, augment(key, call["image"][0], call["label"][0]))
+    pixels = images * np.array(config.augment.std) + np.array(config.augment.mean)
+    rows, columns = SHOWN
+    figure = Figure(figsize=(1.6 * columns, 1.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, label in zip(grid, pixels, labels, strict=False):
+        axes.imshow(np.clip(image, 0, 1), interpolation="nearest", cmap="gray")
+        axes.set_title(described(label, names), fontsize=8)
+    size = images.shape[1]
+    figure.suptitle(f"step {step}: {len(labels)} images of {size}x{size}, as the network sees them")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+
+
+def described(label: np.ndarray, names: Sequence[str]) -> str:
+    """Names the classes of a soft label [K], the largest part first."""
+    parts = [i for i in np.argsort(-label, kind="stable")[:2] if label[i] >= 0.005]
+    if len(parts) == 1:
+        return names[parts[0]]
+    return "\n".join(f"{names[i]} {label[i]:.0%}" for i in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Draws a run: python -m flax_resnet report --workdir /tmp/run
+
+Writes report.png into the workdir: loss and top-1 over the epochs, and test images with what the network
+makes of them, the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from flax_resnet.cli import app
+from flax_resnet.errors import ConfigError, WorkdirError, one_line
+
+SHOWN = (3, 8)  # rows and columns of example images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return app.run("flax-resnet report", __doc__, _define, _report, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    app.define_common(values)
+    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values
+    )
+
+
+def _report(values: flags.FlagValues) -> None:
+    if not values["workdir"].value:
+        raise ConfigError("--workdir is needed: the folder of the run to draw")
+    app.set_up_jax(values["compilation_cache"].value)
+    workdir = pathlib.Path(values["workdir"].value).expanduser()
+    output = app.picture(values["output"].value or workdir / "report.png")
+    try:
+        draw(workdir, output, data_dir=values["data_dir"].value)
+    except OSError as error:
+        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
+    print(output)
+
+
+def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> None:
+    """Draws the run in `workdir` into the picture `output`.
+
+    Raises:
+      UserError: no such run, or its data is not there.
+      OSError: the picture cannot be written.
+    """
+    import dataclasses
+    import io
+
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageOps
+
+    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.inference.classifier import load
+    from flax_resnet.optim.metrics import judged
+    from flax_resnet.training.runs.folder import read_records
+
+    classifier = load(workdir)
+    records = read_records(workdir)
+    data = classifier.config.data
+    if data_dir:
+        data = dataclasses.replace(data, data_dir=data_dir)
+    source = open_source(data, train=False)
+    rows, columns = SHOWN
+    some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
+    examples = source.read(some)
+    opened = [Image.open(io.BytesIO(encoded)) for encoded in examples.images]
+    if source.orientations:
+        opened = [ImageOps.exif_transpose(image) for image in opened]
+    images = [image.convert("RGB") for image in opened]
+    prediction = classifier.predict(images)
+    certainty = prediction.probabilities.max(axis=1)
+    certainty[prediction.labels != examples.labels] -= 1  # mistakes come first
+
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    curves, pictures = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    for axes, key, name in zip(
+        curves.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True
+    ):
+        for split in dict.fromkeys(r["split"] for r in records):
+            points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
+            marker = "" if split == "train" else "o"
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
+        averaged = [(r["epoch"], r[f"average_{key}"]) for r in records if f"average_{key}" in r]
+        if averaged:
+            axes.plot(*zip(*averaged, strict=True), marker="s", markersize=4, label="averaged")
+        axes.set(
+            xlabel="epoch",
+            title=name,
+            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+    grid = pictures.subplots(rows, columns).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, place in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
+        axes.imshow(images[place], interpolation="nearest")
+        guess, truth = prediction.labels[place], examples.labels[place]
+        names = classifier.class_names
+        text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
+        right = guess == truth
+        axes.set_title(
+            text if right else f"{text}, is {names[truth]}",
+            fontsize=9,
+            color="green" if right else "red",
+        )
+    scores = [judged(r) for r in records if r["split"] == data.eval_split]
+    score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
+    figure.suptitle(
+        f"{classifier.config.model.name} on {data.path or data.name}: {score} "
+        f"on {data.eval_split}; below, mistakes and the least certain images"
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Shows a network: python -m flax_resnet summary --model resnet18 --image_size 224
+
+A row per layer that has parameters, with its output and its multiply-adds, and the totals. With --list 'seresnet*'
+instead, a row per network. Nothing is allocated or compiled: everything follows from the shapes.
+
+python -m flax_resnet summary --config configs/resnet50_mlperf.py --schedule rate.png --num_train 1281167
+    The learning rate of a configuration over its run, as a picture. Needs matplotlib.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from flax_resnet.cli import app
+from flax_resnet.cli.plots import learning_rate
+from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
+from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize, totals
+
+FORMATS = ("table", "csv", "json")
+MODES = ("model", "list", "schedule")
+GOES_WITH = {  # flags -> the modes that heed them
+    ("config", "data_dir", "num_train"): ("schedule",),
+    ("batch_size", "depth"): ("model",),
+    ("image_size", "num_classes", "in_channels", "dtype", "format", "output"): ("model", "list"),
+}
+
+
+def format_table(summary: Summary, layers: Sequence[Layer]) -> str:
+    """Lays the layers and totals of a network out for a person."""
+    rows = [
+        [x.name, x.kind, str(list(x.output_shape)), f"{x.parameters:,}", f"{x.macs:,}"]
+        for x in layers
+    ]
+    head = ["layer", "kind", "output", "parameters", "multiply-adds"]
+    lines = _aligned([head, *rows], left=3)
+    rule = "-" * len(lines[0])
+    mib = {key: value / MIB for key, value in (
+        ("input", summary.input_size), ("forward/backward", summary.activation_size),
+        ("parameters", summary.parameter_size), ("estimated total", summary.total_size),
+    )}  # fmt: skip
+    facts = [
+        ["total parameters", f"{summary.parameters:,}"],
+        ["trainable", f"{summary.parameters:,}"],
+        ["not trained (running statistics)", f"{summary.running_statistics:,}"],
+        ["multiply-adds per image", _macs(summary.macs)],
+        *([f"{key} size", f"{value:,.2f} MB"] for key, value in mib.items()),
+    ]
+    title = f"{summary.name}, images {list(summary.input_shape)}, {summary.dtype}"
+    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *_aligned(facts, left=1)])
+
+
+def _macs(macs: int) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Aligns columns, the first `left` of them to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` without the program's name."""
+    return app.run("flax-resnet summary", __doc__, _define, _summary, argv)
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    app.define_config(values, argv)
+    app.define_data_dir(values)
+    for name, help in (
+        ("model", "the network to show"),
+        ("list", "instead, a pattern of names: one row for each network"),
+        ("schedule", "instead, with --config, a picture of its learning rate over the run"),
+        ("dtype", "compute dtype (default: float32)"),
+        ("output", "file to write (default: the terminal)"),
+    ):
+        flags.DEFINE_string(name, "", help, flag_values=values)
+    flags.DEFINE_string("format", "table", f"one of {', '.join(FORMATS)}", flag_values=values)
+    for name, default, low, help in (
+        (
+            "image_size",
+            0,
+            0,
+            "height and width in pixels (default: 224, or 32 behind a cifar stem)",
+        ),
+        ("batch_size", 1, 1, "images in the batch, for the sizes"),
+        ("num_classes", -1, -1, "size of the logits (default: the network's own)"),
+        ("in_channels", 0, 0, "channels of the images (default: 3)"),
+        ("num_train", 0, 0, "with --schedule: images to train on (default: the dataset's)"),
+        ("depth", 0, 0, "sum layers below so many names of the path, such as 1 for blocks"),
+    ):
+        flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
+
+
+def _summary(values: flags.FlagValues) -> None:
+    modes = [mode for mode in MODES if values[mode].value]
+    if len(modes) != 1:
+        raise ConfigError(
+            "--model, --list or --schedule is needed, and one only: a network, a pattern, or a picture to draw"
+        )
+    for names, allowed in GOES_WITH.items():
+        for name in names:
+            if values[name].present and modes[0] not in allowed:
+                others = " or ".join(f"--{mode}" for mode in allowed)
+                raise ConfigError(f"--{name}: goes with {others}, not --{modes[0]}")
+    if values["schedule"].value:
+        config = app.frozen_config(values)
+        output = app.picture(values["schedule"].value, "--schedule")
+        learning_rate.draw(config, output, num_train=values["num_train"].value)
+        print(output)
+        return
+    given = {name: values[name].value for name in values if name not in ("h", "help")}
+    if given["format"] not in FORMATS:
+        raise ConfigError(f"--format={given['format']}: {suggestion(given['format'], FORMATS)}")
+    options = {
+        key: given[key]
+        for key, unset in (("num_classes", -1), ("in_channels", 0), ("dtype", ""))
+        if given[key] != unset
+    }
+    shape = {key: given[key] for key in ("image_size", "batch_size")}
+    if given["model"]:
+        summary = summarize(given["model"], **shape, **options)
+        layers = collapsed(summary.layers, given["depth"]) if given["depth"] else summary.layers
+        text = _written(
+            given["format"], [layer._asdict() for layer in layers], totals(summary),
+            format_table(summary, layers),
+        )  # fmt: skip
+    else:
+        rows = _listed(given["list"], shape, options)
+        head = ["model", "image size", "parameters", "running statistics", "multiply-adds"]
+        cells = [
+            [r["model"], str(r["image_size"]), f"{r['parameters']:,}", f"{r['running_statistics']:,}",
+             _macs(round(r["gmacs"] * 1e9))] for r in rows
+        ]  # fmt: skip
+        text = _written(given["format"], rows, {}, "\n".join(_aligned([head, *cells], left=1)))
+    if not given["output"]:
+        print(text)
+        return
+    try:
+        pathlib.Path(given["output"]).expanduser().write_text(text + "\n")
+    except OSError as error:
+        raise WorkdirError(
+            f"--output={given['output']}: cannot be written: {one_line(error)}"
+        ) from error
+
+
+def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> list[dict[str, Any]]:
+    from flax_resnet.models import list_models
+
+    names = list_models(pattern)
+    if not names:
+        near = suggestion(pattern.strip("*"), list_models())
+        hint = near if near.startswith("did") else "--list '*' shows all"
+        raise ConfigError(f"--list={pattern}: no network has such a name: {hint}")
+    rows = []
+    for name in tqdm(names, disable=not sys.stderr.isatty(), leave=False, unit="network"):
+        try:
+            summary = summarize(name, **shape, **options)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        kept = totals(summary)
+        rows.append({
+            "model": name, "image_size": summary.input_shape[1],
+            **{key: kept[key] for key in ("parameters", "running_statistics", "gmacs")},
+        })  # fmt: skip
+    return rows
+
+
+def _written(format: str, rows: list[dict[str, Any]], facts: dict[str, Any], table: str) -> str:
+    """Returns rows and totals in the asked format; CSV has the rows alone."""
+    if format == "table":
+        return table
+    if format == "json":
+        return json.dumps({**facts, "rows": rows}, indent=2)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        shape = {k: "x".join(map(str, v)) for k, v in row.items() if isinstance(v, tuple)}
+        writer.writerow({**row, **shape})
+    return text.getvalue().rstrip("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Settings that are each allowed but do not go together."""
+
+import dataclasses
+
+from flax_resnet.config.config import Config
+from flax_resnet.errors import ConfigError
+from flax_resnet.optim.distillation import Distill
+
+
+def check_together(config: Config) -> None:
+    """Refuses values that are each allowed but do not go together."""
+    needs = {"folder": "the folder of images", "csv": "the CSV file"}.get(config.data.source)
+    if needs and not config.data.path:
+        raise ConfigError(
+            f"data.path='': must name {needs} when data.source={config.data.source!r}"
+        )
+    if config.train.feed == "resident" and config.data.train_crop == "random_resized":
+        raise ConfigError(
+            "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
+            "'random_resized', which cuts an image anew every time"
+        )
+    if config.train.feed == "resident" and config.data.progressive:
+        raise ConfigError(
+            f"train.feed='resident': keeps images of one size; not with data.progressive={config.data.progressive}"
+        )
+    least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
+    model, size = config.model, config.data.image_size
+    left_open = {
+        "model.name": (model.name, "a network's name"),
+        "data.image_size": (size, "at least 1"),
+        "augment.mean": (config.augment.mean, "3 numbers (1 for grey)"),
+        "augment.std": (config.augment.std, "3 numbers (1 for grey)"),
+    }
+    for key, (value, words) in left_open.items():
+        if not value and not model.pretrained:
+            raise ConfigError(
+                f"{key}={value!r}: must be {words} where model.pretrained names no weights to take it from"
+            )
+    if size and config.augment.shift >= least:
+        raise ConfigError(
+            f"augment.shift={config.augment.shift}: must be below the {least} px of the smallest training "
+            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
+        )
+    evaluated = config.data.eval_size or size
+    if size and config.augment.eval_shift >= evaluated:
+        raise ConfigError(
+            f"augment.eval_shift={config.augment.eval_shift}: must be below the {evaluated} px that are evaluated"
+        )
+    if size and config.augment.cutout > least:
+        raise ConfigError(
+            f"augment.cutout={config.augment.cutout}: must be at most the {least} px of the smallest training "
+            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
+        )
+    for key in ("mixup", "cutmix"):
+        if getattr(config.augment, key) and config.train.batch_size % 2:
+            raise ConfigError(
+                f"train.batch_size={config.train.batch_size}: must be even with "
+                f"augment.{key}={getattr(config.augment, key)}, which mixes images in pairs"
+            )
+    for key in ("mean", "std"):
+        given = getattr(config.augment, key)
+        if given and model.name and len(given) != model.in_channels:
+            raise ConfigError(
+                f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
+                f"numbers, as model.in_channels={config.model.in_channels}"
+            )
+    unset = Distill()
+    for field in dataclasses.fields(Distill):
+        value = getattr(config.distill, field.name)
+        if not config.distill.teacher and value != getattr(unset, field.name):
+            raise ConfigError(
+                f"distill.{field.name}={value!r}: goes with distill.teacher; there is none"
+            )
+    if config.average.recalibrate and config.data.progressive:
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: measures on the run's first images, whose size "
+            "data.progressive changes; allowed: 0, which averages the statistics as the weights"
+        )
+    if config.average.recalibrate and not config.average.decay:
+        raise ConfigError(
+            f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"
+        )
+    average = config.average
+    for key in ("rise", "lookahead"):
+        if getattr(average, key) and not average.decay:
+            raise ConfigError(
+                f"average.{key}={getattr(average, key):g}: goes with average.decay above 0; there is no mean"
+            )
+    if average.lookahead and average.recalibrate:
+        raise ConfigError(
+            f"average.lookahead={average.lookahead}: the weights go on from the mean and its statistics; allowed: "
+            "0, or average.recalibrate=0"
+        )
+    schedule = config.schedule
+    if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):
+        raise ConfigError(
+            f"schedule.drop_until={schedule.drop_until:g}: must be above 0 with schedule.drop_rates='early' or "
+            f"'late', and 0 without (drop_rates={schedule.drop_rates!r})"
+        )
+    if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
+        raise ConfigError(
+            f"model.norm_groups={config.model.norm_groups}: must be above 1 with "
+            f"model.norm_scope='ghost', and 1 without (norm_scope={config.model.norm_scope!r})"
+        )
+    if config.train.gradient_dtype != "float32" and config.model.norm_scope != "local":
+        raise ConfigError(
+            f"train.gradient_dtype={config.train.gradient_dtype!r}: must be 'float32' without "
+            f"model.norm_scope='local' (norm_scope={config.model.norm_scope!r})"
+        )
+    if config.train.batch_size % config.model.norm_groups:
+        raise ConfigError(
+            f"model.norm_groups={config.model.norm_groups}: must divide "
+            f"train.batch_size={config.train.batch_size}"
+        )

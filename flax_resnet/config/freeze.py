@@ -1,0 +1,59 @@
+"""A nested mapping of settings, checked, as the frozen configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from flax_resnet.config.clashes import check_together
+from flax_resnet.config.config import Config, settings
+from flax_resnet.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
+    """Makes the frozen configuration of a nested mapping (a ConfigDict, or parsed config.json).
+
+    Missing keys keep their defaults.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type, or a value out of range; one line with key, value and
+        what is allowed.
+    """
+    if not isinstance(values, Mapping):
+        values = values.to_dict()
+    known = settings()
+    sections = {section.name: section.type for section in dataclasses.fields(Config)}
+    built = {}
+    for name, section in values.items():
+        if name not in sections or not isinstance(section, Mapping):
+            raise ConfigError(f"config key {name!r} is unknown: {suggestion(name, sections)}")
+        types, fields = get_type_hints(sections[name]), {}
+        for key, value in section.items():
+            dotted = f"{name}.{key}"
+            if dotted not in known:
+                raise ConfigError(f"config key {dotted!r} is unknown: {suggestion(dotted, known)}")
+            fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
+        built[name] = sections[name](**fields)
+    config = Config(**built)
+    check_together(config)
+    return config
+
+
+def _checked(key: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{key}={value!r}: must be {kind.__name__} ({metadata['help']})")
+    if (
+        kind is tuple
+        and metadata["rule"].numbers
+        and not all(isinstance(x, int | float) for x in value)
+    ):
+        raise ConfigError(f"{key}={value!r}: must be numbers ({metadata['help']})")
+    if not metadata["rule"].holds(value):
+        raise ConfigError(f"{key}={value!r}: must be {metadata['rule'].words} ({metadata['help']})")
+    return value

@@ -1,0 +1,65 @@
+"""From files or arrays to the uint8 images a network was evaluated on; Pillow only, no TensorFlow."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flax_resnet.data.data_section import Data
+from flax_resnet.errors import DataError, one_line
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def prepare(images: np.ndarray | Sequence, config: Data) -> np.ndarray:
+    """Cuts and resizes images as the evaluation pipeline does.
+
+    Args:
+      images: uint8 [N, H, W, 3] or [N, H, W, 1], or a sequence of uint8 [H, W, 3] arrays, file paths or
+        Pillow images, of any sizes.
+      config: size, crop and interpolation; whether files are turned upright as their EXIF data say.
+
+    Returns:
+      uint8 [N, image_size, image_size, 3].
+
+    Raises:
+      DataError: a file cannot be read, or an array is not uint8 or has another shape.
+    """
+    if isinstance(images, str | pathlib.Path | Image.Image):
+        images = [images]
+    size = config.image_size
+    prepared = [_resized(_opened(image, exif=config.exif), config) for image in images]
+    return np.stack(prepared) if prepared else np.zeros((0, size, size, 3), np.uint8)
+
+
+def _opened(image: np.ndarray | str | pathlib.Path | Image.Image, *, exif: bool) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, str | pathlib.Path):
+        try:
+            with Image.open(image) as opened:
+                upright = ImageOps.exif_transpose(opened) if exif else opened
+                if upright.mode.startswith("I;16"):  # Pillow would cut off all above 255
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                return upright.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise DataError(f"image {image}: {one_line(error)}") from error
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3):
+        raise DataError(
+            f"image of shape {list(array.shape)} and dtype {array.dtype}: must be uint8 [H, W, 3]"
+        )
+    return Image.fromarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
+
+
+def _resized(image: Image.Image, config: Data) -> np.ndarray:
+    size, resample = config.image_size, FILTERS[config.interpolation]
+    if config.eval_crop == "resize":
+        return np.asarray(image.resize((size, size), resample))
+    short = int(size / config.eval_crop_fraction + 1e-6)
+    least = min(image.size)
+    # Pillow returns a copy where the size is already right.
+    image = image.resize(tuple(short * side // least for side in image.size), resample)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,0 +1,1 @@
+"""Where images come from, each a split that is read at random."""

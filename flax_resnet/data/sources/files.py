@@ -1,0 +1,245 @@
+"""Image files: a folder with one sub-folder per class, or a CSV file of paths and labels."""
+
+import csv
+import hashlib
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.records import Records
+from flax_resnet.errors import DataError, one_line
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4
+EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
+UNKNOWN = -1
+
+
+class FileSource:
+    """Image files and their labels.
+
+    Args:
+      files: one path per example.
+      labels: class of each, 0 to K-1.
+      class_names: one name per class.
+      exif: whether to turn images upright as their EXIF data say.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[pathlib.Path],
+        labels: Sequence[int],
+        class_names: tuple[str, ...],
+        *,
+        exif: bool = True,
+    ):
+        self._files = files
+        self._labels = np.array(labels, np.int32)
+        self.class_names = class_names
+        self.orientations = exif
+        self._known = np.full(len(files), UNKNOWN, np.int8)  # orientations, found when first read
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, indices: Sequence[int]) -> Records:
+        """Reads the examples at these indices, in this order."""
+        indices = np.asarray(indices, np.int64)
+        images = [_contents(self._files[i]) for i in indices]
+        if self.orientations:
+            for index, image in zip(indices, images, strict=True):
+                if self._known[index] == UNKNOWN:
+                    self._known[index] = orientation(image)
+        turns = self._known[indices].astype(np.int32) if self.orientations else None
+        return Records(images, self._labels[indices], turns)
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every example, int32 [n]."""
+        return self._labels
+
+    def shared(self, other: "FileSource") -> int:
+        """Returns how many files are those of another split, too."""
+        return len({*self._files} & {*other._files})
+
+    def describe(self, index: int) -> str:
+        """Names an example for a person."""
+        return str(self._files[index])
+
+
+def orientation(image: bytes) -> int:
+    """Returns EXIF's orientation of an encoded image, 1 to 8, or 0 where there is none."""
+    if not any(mark in image for mark in EXIF_MARKS):  # microseconds, where Pillow takes 50
+        return 0
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            found = opened.getexif().get(ORIENTATION_TAG, 0)
+    except (
+        Exception
+    ):  # Pillow meets broken EXIF data with many types, and ignores them when it turns
+        return 0
+    return found if found in range(1, 9) else 0
+
+
+def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
+    """Opens one sub-folder of images per class; the sub-folders' sorted names are the classes.
+
+    Either ``path/train/CLASS/*`` with ``path/val/`` or ``path/test/`` beside it, or ``path/CLASS/*``, which
+    is then split by `held_out`.
+
+    Raises:
+      DataError: as `open_source`.
+    """
+    root = pathlib.Path(config.path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.path={config.path!r}: is not a folder")
+    if not (root / "train").is_dir():
+        folders = _class_folders(root)
+        if folders and {*folders} <= {"test", "val", "validation"}:
+            raise DataError(
+                f"data.path={config.path!r}: has no train/ (found: {', '.join(folders)})"
+            )
+        files, labels, classes = _list_classes(root)
+        names = [str(file.relative_to(root)) for file in files]
+        kept = _side(names, config, split, train=train)
+        files, labels = [files[i] for i in kept], [labels[i] for i in kept]
+        return FileSource(files, labels, classes, exif=config.exif)
+    wanted = _called(split, train=train)
+    found = [root / name for name in wanted if (root / name).is_dir()]
+    if not found:
+        raise DataError(
+            f"data.path={config.path!r}: has train/ but none of {', '.join(wanted)} "
+            f"(found: {', '.join(_class_folders(root))})"
+        )
+    files, labels, classes = _list_classes(found[0])
+    expected = _class_folders(root / "train")
+    if classes != tuple(expected):
+        odd = sorted(set(classes) ^ set(expected))
+        raise DataError(f"{found[0]}: classes differ from those of train/: {', '.join(odd[:5])}")
+    return FileSource(files, labels, classes, exif=config.exif)
+
+
+def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
+    """Opens a CSV file with the columns path and label, and split where it says so itself.
+
+    Paths are relative to the CSV file's folder. The classes are the sorted labels, in numerical order where
+    all are whole numbers. Without a column `split`, the rows are split by `held_out`.
+
+    Raises:
+      DataError: as `open_source`.
+    """
+    file = pathlib.Path(config.path).expanduser()
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            table = csv.DictReader(opened)
+            rows, columns = list(table), table.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"data.path={config.path!r}: cannot be read: {one_line(error)}") from error
+    if missing := {"path", "label"} - set(columns):
+        raise DataError(
+            f"data.path={config.path!r}: its first line must name the columns path and label, and split "
+            f"if wanted; {' and '.join(sorted(missing))} missing"
+        )
+    for number, row in enumerate(rows, 2):
+        if not row["path"] or not row["label"]:
+            raise DataError(f"{file}, line {number}: must have a path and a label")
+    names = {row["label"].strip() for row in rows}
+    if len(names) < 2:
+        raise DataError(f"{file}: needs at least two classes; found {len(names)}")
+    numbers = all(name.isdecimal() for name in names)
+    classes = tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+    label = {name: number for number, name in enumerate(classes)}
+    if "split" in columns:
+        sides = [(row["split"] or "").strip() for row in rows]
+        wanted = _called(split, train=train)
+        found = next((name for name in wanted if name in sides), None)
+        if found is None:
+            listed = ", ".join(sorted(set(sides)))
+            raise DataError(f"{file}: has no rows of split {split!r} (found: {listed})")
+        kept = [i for i, side in enumerate(sides) if side == found]
+    else:
+        kept = _side([row["path"] for row in rows], config, split, train=train)
+    files = [file.parent / rows[i]["path"] for i in kept]
+    for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to see a wrong folder
+        if not path.is_file():
+            raise DataError(f"{file}, line {i + 2}: no such file: {path}")
+    return FileSource(
+        files,
+        [label[rows[i]["label"].strip()] for i in kept],
+        classes,
+        exif=config.exif,
+    )
+
+
+def splits_of(path: str) -> list[str]:
+    """Returns what a folder or CSV file calls its own splits; empty where it has none."""
+    root = pathlib.Path(path).expanduser()
+    if not root.is_file():
+        return _class_folders(root) if (root / "train").is_dir() else []
+    with root.open(newline="", encoding="utf-8-sig", errors="replace") as opened:
+        return sorted({(row.get("split") or "").strip() for row in csv.DictReader(opened)} - {""})
+
+
+def _called(split: str, *, train: bool) -> list[str]:
+    """Returns the names to look for: an evaluation split that was not asked for may be called otherwise."""
+    return [split, "val", "validation"] if split == Data().eval_split and not train else [split]
+
+
+def held_out(name: str, share: float, seed: int) -> bool:
+    """Says whether a file is kept for evaluation: by a hash of its name, so that new files move no other."""
+    text = f"{seed}:{name}" if seed else name
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> list[int]:
+    """Returns the numbers of the files on one side of the split that we make ourselves."""
+    if split not in (config.train_split, config.eval_split):
+        raise DataError(
+            f"split {split!r} of data.path={config.path!r}: there are only {config.train_split!r} and "
+            f"{config.eval_split!r}"
+        )
+    kept = [
+        i
+        for i, name in enumerate(names)
+        if held_out(name, config.holdout, config.split_seed) != train
+    ]
+    if not kept:
+        side = "train on" if train else "evaluate on"
+        raise DataError(f"data.path={config.path!r}: too few images to {side}")
+    return kept
+
+
+def _contents(file: pathlib.Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""  # undecodable, so named and replaced like any other bad image
+
+
+def _class_folders(root: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tuple[str, ...]]:
+    classes = _class_folders(root)
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "none"
+        raise DataError(
+            f"{root}: needs one sub-folder of images per class, at least two; found {found}"
+        )
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        here = sorted(
+            f
+            for f in (root / name).rglob("*")
+            if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
+        )
+        if not here:
+            raise DataError(f"{root / name}: holds no images ({' '.join(SUFFIXES)})")
+        files += here
+        labels += [label] * len(here)
+    return files, labels, tuple(classes)

@@ -1,0 +1,269 @@
+"""Datasets of TensorFlow Datasets: found by name, read at random from whatever they are stored as."""
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.records import Records
+from flax_resnet.data.sources.record_files import FORMATS, ShardedRecords
+from flax_resnet.errors import DataError, one_line, suggestion
+
+EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
+
+
+class TfdsSource:
+    """A split of a TFDS dataset, such as ``train``, ``train[:90%]`` or ``train+validation``.
+
+    Args:
+      config: the data section: name, data_dir, and which features are image and label.
+      split: TFDS split expression.
+
+    Raises:
+      DataError: unknown or absent data, no such split, no image or no label; one line.
+    """
+
+    orientations = False  # what EXIF data say was settled when the dataset was made
+
+    def __init__(self, config: Data, split: str):
+        self._name, self._split = config.name, split
+        builder = find_builder(config.name, config.data_dir)
+        features = builder.info.features
+        self._image = _find(features, "image", config.image_feature, _is_image, config.name)
+        self._label = _find(features, "label", config.label_feature, _is_label, config.name)
+        if builder.data_path.exists():
+            self._records, self._parse = _open_split(builder, config, split), self._parsed
+        else:  # refuses, but for tfds.testing.mock_data, which stands in for the files
+            self._records, self._parse = _MockedSplit(builder, config, split), self._chosen
+        if not len(self._records):
+            raise DataError(f"split {split!r} of dataset {config.name!r} is empty")
+        label = _lookup(features, self._label)
+        self.class_names = ("False", "True") if label.np_dtype == np.bool_ else tuple(label.names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Sequence[int]) -> Records:
+        """Reads the examples at these indices, in this order. Raises DataError for a damaged file."""
+        images, labels = zip(*map(self._parse, self._records.read(indices)), strict=True)
+        return Records(list(images), np.array(labels, np.int32))
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every example, int32 [n]; all records are read for it."""
+        chunks = (range(s, min(s + 512, len(self))) for s in range(0, len(self), 512))
+        return np.concatenate([self.read(chunk).labels for chunk in chunks])
+
+    def shared(self, other: "TfdsSource") -> int:
+        """Returns how many examples are those of another split of the dataset, too."""
+        return self._records.shared(other._records)
+
+    def describe(self, index: int) -> str:
+        """Names an example for a person."""
+        return f"example {index} of {self._name} {self._split}"
+
+    def _parsed(self, record: bytes) -> tuple[bytes, int]:
+        import tensorflow as tf
+
+        try:
+            feature = tf.train.Example.FromString(record).features.feature  # 6 us for 61 KB
+            image, label = feature[self._image].bytes_list, feature[self._label].int64_list
+            return image.value[0], label.value[0]
+        except (DecodeError, IndexError) as error:
+            raise DataError(
+                f"dataset {self._name!r}: a record of split {self._split!r} is damaged: {one_line(error)}"
+            ) from error
+
+    def _chosen(self, example: dict[str, Any]) -> tuple[bytes, int]:
+        return example[self._image], example[self._label]
+
+
+def _is_image(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image) and feature.np_dtype != np.float32
+
+
+def _is_label(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.ClassLabel):
+        return feature.num_classes is not None
+    return type(feature) in (tfds.features.Tensor, tfds.features.Scalar) and (
+        feature.shape == () and feature.np_dtype == np.bool_
+    )
+
+
+def _find(features: Any, role: str, wanted: str, fits: Any, name: str) -> str:
+    """Returns the key of the image or label: the one asked for, the one so called, or the only one."""
+    found = [key for key, feature in _flat(features) if fits(feature)]
+    key = f"data.{role}_feature"
+    if wanted:
+        if wanted not in found:
+            raise DataError(
+                f"{key}={wanted!r}: is no {role}; dataset {name!r} has {_listed(found)}"
+            )
+        return wanted
+    if role in found or len(found) == 1:
+        return role if role in found else found[0]
+    kind = "images" if role == "image" else "class labels"
+    if not found:
+        everything = ", ".join(key for key, _ in _flat(features))
+        raise DataError(f"data.name={name!r}: has no {kind} (features: {everything})")
+    raise DataError(f"data.name={name!r}: has several {kind}; set {key} to one of {_listed(found)}")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys) or "none"
+
+
+def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every feature by the key under which it is stored: "image", "attributes/Male"."""
+    import tensorflow_datasets as tfds
+
+    for key, feature in features.items():
+        if type(feature) is tfds.features.FeaturesDict:
+            yield from _flat(feature, f"{prefix}{key}/")
+        else:
+            yield prefix + key, feature
+
+
+def _lookup(features: Any, key: str) -> Any:
+    return dict(_flat(features))[key]
+
+
+def _open_split(builder: Any, config: Data, split: str) -> ShardedRecords:
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
+    name = config.name
+    available = {f.value: f for f in builder.info.available_file_formats() if f}
+    kind = next((kind for kind in FORMATS if kind in available), None)
+    if kind is None:
+        raise DataError(
+            f"dataset {name!r} in {builder.data_path} is stored as {_listed(sorted(available))}; random "
+            f"access needs {' or '.join(FORMATS)}; prepare it again: {preparation(name, config.data_dir)}"
+        )
+    if builder.info.file_format != available[kind]:
+        builder.info.set_file_format(FileFormat(kind), override=True, override_if_initialized=True)
+    try:
+        parts = builder.info.splits[split].file_instructions
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DataError(_no_split(builder, name, split, error)) from error
+    return ShardedRecords(
+        kind, [(str(p.filename), p.skip, p.take, p.examples_in_shard) for p in parts]
+    )
+
+
+def _no_split(builder: Any, name: str, split: str, error: Exception) -> str:
+    splits = ", ".join(builder.info.splits)
+    return (
+        f"split {split!r} of dataset {name!r}: {one_line(error)} (splits: {splits}; slices such as "
+        "'train[:90%]' are allowed)"
+    )
+
+
+class _MockedSplit:
+    """A split behind `as_data_source`, which raises where nothing is prepared and nothing is mocked."""
+
+    def __init__(self, builder: Any, config: Data, split: str):
+        import tensorflow_datasets as tfds
+
+        try:
+            self._examples = builder.as_data_source(
+                split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except (AssertionError, KeyError) as error:  # no folder, no splits
+            raise DataError(not_prepared(builder, config.name, config.data_dir)) from error
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def shared(self, other: "_MockedSplit") -> int:
+        return 0  # each is made up anew
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self._examples[int(i)] for i in indices]
+
+
+def evaluation_split(name: str, data_dir: str) -> str:
+    """Returns the split of a dataset to evaluate on: validation, or test where there is none.
+
+    Args are those of `find_builder`, and so is what it raises.
+    """
+    splits = find_builder(name, data_dir).info.splits
+    return "test" if "test" in splits and "validation" not in splits else "validation"
+
+
+def preparation(name: str, data_dir: str) -> str:
+    """Returns the command that prepares a dataset."""
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    return f"python -m flax_resnet prepare --name={name}{where}"
+
+
+def find_builder(name: str, data_dir: str) -> Any:
+    """Returns the TFDS builder of a dataset; prepares an embedded one on first use.
+
+    Args:
+      name: TFDS name, name/config or name:version.
+      data_dir: TFDS data folder; empty for TFDS's own.
+
+    Raises:
+      DataError: there is no such dataset, or its folder cannot be used.
+    """
+    import tensorflow_datasets as tfds
+
+    where = str(pathlib.Path(data_dir).expanduser().resolve()) if data_dir else None
+    as_array_record = {"data_dir": where, "file_format": "array_record"}
+    try:
+        if name in EMBEDDED:
+            from flax_resnet.data.digits.digits_dataset_builder import Builder
+
+            builder = Builder(data_dir=where)
+            if builder.data_path.exists():
+                return _with_alternatives(builder)
+            builder = Builder(**as_array_record)
+            tfds.disable_progress_bar()
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
+            return builder
+        builder = tfds.builder(name, data_dir=where)
+        if builder.data_path.exists():
+            return _with_alternatives(builder)
+        return tfds.builder(name, **as_array_record)
+    except tfds.core.DatasetNotFoundError as error:
+        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        hint = suggestion(name, known)
+        hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
+        raise DataError(f"data.name={name!r} is no TFDS dataset: {hint}") from error
+    except OSError as error:
+        raise DataError(
+            f"dataset {name!r} cannot be written to {where}: {one_line(error)}"
+        ) from error
+    except (ValueError, AssertionError, ImportError) as error:
+        raise DataError(f"data.name={name!r}: {one_line(error)}") from error
+
+
+def _with_alternatives(builder: Any) -> Any:
+    """Returns a builder that knows every format of its files.
+
+    One made from a dataset's code reads the alternative formats of dataset_info.json, and then ignores them
+    (TFDS 4.9.10); one made from the folder does not.
+    """
+    import tensorflow_datasets as tfds
+
+    if builder.info.as_proto.alternative_file_formats:
+        return tfds.builder_from_directory(builder.data_path)
+    return builder
+
+
+def not_prepared(builder: Any, name: str, data_dir: str) -> str:
+    """Says where a dataset was looked for, and what prepares it."""
+    message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
+    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        folder = builder.data_path.parents[1] / "downloads" / "manual"
+        message += f"put the archives into {folder} ({' '.join(manual.split())}), then "
+    return message + f"run: {preparation(name, data_dir)}"

@@ -1,0 +1,208 @@
+"""Normalisation layers, each with the activation that follows it.
+
+All take [N, H, W, C] and `train`; `act` is the activation applied to the result, None for none.
+Statistics are at least float32, whatever the compute dtype.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_resnet.errors import ConfigError
+from flax_resnet.models.layers.convolution import Array, Dtype, at_least_float32
+from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
+
+GROUPS = 32  # Wu and He 2018, section 4; fewer where they do not divide the channels
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with torch's running statistics, in at least float32.
+
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``. In training the biased variance of the
+    batch normalises and the unbiased one enters the running variance:
+    ``running = (1 - momentum) running + momentum batch``.
+
+    Under jit the batch is the global one, over all devices. `groups` makes the statistics narrower:
+    the batch is split into that many runs of consecutive examples, each normalised by its own
+    statistics ("ghost" batches; with one group per device, "local" ones, and no communication).
+    The running statistics are then the mean over groups.
+
+    Attributes:
+      momentum: weight of the newest batch, in torch's sense (0.1, where flax would say 0.9).
+      epsilon: added to the variance.
+      groups: number of groups, a divisor of the batch.
+      frozen: use the running statistics in training too, and leave them alone.
+      act: activation of the result, or None.
+      dtype: dtype of the result.
+      scale_init: initialiser of `scale`.
+
+    Raises:
+      ConfigError: the batch does not divide into `groups`, or a group has one value per channel.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer et al. 2017, section 4.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    groups: int = 1
+    frozen: bool = False
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C] over N, H, W (of each group)."""
+        stats_dtype = at_least_float32(self.dtype)
+        channels = x.shape[-1]
+        if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
+            return self._folded(x, train)
+        scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), stats_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), stats_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), stats_dtype)
+
+        batch, height, width, _ = x.shape
+        groups = self.groups if train and not self.frozen else 1
+        if batch % groups:
+            raise ConfigError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
+        shape = (groups, batch // groups, height, width, channels)
+        # Without groups as it is: around an axis of one, XLA for GPUs fuses less.
+        grouped = x.reshape(shape if groups > 1 else shape[1:])
+        if train and not self.frozen:
+            y, mean, var = batch_normalize(
+                grouped, scale, bias, running_mean.value, self.epsilon, self.act, self.dtype
+            )
+            if not self.is_initializing():
+                count = x.size // (groups * channels)
+                if count < 2:
+                    raise ConfigError(
+                        "BatchNorm: one value per channel has no variance to train on: a larger "
+                        "train.batch_size, larger images, or fewer groups"
+                    )
+                mean, var = (leaf.reshape(-1, channels).mean(axis=0) for leaf in (mean, var))
+                keep = 1 - self.momentum
+                unbiased = var * (count / (count - 1))
+                running_mean.value = keep * running_mean.value + self.momentum * mean
+                running_var.value = keep * running_var.value + self.momentum * unbiased
+        else:
+            wide = grouped.astype(stats_dtype)
+            moments = (along_channels(leaf.value, wide) for leaf in (running_mean, running_var))
+            y = normalize(wide, *moments, scale, bias, self.epsilon, self.act, self.dtype)
+        return y.reshape(x.shape)
+
+    def _folded(self, x: Array, train: bool) -> Array:
+        """Adds what `folding.fold_batch_norm` leaves of this layer."""
+        if train:
+            raise ConfigError(
+                "BatchNorm: folded into the convolution before it, it cannot be trained"
+            )
+        bias = self.get_variable("params", "bias").astype(self.dtype)
+        y = x + bias.reshape(1, 1, 1, -1)
+        return self.act(y) if self.act else y
+
+
+# --- with a gradient written for few passes over the map: memory traffic is what a step waits for ---
+
+
+class _ExampleNorm(nn.Module):
+    """What the layers have in common that normalise each example by itself, in training and after.
+
+    Attributes are those of `BatchNorm`.
+    """
+
+    epsilon: float = 1e-5
+    act: Callable | None = None
+    dtype: Dtype = jnp.float32
+    scale_init: Callable = nn.initializers.ones
+
+    def _vectors(self, x: Array, **initialisers: Callable) -> list[Array]:
+        """Returns one parameter per name, of a number per channel of x, as [1, 1, 1, C]."""
+        shape, dtype = x.shape[-1:], at_least_float32(self.dtype)
+        return [
+            self.param(name, init, shape, dtype).reshape(1, 1, 1, -1)
+            for name, init in initialisers.items()
+        ]
+
+
+class GroupNorm(_ExampleNorm):
+    """Group normalisation over H, W and the channels of each of 32 groups.
+
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with the statistics of each example
+    alone. Where 32 does not divide the channels, their greatest common divisor does.
+
+    Source: Wu and He 2018, "Group normalization", section 3.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        grouped = _grouped(x.astype(at_least_float32(self.dtype)))
+        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+        y = (grouped - mean) * lax.rsqrt(_variance(grouped) + self.epsilon)
+        y = y.reshape(x.shape) * scale + bias
+        return (self.act(y) if self.act else y).astype(self.dtype)
+
+
+class EvoNormS0(_ExampleNorm):
+    """EvoNorm-S0: normalisation and activation in one, by the deviation of 32 groups of channels.
+
+    ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only says whether the
+    nonlinear part is there at all: with None, ``y = x scale + bias``.
+
+    Source: Liu et al. 2020, "Evolving normalization-activation layers", table 2.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        y = x.astype(at_least_float32(self.dtype))
+        if self.act:
+            (v,) = self._vectors(x, v=nn.initializers.ones)
+            deviation = jnp.sqrt(_variance(_grouped(y)) + self.epsilon)
+            gated = y * jax.nn.sigmoid(y * v)
+            y = (_grouped(gated) / deviation).reshape(x.shape)
+        return (y * scale + bias).astype(self.dtype)
+
+
+class FilterResponseNorm(_ExampleNorm):
+    """Filter response normalisation with its thresholded linear unit.
+
+    ``y = max(x / sqrt(mean_HW(x²) + epsilon) * scale + bias, tau)``. `act` only says whether the
+    threshold is there.
+
+    Source: Singh and Krishnan 2020, "Filter response normalization layer", section 3.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises [N, H, W, C]."""
+        del train
+        scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
+        y = x.astype(at_least_float32(self.dtype))
+        power = jnp.square(y).mean(axis=(1, 2), keepdims=True)
+        y = y * lax.rsqrt(power + self.epsilon) * scale + bias
+        if self.act:
+            (tau,) = self._vectors(x, tau=nn.initializers.zeros)
+            y = jnp.maximum(y, tau)
+        return y.astype(self.dtype)
+
+
+def _grouped(x: Array) -> Array:
+    """Splits the channels: [N, H, W, C] to [N, H, W, groups, C / groups]."""
+    groups = math.gcd(GROUPS, x.shape[-1])
+    return x.reshape(*x.shape[:3], groups, x.shape[-1] // groups)
+
+
+def _variance(grouped: Array) -> Array:
+    """Returns the biased variance [N, 1, 1, groups, 1] of [N, H, W, groups, C / groups]."""
+    centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
+    return jnp.square(centred).mean(axis=(1, 2, 4), keepdims=True)

@@ -1,0 +1,1 @@
+"""How a platform computes what models ask for."""

@@ -1,0 +1,331 @@
+"""Optimizers, as compositions of Optax."""
+
+import dataclasses
+import operator
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from flax_resnet.errors import ConfigError
+from flax_resnet.settings import (
+    ANY,
+    BETAS,
+    PARAMETER_RULES,
+    above,
+    at_least,
+    one_of,
+    setting,
+    within,
+)
+from flax_resnet.weights.layouts import HEAD
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How a gradient becomes an update; training/optimizer.py has the formulas.
+
+    Rules are pairs of a regular expression and a factor. A parameter, named like layer1_0/conv1/kernel, takes the
+    factor of the first expression found in its name, and 1 where there is none.
+    """
+
+    name: str = setting(
+        "sgd", one_of("sgd", "lars", "lamb", "adamw", "rmsprop", "muon"), "what scales the gradient"
+    )
+    learning_rate: float = setting(0.1, above(0), "peak, reached at the end of the warm-up")
+    momentum: float = setting(
+        0.9, within(0, 0.9999), "of the gradient's running sum, but for lamb and adamw"
+    )
+    nesterov: bool = setting(False, ANY, "look ahead by one momentum step")
+    betas: tuple = setting(
+        (0.9, 0.999), BETAS, "for lamb, adamw: of the gradient's running mean, and of its square's"
+    )
+    rms_decay: float = setting(0.9, within(0, 0.9999), "for rmsprop: of the square's running mean")
+    epsilon: float = setting(1e-8, above(0), "added to what is divided by; sgd divides by nothing")
+    trust_coefficient: float = setting(
+        0.001, above(0), "for lars: the update's norm over the weights' at learning rate 1"
+    )
+    weight_decay: float = setting(1e-4, at_least(0), "times the weights")
+    weight_decay_form: str = setting(
+        "auto",
+        one_of("auto", "coupled", "decoupled"),
+        "added to the gradient, or to what the optimizer makes of it (then times the learning rate); auto is "
+        "coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
+    )
+    weight_decay_rules: tuple = setting(
+        (("kernel$", 1.0), ("", 0.0)),
+        PARAMETER_RULES,
+        "rules for the weight decay: as it stands, of kernels only",
+    )
+    learning_rate_rules: tuple = setting(
+        (), PARAMETER_RULES, "rules for the learning rate; 0 freezes"
+    )
+    thaw: tuple = setting(
+        (),
+        PARAMETER_RULES,
+        "rules for when a parameter begins to learn, in schedule.unit: until then its learning rate is 0",
+    )
+    layer_decay: float = setting(
+        1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"
+    )
+    clip_norm: float = setting(0.0, at_least(0), "largest norm of the whole gradient; 0 for any")
+    clip_adaptive: float = setting(
+        0.0,
+        at_least(0),
+        "largest norm of a unit's gradient over its weights', but the head's; 0 for any",
+    )
+
+
+Rules = tuple[tuple[str, float], ...]
+BLOCK = re.compile(r"layer(\d+)_(\d+)/")
+
+
+class Kind(NamedTuple):
+    """One optimizer; what stands between the parts is the same for all (`make_optimizer`).
+
+    Attributes:
+      direction: makes of the settings what scales the gradient.
+      coupled: whether weight decay, of itself, enters the gradient.
+      trust: as `direction`, for what fits each layer's update to its weights; where the weights decay only.
+      finish: as `direction`, for what comes after the learning rate: momentum that holds it (TensorFlow's way).
+    """
+
+    direction: Callable[[Optimizer], optax.GradientTransformation]
+    coupled: bool
+    trust: Callable[[Optimizer], optax.GradientTransformation] | None = None
+    finish: Callable[[Optimizer], optax.GradientTransformation] | None = None
+
+
+def _momentum(section: Optimizer) -> optax.GradientTransformation:
+    if not section.momentum:
+        return optax.identity()
+    return optax.trace(section.momentum, section.nesterov)
+
+
+def _adam(section: Optimizer) -> optax.GradientTransformation:
+    return optax.scale_by_adam(*section.betas, section.epsilon, nesterov=section.nesterov)
+
+
+def _rms(section: Optimizer) -> optax.GradientTransformation:
+    # TensorFlow's: epsilon within the root, and a mean square of 1 to begin with.
+    return optax.scale_by_rms(section.rms_decay, section.epsilon, initial_scale=1.0)
+
+
+def _muon(section: Optimizer) -> optax.GradientTransformation:
+    def flattened(params: optax.Params) -> Any:
+        convolution = contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return jax.tree.map(lambda leaf: convolution if leaf.ndim == 4 else None, params)
+
+    muon = contrib.muon(
+        1.0,
+        beta=section.momentum,
+        nesterov=section.nesterov,
+        adam_b1=section.betas[0],
+        adam_b2=section.betas[1],
+        eps=section.epsilon,
+        muon_weight_dimension_numbers=flattened,
+    )
+    return optax.chain(muon, optax.scale(-1.0))  # of rate 1, it descends already
+
+
+KINDS = {
+    # Sutskever et al. 2013, section 2, in torch's form: v = momentum v + g; w -= rate v.
+    "sgd": Kind(_momentum, coupled=True),
+    # You et al. 2017, "Large batch training of convolutional networks", algorithm 1.
+    "lars": Kind(
+        lambda section: optax.identity(),
+        coupled=True,
+        trust=lambda section: optax.scale_by_trust_ratio(
+            trust_coefficient=section.trust_coefficient, eps=section.epsilon
+        ),
+        finish=_momentum,
+    ),
+    # You et al. 2020, "Large batch optimization for deep learning", algorithm 2.
+    "lamb": Kind(_adam, coupled=False, trust=lambda section: optax.scale_by_trust_ratio()),
+    # Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+    "adamw": Kind(_adam, coupled=False),
+    # Tieleman and Hinton 2012, in TensorFlow's form.
+    "rmsprop": Kind(_rms, coupled=True, finish=_momentum),
+    # Jordan et al. 2024, "Muon", on the kernels of convolutions; Adam on the rest.
+    "muon": Kind(_muon, coupled=False),
+}
+
+
+def make_optimizer(
+    section: Optimizer, learning_rate: optax.Schedule, steps_per_unit: int = 1
+) -> optax.GradientTransformation:
+    """Return the configured optimizer.
+
+    In order: the gradient is clipped; coupled decay adds ``weight_decay w``; the optimizer scales; decoupled decay
+    adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
+    learning rate, and each parameter's own factor of it, which is 0 until it thaws.
+
+    Args:
+      section: which optimizer, with its settings.
+      learning_rate: by update, from 0.
+      steps_per_unit: updates in a unit of `thaw`.
+
+    Raises (where it is initialised):
+      ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
+
+    Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
+    """
+    kind = KINDS[section.name]
+    coupled = decays_coupled(section)
+
+    def decay_factors(params: optax.Params) -> Any:
+        return factors(params, section.weight_decay_rules, "optimizer.weight_decay_rules")
+
+    def decays(params: optax.Params) -> Any:
+        return jax.tree.map(
+            lambda factor: factor > 0 and section.weight_decay > 0, decay_factors(params)
+        )
+
+    def rate_factors(params: optax.Params) -> Any:
+        own = factors(params, section.learning_rate_rules, "optimizer.learning_rate_rules")
+        return jax.tree.map(operator.mul, own, block_factors(params, section.layer_decay))
+
+    def decayed(update: jax.Array, param: jax.Array, factor: float) -> jax.Array:
+        strength = section.weight_decay * factor
+        return update + strength * param if strength else update
+
+    def starts(params: optax.Params) -> Any:
+        found = factors(params, section.thaw, "optimizer.thaw", otherwise=0)
+        return jax.tree.map(lambda start: round(start * steps_per_unit), found)
+
+    decay = _with_params(decayed, decay_factors)
+    return optax.chain(
+        optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
+        optax.masked(optax.adaptive_grad_clip(section.clip_adaptive), outside_head)
+        if section.clip_adaptive
+        else optax.identity(),
+        decay if coupled else optax.identity(),
+        kind.direction(section),
+        optax.identity() if coupled else decay,
+        optax.masked(kind.trust(section), decays) if kind.trust else optax.identity(),
+        _with_params(lambda update, param, factor: update * factor, rate_factors),
+        optax.scale_by_learning_rate(learning_rate),
+        _from_step(starts) if section.thaw else optax.identity(),
+        kind.finish(section) if kind.finish else optax.identity(),
+    )
+
+
+def updates_made(opt_state: Any) -> int:
+    """Returns how many updates an optimizer has made: the step of its learning rate."""
+    counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    return max(int(count.addressable_data(0)) for _, count in counts)
+
+
+def decays_coupled(section: Optimizer) -> bool:
+    """Whether weight decay enters the gradient."""
+    forms = {"auto": KINDS[section.name].coupled, "coupled": True, "decoupled": False}
+    return forms[section.weight_decay_form]
+
+
+def _with_params(change: Callable, of_params: Callable) -> optax.GradientTransformation:
+    """A transformation without state: ``change(update, parameter, factor)``, leaf by leaf."""
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        of_params(params)  # a rule that makes no sense is refused here, before anything is computed
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        return jax.tree.map(change, updates, params, of_params(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _from_step(of_params: Callable) -> optax.GradientTransformation:
+    """Makes updates 0 before the step that `of_params` has for each parameter."""
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        of_params(params)
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        def gated(leaf: jax.Array, start: float) -> jax.Array:
+            return jnp.where(state.count >= start, leaf, 0) if start else leaf
+
+        count = optax.safe_increment(state.count)
+        return jax.tree.map(gated, updates, of_params(params)), state._replace(count=count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def names(params: optax.Params) -> Any:
+    """Returns a tree of the parameters' names, such as layer1_0/conv1/kernel."""
+    return jax.tree.map_with_path(lambda path, _: "/".join(part.key for part in path), params)
+
+
+def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) -> Any:
+    """Returns a tree of numbers: that of the first rule found in each parameter's name, or `otherwise`.
+
+    Raises:
+      ConfigError: a rule is found in no name, earlier rules apart.
+    """
+    matched = [False] * len(rules)
+
+    def factor(name: str) -> float:
+        for number, (pattern, value) in enumerate(rules):
+            if re.search(pattern, name):
+                matched[number] = True
+                return float(value)
+        return float(otherwise)
+
+    found = jax.tree.map(factor, names(params))
+    for (pattern, value), one in zip(rules, matched, strict=True):
+        if not one:
+            some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
+            raise ConfigError(
+                f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; there are "
+                f"{some} and so on (python -m flax_resnet summary lists them)"
+            )
+    return found
+
+
+def outside_head(params: optax.Params) -> Any:
+    """Returns a tree of bools: False for the last linear layer."""
+    return jax.tree.map(lambda name: not _is_head(name), names(params))
+
+
+def _is_head(name: str) -> bool:
+    return re.fullmatch(HEAD, f"params/{name}") is not None
+
+
+def block_factors(params: optax.Params, layer_decay: float) -> Any:
+    """Returns a tree of factors: 1 for the head, and `layer_decay` to the power of the blocks up to it.
+
+    The last block, and a normalisation after it, have the power 1, the block before 2, and the stem one more than
+    the first block.
+
+    Source: Clark et al. 2020, "ELECTRA", appendix A; for images, Bao et al. 2022, "BEiT", appendix.
+    """
+    if layer_decay == 1:
+        return jax.tree.map(lambda leaf: 1.0, params)
+    blocks = sorted(
+        {
+            tuple(map(int, found.groups()))
+            for found in map(BLOCK.match, jax.tree.leaves(names(params)))
+            if found
+        }
+    )
+    if not blocks or any("_rest/" in name for name in jax.tree.leaves(names(params))):
+        raise ConfigError(
+            f"optimizer.layer_decay={layer_decay:g}: goes with residual networks whose blocks are apart "
+            "(model.scan=False)"
+        )
+
+    def factor(name: str) -> float:
+        if _is_head(name):
+            return 1.0
+        if name.startswith("norm/"):
+            return layer_decay
+        block = BLOCK.match(name)
+        before = blocks.index(tuple(map(int, block.groups()))) + 1 if block else 0
+        return layer_decay ** (len(blocks) + 1 - before)
+
+    return jax.tree.map(factor, names(params))

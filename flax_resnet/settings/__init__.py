@@ -1,0 +1,37 @@
+"""How a section of the configuration says its settings; knows no setting itself."""
+
+from flax_resnet.settings.rules import (
+    ANY,
+    ASCENDING,
+    BETAS,
+    CLASS_WEIGHTS,
+    MICROBATCH,
+    PARAMETER_RULES,
+    SIZES,
+    Rule,
+    above,
+    ascending_pair,
+    at_least,
+    one_of,
+    per_channel,
+    within,
+)
+from flax_resnet.settings.setting import setting
+
+__all__ = [
+    "ANY",
+    "ASCENDING",
+    "BETAS",
+    "CLASS_WEIGHTS",
+    "MICROBATCH",
+    "PARAMETER_RULES",
+    "SIZES",
+    "Rule",
+    "above",
+    "ascending_pair",
+    "at_least",
+    "one_of",
+    "per_channel",
+    "setting",
+    "within",
+]

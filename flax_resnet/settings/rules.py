@@ -1,0 +1,97 @@
+"""What the value of a setting must satisfy, and the words that say so."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words that say so; a tuple holds numbers but where it does not."""
+
+    holds: Callable[[Any], bool]
+    words: str
+    numbers: bool = True
+
+
+def one_of(*choices: Any) -> Rule:
+    """The value is one of the named choices."""
+    return Rule(lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def at_least(low: float) -> Rule:
+    """The value is finite and not below `low`."""
+    return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    """The value is finite and above `low`."""
+    return Rule(lambda v: math.isfinite(v) and v > low, f"above {low}")
+
+
+def within(low: float, high: float) -> Rule:
+    """The value lies in [low, high]."""
+    return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
+
+
+def per_channel(low: float, high: float) -> Rule:
+    """The value is a tuple of three numbers, of one for grey images, or of none, each in [low, high]."""
+    return Rule(
+        lambda v: len(v) in (0, 1, 3) and all(low <= x <= high for x in v),
+        f"3 numbers (1 for grey) between {low} and {high}",
+    )
+
+
+def ascending_pair(low: float, high: float) -> Rule:
+    """The value is (a, b) with low <= a <= b <= high and b > 0."""
+    return Rule(
+        lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high and v[1] > 0,
+        f"two ascending numbers between {low} and {high}",
+    )
+
+
+def _are_rules(pairs: tuple) -> bool:
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            return False
+        if not isinstance(pair[1], int | float) or not math.isfinite(pair[1]) or pair[1] < 0:
+            return False
+        try:
+            re.compile(pair[0])
+        except re.error:
+            return False
+    return True
+
+
+def _are_sizes(pairs: tuple) -> bool:
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return False
+    if not all(isinstance(x, int | float) and math.isfinite(x) for pair in pairs for x in pair):
+        return False
+    starts = [start for start, _ in pairs]
+    whole = all(size >= 1 and size == int(size) for _, size in pairs)
+    return whole and starts[:1] in ([], [0]) and all(a < b for a, b in itertools.pairwise(starts))
+
+
+ANY = Rule(lambda v: True, "any value")
+ASCENDING = Rule(
+    lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise(v)),
+    "ascending numbers above 0",
+)
+CLASS_WEIGHTS = Rule(
+    lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
+)
+BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
+SIZES = Rule(
+    _are_sizes,
+    "pairs of a start, the first 0 and the others ascending, and a size in pixels",
+    numbers=False,
+)
+MICROBATCH = Rule(
+    lambda v: v in ("whole", "auto") or (v.isdecimal() and int(v) > 0),
+    "'whole', 'auto', or a number of at least 1",
+)
+PARAMETER_RULES = Rule(
+    _are_rules, "pairs of a regular expression and a factor of at least 0", numbers=False
+)

@@ -1,0 +1,1 @@
+"""Batches of a split, streamed to the devices or kept there."""

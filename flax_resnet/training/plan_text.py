@@ -1,0 +1,189 @@
+"""The plan of a run in words, as it is shown before the run and by --dry_run."""
+
+import jax
+
+from flax_resnet.augment.augment_section import Augment
+from flax_resnet.config import Config
+from flax_resnet.config.plan import Plan
+from flax_resnet.optim.distillation import Distill
+from flax_resnet.optim.ema import Average
+from flax_resnet.optim.losses import Loss
+from flax_resnet.optim.optimizers import Optimizer, decays_coupled
+from flax_resnet.training.state import TrainState, compute_dtype
+
+
+def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
+    """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
+    data = config.data
+    where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
+    sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
+    sizes += "".join(f", {size}x{size} from step {start:,}" for start, size in plan.sizes[1:])
+    if data.eval_size not in (0, data.image_size):
+        sizes += f" (evaluated at {data.eval_size}x{data.eval_size})"
+    ways = ", ".join(
+        text
+        for on, text in (
+            (data.repeats > 1, f"each {data.repeats} times an epoch"),
+            (data.balanced, "every class equally often"),
+            (config.train.steps_per_call > 1, f"{config.train.steps_per_call} steps a call"),
+        )
+        if on
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    kinds = {d.device_kind for d in jax.devices()}
+    changed = ", ".join(f"{key} {value}" for key, value in config.model.options().items())
+    microbatch = config.train.microbatch
+    microbatch = "" if microbatch == "whole" else f", microbatch {microbatch}"
+    rows = {
+        "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
+        "dataset": (
+            f"{where}: {plan.num_train:,} images to train on ({data.train_split}), {plan.num_eval:,} to "
+            f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {sizes} px"
+        ),
+        "input": (
+            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "
+            f"{data.train_crop}{ways and f', {ways}'}"
+        ),
+        "augment": ", ".join(augmentations(config.augment)) or "nothing",
+        "model": (
+            f"{config.model.name}{changed and f' ({changed})'}, {parameters:,} parameters, "
+            f"computing in {compute_dtype(config.model)}"
+        ),
+        "steps": (
+            f"{plan.total_steps:,} of {config.train.batch_size} images: "
+            f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of "
+            f"{plan.steps_per_epoch:,}{microbatch}"
+        ),
+        "loss": ", ".join(loss_terms(config.loss, config.distill)),
+        "optimizer": ", ".join(optimizer_terms(config.optimizer)),
+        "average": ", ".join(average_terms(config.average)) or "none",
+        "rate": ", ".join(schedule_terms(config, plan)),
+    }
+    if config.schedule.drop_rates != "constant":
+        rows["dropping"] = drop_words(config, plan)
+    return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
+
+
+def loss_terms(config: Loss, distill: Distill) -> list[str]:
+    """Names the loss, with what it is told."""
+    name = {"softmax": "softmax cross-entropy", "sigmoid": "binary cross-entropy of each class"}
+    sigmoid = config.name == "sigmoid"
+    rows = [
+        (True, name[config.name]),
+        (config.label_smoothing, f"label smoothing {config.label_smoothing:g}"),
+        (config.class_weights, "weighted by class"),
+        (sigmoid and config.threshold < 1, f"labels above {config.threshold:g} as 1"),
+        (sigmoid and config.sum_classes, "summed"),
+    ]
+    terms = [text for on, text in rows if on]
+    if not distill.teacher:
+        return terms
+    taught = f"{distill.weight:g} x divergence from {distill.teacher} (temperature {distill.temperature:g})"
+    return [
+        taught,
+        *([f"{1 - distill.weight:g} x {terms[0]}", *terms[1:]] if distill.weight < 1 else []),
+    ]
+
+
+def optimizer_terms(section: Optimizer) -> list[str]:
+    """Names the optimizer, with what it is told."""
+    form = "coupled" if decays_coupled(section) else "decoupled"
+    with_momentum = section.name not in ("lamb", "adamw")
+    rates = _rule_terms(section.learning_rate_rules)
+    thaws = ", ".join(f"{pattern or 'all'} at {start:g}" for pattern, start in section.thaw)
+    decaying = _rule_terms(section.weight_decay_rules) or "of all"
+    rows = [
+        (True, section.name),
+        (with_momentum, f"momentum {section.momentum:g}"),
+        (section.nesterov, "nesterov"),
+        (
+            section.name in ("lamb", "adamw", "muon"),
+            f"betas {section.betas[0]:g} {section.betas[1]:g}",
+        ),
+        (
+            True,
+            f"weight decay {section.weight_decay:g} ({form}; {decaying})",
+        ),
+        (rates, f"learning rate of {rates}"),
+        (thaws, f"learning begins for {thaws}"),
+        (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
+        (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
+        (section.clip_adaptive, f"clipped to {section.clip_adaptive:g} of each unit's weights"),
+    ]
+    return [text for on, text in rows if on]
+
+
+def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"{pattern or 'else'} x {value:g}" for pattern, value in rules)
+
+
+def average_terms(section: Average) -> list[str]:
+    """Says what mean of the weights is kept."""
+    if not section.decay:
+        return []
+    rises = f" rising with the run's share to the power {section.rise:g}" if section.rise else ""
+    rows = [
+        (True, f"of the weights, decay {section.decay:g}{rises}"),
+        (section.lookahead, f"moved every {section.lookahead} steps, and the weights with it"),
+        (section.recalibrate, f"statistics of {section.recalibrate} batches"),
+    ]
+    return [text for on, text in rows if on]
+
+
+def schedule_terms(config: Config, plan: Plan) -> list[str]:
+    """Says what the learning rate does over the run."""
+    schedule, peak = config.schedule, plan.peak_learning_rate
+    falls = schedule.name in ("cosine", "linear", "polynomial")
+    scaled = (
+        f" ({config.optimizer.learning_rate:g} scaled by batch {config.train.batch_size}/"
+        f"{schedule.base_batch_size}, {schedule.batch_scaling})"
+    )
+    shape = schedule.name.replace("_", "-")
+    if falls:
+        shape += f" to {schedule.final * peak:.3g}"
+    if schedule.name == "multi_step":
+        drops = (
+            f"{step:,}{'' if step < plan.total_steps else ' (after the end)'}"
+            for step in plan.milestones
+        )
+        shape += f" x {schedule.factor:g} at {', '.join(drops)}"
+    rows = [
+        (True, f"peak {peak:.3g}{scaled if schedule.batch_scaling != 'none' else ''}"),
+        (
+            plan.warmup_steps,
+            f"warm-up of {plan.warmup_steps:,} steps from {schedule.warmup_from * peak:.3g}",
+        ),
+        (True, shape),
+        (plan.cooldown_steps, f"the last {plan.cooldown_steps:,} steps level"),
+    ]
+    return [text for on, text in rows if on]
+
+
+def drop_words(config: Config, plan: Plan) -> str:
+    """Says what the rates of dropping do over the run, where they are not constant."""
+    return {
+        "linear": f"rates rise from 0 over the {plan.total_steps:,} steps",
+        "early": f"in the first {plan.drop_until:,} steps only",
+        "late": f"after the first {plan.drop_until:,} steps only",
+    }[config.schedule.drop_rates]
+
+
+def augmentations(config: Augment) -> list[str]:
+    """Names the operations that are on, with what they are told."""
+    jitter = ("brightness", "contrast", "saturation", "hue")
+    mixing = f"{config.mix_mode}, probability {config.mix_probability:g}"
+    rows = [
+        (config.shift, f"shift {config.shift} ({config.shift_padding})"),
+        (config.flip, "flip"),
+        *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
+        (
+            config.policy == "randaugment",
+            f"randaugment ({config.policy_ops} of magnitude {config.policy_magnitude})",
+        ),
+        (config.policy == "trivialaugment", "trivialaugment"),
+        (config.erase, f"erase {config.erase:g} ({config.erase_fill})"),
+        (config.cutout, f"cutout {config.cutout}"),
+        (config.mixup, f"mixup {config.mixup:g} ({mixing})"),
+        (config.cutmix, f"cutmix {config.cutmix:g} ({mixing})"),
+    ]
+    return [text for on, text in rows if on]

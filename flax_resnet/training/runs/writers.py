@@ -1,0 +1,102 @@
+"""Where numbers go: metrics.jsonl (the source of truth), TensorBoard, and the person who waits."""
+
+import json
+import logging
+import math
+import pathlib
+import sys
+import time
+
+from clu import metric_writers
+from tqdm import tqdm
+
+from flax_resnet.training.runs.folder import METRICS, cut_records
+
+log = logging.getLogger("flax_resnet")
+
+
+class RecordWriter:
+    """Appends records to metrics.jsonl and TensorBoard.
+
+    Args:
+      workdir: the run folder.
+      start_step: step training goes on from; records after it are cut. TensorBoard's files are derived
+        from the records, so they are made anew: its own marker of a restart (SessionLog.START) does
+        not hide what TensorFlow 2 writes.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        self.records = cut_records(workdir, start_step)
+        self._file = (workdir / METRICS).open("a", buffering=1)  # a line at a time
+        for events in workdir.glob("events.out.tfevents.*"):
+            events.unlink()
+        self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        for record in self.records:
+            self._show(record)
+
+    def _show(self, record: dict) -> None:
+        values = {k: v for k, v in record.items() if k not in ("step", "epoch", "split")}
+        scalars = {f"{record['split']}/{k}": v for k, v in values.items()}
+        self._tensorboard.write_scalars(record["step"], scalars)
+
+    def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """Writes one record: step, epoch, split, and the values."""
+        record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._show(record)
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._tensorboard.flush()
+        self._file.close()
+
+
+class Progress:
+    """A tqdm bar on a terminal; plain lines where stderr is none."""
+
+    def __init__(self, total: int, start: int):
+        self._total, self._start, self._began = total, start, time.perf_counter()
+        self._bar = None
+        if sys.stderr.isatty():
+            layout = "{percentage:3.0f}%|{bar}| {n}/{total} steps [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(total=total, initial=start, bar_format=layout, dynamic_ncols=True)
+
+    def advance(self, values: dict[str, float]) -> None:
+        """Moves by a step and shows its numbers."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown(values), refresh=False)
+            self._bar.update()
+
+    def record(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Shows a record: an evaluation always, one of training only where there is no bar."""
+        if self._bar is not None and split == "train":
+            return
+        left = ""
+        if split == "train" and step > self._start:
+            spent = time.perf_counter() - self._began
+            left = f", {clock(spent / (step - self._start) * (self._total - step))} left"
+        log.info("step %d of %d, %s: %s%s", step, self._total, split, shown(values), left)
+
+    def close(self) -> None:
+        """Leaves the bar where it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def shown(values: dict[str, float]) -> str:
+    """Formats the values a person looks at while he waits."""
+    formats = {
+        "loss": "loss {:.4f}",
+        "top1": "top-1 {:.2%}",
+        "average_top1": "averaged top-1 {:.2%}",
+        "images_per_second": "{:.0f} images/s",
+    }
+    return ", ".join(text.format(values[k]) for k, text in formats.items() if k in values)
+
+
+def clock(seconds: float) -> str:
+    """Formats seconds as 1:02 or 1:02:03."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""The compiled step: gradient, update, evaluation, and the wrappers around them."""

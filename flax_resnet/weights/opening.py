@@ -1,0 +1,90 @@
+"""Weights made elsewhere: by timm's name, or from a file, with the preprocessing that belongs to them."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flax_resnet.errors import WeightsError, one_line
+from flax_resnet.weights import (
+    Pretrained,
+    fetch,
+    find,
+    from_config,
+    read_tensors,
+)
+
+log = logging.getLogger("flax_resnet")
+
+
+# torchvision's, for weights that nothing is said about
+USUAL = Pretrained(
+    "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
+)
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+
+
+class Weights(NamedTuple):
+    """Tensors by their name in the file, and what is known about them."""
+
+    tensors: dict[str, np.ndarray]
+    about: Pretrained
+
+
+def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
+    """Reads weights and the preprocessing that belongs to them.
+
+    Args:
+      name: of the network, or of timm's weights for it ("resnet50.a1_in1k").
+      path: file of weights; empty for the Hugging Face hub, or its local cache. What a JSON file of the
+        same stem, or a config.json beside it, says in timm's words about this network is taken over.
+
+    Raises:
+      WeightsError: there are none of that name, or the file is not what it should be.
+    """
+    if not path:
+        file, config = fetch(find(name).name)
+        return Weights(read_tensors(file), from_config(config))
+    path = pathlib.Path(path).expanduser()
+    tensors = read_tensors(path)
+    model = name.partition(".")[0]
+    for config in _configs_beside(path):
+        if config["architecture"] == model:
+            return Weights(tensors, from_config(config))
+    try:
+        about = find(name)
+        log.info(
+            "%s: prepared for as %s is (%d px, crop %g, %s); model.TAG says otherwise",
+            path.name, about.name, about.image_size, about.crop_fraction, about.interpolation,
+        )  # fmt: skip
+        return Weights(tensors, about)
+    except WeightsError:
+        if "." in name:
+            raise
+        return Weights(tensors, USUAL._replace(model=model))
+
+
+def network_of(path: str | pathlib.Path) -> str:
+    """Returns the network of a file of weights as a JSON file beside it has it; empty where none says."""
+    configs = _configs_beside(pathlib.Path(path).expanduser())
+    return next((config["architecture"] for config in configs), "")
+
+
+def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields what JSON files say of the weights beside them, as far as they name a network."""
+    for file in (path.with_suffix(".json"), path.with_name("config.json")):
+        if not file.is_file():
+            continue
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{file}, beside the weights, cannot be read: {one_line(error)}"
+            ) from error
+        if isinstance(config, dict) and isinstance(config.get("architecture"), str):
+            yield config

@@ -1,0 +1,126 @@
+"""The rules of the house: imports run one way, files and functions stay small, importing is cheap."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "flax_resnet"
+# A room may import from the rooms before it, and from itself; rooms that share a place do not see each other.
+ORDER = (
+    ("errors", "version", "settings"),
+    ("ops", "data", "augment"),
+    ("models",),
+    ("weights",),
+    ("optim",),
+    ("config",),
+    ("training",),
+    ("inference",),
+    ("cli",),
+    ("__init__", "__main__", "main"),
+)
+PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
+# Packages that only some files import: their room, or the file.
+ONLY = {
+    "tensorflow": "data/",
+    "tensorflow_datasets": "data/",
+    "array_record": "data/",
+    "orbax": "training/runs/checkpoint.py",
+    "torch": "weights/tensor_files.py",
+    "safetensors": "weights/",
+    "huggingface_hub": "weights/hub.py",
+    "clu": "training/runs/writers.py",
+    "sklearn": ("inference/probes.py", "data/digits/digits_dataset_builder.py"),
+    "matplotlib": "cli/",
+    "absl": "cli/",
+}
+MOST_LINES, MOST_CODE, MOST_PARAMETERS = 350, 60, 8
+# What is larger, with the reason; five at most.
+EXCEPTIONS = {}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(file):
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def room_of(file):
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file):
+    """The modules that a file imports, those of functions included."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_run_one_way(file):
+    room = room_of(file)
+    for name in imported(file):
+        top, *rest = name.split(".")
+        if top in ONLY:
+            assert name_of(file).startswith(ONLY[top]), f"{name_of(file)} imports {top}"
+        other = rest[0] if top == "flax_resnet" and rest else ""
+        if other in PLACE and other != room and other != "version":
+            assert PLACE[other] < PLACE[room], f"{name_of(file)}: {room} imports {other}"
+
+
+def test_at_the_root_stand_only_the_doors():
+    allowed = {"__init__.py", "__main__.py", "main.py", "errors.py", "version.py", "py.typed"}
+    assert {f.name for f in PACKAGE.iterdir() if f.is_file()} == allowed
+    folders = {f.name for f in PACKAGE.iterdir() if f.is_dir()} - {"__pycache__"}
+    assert folders | {"__init__", "__main__", "main", "errors", "version"} == set(PLACE)
+
+
+def test_no_two_files_have_one_name():
+    names = Counter(f.name for f in FILES if room_of(f) != "cli" and not f.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []
+    assert not names.keys() & {f"{n}.py" for n in ("utils", "util", "common", "helpers", "misc")}
+
+
+def lines_of_code(function):
+    """The lines of a function's body, its docstring apart."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def parameters_of(function):
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def test_files_and_functions_stay_small():
+    large = {}
+    for file in FILES:
+        text = file.read_text()
+        if (count := text.count("\n")) > MOST_LINES:
+            large[name_of(file)] = f"{count} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                code, parameters = lines_of_code(node), len(parameters_of(node))
+                if code > MOST_CODE or parameters > MOST_PARAMETERS:
+                    what = f"{code} lines of code, {parameters} parameters"
+                    large[f"{name_of(file)}:{node.name}"] = what
+    assert large.keys() == EXCEPTIONS.keys(), large
+    assert len(EXCEPTIONS) <= 5
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, flax_resnet; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(ast.literal_eval(out.stdout))
+    assert {"jax", "flax"} <= loaded
+    heavy = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "clu", "sklearn"}
+    assert not loaded & (heavy | {"safetensors", "huggingface_hub", "ml_collections", "absl.flags"})
