@@ -31,7 +31,7 @@ from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError, UserError, WorkdirError, suggestion
 from flax_resnet.training.pretrained import adopted
-from flax_resnet.training.runs.folder import read_config, read_records
+from flax_resnet.training.runs.folder import RunFolder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -170,7 +170,8 @@ def read(run: Run) -> Result:
     Raises:
       WorkdirError: it was trained with another configuration, or is not complete.
     """
-    stored, wanted = read_config(run.folder), configuration(run)
+    folder = RunFolder.at(run.folder)
+    stored, wanted = folder.read_config(), configuration(run)
     if stored and run.row.start:
         wanted = adopted(wanted, stored)
     changed = differences(stored, wanted) if stored else ["no configuration"]
@@ -180,7 +181,7 @@ def read(run: Run) -> Result:
         raise WorkdirError(
             f"{run.folder} was trained with another configuration ({'; '.join(changed)}): name another --folder"
         )
-    result = Result(run, stored, read_records(run.folder))
+    result = Result(run, stored, folder.read_records())
     if not result.evaluations or round(result.final["epoch"]) != stored.train.epochs:
         raise WorkdirError(f"{run.folder}: its metrics.jsonl does not reach the end: remove it")
     return result

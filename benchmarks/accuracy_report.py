@@ -69,7 +69,7 @@ class Result(NamedTuple):
     @property
     def scores(self) -> list[float]:
         """Returns top-1 of every evaluation, that of the averaged weights where there are such."""
-        return [record.get("average_top1", record["top1"]) for record in self.evaluations]
+        return [record.get("ema_top1", record["top1"]) for record in self.evaluations]
 
     def seconds_to(self, target: float) -> float | None:
         """Returns the seconds until a top-1, on straight lines between evaluations; None where it is never."""
@@ -98,7 +98,7 @@ def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict
             row["target"] = {"top1": target, "reached": len(reached)}
             row["target"] |= {"seconds": spread(reached)} if reached else {}
         row["training_loss"] = spread([result.training_loss for result in some])
-        for key in ("top1", "average_top1"):
+        for key in ("top1", "ema_top1"):
             if all(key in result.final for result in some):
                 row[key] = spread([result.final[key] for result in some])
     return rows
@@ -141,7 +141,7 @@ def tables(results: Sequence[Result], target: float = 0.0) -> str:
     ]
     lines = ["mean (least to most) over the seeds; top-1 in %", "", *_head(columns)]
     for label, row in rows.items():
-        scores = [_shown(row.get(key), 100, 2) for key in ("top1", "average_top1")]
+        scores = [_shown(row.get(key), 100, 2) for key in ("top1", "ema_top1")]
         cells = [
             label,
             row["n"],
@@ -158,7 +158,7 @@ def tables(results: Sequence[Result], target: float = 0.0) -> str:
     curves = {}
     for label, some in by_row(results).items():
         split = some[0].config.data.eval_split
-        for key, title in (("top1", label), ("average_top1", f"{label}, averaged")):
+        for key, title in (("top1", label), ("ema_top1", f"{label}, averaged")):
             if found := curve(some, split, key):
                 curves[title] = {epoch: spread(values) for epoch, values in found.items()}
     lines += ["", *_head(["epoch", *curves])]
@@ -237,7 +237,7 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
         for axes, part, key, style, title in (
             (left, "train", "loss", "-", label),
             (right, split, "top1", "-", label),
-            (right, split, "average_top1", "--", f"{label}, averaged"),
+            (right, split, "ema_top1", "--", f"{label}, averaged"),
         ):
             found = curve(some, part, key)
             if not found:

@@ -34,8 +34,8 @@ from flax_resnet.data.images import prepare
 from flax_resnet.data.records import Source
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
-from flax_resnet.training.runs.folder import METRICS, SUMMARY, claim
-from flax_resnet.training.train import make_order
+from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
+from flax_resnet.training.train import make_sampler
 
 log = logging.getLogger("flax_resnet")
 
@@ -97,14 +97,14 @@ def train(config: Config, folder: pathlib.Path) -> None:
     check(config)
     began = time.perf_counter()
     sources = [open_source(config.data, train=train) for train in (True, False)]
-    order = make_order(sources[0], config)
+    order = make_sampler(sources[0], config)
     plan = make_plan(
         config,
         num_train=order.epoch_size,
         num_eval=len(sources[1]),
         num_classes=len(sources[0].class_names),
     )
-    claim(folder, config, resume="auto")
+    RunFolder.at(folder).claim(config, resume="auto")
     if (folder / SUMMARY).exists():
         log.info("%s is finished", folder)
         return

@@ -63,7 +63,7 @@ FEW = {
     "train.checkpoint_every": 60,
     "train.eval_batch_size": 1000,
 }
-CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.shift": 4}
+CIFAR = {"data.train_crop": "resize", "data.eval_crop": "resize", "augment.pad_crop": 4}
 SPEEDRUN = {
     "data.limit": 0,
     "augment.eval_flip": False,
@@ -80,7 +80,7 @@ EXPERIMENTS = {
     ],
     # The same recipe, initial weights and batches in both; the averaged weights are beside the last.
     "resnet20": [
-        he2016("resnet20", EIGHT | {"average.decay": 0.99, "average.recalibrate": 16}),
+        he2016("resnet20", EIGHT | {"ema.decay": 0.99, "ema.bn_batches": 16}),
         he2016("resnet20", EIGHT)._replace(label="torch", system="torch"),
     ],
     # The papers' 64,000 steps on all images, for a GPU.

@@ -75,15 +75,15 @@ def lowered(case: Case, mesh: Mesh) -> Any:
     config = _config(case, mesh)
     model = build_model(config, CLASSES)
     schedule = plan(config, num_train=IMAGES, num_eval=50000, num_classes=CLASSES)
-    optimizer = planned_optimizer(config, schedule)
+    optimizer = planned_optimizer(config, schedule, model)
     step = make_train_step(
         config, model, optimizer, mesh, drop=planned_drop_factor(config, schedule)
     )
     rows, size = config.train.batch_size, config.data.image_size
-    where = sharding.split_steps(mesh)
+    where = sharding.split(mesh)
     batch = {
-        "image": jax.ShapeDtypeStruct((1, rows, size, size, 3), np.uint8, sharding=where),
-        "label": jax.ShapeDtypeStruct((1, rows), np.int32, sharding=where),
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8, sharding=where),
+        "label": jax.ShapeDtypeStruct((rows,), np.int32, sharding=where),
     }
     return step.lower(abstract_state(config, model, optimizer, mesh), {"seed": 0}, batch)
 

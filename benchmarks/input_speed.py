@@ -104,7 +104,7 @@ def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callabl
     """Returns a function that yields the sizes of the training batches of a packed set."""
     from flax_resnet.data import pipeline
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.data.sources.open import open_source
 
     data = Data(
@@ -115,7 +115,7 @@ def ours(root: pathlib.Path, name: str, size: int, **options: object) -> Callabl
     def batches(images: int, turn: int) -> Iterator[int]:
         start, count = turn * 1000, images // BATCH + SKIPPED
         stream = pipeline.training_batches(
-            source, Order(len(source), seed=0), data, batch_size=BATCH, start_step=start,
+            source, EpochSampler(len(source), seed=0), data, batch_size=BATCH, start_step=start,
             total_steps=start + count, rows=slice(0, BATCH), bad={},
         )  # fmt: skip
         return (len(batch["image"]) for batch in stream)
@@ -205,7 +205,7 @@ def cifar_config(root: pathlib.Path, kind: str) -> object:
     )
     return freeze({
         "data": {**place, "image_size": 32},
-        "augment": {"shift": 4, "flip": True},
+        "augment": {"pad_crop": 4, "flip": True},
         "model": {"name": "resnet20"},
         "train": {
             "batch_size": BATCH, "feed": "resident" if "resident" in kind else "streaming"
@@ -218,10 +218,10 @@ def feed_of(config: object) -> object:
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import make_feed
-    from flax_resnet.training.train import make_order
+    from flax_resnet.training.train import make_sampler
 
     source = open_source(config.data, train=True)
-    mesh, stream = sharding.make_mesh(), make_order(source, config)
+    mesh, stream = sharding.make_mesh(), make_sampler(source, config)
     return make_feed(source, stream, config, mesh, crop=config.data.train_crop)
 
 

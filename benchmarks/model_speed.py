@@ -25,18 +25,17 @@ from benchmarks import roofline
 from benchmarks.arguments import count, duration, output
 from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
-from flax_resnet.augment import evaluation_images, training_batch
+from flax_resnet.augment import evaluation_images
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.summary import Summary, summarize
 from flax_resnet.ops import dispatch
-from flax_resnet.optim.losses import loss_weight
 from flax_resnet.training import sharding
 from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step.gradient import AUGMENT_STREAM, make_loss, stream_key
+from flax_resnet.training.step.gradient import make_loss
 from flax_resnet.training.step.microbatches import available_memory
-from flax_resnet.training.step.train_step import make_train_step
+from flax_resnet.training.step.train_step import loss_inputs, make_train_step
 
 DTYPES = ("float32", "bfloat16")
 # Images per device: at 64 px and below, and above.
@@ -67,22 +66,17 @@ def parts(work: Work) -> dict[str, Part]:
     config, model, optimizer, mesh, state = network(work)
     data = batch(work)
     images = sharding.place(data, mesh)
-    steps = sharding.place({key: value[None] for key, value in data.items()}, mesh, steps=True)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
     grads = jax.tree.map(jnp.zeros_like, state.params)
-    of_images = make_loss(config, model)
+    loss_fn = make_loss(config, model)
     held = [state]  # one state for all: the optimizer and the step consume it, and give another
 
     def infer(variables: Any, images: jax.Array) -> jax.Array:
         return model.apply(variables, evaluation_images(images, config.augment), train=False)
 
-    def loss(params: Any, batch_stats: Any, step: jax.Array, batch: Any) -> tuple:
-        key = stream_key(0, AUGMENT_STREAM, step)
-        args = key, batch["image"], batch["label"], model.num_classes, config.augment
-        pixels, targets = training_batch(*args)
-        weight = loss_weight(targets, config.loss)
-        return of_images(params, batch_stats, pixels, targets, weight, key)
+    def loss(params: Any, state: TrainState, batch: Any) -> tuple:
+        return loss_fn(params, loss_inputs(config, model, state, batch, seed=0))
 
     def update(state: TrainState, grads: Any) -> tuple[TrainState, None]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -90,7 +84,7 @@ def parts(work: Work) -> dict[str, Part]:
         return state.replace(params=params, opt_state=opt_state), None
 
     def inputs() -> tuple:
-        return held[0].params, held[0].batch_stats, held[0].step, images
+        return held[0].params, held[0], images
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     step = make_train_step(config, model, optimizer, mesh)
@@ -100,7 +94,7 @@ def parts(work: Work) -> dict[str, Part]:
         "forward": (jit(loss), inputs),
         "gradient": (jit(gradient), inputs),
         "optimizer": (jax.jit(update, donate_argnums=0), lambda: (held[0], grads)),
-        "step": (step, lambda: (held[0], {"seed": 0}, steps)),
+        "step": (step, lambda: (held[0], {"seed": 0}, images)),
     }
 
     def part(name: str) -> Part:

@@ -107,7 +107,7 @@ def network(work: Work, settings: Iterable[str] = ()) -> Network:
         work.model, work.image_size, work.batch_size, dtype=work.dtype, settings=settings
     )
     model = build_model(config, work.classes)
-    optimizer = planned_optimizer(config, Plan.nominal(work.classes))
+    optimizer = planned_optimizer(config, Plan.nominal(work.classes), model)
     mesh = sharding.make_mesh()
     state = initial_state(config, model, optimizer, mesh)
     return Network(config, model, optimizer, mesh, state)
@@ -147,8 +147,8 @@ def training(work: Work) -> tuple[Any, ...]:
     from flax_resnet.training.step.train_step import make_train_step
 
     config, model, optimizer, mesh, state = network(work)
-    steps = jax.device_put({key: value[None] for key, value in batch(work).items()})
-    return make_train_step(config, model, optimizer, mesh), state, {"seed": 0}, steps
+    images = jax.device_put(batch(work))
+    return make_train_step(config, model, optimizer, mesh), state, {"seed": 0}, images
 
 
 def textbook(work: Work) -> Program:

@@ -1,7 +1,7 @@
 """What scanning the identical blocks of a network costs and saves: python -m benchmarks.scan
 
-Compiles the gradient of one network unrolled and scanned (`scan=True`), and runs both by turns. Prints a table
-and, with --output, writes JSON. Times on a shared machine are only worth their ratios.
+Compiles the gradient of one network with its blocks apart and stacked (`scan_blocks=True`), and runs both by turns.
+Prints a table and, with --output, writes JSON. Times on a shared machine are only worth their ratios.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet import create_model
-from flax_resnet.models.stacking import scanned
+from flax_resnet.models.stacking import stack_blocks
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
     variables = jax.jit(lambda: plain.init(jax.random.key(0), images[:1], train=False))()
     programs = {}
     for scan in (False, True):
-        model = create_model(args.model, scan=scan, remat=args.remat)
-        given = jax.block_until_ready(scanned(variables) if scan else variables)
+        model = create_model(args.model, scan_blocks=scan, remat=args.remat)
+        given = jax.block_until_ready(stack_blocks(variables) if scan else variables)
         programs["scanned" if scan else "unrolled"] = compiled(model, given, images)
     for _ in range(args.steps):
         for program in programs.values():

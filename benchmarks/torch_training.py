@@ -8,13 +8,12 @@ import numpy as np
 from flax_resnet.augment import evaluation_images, evaluation_views, training_batch
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_learning_rate, planned_optimizer
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.models import create_model
 from flax_resnet.optim.optimizers import Rules, factors
 from flax_resnet.training import sharding
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
-from flax_resnet.training.whitening import covariance, filters, whitened, whitens
+from flax_resnet.training.step.train_step import AUGMENT_STREAM, stream_key
 from flax_resnet.weights import to_torch
 
 NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "airbench94")
@@ -42,7 +41,12 @@ class Training:
     """
 
     def __init__(
-        self, config: Config, plan: Plan, order: Order, images: np.ndarray, labels: np.ndarray
+        self,
+        config: Config,
+        plan: Plan,
+        order: EpochSampler,
+        images: np.ndarray,
+        labels: np.ndarray,
     ):
         import torch
 
@@ -73,7 +77,7 @@ class Training:
             momentum=section.momentum,
             nesterov=section.nesterov,
         )
-        self._mean = self._copied() if config.average.decay else None
+        self._mean = self._copied() if config.ema.decay else None
         schedule = planned_learning_rate(config, plan)
         self.rate = lambda step: float(schedule(step))
         self._augmented = jax.jit(
@@ -126,8 +130,8 @@ class Training:
         decay = section.decay
         if section.warmup:
             decay = min(decay, (1 + step) / (10 + step))
-        if section.rise:
-            decay *= (step / self._plan.total_steps) ** section.rise
+        if section.decay_power:
+            decay *= (step / self._plan.total_steps) ** section.decay_power
         for name, mean in self._mean.items():
             mean.lerp_(state[name], 1 - decay)
             if section.lookahead:
@@ -152,7 +156,7 @@ class Training:
             self._net.load_state_dict(self._mean, strict=False)  # which has no counters
             mean = self._evaluated(images, labels)
             self._net.load_state_dict(own, strict=False)
-            found |= {f"average_{key}": value for key, value in mean.items()}
+            found |= {f"ema_{key}": value for key, value in mean.items()}
         return found
 
     def _evaluated(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -183,12 +187,13 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
       images: uint8 [N, S, S, 3], of the first batch.
     """
     model = build_model(config, plan.num_classes)
-    optimizer = planned_optimizer(config, plan)
+    optimizer = planned_optimizer(config, plan, model)
     state = initial_state(config, model, optimizer, sharding.make_mesh())
-    if whitens(model):
-        moments = jax.jit(lambda pixels: covariance(evaluation_images(pixels, config.augment)))
-        state = whitened(state, filters(np.asarray(moments(images))))
-    return {"params": state.params, "batch_stats": state.batch_stats}
+    batch_stats = state.batch_stats
+    if model.initializes_from_data:
+        seen = jax.jit(lambda x: model.data_statistics(evaluation_images(x, config.augment)))
+        batch_stats = model.initialized(batch_stats, np.asarray(seen(images)))
+    return {"params": state.params, "batch_stats": batch_stats}
 
 
 def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:

@@ -35,11 +35,13 @@ from flax_resnet.config.plan import planned_optimizer
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError
 from flax_resnet.optim.schedules import Schedule
-from flax_resnet.training import sharding, train
+from flax_resnet.training import sharding
+from flax_resnet.training.experiment import make_sampler
+from flax_resnet.training.stages import CHECKPOINT, EVALUATION, STAGES, STEP
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step.microbatches import parts_of
+from flax_resnet.training.step.microbatches import microbatches_of
 from flax_resnet.training.step.train_step import make_train_step
-from flax_resnet.training.trainer import CHECKPOINT, EVALUATION, STAGES, STEP
+from flax_resnet.training.train import train
 
 WHAT = {
     "input": "waiting for a batch, and placing it on the device",
@@ -117,16 +119,16 @@ def shortened(config: Config, steps: int) -> Config:
     ):
         if value != allowed:
             raise ConfigError(f"{key}={value!r}: is not measured here; allowed: {allowed!r}")
-    if config.train.microbatch == "auto":
+    if config.train.microbatch_size == "auto":
         raise ConfigError(
-            "train.microbatch='auto': is not measured here; allowed: 'whole', or a number of images"
+            "train.microbatch_size='auto': is not measured here; allowed: 'whole', or a number of images"
         )
-    train = dataclasses.replace(
+    section = dataclasses.replace(
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
     constant = Schedule(name="constant")
     optimizer = dataclasses.replace(config.optimizer, thaw=())
-    return dataclasses.replace(config, train=train, schedule=constant, optimizer=optimizer)
+    return dataclasses.replace(config, train=section, schedule=constant, optimizer=optimizer)
 
 
 def warm_calls(config: Config, warmup: int) -> int:
@@ -148,20 +150,24 @@ def step_alone(config: Config) -> Callable[[], float]:
     from flax_resnet.training.input.feeds import make_feed
 
     source, mesh = open_source(config.data, train=True), sharding.make_mesh()
-    order, classes = train.make_order(source, config), len(source.class_names)
+    order, classes = make_sampler(source, config), len(source.class_names)
     plan = make_plan(config, num_train=order.epoch_size, num_eval=1, num_classes=classes)
     feed = make_feed(source, order, config, mesh, crop=config.data.train_crop, sizes=plan.sizes)
-    model, optimizer = build_model(config, classes), planned_optimizer(config, plan)
+    model = build_model(config, classes)
+    optimizer = planned_optimizer(config, plan, model)
     held = [initial_state(config, model, optimizer, mesh)]
-    parts = parts_of(config, mesh)
     step = make_train_step(
-        config, model, optimizer, mesh, parts=parts, total_steps=plan.total_steps
-    )
-    call = jax.tree.map(lambda leaf: leaf[0], next(iter(feed.training(0, 1))))
-    batch = jax.jit(feed.training_batch)(feed.data, call)
+        config, model, optimizer, mesh, total_steps=plan.total_steps,
+        microbatches=microbatches_of(config, mesh),
+    )  # fmt: skip
     size, per_call = config.train.batch_size, config.train.steps_per_call
-    stacked = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * per_call), batch)
-    steps = sharding.place(stacked, mesh, steps=True)
+    call = next(iter(feed.training(0, 1)))
+    if per_call > 1:
+        call = jax.tree.map(lambda leaf: leaf[0], call)
+    batch = jax.tree.map(np.asarray, jax.jit(feed.training_batch)(feed.data, call))
+    if per_call > 1:
+        batch = jax.tree.map(lambda leaf: np.stack([leaf] * per_call), batch)
+    steps = sharding.place(batch, mesh, steps=per_call > 1)
 
     def updates(calls: int) -> float:
         began = time.perf_counter()
@@ -193,7 +199,7 @@ def profiled(
     options.host_tracer_level = 2 if detailed else 1
     options.python_tracer_level = 0  # calls of Python functions, which would slow them
     with jax.profiler.trace(place, profiler_options=options):
-        train.train(config, workdir)
+        train(config, workdir)
     newest = max(place.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     spans = [
         Span(event.name, event.start_ns, event.start_ns + event.duration_ns)

@@ -51,7 +51,7 @@ def get_config(task: str = ""):
         size
     ]  # 100 or 500 steps
     config.train.batch_size = 512
-    config.train.microbatch = "auto"
+    config.train.microbatch_size = "auto"
     config.train.steps = STEPS[size]
     # Of a small set an epoch is a step or a few.
     every = {"small": 25.0, "medium": 10.0, "large": 1.0}[size]

@@ -23,8 +23,8 @@ def get_config():
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
     config.augment.flip = True
-    config.augment.shift = 2
-    config.augment.shift_padding = "reflect"
+    config.augment.pad_crop = 2
+    config.augment.pad_crop_fill = "reflect"
     config.augment.eval_flip = True
     config.augment.eval_shift = 1
     config.loss.label_smoothing = 0.2
@@ -43,10 +43,10 @@ def get_config():
     config.schedule.final = 0.07
     config.schedule.batch_scaling = "linear"
     config.schedule.base_batch_size = 1024
-    config.average.decay = 0.95**5
-    config.average.warmup = False
-    config.average.rise = 3.0
-    config.average.lookahead = 5
+    config.ema.decay = 0.95**5
+    config.ema.warmup = False
+    config.ema.decay_power = 3.0
+    config.ema.lookahead = 5
     config.train.batch_size = 1024
     config.train.epochs = 10
     config.train.eval_batch_size = 1000

@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, taught by a larger network and by the labels.
+"""ResNet-20 on CIFAR-10, teacher_variables by a larger network and by the labels.
 
 python -m flax_resnet.main --config configs/cifar_he2016.py:resnet56 --workdir runs/resnet56
 python -m flax_resnet.main --config configs/distill.py --workdir runs/resnet20_taught \\
@@ -21,7 +21,7 @@ def get_config():
     config.data.image_size = 32
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
-    config.augment.shift = 4
+    config.augment.pad_crop = 4
     config.augment.flip = True
     config.distill.teacher = "runs/resnet56"
     config.distill.temperature = 4.0

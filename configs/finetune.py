@@ -45,7 +45,9 @@ def get_config(dataset: str = "folder="):
     config.optimizer.learning_rate = 0.01
     config.optimizer.nesterov = True
     config.optimizer.layer_decay = 0.9
-    config.optimizer.thaw = ((r"^(?!(fc|classifier_6)/)", 2.0),)  # all but the head, which is new
+    config.optimizer.unfreeze_at = (
+        (r"^(?!(fc|classifier_6)/)", 2.0),
+    )  # all but the head, which is new
     config.schedule.warmup = 1.0
     config.train.batch_size = 32
     config.train.epochs = 20

@@ -62,7 +62,7 @@ def cifar10(config):
     config.data.image_size = 32
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
-    config.augment.shift = 4
+    config.augment.pad_crop = 4
     config.augment.flip = True
     config.train.batch_size = 128
     config.train.epochs = 200

@@ -29,7 +29,7 @@ def get_config(procedure: str = "a3"):
     config.data.eval_crop = "center"
     config.data.eval_crop_fraction = 0.95
     config.data.interpolation = "bicubic"
-    config.data.repeats = 3
+    config.data.augmentation_repeats = 3
     config.augment.flip = True
     config.augment.policy = "randaugment"
     config.augment.policy_magnitude = 21
@@ -54,7 +54,7 @@ def get_config(procedure: str = "a3"):
     if procedure == "a3":
         config.data.image_size = 160
         config.data.eval_size = 224
-        config.data.repeats = 1
+        config.data.augmentation_repeats = 1
         config.augment.policy_magnitude = 18
         config.optimizer.learning_rate = 8e-3
         config.model.drop_path = 0.0

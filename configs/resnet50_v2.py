@@ -22,10 +22,10 @@ def get_config():
     config.data.train_crop = "random_resized"
     config.data.eval_crop = "center"
     config.data.eval_crop_fraction = 0.965  # 224 of 232
-    config.data.repeats = 4
+    config.data.augmentation_repeats = 4
     config.augment.flip = True
     config.augment.policy = "trivialaugment"
-    config.augment.erase = 0.1
+    config.augment.random_erasing = 0.1
     config.augment.mixup = 0.2
     config.augment.cutmix = 1.0
     config.loss.label_smoothing = 0.1
@@ -35,8 +35,8 @@ def get_config():
     config.schedule.warmup = 5.0
     config.schedule.warmup_from = 0.01
     # There 1 - 2e-5 x 1024 x 32 / 600 for 32 steps.
-    config.average.decay = 0.999966
-    config.average.warmup = False
+    config.ema.decay = 0.999966
+    config.ema.warmup = False
     config.train.batch_size = 1024
     config.train.epochs = 600
     config.train.log_every = 100

@@ -33,7 +33,7 @@ def get_config():
     config.optimizer.weight_decay = 4e-5
     config.schedule.warmup = 5.0
     config.schedule.batch_scaling = "linear"
-    config.average.decay = 0.9999
+    config.ema.decay = 0.9999
     config.train.batch_size = 4096
     config.train.epochs = 350
     config.train.log_every = 100

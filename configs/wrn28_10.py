@@ -18,8 +18,8 @@ def get_config():
     config.data.image_size = 32
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
-    config.augment.shift = 4
-    config.augment.shift_padding = "reflect"
+    config.augment.pad_crop = 4
+    config.augment.pad_crop_fill = "reflect"
     config.augment.flip = True
     config.optimizer.learning_rate = 0.1
     config.optimizer.nesterov = True
@@ -27,7 +27,7 @@ def get_config():
     config.optimizer.weight_decay_rules = ()
     config.schedule.name = "multi_step"
     config.schedule.milestones = (60.0, 120.0, 160.0)
-    config.schedule.factor = 0.2
+    config.schedule.gamma = 0.2
     config.train.batch_size = 128
     config.train.epochs = 200
     config.train.eval_batch_size = 1000

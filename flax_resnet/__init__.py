@@ -7,6 +7,7 @@
 
 from flax_resnet.inference.classifier import Classifier, Prediction, load, load_pretrained
 from flax_resnet.models import create_model, list_models
+from flax_resnet.training.train import train
 from flax_resnet.version import __version__
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "list_models",
     "load",
     "load_pretrained",
+    "train",
 ]

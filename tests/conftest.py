@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items):
 
 def records_of(workdir, split):
     """The records of a split in a run's metrics.jsonl."""
-    from flax_resnet.training.runs.folder import read_records
+    from flax_resnet.training.runs.folder import RunFolder
 
-    return [r for r in read_records(workdir) if r["split"] == split]
+    return [r for r in RunFolder.at(workdir).read_records() if r["split"] == split]
 
 
 def saved(workdir, step):
@@ -95,30 +95,21 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
     from flax_resnet.config.plan import Plan, planned_optimizer
     from flax_resnet.training import sharding
     from flax_resnet.training.runs.checkpoint import Checkpoints
-    from flax_resnet.training.runs.folder import claim
+    from flax_resnet.training.runs.folder import RunFolder
+    from flax_resnet.training.runs.metadata import RunMetadata
     from flax_resnet.training.state import abstract_state, build_model
 
     config, classes = freeze(sections), len(class_names)
     model = build_model(config, classes)
-    optimizer = planned_optimizer(config, Plan.nominal(classes))
+    optimizer = planned_optimizer(config, Plan.nominal(classes), model)
     mesh = sharding.make_mesh()
     state = drawn(abstract_state(config, model, optimizer, mesh), seed=step)
-    claim(folder, config, resume="auto")
+    RunFolder.at(folder).claim(config, resume="auto")
     checkpoints = Checkpoints(folder)
-    run = {
-        "config": dataclasses.asdict(config),
-        "class_names": list(class_names),
-        "num_classes": classes,
-        "num_examples": 0,
-        "parts": 1,
-        "teacher": None,
-        "bad_images": {},
-        **more,
-    }
+    metadata = RunMetadata(dataclasses.asdict(config), tuple(class_names), classes, **more)
     placed = jax.device_put(state, sharding.replicated(mesh))
-    checkpoints.save(step, placed, run, None)
+    checkpoints.save(step, placed, metadata)
     checkpoints.close()
-    return folder
 
 
 def one_device():

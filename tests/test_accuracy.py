@@ -45,8 +45,8 @@ def finish(run, final):
     for epoch in (1, 2, 3, 4):
         train = {"loss": 4.0 - epoch, "top1": 0.1, "images_per_second": 128.0}
         test = {"loss": 1.0, "top1": final - 0.1 * (4 - epoch), "count": 10}
-        if config.average.decay:
-            test["average_top1"] = test["top1"] + 0.01
+        if config.ema.decay:
+            test["ema_top1"] = test["top1"] + 0.01
         for split, step, values in (("train", 78 * epoch - 39, train), ("test", 78 * epoch, test)):
             records.append({"step": step, "epoch": step / 78, "split": split, **values})
     lines = (json.dumps(record) + "\n" for record in records)
@@ -130,9 +130,9 @@ def test_seconds_to_a_top1(tmp_path, monkeypatch, capsys):
 
 
 def test_averaged_weights_have_columns_of_their_own(tmp_path, monkeypatch, capsys):
-    made_up(tmp_path, **{"average.decay": 0.99})
+    made_up(tmp_path, **{"ema.decay": 0.99})
     rows = [
-        r._replace(overrides=r.overrides | {"average.decay": 0.99})
+        r._replace(overrides=r.overrides | {"ema.decay": 0.99})
         for r in accuracy.EXPERIMENTS["plain_vs_residual"]
     ]
     monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
@@ -318,7 +318,7 @@ def test_pillow_gives_the_pixels_that_training_decodes(photographs):
         ({"model.name": "plain20"}, "model.name='plain20': PyTorch's side has resnet20, "),
         ({"model.dropout": 0.1}, r"model.dropout=0.1: .*; allowed: -1.0"),
         ({"model.widths": (8, 8, 8)}, r"model.widths=\(8, 8, 8\): PyTorch's side has resnet20"),
-        ({"average.decay": 0.9, "average.recalibrate": 2}, "average.recalibrate=2: .*; allowed: 0"),
+        ({"ema.decay": 0.9, "ema.bn_batches": 2}, "ema.bn_batches=2: .*; allowed: 0"),
         ({"loss.name": "sigmoid"}, "loss.name='sigmoid': "),
         ({"optimizer.name": "adamw"}, "optimizer.name='adamw': .*; allowed: 'sgd'"),
         ({"data.train_crop": "center"}, "data.train_crop='center': .*; allowed: 'resize'"),

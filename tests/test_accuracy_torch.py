@@ -25,7 +25,7 @@ RECIPES = {
     },
     "cifar_speedrun": {
         "model.widths": "(8,16,16)",
-        "average.lookahead": 2,
+        "ema.lookahead": 2,
     },
 }
 # In six steps rounding takes resnet20 up to 3e-4 apart from PyTorch (seeds 5 to 9), with XLA's convolutions as with
@@ -91,8 +91,8 @@ def test_losses_are_those_of_this_package(ours, tmp_path):
             for key in ("step", "epoch", "learning_rate", "count"):
                 assert a.get(key) == b.get(key)
             assert a["top1"] == pytest.approx(b["top1"])
-            if "average_loss" in a:
-                assert b["average_loss"] == pytest.approx(a["average_loss"], rel=limit)
+            if "ema_loss" in a:
+                assert b["ema_loss"] == pytest.approx(a["ema_loss"], rel=limit)
     assert "final top-1" in (theirs / "summary.txt").read_text()
 
 
@@ -103,11 +103,11 @@ def test_losses_tell_what_differs(ours, tmp_path, monkeypatch, broken):
     if broken == "augmentation":
         monkeypatch.setattr(torch_training, "AUGMENT_STREAM", 3)
     elif broken == "order":
-        make_order = accuracy_torch.make_order
+        make_sampler = accuracy_torch.make_sampler
         monkeypatch.setattr(
             accuracy_torch,
-            "make_order",
-            lambda source, config: dataclasses.replace(make_order(source, config), seed=6),
+            "make_sampler",
+            lambda source, config: dataclasses.replace(make_sampler(source, config), seed=6),
         )
     else:
         optimizer = dataclasses.replace(config.optimizer, momentum=0.5)

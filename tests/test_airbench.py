@@ -114,10 +114,10 @@ def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
     images, labels = photographs(48, 16), np.arange(48) % 2
     source = ArraySource(images, labels, class_names=("even", "odd"))
     sections = {
-        "data": {"source": "arrays", "image_size": 16},
+        "data": {"source": "python", "image_size": 16},
         "model": {"name": "airbench94", "widths": (4, 8, 8)},
         "train": {"batch_size": 48, "epochs": 2},
-        "average": {"decay": 0.7, "warmup": False, "rise": 3.0, "lookahead": 2},
+        "ema": {"decay": 0.7, "warmup": False, "decay_power": 3.0, "lookahead": 2},
     }
     config = freeze(sections)
     train(config, tmp_path / "run", train_source=source, eval_source=source)
@@ -125,7 +125,7 @@ def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
     # One batch is all of the set: its images are the first, whatever their order.
     moments = np.asarray(covariance(normalize(jnp.asarray(images), config.augment)))
     variances, state = np.linalg.eigvalsh(moments)[::-1], run.state
-    for batch_stats in (state.batch_stats, state.average["batch_stats"]):
+    for batch_stats in (state.batch_stats, state.ema["batch_stats"]):
         half = batch_stats["conv1"]["kernel"].reshape(12, 24)[:, :12]
         expected = np.diag(variances / (variances + 5e-4))
         np.testing.assert_allclose(half.T @ moments @ half, expected, atol=1e-3)

@@ -17,9 +17,9 @@ LABELS = np.arange(64) % 10
 # With these, a normalised image holds the levels themselves.
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 EVERYTHING = {
-    "shift": 2, "shift_padding": "reflect", "flip": True,
+    "pad_crop": 2, "pad_crop_fill": "reflect", "flip": True,
     "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1,
-    "policy": "trivialaugment", "erase": 0.5, "erase_fill": "noise", "cutout": 2,
+    "policy": "trivialaugment", "random_erasing": 0.5, "random_erasing_fill": "noise", "cutout": 2,
     "mixup": 0.8, "cutmix": 1.0, "mix_mode": "element",
 }  # fmt: skip
 batch_of = jax.jit(training_batch, static_argnums=(3, 4))
@@ -61,7 +61,7 @@ def test_flip_mirrors_about_half():
 @pytest.mark.parametrize(("padding", "mode"), [("black", "constant"), ("reflect", "reflect")])
 def test_shift_moves_by_at_most_its_pixels(padding, mode):
     moves = set()
-    for got, image in zip(levels(shift=1, shift_padding=padding), IMAGES, strict=True):
+    for got, image in zip(levels(pad_crop=1, pad_crop_fill=padding), IMAGES, strict=True):
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode=mode)
         found = [
             (top, left)
@@ -103,7 +103,9 @@ def test_an_even_cutout_is_devries_and_taylors():
 
 def test_erasing_is_a_rectangle_of_the_area_and_aspect_asked_for():
     images = np.full((600, 40, 50, 3), 9, np.uint8)
-    got = levels(images, erase=0.5, erase_area=(0.1, 0.2), erase_aspect=(0.5, 3.0))
+    got = levels(
+        images, random_erasing=0.5, random_erasing_area=(0.1, 0.2), random_erasing_aspect=(0.5, 3.0)
+    )
     areas, aspects, tops, lefts = [], [], [], []
     for gone in got[..., 0] == 0:
         if not gone.any():
@@ -129,19 +131,19 @@ def test_erasing_is_a_rectangle_of_the_area_and_aspect_asked_for():
 
 def test_a_rectangle_that_does_not_fit_erases_nothing():
     images = np.full((20, 6, 6, 3), 9, np.uint8)
-    assert (levels(images, erase=1.0, erase_area=(1.0, 1.0)) == 9).all()
+    assert (levels(images, random_erasing=1.0, random_erasing_area=(1.0, 1.0)) == 9).all()
 
 
 def test_a_rectangle_that_seldom_fits_is_drawn_again():
     images = np.full((200, 20, 20, 3), 9, np.uint8)
-    gone = (levels(images, erase=1.0, erase_area=(0.5, 0.5)) == 0).any((1, 2, 3))
+    gone = (levels(images, random_erasing=1.0, random_erasing_area=(0.5, 0.5)) == 0).any((1, 2, 3))
     assert gone.mean() > 0.95  # one attempt alone: 0.55
 
 
 def test_erasing_with_noise():
     images = np.full((200, 20, 20, 3), 9, np.uint8)
-    options = {"erase": 1.0, "erase_area": (0.2, 0.4)}
-    noise = augmented(images, **options, erase_fill="noise")
+    options = {"random_erasing": 1.0, "random_erasing_area": (0.2, 0.4)}
+    noise = augmented(images, **options, random_erasing_fill="noise")
     where = augmented(images, **options) == 0
     assert (noise[~where] == 9).all()
     values = noise[where]
@@ -236,8 +238,8 @@ def test_mixing_happens_and_switches_as_often_as_asked():
 
 
 def test_an_operation_does_not_change_what_another_draws():
-    alone = levels(flip=True, shift=1)
-    with_more = levels(flip=True, shift=1, cutout=2, erase=0.5)
+    alone = levels(flip=True, pad_crop=1)
+    with_more = levels(flip=True, pad_crop=1, cutout=2, random_erasing=0.5)
     kept = with_more != 0
     assert 0.3 < kept.mean() < 0.95
     np.testing.assert_array_equal(with_more[kept], alone[kept])
@@ -281,7 +283,7 @@ def test_a_row_is_augmented_by_its_place_alone(options):
 def test_another_step_draws_anew_and_rows_draw_apart():
     images = np.broadcast_to(IMAGES[:1], IMAGES.shape)
     first, again, second = (
-        levels(images, key=key, shift=2, policy="trivialaugment") for key in (0, 0, 1)
+        levels(images, key=key, pad_crop=2, policy="trivialaugment") for key in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != second).any((1, 2, 3)).mean() > 0.8
@@ -299,12 +301,19 @@ def test_what_is_off_is_not_in_the_program():
     plain = program()
     assert "random" not in plain
     for name, value in EVERYTHING.items():
-        idle = name in ("shift_padding", "erase_fill", "mix_mode")
+        idle = name in ("pad_crop_fill", "random_erasing_fill", "mix_mode")
         assert (program(**{name: value}) == plain) == idle, name
 
 
 def test_grey():
-    config = Augment(mean=(0.3,), std=(0.4,), flip=True, erase=0.5, erase_fill="noise", cutout=2)
+    config = Augment(
+        mean=(0.3,),
+        std=(0.4,),
+        flip=True,
+        random_erasing=0.5,
+        random_erasing_fill="noise",
+        cutout=2,
+    )
     images, _ = batch_of(jax.random.key(0), IMAGES, LABELS, 10, config)
     assert images.shape == (64, 6, 5, 1)
     assert np.isfinite(images).all()

@@ -14,11 +14,11 @@ from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
 from flax_resnet.optim import ema
-from flax_resnet.optim.ema import Average
+from flax_resnet.optim.ema import Ema
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.load import read_run
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.bn_statistics import make_statistics_measurement
 from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
 
 
@@ -33,9 +33,9 @@ def values(seed):
 @pytest.mark.parametrize(
     ("section", "decays"),
     [
-        (Average(decay=0.9, warmup=False), [0.9] * 3),
-        (Average(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
-        (Average(decay=0.9, warmup=False, rise=2.0), [0.1, 0.4, 0.9, 0.9]),  # of three steps
+        (Ema(decay=0.9, warmup=False), [0.9] * 3),
+        (Ema(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
+        (Ema(decay=0.9, warmup=False, decay_power=2.0), [0.1, 0.4, 0.9, 0.9]),  # of three steps
     ],
 )
 def test_the_mean_moves_by_its_decay(section, decays):
@@ -48,19 +48,19 @@ def test_the_mean_moves_by_its_decay(section, decays):
 
 
 def test_statistics_that_are_measured_are_not_averaged():
-    section = Average(decay=0.9, recalibrate=4)
+    section = Ema(decay=0.9, bn_batches=4)
     mean, _ = ema.advance(values(0), values(1), np.int32(1), section, 1)
     assert (mean["batch_stats"]["mean"] == values(0)["batch_stats"]["mean"]).all()
     assert (mean["params"]["w"] != values(0)["params"]["w"]).all()
 
 
 def test_no_decay_is_no_mean():
-    assert ema.start(values(0), Average()) == {}
-    assert ema.advance({}, values(0), np.int32(1), Average(), 1)[0] == {}
+    assert ema.start(values(0), Ema()) == {}
+    assert ema.advance({}, values(0), np.int32(1), Ema(), 1)[0] == {}
 
 
 def test_lookahead_moves_the_mean_and_the_weights_together():
-    section = Average(decay=0.75, warmup=False, lookahead=2)
+    section = Ema(decay=0.75, warmup=False, lookahead=2)
     mean, kept = ema.advance(values(0), values(1), np.int32(1), section, 4)
     jax.tree.map(np.testing.assert_array_equal, (mean, kept), (values(0), values(1)))
     mean, kept = ema.advance(mean, values(2), np.int32(2), section, 4)
@@ -72,9 +72,9 @@ def test_lookahead_moves_the_mean_and_the_weights_together():
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"rise": 3.0}, "average.rise=3: goes with ema.decay above 0"),
-        ({"lookahead": 5}, "average.lookahead=5: goes with ema.decay above 0"),
-        ({"lookahead": 5, "decay": 0.9, "recalibrate": 4}, "average.lookahead=5: the weights go"),
+        ({"decay_power": 3.0}, "ema.decay_power=3: goes with ema.decay above 0"),
+        ({"lookahead": 5}, "ema.lookahead=5: goes with ema.decay above 0"),
+        ({"lookahead": 5, "decay": 0.9, "bn_batches": 4}, "ema.lookahead=5: the weights go"),
     ],
 )
 def test_settings_of_no_mean_are_refused(section, told):
@@ -88,7 +88,7 @@ def recalibration_config(**model):
             "model": {"stem": "cifar", "widths": (16,) * 4, "depths": (1,) * 4, **model},
             "train": {"batch_size": 16},
             "augment": {"flip": True},
-            "average": {"decay": 0.9, "recalibrate": 3},
+            "ema": {"decay": 0.9, "bn_batches": 3},
         }
     )
 
@@ -111,7 +111,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
         sharding.place({k: np.stack([b[k] for b in part]) for k in part[0]}, mesh, steps=True)
         for part in (batches[:2], batches[2:])
     ]
-    found = make_recalibration(config, model, mesh)(variables, {"seed": 0}, calls, 0)
+    found = make_statistics_measurement(config, model, mesh)(variables, {"seed": 0}, calls, 0)
 
     sums = []
     for number, batch in enumerate(batches):
@@ -134,17 +134,17 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
 
 def test_recalibration_needs_batch_normalisation():
     config = recalibration_config(norm="group")
-    with pytest.raises(ConfigError, match=r"average.recalibrate=3: .* has no batch normalisation"):
-        make_recalibration(config, build_model(config, 10), sharding.make_mesh())
+    with pytest.raises(ConfigError, match=r"ema.bn_batches=3: .* has no batch normalisation"):
+        make_statistics_measurement(config, build_model(config, 10), sharding.make_mesh())
     with pytest.raises(ConfigError, match=r"goes with ema.decay above 0"):
-        freeze({"average": {"recalibrate": 3}})
+        freeze({"ema": {"bn_batches": 3}})
 
 
 @pytest.mark.slow
 def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
     arguments = [
-        *tiny, "--config.schedule.name=constant", "--config.average.decay=0.5", "--config.average.warmup=False",
-        "--config.average.recalibrate=2", "--config.augment.flip=True",
+        *tiny, "--config.schedule.name=constant", "--config.ema.decay=0.5", "--config.ema.warmup=False",
+        "--config.ema.bn_batches=2", "--config.augment.flip=True",
     ]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main.main([*arguments, f"--workdir={whole}", "--config.train.epochs=2"]) == 0
@@ -155,14 +155,14 @@ def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
     one = run.state
     jax.tree.map(np.testing.assert_array_equal, one, other.state)
 
-    mean, last = flax_resnet.load(whole), flax_resnet.load(whole, average=False)
+    mean, last = flax_resnet.load(whole), flax_resnet.load(whole, ema=False)
     jax.tree.map(np.testing.assert_array_equal, mean.variables, one.average)
-    jax.tree.map(np.testing.assert_array_equal, last.variables, run.variables(average=False))
+    jax.tree.map(np.testing.assert_array_equal, last.variables, run.variables(ema=False))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), mean.variables, last.variables)
     assert all(jax.tree.leaves(moved))
 
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     final = records[-1]
-    assert {"top1", "average_top1", "average_top5", "average_loss"} <= final.keys()
-    assert f"final top-1 {final['average_top1']:.2%}" in (whole / "summary.txt").read_text()
+    assert {"top1", "ema_top1", "ema_top5", "ema_loss"} <= final.keys()
+    assert f"final top-1 {final['ema_top1']:.2%}" in (whole / "summary.txt").read_text()
     assert "averaged top-1" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
     arguments = [
         f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
         "--config.data.max_bad_images=0", "--config.train.batch_size=8", "--config.model.widths=(4,8,16,32)",
-        "--config.data.image_size=32", "--config.data.holdout=0.1", f"--compilation_cache={cache_dir}",
+        "--config.data.image_size=32", "--config.data.eval_fraction=0.1", f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
     assert main.main(arguments) == 2
     line = capsys.readouterr().err.splitlines()[-1]

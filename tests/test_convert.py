@@ -46,7 +46,7 @@ def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "run.safetensors"
     arguments = [
         "--config=resnet18", "--config.model.widths=(4,8,8,8)", "--config.model.depths=(1,3,1,1)",
-        "--config.model.scan=True", "--config.train.batch_size=240", "--config.train.epochs=1",
+        "--config.model.scan_blocks=True", "--config.train.batch_size=240", "--config.train.epochs=1",
         "--config.schedule.warmup=0", "--config.train.eval_batch_size=360",
         f"--data_dir={data_dir}", f"--compilation_cache={cache_dir}", f"--workdir={run}",
     ]  # fmt: skip

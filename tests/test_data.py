@@ -8,12 +8,12 @@ from PIL import Image
 from flax_resnet.config import freeze
 from flax_resnet.data import pipeline
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.data.sources.open import open_source
 
 
 def batches(source, data, **options):
-    stream = options.pop("stream", None) or Order(len(source), seed=3)
+    stream = options.pop("stream", None) or EpochSampler(len(source), seed=3)
     defaults = dict(batch_size=16, start_step=0, total_steps=4, rows=slice(0, 16), bad={})
     return list(pipeline.training_batches(source, stream, data, **{**defaults, **options}))
 
@@ -22,7 +22,7 @@ def test_a_training_batch_holds_what_the_order_says(data_dir):
     data = Data(data_dir=data_dir)
     source = open_source(data, train=True)
     for step, batch in enumerate(batches(source, data)):
-        indices = Order(1437, seed=3).batch(np, step, 16)
+        indices = EpochSampler(1437, seed=3).batch(np, step, 16)
         np.testing.assert_array_equal(batch["index"], indices)
         np.testing.assert_array_equal(batch["label"], source.read(indices).labels)
         assert {k: v.dtype.name for k, v in batch.items()} == {
@@ -70,7 +70,7 @@ def test_a_thousand_draws_of_seed_step_and_processes_give_the_same_examples():
         step, count = int(draw.integers(100_000)), int(draw.choice([1, 2, 8]))
         batch = 8 * int(draw.integers(1, 6))
         bad = {int(i): 0 for i in draw.integers(0, size, 3)}
-        stream = Order(size, seed)
+        stream = EpochSampler(size, seed)
         parts = [
             pipeline.training_indices(stream, step, batch, slice(a, a + batch // count), bad)
             for a in range(0, batch, batch // count)
@@ -90,7 +90,7 @@ def test_a_thousand_batches_after_random_restarts_are_the_uninterrupted_ones(pho
     for _ in range(40):
         seed, start = int(draw.integers(2**31)), int(draw.integers(40))
         count, steps = int(draw.choice([1, 2, 8])), {"total_steps": start + 25}
-        stream = Order(len(source), seed)
+        stream = EpochSampler(len(source), seed)
         whole = batches(source, data, stream=stream, batch_size=8, rows=slice(0, 8), **steps)[
             start:
         ]

@@ -66,15 +66,23 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
         "image": draw.integers(0, 256, (ROWS, 8, 8, 3), np.uint8),
         "label": draw.integers(0, CLASSES, ROWS).astype(np.int32),
     }
-    taught = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
+    teacher_variables = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
     gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), teacher=teacher))
-    args = variables["params"], variables["batch_stats"], 0, jnp.int32(3), batch, 1.0, taught
+    args = (
+        variables["params"],
+        variables["batch_stats"],
+        0,
+        jnp.int32(3),
+        batch,
+        1.0,
+        teacher_variables,
+    )
     _, metrics, _ = gradient(*args)
 
     key = stream_key(0, AUGMENT_STREAM, 3)
     images, targets = training_batch(key, batch["image"], batch["label"], CLASSES, config.augment)
     seen = ((np.asarray(images) * 0.2 + 0.5) - mean) / std
-    wanted = model.apply(taught, jnp.asarray(seen, jnp.float32), train=False)
+    wanted = model.apply(teacher_variables, jnp.asarray(seen, jnp.float32), train=False)
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     divergence = teacher.divergence_sum(logits, wanted, 3.0) / ROWS
     labels = loss_sum(logits, targets, config.loss) / ROWS
@@ -149,9 +157,11 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     config = freeze({**network, "data": {"data_dir": data_dir}, "distill": {"teacher": "teacher"}})
     stored = located(config)
     assert stored.distill.teacher == str(tmp_path / "teacher")
-    learnt_from = checksum(*open_teacher(config, CLASSES, digits))
+    teacher_checksum = checksum(*open_teacher(config, CLASSES, digits))
     student = tmp_path / "student"
-    saved_run(student, dataclasses.asdict(stored), digits, num_examples=1437, teacher=learnt_from)
+    saved_run(
+        student, dataclasses.asdict(stored), digits, num_examples=1437, teacher=teacher_checksum
+    )
 
     monkeypatch.setattr(train.workdir, "store_config", goes_on)  # all that is refused was, before
     with pytest.raises(GoesOn):

@@ -106,9 +106,15 @@ NETWORKS = {
     "bottleneck": ("resnet50", BLOCKS),
     "preact": ("resnetv2_18", BLOCKS),
     "preact bottleneck, stages rematerialised": ("resnetv2_50", {**BLOCKS, "remat": "stage"}),
-    "scanned": ("resnet18", {**BLOCKS, "scan": True}),
-    "scanned, blocks rematerialised": ("resnet18", {**BLOCKS, "scan": True, "remat": "block"}),
-    "scanned, stages rematerialised": ("resnet18", {**BLOCKS, "scan": True, "remat": "stage"}),
+    "scanned": ("resnet18", {**BLOCKS, "scan_blocks": True}),
+    "scanned, blocks rematerialised": (
+        "resnet18",
+        {**BLOCKS, "scan_blocks": True, "remat": "block"},
+    ),
+    "scanned, stages rematerialised": (
+        "resnet18",
+        {**BLOCKS, "scan_blocks": True, "remat": "stage"},
+    ),
     "AlexNet": (None, {"dropout": 0.5, "dropout_first": True}),
     "VGG": (None, {"dropout": 0.5}),
 }

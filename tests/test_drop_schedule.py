@@ -13,7 +13,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.training import train
 from flax_resnet.training.plan_text import describe, drop_words
 from flax_resnet.training.state import abstract_state, build_model, initial_state
-from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.bn_statistics import make_statistics_measurement
 from flax_resnet.training.step.train_step import make_train_step
 
 
@@ -95,7 +95,7 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
 
 
 def test_statistics_are_measured_dropping_as_at_that_step():
-    average = {"decay": 0.5, "recalibrate": 1}
+    average = {"decay": 0.5, "bn_batches": 1}
     model = {
         **SMALL,
         "depths": (3,),
@@ -105,9 +105,13 @@ def test_statistics_are_measured_dropping_as_at_that_step():
     model, optimizer = build_model(config, 10), planned_optimizer(config, made)
     state = initial_state(config, model, optimizer, MESH)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    measure = make_recalibration(config, model, MESH, drop=planned_drop_factor(config, made))
+    measure = make_statistics_measurement(
+        config, model, MESH, drop=planned_drop_factor(config, made)
+    )
     same = model.clone(drop_path=0.0)
-    expected = make_recalibration(config, same, MESH)(variables, {"seed": 0}, batches(1), 0)
+    expected = make_statistics_measurement(config, same, MESH)(
+        variables, {"seed": 0}, batches(1), 0
+    )
 
     def distance(step):
         found = measure(variables, {"seed": 0}, batches(1), jnp.int32(step))
@@ -131,9 +135,9 @@ def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys)
 
     given = []
     monkeypatch.setattr(train, "make_train_step", made)
-    monkeypatch.setattr(train, "make_recalibration", last)
+    monkeypatch.setattr(train, "make_statistics_measurement", last)
     options = ["model.dropout=0.5", "schedule.drop_rates=late", "schedule.unit=steps"]
-    options += ["schedule.drop_until=3", "average.decay=0.5", "average.recalibrate=1"]
+    options += ["schedule.drop_until=3", "ema.decay=0.5", "ema.bn_batches=1"]
     options = [f"--config.{option}" for option in options]
     with pytest.raises(Stopped):
         main.main([*tiny, *options, f"--workdir={tmp_path / 'run'}"])

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from flax_resnet.config import freeze
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
@@ -25,20 +25,20 @@ def feed_of(photographs, limit=10, **data):
     config = freeze(
         {
             "data": {
-                "source": "folder", "path": str(photographs), "image_size": 8, "holdout": 0.01,
+                "source": "folder", "path": str(photographs), "image_size": 8, "eval_fraction": 0.01,
                 "max_bad_images": limit, **data,
             },
             "train": {"batch_size": 8},
         }
     )  # fmt: skip
     source = open_source(config.data, train=True)
-    stream = Order(len(source), seed=0)
+    stream = EpochSampler(len(source), seed=0)
     return StreamingFeed(source, stream, config, sharding.make_mesh()), source
 
 
 def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
     feed, source = feed_of(photographs)
-    stream = Order(len(source), seed=0)
+    stream = EpochSampler(len(source), seed=0)
     index = next(i for i in range(len(source)) if i not in stream.batch(np, 0, 8))
     assert index in np.concatenate([stream.batch(np, step, 8) for step in range(1, 6)])
     victim = pathlib.Path(source.describe(index))  # not met before the second step
@@ -84,9 +84,9 @@ def both_feeds(source, stream=None, **sections):
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed
 
-    defaults = {"data": {"source": "arrays", "image_size": 6}, "train": {"batch_size": 16}}
+    defaults = {"data": {"source": "python", "image_size": 6}, "train": {"batch_size": 16}}
     config = freeze({k: {**v, **sections.get(k, {})} for k, v in defaults.items()})
-    stream = stream or Order(len(source), seed=4)
+    stream = stream or EpochSampler(len(source), seed=4)
     arguments = source, stream, config, sharding.make_mesh()
     return StreamingFeed(*arguments), ResidentFeed(*arguments, crop=config.data.train_crop)
 
@@ -105,10 +105,12 @@ def steps_of(feed, start, total):
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"kept": 40, "repeats": 2}], ids=["all", "subset"])
+@pytest.mark.parametrize(
+    "options", [{}, {"kept": 40, "augmentation_repeats": 2}], ids=["all", "subset"]
+)
 def test_both_feeds_give_the_same_bits(per_call, options):
     source = pixels()
-    stream = Order(len(source), seed=4, **options)
+    stream = EpochSampler(len(source), seed=4, **options)
     feeds = both_feeds(source, stream, train={"steps_per_call": per_call})
     streamed, resident = (
         list(unpacked(feed, steps_of(feed, 2, 12), feed.training_batch)) for feed in feeds
@@ -144,7 +146,7 @@ def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, cap
     victim.write_bytes(victim.read_bytes()[:300])
     streaming, source = feed_of(photographs)
     config = streaming._config
-    stream = Order(len(source), seed=0)
+    stream = EpochSampler(len(source), seed=0)
     resident = ResidentFeed(source, stream, config, sharding.make_mesh(), crop="resize")
     (index,) = resident.bad
     assert source.describe(index) == str(victim)
@@ -168,7 +170,7 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
     from flax_resnet.training.input.feeds import ResidentFeed
 
     streaming, source = feed_of(photographs, limit=0)
-    stream = Order(len(source), seed=0, kept=8)
+    stream = EpochSampler(len(source), seed=0, kept=8)
     (unused, *_) = set(range(len(source))) - set(stream.used.tolist())
     pathlib.Path(source.describe(unused)).write_bytes(b"")  # none of the run's business
     config, mesh = streaming._config, sharding.make_mesh()
@@ -196,11 +198,13 @@ def test_the_order_is_computed_once_for_each_image(monkeypatch):
     images = draw.integers(0, 256, (100, size, size, 3)).astype(np.uint8)
     source = ArraySource(images, np.arange(100) % 4)
     config = freeze({
-        "data": {"source": "arrays", "image_size": size},
-        "augment": {"shift": 2, "shift_padding": "reflect"},
+        "data": {"source": "python", "image_size": size},
+        "augment": {"pad_crop": 2, "pad_crop_fill": "reflect"},
         "train": {"batch_size": rows},
     })  # fmt: skip
-    resident = ResidentFeed(source, Order(100, 0), config, sharding.make_mesh(), crop="resize")
+    resident = ResidentFeed(
+        source, EpochSampler(100, 0), config, sharding.make_mesh(), crop="resize"
+    )
 
     def images_of(data, step):
         batch = resident.training_batch(data, step)
@@ -224,8 +228,8 @@ def test_auto_keeps_what_is_small_and_cut_alike_every_time():
         ({"feed": "resident", "resident_gib": 0.0}, "resize", ResidentFeed),
         ({}, "random_resized", StreamingFeed),
     ):
-        config = freeze({"data": {"source": "arrays", "image_size": 6}, "train": train})
-        assert type(make_feed(source, Order(100, 0), config, mesh, crop=crop)) is kind
+        config = freeze({"data": {"source": "python", "image_size": 6}, "train": train})
+        assert type(make_feed(source, EpochSampler(100, 0), config, mesh, crop=crop)) is kind
 
 
 def test_calls_end_at_multiples():
@@ -246,7 +250,7 @@ if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=number)
 import numpy as np
 from flax_resnet.config import freeze
-from flax_resnet.data.order import Order
+from flax_resnet.data.order import EpochSampler
 from flax_resnet.data.source import open_source
 from flax_resnet.training import sharding
 from flax_resnet.training.feed import ResidentFeed, StreamingFeed
@@ -254,11 +258,12 @@ from flax_resnet.training.feed import ResidentFeed, StreamingFeed
 found = {}
 for crop in ("random_resized", "resize"):
     config = freeze({
-        "data": {"source": "folder", "path": sys.argv[4], "image_size": 16, "train_crop": crop, "holdout": 0.01},
+        "data": {"source": "folder", "path": sys.argv[4], "image_size": 16, "train_crop": crop,
+                 "eval_fraction": 0.01},
         "train": {"batch_size": 8, "steps_per_call": 2},
     })
     source = open_source(config.data, train=True)
-    mesh, stream = sharding.make_mesh(), Order(len(source), seed=1)
+    mesh, stream = sharding.make_mesh(), EpochSampler(len(source), seed=1)
     feeds = [StreamingFeed(source, stream, config, mesh)]
     if crop == "resize":
         feeds.append(ResidentFeed(source, stream, config, mesh, crop=crop))

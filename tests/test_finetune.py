@@ -30,7 +30,7 @@ def pretrained(tmp_path_factory):
     sections = {
         "model": {"name": "resnet18", **PRETRAINED},
         "augment": {"mean": [0.305] * 3, "std": [0.376] * 3},
-        "average": {"decay": 0.5},
+        "ema": {"decay": 0.5},
     }
     folder = tmp_path_factory.mktemp("pretrained") / "run"
     return saved_run(folder, sections, [str(number) for number in range(10)])
@@ -142,7 +142,7 @@ def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_p
         ),
         (
             "folder={folder}",
-            ["--config.model.pretrained={run}", "--config.optimizer.thaw=(('fc/',20.0),)"],
+            ["--config.model.pretrained={run}", "--config.optimizer.unfreeze_at=(('fc/',20.0),)"],
             "must be below the 20 steps",
         ),
     ],
@@ -175,7 +175,11 @@ def test_a_parameter_begins_to_learn_at_its_step(name):
     config = freeze(
         {
             "model": {"name": "resnet20", "depths": (1, 1, 1)},
-            "optimizer": {"name": name, "thaw": (("^fc/", 0.0), ("", 2.0)), "weight_decay": decay},
+            "optimizer": {
+                "name": name,
+                "unfreeze_at": (("^fc/", 0.0), ("", 2.0)),
+                "weight_decay": decay,
+            },
             "schedule": {"name": "constant", "unit": "steps"},
             "train": {"batch_size": 10},
         }

@@ -9,7 +9,7 @@ from flax.core import freeze
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.models.stacking import scanned
+from flax_resnet.models.stacking import stack_blocks
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1), "num_classes": 5}
 # name: options, and the layers that are left as they were
@@ -57,8 +57,8 @@ def test_logits_stay(name):
 def test_scanned_blocks_fold_alike():
     options = SMALL | {"depths": (1, 3, 1, 1)}
     model, variables, images = drawn("resnet18", options)
-    as_loop = create_model("resnet18", **options, scan=True)
-    folded = fold_batch_norm(as_loop, scanned(variables))
+    as_loop = create_model("resnet18", **options, scan_blocks=True)
+    folded = fold_batch_norm(as_loop, stack_blocks(variables))
     assert not jax.tree.leaves(folded["batch_stats"])
     got, wanted = logits(as_loop, folded, images), logits(model, variables, images)
     np.testing.assert_allclose(got, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))

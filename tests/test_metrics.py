@@ -96,9 +96,9 @@ def test_top5_of_fewer_classes_is_always_right():
 
 
 def test_judged_by_the_averaged_weights_and_the_right_way_round():
-    raw, averaged = {"top1": 0.5, "loss": 2.0}, {"average_top1": 0.6, "average_loss": 1.0}
-    assert metrics.judged(raw) == 0.5
-    assert metrics.judged(raw | averaged) == 0.6
+    raw, averaged = {"top1": 0.5, "loss": 2.0}, {"ema_top1": 0.6, "ema_loss": 1.0}
+    assert metrics.monitored(raw) == 0.5
+    assert metrics.monitored(raw | averaged) == 0.6
     assert metrics.score(raw, "top1") == 0.5
     assert metrics.score(raw | averaged, "loss") == -1.0
 
@@ -183,7 +183,7 @@ def stopped(tmp_path_factory, data_dir):
         "--config.train.batch_size=32",
         "--config.optimizer.learning_rate=10.0",
         "--config.schedule.warmup=0.0",
-        "--config.train.judged_by=loss",
+        "--config.train.monitor=loss",
         "--config.train.early_stopping=2",
     ]
     assert main.main(command) == 0
@@ -247,7 +247,7 @@ def test_evaluation_writes_the_matrix_and_predicts_as_it_evaluates(stopped, tmp_
 
 
 @pytest.mark.parametrize(
-    "flag", ["--confusion=matrix.txt", "--confusion=.", "--config.train.judged_by=f1"]
+    "flag", ["--confusion=matrix.txt", "--confusion=.", "--config.train.monitor=f1"]
 )
 def test_wrong_input_is_one_line(stopped, flag, capsys):
     workdir, command = stopped

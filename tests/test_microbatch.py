@@ -64,7 +64,7 @@ def assert_same(found, expected, tolerance=1e-5):
 def test_parts_change_nothing_without_batch_normalisation(parts, devices):
     """Mixed images, whose partners are of the whole batch, and unequal weights of the parts included."""
     config = config_of(
-        augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "shift": 1},
+        augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "pad_crop": 1},
         loss={"class_weights": tuple(range(1, CLASSES + 1))},
     )
     assert_same(gradient_of(config, parts, devices), gradient_of(config, 1))
@@ -151,7 +151,7 @@ RUN = [
 def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
     """Of 16 images, eight devices divide two parts; once chosen, what memory there is does not matter."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
-    command += ["--config.train.microbatch=auto", "--config.train.batch_size=16"]
+    command += ["--config.train.microbatch_size=auto", "--config.train.batch_size=16"]
     needs = iter([2e9, 0])
     monkeypatch.setattr(microbatches, "available_memory", lambda: 1e9)
     monkeypatch.setattr(microbatches, "needed_memory", lambda compiled: next(needs))
@@ -166,8 +166,8 @@ def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch
 def test_a_wrong_microbatch_is_one_line(tmp_path, data_dir, capsys, value):
     """12 does not divide 32; 4 is not for eight devices."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
-    assert main.main([*command, f"--config.train.microbatch={value}"]) == 2
+    assert main.main([*command, f"--config.train.microbatch_size={value}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert f"train.microbatch='{value}'" in error[0]
+    assert f"train.microbatch_size='{value}'" in error[0]
     assert not (tmp_path / "run").exists()

@@ -177,7 +177,7 @@ def test_the_whole_gradient_is_clipped():
 
 def test_units_are_clipped_by_their_weights_but_the_head():
     params, grads = values()
-    optimizer = optimizer_of(clip_adaptive=0.3, weight_decay=0.0)
+    optimizer = optimizer_of(agc=0.3, weight_decay=0.0)
     tree = nested(params)
     updates, _ = optimizer.update(nested(grads[0]), optimizer.init(tree), tree)
     w, g = params[KERNEL], grads[0][KERNEL]
@@ -228,7 +228,7 @@ def test_the_rate_falls_block_by_block():
     assert got["conv1"]["kernel"] == got["bn1"]["bias"] == 0.5**9
 
 
-@pytest.mark.parametrize(("name", "options"), [("vgg11", {}), ("resnet50", {"scan": True})])
+@pytest.mark.parametrize(("name", "options"), [("vgg11", {}), ("resnet50", {"scan_blocks": True})])
 def test_layer_decay_wants_blocks_that_are_apart(name, options):
     model = create_model(name, num_classes=3, **options)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_resnet.data import sampling
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1437, 50_000])
@@ -63,29 +63,29 @@ def test_neighbours_are_scattered_and_epochs_unrelated():
 
 
 def test_a_training_batch_is_a_function_of_the_step_and_crosses_no_epoch():
-    batch = partial(Order(103, seed=5).batch, np, batch_size=10)
+    batch = partial(EpochSampler(103, seed=5).batch, np, batch_size=10)
     first = np.concatenate([batch(step) for step in range(10)])
     second = np.concatenate([batch(step) for step in range(10, 20)])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 100
     assert (first != second).any()
     np.testing.assert_array_equal(batch(13), second[30:40])
-    jitted = jax.jit(partial(Order(103, seed=5).batch, jnp, batch_size=10))
+    jitted = jax.jit(partial(EpochSampler(103, seed=5).batch, jnp, batch_size=10))
     np.testing.assert_array_equal(jitted(jnp.uint32(13)), batch(13))
-    assert (Order(103, seed=6).batch(np, 13, 10) != batch(13)).any()
+    assert (EpochSampler(103, seed=6).batch(np, 13, 10) != batch(13)).any()
 
 
 def test_a_substitute_is_the_next_good_one_of_the_subset_and_class():
     bad = frozenset({3, 4, 9})
-    stream = Order(10, seed=0)
+    stream = EpochSampler(10, seed=0)
     assert [stream.substitute(i, bad) for i in (2, 3, 4, 9)] == [2, 5, 5, 0]
     with pytest.raises(ValueError, match="all 2"):
-        Order(2, seed=0).substitute(0, frozenset({0, 1}))
-    some = Order(100, seed=0, kept=8)
+        EpochSampler(2, seed=0).substitute(0, frozenset({0, 1}))
+    some = EpochSampler(100, seed=0, kept=8)
     used = some.used.tolist()
     assert used == sorted(set(epoch_of(some, batch=8).tolist()))
     assert some.substitute(used[2], frozenset({used[2]})) == used[3]
     assert some.substitute(used[-1], frozenset({used[-1]})) == used[0]
-    classes = Order(10, seed=0, labels=np.arange(10) % 2)
+    classes = EpochSampler(10, seed=0, labels=np.arange(10) % 2)
     assert classes.substitute(3, bad) == 5
     assert classes.substitute(9, bad) == 1
     assert classes.substitute(1, frozenset({1, 3, 5, 7, 9})) == 2  # none of its class is left
@@ -98,19 +98,19 @@ def epoch_of(stream, epoch=0, batch=10):
 
 def test_a_subset_is_chosen_by_its_own_seed():
     chosen = [
-        set(epoch_of(Order(1000, seed, kept=100, subset_seed=subset), epoch).tolist())
+        set(epoch_of(EpochSampler(1000, seed, kept=100, subset_seed=subset), epoch).tolist())
         for seed, subset, epoch in ((0, 0, 0), (5, 0, 3), (0, 1, 0))
     ]
     assert len(chosen[0]) == 100
     assert max(chosen[0]) > 800
     assert chosen[0] == chosen[1]
     assert 1 < len(chosen[0] & chosen[2]) < 30  # 10 expected
-    orders = [epoch_of(Order(1000, seed, kept=100), 0) for seed in (0, 5)]
+    orders = [epoch_of(EpochSampler(1000, seed, kept=100), 0) for seed in (0, 5)]
     assert (orders[0] != orders[1]).any()
 
 
 def test_repeats_stand_side_by_side():
-    stream = Order(99, seed=2, repeats=3)
+    stream = EpochSampler(99, seed=2, repeats=3)
     for epoch in (0, 1):
         once, counts = np.unique(epoch_of(stream, epoch, batch=9), return_counts=True)
         assert len(once) == 33
@@ -121,7 +121,7 @@ def test_repeats_stand_side_by_side():
 
 def test_balanced_classes_come_equally_often_and_go_through_all_their_examples():
     labels = np.repeat([0, 1, 2], [70, 20, 10])[np.random.default_rng(0).permutation(100)]
-    stream = Order(100, seed=1, labels=labels)
+    stream = EpochSampler(100, seed=1, labels=labels)
     first = epoch_of(stream, 0, 99)
     assert np.bincount(labels[first]).tolist() == [33, 33, 33]
     for block in labels[first].reshape(33, 3):
@@ -137,17 +137,17 @@ def test_balanced_classes_come_equally_often_and_go_through_all_their_examples()
     assert rare[0] != rare[1]
     ever = np.concatenate([epoch_of(stream, e, 99) for e in range(20)])
     assert len(np.unique(ever)) == 100
-    some = Order(100, seed=1, kept=50, labels=labels)
+    some = EpochSampler(100, seed=1, kept=50, labels=labels)
     assert len(np.unique(np.concatenate([epoch_of(some, e, 50) for e in range(20)]))) == 50
 
 
 @pytest.mark.parametrize(
     "stream",
     [
-        Order(5000, seed=3),
-        Order(5000, seed=3, kept=1200, subset_seed=7, repeats=3),
-        Order(5000, seed=3, labels=np.arange(5000) ** 2 % 7),
-        Order(5000, seed=3, kept=999, repeats=2, labels=np.arange(5000) // 4000),
+        EpochSampler(5000, seed=3),
+        EpochSampler(5000, seed=3, kept=1200, subset_seed=7, repeats=3),
+        EpochSampler(5000, seed=3, labels=np.arange(5000) ** 2 % 7),
+        EpochSampler(5000, seed=3, kept=999, repeats=2, labels=np.arange(5000) // 4000),
     ],
     ids=["plain", "subset", "balanced", "all at once"],
 )

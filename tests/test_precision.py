@@ -38,7 +38,7 @@ def trained(dtype, steps=3, factor=None, parts=1):
         {
             "model": {"name": "resnet20", "depths": (1,) * 3, "dtype": dtype},
             "train": {"batch_size": ROWS},
-            "average": {"decay": 0.9},
+            "ema": {"decay": 0.9},
         }
     )
     model, mesh = build_model(config, 10), sharding.make_mesh()
@@ -131,17 +131,25 @@ def overflowing(folder, factors):
 
     config = freeze({"model": {"dtype": "float16"}, "train": {"log_every": 1}})
     nowhere = dict.fromkeys(
-        ("taught", "parts", "learnt_from", "eval_step", "recalibrate", "eval_feed", "source")
+        (
+            "teacher_variables",
+            "parts",
+            "teacher_checksum",
+            "eval_step",
+            "bn_batches",
+            "eval_feed",
+            "source",
+        )
     )
     run = Run(
-        **nowhere | {"taught": ()},
+        **nowhere | {"teacher_variables": ()},
         config=config,
         plan=dataclasses.replace(
             Plan.nominal(10), total_steps=10**6, eval_every=10**6, checkpoint_every=10**6
         ),
         folder=folder,
         checkpoints=Checkpoint(),
-        judged_from=0,
+        scores_from=0,
         train_step=step,
         train_feed=Numbers(),
         learning_rate=float,
@@ -172,7 +180,7 @@ def test_endless_overflow_ends_the_run(tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_optimizer_counts_its_updates(name):
     config = freeze(
-        {"optimizer": {"name": name, "thaw": (("", 1.0),)}, "schedule": {"unit": "steps"}}
+        {"optimizer": {"name": name, "unfreeze_at": (("", 1.0),)}, "schedule": {"unit": "steps"}}
     )
     optimizer = planned_optimizer(config, plan(config, num_train=1000, num_eval=1, num_classes=10))
     params = {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}

@@ -85,7 +85,8 @@ def test_a_scanned_network_takes_the_same_weights(pictures, tmp_path):
     write_safetensors(file, tensors_for("resnet18", **options))
     options.pop("num_classes")
     plain, scanned = (
-        load_pretrained("resnet18", weights=file, scan=scan, **options) for scan in (False, True)
+        load_pretrained("resnet18", weights=file, scan_blocks=scan, **options)
+        for scan in (False, True)
     )
     assert "layer2_rest" in scanned.variables["params"]
     expected = plain.predict(pictures).probabilities

@@ -294,7 +294,7 @@ def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, c
 def test_a_dataset_of_other_classes_in_a_folder_without_splits(
     run, weights, photographs, cache_dir, capsys
 ):
-    """A fixed fifth is judged, by the features of the others; the head's classes do not matter."""
+    """A fixed fifth is monitored, by the features of the others; the head's classes do not matter."""
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.sources.open import open_source
 

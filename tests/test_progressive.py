@@ -8,7 +8,7 @@ from conftest import records_of
 from flax_resnet import main
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError
 from flax_resnet.training import sharding
@@ -43,7 +43,7 @@ def test_each_step_has_the_images_of_its_size_from_any_start():
     source, mesh = ArraySource(images, np.arange(64) % 10), sharding.make_mesh()
 
     def batches(start, sizes):
-        feed = StreamingFeed(source, Order(64, seed=0), config, mesh, sizes=sizes)
+        feed = StreamingFeed(source, EpochSampler(64, seed=0), config, mesh, sizes=sizes)
         return [jax.device_get(call) for call in feed.training(start, 12)]
 
     alone = {size: batches(0, ((0, size),)) for _, size in GROWING}
@@ -72,7 +72,9 @@ def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
     )
     images = np.zeros((80, 8, 8, 3), np.uint8)
     source, mesh = ArraySource(images, np.arange(80) % 10), sharding.make_mesh()
-    feed = make_feed(source, Order(80, seed=0), config, mesh, crop="resize", sizes=made.sizes)
+    feed = make_feed(
+        source, EpochSampler(80, seed=0), config, mesh, crop="resize", sizes=made.sizes
+    )
     traced = []
 
     @jax.jit
@@ -100,7 +102,7 @@ def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
         ({"data": {"progressive": ((0, 8), (3, 12))}}, "below the 12 steps"),
         ({"data": {"progressive": ((0, 8), (0.1, 12))}}, "apart by a call"),
         (
-            {"data": {"progressive": GROWING, "image_size": 32}, "augment": {"shift": 8}},
+            {"data": {"progressive": GROWING, "image_size": 32}, "augment": {"pad_crop": 8}},
             "below the 8 px",
         ),
         ({"data": {"progressive": GROWING}, "train": {"feed": "resident"}}, "images of one size"),

@@ -80,13 +80,13 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypa
     stages = len(getattr(model, "widths", ()))  # none in VGG and AlexNet
     size = min(32, config.data.image_size) if stages else 64
     sections = dataclasses.asdict(config)
-    sections["data"] |= {"source": "arrays", "image_size": size, "eval_size": 0}
+    sections["data"] |= {"source": "python", "image_size": size, "eval_size": 0}
     if config.data.progressive:
         sections["data"]["progressive"] = ((0.0, size // 2), (1.0, size))
     schedule = sections["schedule"]
     schedule |= {"unit": "steps", "warmup": float(schedule["warmup"] > 0), "milestones": (1.0, 2.0)}
     sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
-    sections["data"]["repeats"] = min(2, config.data.repeats)
+    sections["data"]["repeats"] = min(2, config.data.augmentation_repeats)
     if stages:
         sections["model"]["widths"] = (16, 16, 32, 32)[:stages]
     if hasattr(model, "depths"):

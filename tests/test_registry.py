@@ -12,7 +12,7 @@ from flax_resnet import create_model, list_models
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.airbench import AIRBENCH
 from flax_resnet.models.baselines import BASELINES
-from flax_resnet.models.stacking import scanned, unrolled
+from flax_resnet.models.stacking import stack_blocks, unstack_blocks
 from flax_resnet.models.variants import VARIANTS
 
 # timm 1.0's counts for its resnet.py and resnetv2.py, torchvision's for VGG and AlexNet; for the CIFAR
@@ -176,7 +176,7 @@ def test_without_a_head_the_pooled_map_comes_out():
         ("resnet18", {"global_pool": "none"}, "num_classes=0"),
         ("resnet18_cifar", {"output_stride": 8}, "does not reduce the map"),
         ("ecaresnet50d_pruned", {"depths": (3, 4, 6, 2)}, "are what they are"),
-        ("ecaresnet50d_pruned", {"scan": True}, "blocks of stage 1"),
+        ("ecaresnet50d_pruned", {"scan_blocks": True}, "blocks of stage 1"),
         ("resnet18", {"block_widths": ((1, 1),)}, "no such option"),
         ("resnet18", {"norm_epsilon": float("nan")}, "finite"),
         ("resnet18", {"dtype": None}, "model.dtype=None"),
@@ -235,11 +235,11 @@ def small():
 @pytest.mark.parametrize("scan", [False, True])
 def test_scan_and_remat_change_nothing_but_the_program(small, scan, remat):
     run, variables, expected = small
-    given = scanned(variables) if scan else variables
-    found = run(given, scan=scan, remat=remat)
+    given = stack_blocks(variables) if scan else variables
+    found = run(given, scan_blocks=scan, remat=remat)
     if scan:
         assert "layer2_rest" in found[2]
-        found = (found[0], *(unrolled({"x": tree})["x"] for tree in found[1:]))
+        found = (found[0], *(unstack_blocks({"x": tree})["x"] for tree in found[1:]))
     for ours, theirs in zip(found, expected, strict=True):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -257,21 +257,21 @@ def test_remat_is_in_the_program(small):
 
 def test_unrolled_and_scanned_variables_are_each_others_inverse(small):
     _, variables, _ = small
-    back = unrolled(scanned(variables))
+    back = unstack_blocks(stack_blocks(variables))
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
-    model = create_model("resnet18", **SMALL, scan=True)
+    model = create_model("resnet18", **SMALL, scan_blocks=True)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), scanned(variables))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), stack_blocks(variables))
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
 
 
-@pytest.mark.parametrize("options", [{"drop_path": 0.5}, {"drop_path": 0.5, "scan": True}, {"dropout": 0.5},
+@pytest.mark.parametrize("options", [{"drop_path": 0.5}, {"drop_path": 0.5, "scan_blocks": True}, {"dropout": 0.5},
                                      {"dropout": 0.5, "dropout_at": "blocks"}])  # fmt: skip
 def test_dropping_is_random_in_training_and_absent_in_evaluation(small, options):
     run, variables, expected = small
     images = jnp.asarray(np.random.RandomState(1).randn(2, 32, 32, 3), jnp.float32)
-    given = scanned(variables) if options.get("scan") else variables
+    given = stack_blocks(variables) if options.get("scan_blocks") else variables
     assert float(jnp.abs(run(given, **options)[0] - expected[0]).max()) > 1e-3
     ours = create_model("resnet18", **SMALL, **options).apply(given, images, train=False)
     theirs = create_model("resnet18", **SMALL).apply(variables, images, train=False)
@@ -304,7 +304,7 @@ def test_stochastic_depth_keeps_the_mean_and_rises_with_depth():
 
 def test_scanned_blocks_drop_at_their_own_rates():
     """The last of them is all but always dropped, and so has no gradient; the first is not."""
-    alone = {"depths": (1, 3), "widths": (8, 8), "num_classes": 5, "scan": True}
+    alone = {"depths": (1, 3), "widths": (8, 8), "num_classes": 5, "scan_blocks": True}
     model = create_model("resnet18", **alone, drop_path=0.9999999)
     images = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
     inside = model.init(jax.random.key(0), images[:1])

@@ -247,12 +247,12 @@ def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkey
 @pytest.mark.slow
 def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.data.sources.open import open_source
 
     data = Data(source="folder", path=str(photographs), holdout=0.1)
     source = open_source(data, train=True)
-    index = int(Order(len(source), 0, kept=8).used[0])
+    index = int(EpochSampler(len(source), 0, kept=8).used[0])
     victim = pathlib.Path(source.describe(index))
     good = victim.read_bytes()
     victim.write_bytes(b"\xff\xd8\xff broken")
@@ -260,7 +260,7 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
         f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
         "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
-        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.holdout=0.1",
+        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.eval_fraction=0.1",
     ]  # fmt: skip
     assert main.main(arguments) == 0
     assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}
@@ -289,7 +289,7 @@ def test_arrays_from_python(tmp_path):
     source = ArraySource(images, labels, ("dark", "light"))
     config = freeze(
         {
-            "data": {"source": "arrays", "image_size": 8, "limit": 48, "balanced": True},
+            "data": {"source": "python", "image_size": 8, "limit": 48, "class_balanced": True},
             "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
             "train": {"batch_size": 16, "epochs": 8},
             "optimizer": {"learning_rate": 0.05},
@@ -299,9 +299,9 @@ def test_arrays_from_python(tmp_path):
     assert result.step == 24
     assert result.final_top1 > 0.9
     assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
-    from flax_resnet.training.train import make_order
+    from flax_resnet.training.train import make_sampler
 
-    np.testing.assert_array_equal(make_order(source, config).labels, labels)
+    np.testing.assert_array_equal(make_sampler(source, config).labels, labels)
     other = ArraySource(images, 1 - labels, ("light", "dark"))
     tfds = dataclasses.replace(config, data=dataclasses.replace(config.data, source="tfds"))
     for wrong, sources, words in (
@@ -320,7 +320,7 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     arguments = [
         f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,16,32)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
-        "--config.schedule.warmup=0", "--config.data.holdout=0.3",
+        "--config.schedule.warmup=0", "--config.data.eval_fraction=0.3",
         f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
     (photographs / "china" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")

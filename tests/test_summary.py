@@ -177,7 +177,7 @@ def test_wrong_input_is_one_line(arguments, words, capsys):
 
 def test_scanned_networks_are_not_shown():
     with pytest.raises(ConfigError, match="scan"):
-        summarize("resnet50", scan=True)
+        summarize("resnet50", scan_blocks=True)
 
 
 @pytest.mark.parametrize(

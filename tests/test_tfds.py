@@ -157,7 +157,7 @@ def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
     import shutil
 
     from flax_resnet.data import pipeline
-    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sampling import EpochSampler
 
     shutil.copytree(data_dir, tmp_path / "data")
     (file,) = (tmp_path / "data").rglob("*-train.array_record*")
@@ -173,7 +173,7 @@ def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
     with pytest.raises(DataError, match=r"array_record.*damaged"):
         list(
             pipeline.training_batches(
-                source, Order(len(source), 0), data, batch_size=64, start_step=0, total_steps=22,
+                source, EpochSampler(len(source), 0), data, batch_size=64, start_step=0, total_steps=22,
                 rows=slice(0, 64), bad={},
             )
         )  # fmt: skip

@@ -64,7 +64,11 @@ def test_medians_and_their_table():
 @pytest.mark.parametrize(
     ("sections", "steps", "message"),
     [
-        ({"train": {"microbatch": "auto"}}, 8, "train.microbatch='auto': is not measured here"),
+        (
+            {"train": {"microbatch_size": "auto"}},
+            8,
+            "train.microbatch_size='auto': is not measured here",
+        ),
         ({"model": {"pretrained": "resnet50.a1_in1k"}}, 8, "model.pretrained='resnet50.a1_in1k'"),
     ],
 )
@@ -74,9 +78,9 @@ def test_what_it_does_not_repeat_is_refused(sections, steps, message):
 
 
 def test_a_shortened_run_keeps_its_step():
-    config = freeze({"schedule": {"warmup": 5.0}, "optimizer": {"thaw": (("^conv", 2.0),)}})
+    config = freeze({"schedule": {"warmup": 5.0}, "optimizer": {"unfreeze_at": (("^conv", 2.0),)}})
     short = train_speed.shortened(config, 8)
-    assert (short.train.steps, short.schedule.warmup, short.optimizer.thaw) == (8, 0.0, ())
+    assert (short.train.steps, short.schedule.warmup, short.optimizer.unfreeze_at) == (8, 0.0, ())
     assert dataclasses.replace(short.model) == config.model
 
 

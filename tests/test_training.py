@@ -16,7 +16,7 @@ from flax_resnet.ops import dispatch
 from flax_resnet.optim.losses import loss_sum, loss_weight
 from flax_resnet.training import sharding
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step.bn_statistics import make_recalibration
+from flax_resnet.training.step.bn_statistics import make_statistics_measurement
 from flax_resnet.training.step.eval_step import evaluate, make_eval_step
 from flax_resnet.training.step.gradient import AUGMENT_STREAM
 from flax_resnet.training.step.train_step import make_train_step
@@ -26,7 +26,7 @@ CONFIG = freeze(
         "model": {"stem": "cifar", "widths": (16, 32, 32, 32), "depths": (1, 1, 1, 1)},
         "train": {"batch_size": 16, "epochs": 4},
         "loss": {"label_smoothing": 0.1},
-        "augment": {"shift": 1, "flip": True},
+        "augment": {"pad_crop": 1, "flip": True},
         "optimizer": {"learning_rate": 0.05, "nesterov": True},
     }
 )
@@ -108,7 +108,9 @@ def test_programs_are_compiled_with_the_options_of_the_platform(machinery, monke
     programs = (
         lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, steps),
         lambda: make_eval_step(CONFIG, model, mesh)(state, {}, batch_of(16)),
-        lambda: make_recalibration(CONFIG, model, mesh)(variables, {"seed": 0}, [steps], 0),
+        lambda: make_statistics_measurement(CONFIG, model, mesh)(
+            variables, {"seed": 0}, [steps], 0
+        ),
         lambda: classifier.predict(batch_of(2)["image"]),
     )
     for program in programs:

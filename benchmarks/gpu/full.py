@@ -181,7 +181,7 @@ def read_profile(record: dict[str, Any]) -> list[Measurement]:
 
 def read_accuracy(record: dict[str, Any]) -> list[Measurement]:
     """Returns top-1 and seconds of each row: least, mean and most over its seeds."""
-    units = {"top1": ("%", 100.0), "average_top1": ("%", 100.0), "seconds": ("s", 1.0)}
+    units = {"top1": ("%", 100.0), "ema_top1": ("%", 100.0), "seconds": ("s", 1.0)}
     return [
         Measurement(
             f"{label}: {key}",

@@ -52,8 +52,10 @@ def training_batch(
     def stream(operation: Stream) -> Array:
         return jax.random.fold_in(key, operation)
 
-    if config.shift:
-        images = geometry.shift(stream(Stream.SHIFT), images, config.shift, config.shift_padding)
+    if config.pad_crop:
+        images = geometry.pad_crop(
+            stream(Stream.PAD_CROP), images, config.pad_crop, config.pad_crop_fill
+        )
     if config.flip:
         images = geometry.flip(stream(Stream.FLIP), images)
     jitters = {name: getattr(config, name) for name in color.JITTERS}
@@ -66,10 +68,10 @@ def training_batch(
     elif config.policy == "trivialaugment":
         images = policy.trivialaugment(stream(Stream.POLICY), images)
     images = normalize(images, config)
-    if config.erase:
+    if config.random_erasing:
         images = random_erasing.erase(
-            stream(Stream.ERASE), images, config.erase,
-            config.erase_area, config.erase_aspect, config.erase_fill,
+            stream(Stream.RANDOM_ERASING), images, config.random_erasing,
+            config.random_erasing_area, config.random_erasing_aspect, config.random_erasing_fill,
         )  # fmt: skip
     if config.cutout:
         images = random_erasing.cutout(stream(Stream.CUTOUT), images, config.cutout)
@@ -77,7 +79,7 @@ def training_batch(
     if config.mixup or config.cutmix:
         images, targets = mix.mix(
             stream(Stream.MIX), images, targets, mixup=config.mixup, cutmix=config.cutmix,
-            mode=config.mix_mode, probability=config.mix_probability, switch=config.mix_switch,
+            mode=config.mix_mode, probability=config.mix_prob, switch=config.mix_switch_prob,
         )  # fmt: skip
     return images, targets
 

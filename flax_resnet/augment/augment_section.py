@@ -38,8 +38,8 @@ class Augment:
         "its edge mirrored (1/4 each)",
         changes_result=False,
     )
-    shift: int = setting(0, at_least(0), "pad by this many pixels and crop back at random")
-    shift_padding: str = setting("black", one_of("black", "reflect"), "what shift pads with")
+    pad_crop: int = setting(0, at_least(0), "pad by this many pixels and crop back at random")
+    pad_crop_fill: str = setting("black", one_of("black", "reflect"), "what pad_crop pads with")
     brightness: float = setting(
         0.0, at_least(0), "jitter: the factor is 1 - this (0 at least) to 1 + this; 0 for none"
     )
@@ -53,10 +53,16 @@ class Augment:
     )
     policy_ops: int = setting(2, within(1, 14), "for randaugment: operations on each image")
     policy_magnitude: int = setting(9, within(0, 30), "for randaugment: how strong, of 30")
-    erase: float = setting(0.0, within(0, 1), "share of images that lose a random rectangle")
-    erase_area: tuple = setting((0.02, 0.33), ascending_pair(0, 1), "its share of the image")
-    erase_aspect: tuple = setting((0.3, 3.3), ascending_pair(0.01, 100), "its height over width")
-    erase_fill: str = setting(
+    random_erasing: float = setting(
+        0.0, within(0, 1), "share of images that lose a random rectangle"
+    )
+    random_erasing_area: tuple = setting(
+        (0.02, 0.33), ascending_pair(0, 1), "its share of the image"
+    )
+    random_erasing_aspect: tuple = setting(
+        (0.3, 3.3), ascending_pair(0.01, 100), "its height over width"
+    )
+    random_erasing_fill: str = setting(
         "zero", one_of("zero", "noise"), "what replaces it: the mean, or normal noise"
     )
     cutout: int = setting(0, at_least(0), "side of the square set to the mean, pixels; 0 for none")
@@ -65,5 +71,5 @@ class Augment:
     mix_mode: str = setting(
         "batch", one_of("batch", "pair", "element"), "what shares one draw of mixup or CutMix"
     )
-    mix_probability: float = setting(1.0, within(0, 1), "that a draw of mixup or CutMix mixes")
-    mix_switch: float = setting(0.5, within(0, 1), "that it is CutMix, with both on")
+    mix_prob: float = setting(1.0, within(0, 1), "that a draw of mixup or CutMix mixes")
+    mix_switch_prob: float = setting(0.5, within(0, 1), "that it is CutMix, with both on")

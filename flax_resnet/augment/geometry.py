@@ -1,4 +1,4 @@
-"""Operations that move pixels: flip, shift, and the affine warp of the policies."""
+"""Operations that move pixels: flip, pad and crop, and the affine warp of the policies."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def flip(key: Array, images: Array) -> Array:
     return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
 
 
-def shift(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
+def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
     """Pads images and crops windows of their own size at random.
 
     Args:

@@ -11,11 +11,11 @@ Array = jax.Array
 class Stream(enum.IntEnum):
     """What is folded into the step's key for each operation. A number once given stays."""
 
-    SHIFT = 1
+    PAD_CROP = 1
     FLIP = 2
     JITTER = 3
     POLICY = 4
-    ERASE = 5
+    RANDOM_ERASING = 5
     CUTOUT = 6
     MIX = 7
 

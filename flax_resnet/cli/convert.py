@@ -68,18 +68,19 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
     from flax_resnet.training import sharding
     from flax_resnet.training.pretrained import is_file
     from flax_resnet.training.runs.checkpoint import Checkpoints
-    from flax_resnet.training.runs.folder import claim, read_config
+    from flax_resnet.training.runs.folder import RunFolder
+    from flax_resnet.training.runs.metadata import RunMetadata
     from flax_resnet.training.state import TrainState
     from flax_resnet.weights.opening import SUFFIXES
 
-    folder = pathlib.Path(dest).expanduser().resolve()
-    if read_config(folder) is not None:
+    folder = RunFolder.at(dest)
+    if folder.read_config() is not None:
         raise WorkdirError(f"{folder} holds a run already: name a new folder")
     if not is_file(source) and "/" in source:
         raise WeightsError(f"SOURCE={source}: there is no such file or folder")
-    if folder.suffix in SUFFIXES:
+    if folder.path.suffix in SUFFIXES:
         raise ConfigError(
-            f"DEST={dest}: is a run folder to be made, which {folder.suffix} is no name for"
+            f"DEST={dest}: is a run folder to be made, which {folder.path.suffix} is no name for"
         )
     if is_file(source) and not model:
         raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
@@ -94,21 +95,18 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
         params=classifier.variables["params"],
         batch_stats=classifier.variables["batch_stats"],
         opt_state=_optimizer_state(config, classifier),
-        average={},
+        ema={},
     )
-    claim(folder, config, resume="auto")
-    checkpoints = Checkpoints(folder)
+    metadata = RunMetadata(
+        config=dataclasses.asdict(config),
+        class_names=classifier.class_names,
+        num_classes=classifier.model.num_classes,
+    )
+    folder.claim(config, resume="auto")
+    checkpoints = Checkpoints(folder.path)
     try:
-        run = {
-            "config": dataclasses.asdict(config),
-            "class_names": list(classifier.class_names),
-            "num_classes": classifier.model.num_classes,
-            "num_examples": 0,
-            "parts": 1,
-            "bad_images": {},
-        }
-        whole = sharding.replicated(sharding.make_mesh())
-        checkpoints.save(0, jax.device_put(state, whole), run, None)
+        everywhere = sharding.replicated(sharding.make_mesh())
+        checkpoints.save(0, jax.device_put(state, everywhere), metadata)
     finally:
         checkpoints.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -121,7 +119,8 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
 def _optimizer_state(config: Any, classifier: Any) -> Any:
     from flax_resnet.config.plan import Plan, planned_optimizer
 
-    optimizer = planned_optimizer(config, Plan.nominal(classifier.model.num_classes))
+    plan = Plan.nominal(classifier.model.num_classes)
+    optimizer = planned_optimizer(config, plan, classifier.model)
     return optimizer.init(classifier.variables["params"])
 
 
@@ -139,7 +138,7 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     import jax
 
     from flax_resnet.inference.classifier import load
-    from flax_resnet.models.stacking import unrolled
+    from flax_resnet.models.stacking import unstack_blocks
     from flax_resnet.training.pretrained import described
     from flax_resnet.weights import layout_of, to_torch, write_safetensors
     from flax_resnet.weights.layouts import LAYOUTS
@@ -152,7 +151,7 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
         if path.exists():
             raise WeightsError(f"{path} exists: name another file")
     classifier = load(source, checkpoint)
-    variables = unrolled(jax.device_get(classifier.variables))
+    variables = unstack_blocks(jax.device_get(classifier.variables))
     tensors = to_torch(variables)
     write_safetensors(file, tensors, {"format": "pt"})
     about = described(classifier.config, classifier.model, classifier.class_names)

@@ -51,7 +51,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     options = {name: values[name].value for name in names}
     app.set_up_jax(values["compilation_cache"].value)
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
-    from flax_resnet.optim.metrics import AVERAGE, judged, shown
+    from flax_resnet.optim.metrics import AVERAGE, monitored, shown
 
     run = evaluate_model if given["model"] else evaluate_run
     record, counts, names = run(given["model"] or given["workdir"], **options)
@@ -67,7 +67,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     if counts is not None and (told := confusion.weakest(counts, names)):
         print(f"weakest classes: {told}")
     if file:
-        confusion.write(file, counts, names, f"{judged(record):.2%} top-1 on {where}")
+        confusion.write(file, counts, names, f"{monitored(record):.2%} top-1 on {where}")
         print(file)
 
 

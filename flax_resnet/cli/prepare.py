@@ -18,7 +18,7 @@ from flax_resnet.cli import app
 from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError
 
-PACKING = ("path", "max_side", "quality", "holdout", "shard_size", "max_bad")  # need --pack
+PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_bad")  # need --pack
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +46,8 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     integer("max_side", 400, "an image whose longer side is longer is made smaller, pixels")
     integer("quality", 90, "of JPEGs that are made, 1 to 100; a JPEG that fits is stored as it is")
     flags.DEFINE_float(
-        "holdout",
-        Data().holdout,
+        "eval_fraction",
+        Data().eval_fraction,
         "share of a folder without train/ that becomes the split test",
         flag_values=values,
     )
@@ -64,7 +64,7 @@ def _prepare(values: flags.FlagValues) -> None:
     if values["pack"].present:
         from flax_resnet.data.packing import Packing, pack_dataset
 
-        options = ("name", "path", "data_dir", "max_side", "quality", "holdout", "shard_size")
+        options = ("name", "path", "data_dir", "max_side", "quality", "eval_fraction", "shard_size")
         packing = Packing(pack, **{flag: values[flag].value for flag in options})
         print(pack_dataset(packing, threads=threads, max_bad=values["max_bad"].value))
         return

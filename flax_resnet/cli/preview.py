@@ -4,6 +4,7 @@ The first images of a step's batch, decoded, cut and augmented as they are in tr
 matplotlib: pip install 'flax_resnet[plot]'.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -57,24 +58,25 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     from flax_resnet.config.plan import plan
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
+    from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.input.feeds import StreamingFeed
     from flax_resnet.training.pretrained import adopted, open_pretrained
-    from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
-    from flax_resnet.training.train import make_order
+    from flax_resnet.training.step.train_step import AUGMENT_STREAM, stream_key
 
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=1))
     if config.model.pretrained:
         config = adopted(config, open_pretrained(config).about)
     source = open_source(config.data, train=True)
-    stream = make_order(source, config)
+    sampler = make_sampler(source, config)
     names = source.class_names
-    made = plan(config, num_train=stream.epoch_size, num_eval=1, num_classes=len(names))
-    feed = StreamingFeed(source, stream, config, sharding.make_mesh(), sizes=made.sizes)
-    (call,) = feed.training(step, step + 1)
+    made = plan(config, num_train=sampler.epoch_size, num_eval=1, num_classes=len(names))
+    feed = StreamingFeed(source, sampler, config, sharding.make_mesh(), sizes=made.sizes)
+    (batch,) = feed.training(step, step + 1)
     key = stream_key(config.train.seed, AUGMENT_STREAM, step)
     augment = jax.jit(
         lambda key, images, labels: training_batch(key, images, labels, len(names), config.augment)
     )
-    images, labels = map(np.asarray, augment(key, call["image"][0], call["label"][0]))
+    images, labels = map(np.asarray, augment(key, batch["image"], batch["label"]))
     pixels = images * np.array(config.augment.std) + np.array(config.augment.mean)
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.8 * rows), layout="constrained")

@@ -59,11 +59,11 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
 
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.inference.classifier import load
-    from flax_resnet.optim.metrics import judged
-    from flax_resnet.training.runs.folder import read_records
+    from flax_resnet.optim.metrics import monitored
+    from flax_resnet.training.runs.folder import RunFolder
 
     classifier = load(workdir)
-    records = read_records(workdir)
+    records = RunFolder.at(workdir).read_records()
     data = classifier.config.data
     if data_dir:
         data = dataclasses.replace(data, data_dir=data_dir)
@@ -112,7 +112,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
             fontsize=9,
             color="green" if right else "red",
         )
-    scores = [judged(r) for r in records if r["split"] == data.eval_split]
+    scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
         f"{classifier.config.model.name} on {data.path or data.name}: {score} "

@@ -36,9 +36,9 @@ def check_together(config: Config) -> None:
             raise ConfigError(
                 f"{key}={value!r}: must be {words} where model.pretrained names no weights to take it from"
             )
-    if size and config.augment.shift >= least:
+    if size and config.augment.pad_crop >= least:
         raise ConfigError(
-            f"augment.shift={config.augment.shift}: must be below the {least} px of the smallest training "
+            f"augment.pad_crop={config.augment.pad_crop}: must be below the {least} px of the smallest training "
             f"images (data.image_size={size}, data.progressive={config.data.progressive})"
         )
     evaluated = config.data.eval_size or size
@@ -71,25 +71,25 @@ def check_together(config: Config) -> None:
             raise ConfigError(
                 f"distill.{field.name}={value!r}: goes with distill.teacher; there is none"
             )
-    if config.average.recalibrate and config.data.progressive:
+    if config.ema.bn_batches and config.data.progressive:
         raise ConfigError(
-            f"average.recalibrate={config.average.recalibrate}: measures on the run's first images, whose size "
+            f"ema.bn_batches={config.ema.bn_batches}: measures on the run's first images, whose size "
             "data.progressive changes; allowed: 0, which averages the statistics as the weights"
         )
-    if config.average.recalibrate and not config.average.decay:
+    if config.ema.bn_batches and not config.ema.decay:
         raise ConfigError(
-            f"average.recalibrate={config.average.recalibrate}: goes with average.decay above 0; there is no mean"
+            f"ema.bn_batches={config.ema.bn_batches}: goes with ema.decay above 0; there is no mean"
         )
-    average = config.average
-    for key in ("rise", "lookahead"):
-        if getattr(average, key) and not average.decay:
+    ema = config.ema
+    for key in ("decay_power", "lookahead"):
+        if getattr(ema, key) and not ema.decay:
             raise ConfigError(
-                f"average.{key}={getattr(average, key):g}: goes with average.decay above 0; there is no mean"
+                f"ema.{key}={getattr(ema, key):g}: goes with ema.decay above 0; there is no mean"
             )
-    if average.lookahead and average.recalibrate:
+    if ema.lookahead and ema.bn_batches:
         raise ConfigError(
-            f"average.lookahead={average.lookahead}: the weights go on from the mean and its statistics; allowed: "
-            "0, or average.recalibrate=0"
+            f"ema.lookahead={ema.lookahead}: the weights go on from the mean and its statistics; allowed: "
+            "0, or ema.bn_batches=0"
         )
     schedule = config.schedule
     if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):

@@ -13,7 +13,7 @@ from flax_resnet.config.train_section import Train
 from flax_resnet.data.data_section import Data
 from flax_resnet.models.model_section import Model
 from flax_resnet.optim.distillation import Distill
-from flax_resnet.optim.ema import Average
+from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import Loss
 from flax_resnet.optim.optimizers import Optimizer
 from flax_resnet.optim.schedules import Schedule
@@ -33,7 +33,7 @@ class Config:
     distill: Distill = dataclasses.field(default_factory=Distill)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    average: Average = dataclasses.field(default_factory=Average)
+    ema: Ema = dataclasses.field(default_factory=Ema)
     train: Train = dataclasses.field(default_factory=Train)
 
     def evaluating(self) -> "Config":

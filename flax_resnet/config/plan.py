@@ -7,6 +7,7 @@ import optax
 
 from flax_resnet.config.config import Config
 from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.models.network import Network
 from flax_resnet.optim import schedules
 from flax_resnet.optim.optimizers import make_optimizer
 
@@ -94,11 +95,11 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
             f"must be below the {total} steps of {length}, together"
         )
-    for pattern, start in config.optimizer.thaw:
+    for pattern, start in config.optimizer.unfreeze_at:
         if round(start * unit) >= total:
             raise ConfigError(
-                f"optimizer.thaw: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps of "
-                f"{length}; to freeze for good, optimizer.learning_rate_rules with 0"
+                f"optimizer.unfreeze_at: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps "
+                f"of {length}; to freeze for good, optimizer.learning_rate_rules with 0"
             )
     drop_until = round(schedule.drop_until * unit)
     if schedule.drop_until and not 0 < drop_until < total:
@@ -161,6 +162,6 @@ def planned_drop_factor(config: Config, plan: Plan) -> optax.Schedule:
     )
 
 
-def planned_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
+def planned_optimizer(config: Config, plan: Plan, model: Network) -> optax.GradientTransformation:
     """Return the optimizer of a run, with its learning rate."""
-    return make_optimizer(config.optimizer, planned_learning_rate(config, plan), plan.unit)
+    return make_optimizer(config.optimizer, planned_learning_rate(config, plan), model, plan.unit)

@@ -28,7 +28,7 @@ class Train:
     eval_batch_size: int = setting(
         0, at_least(0), "images per evaluation step; 0 for batch_size", changes_result=False
     )
-    judged_by: str = setting(
+    monitor: str = setting(
         "top1",
         one_of("top1", "top5", "loss", "class_accuracy", "macro_f1", "ece"),
         "what the best checkpoint is the best of, and early stopping waits for",
@@ -45,7 +45,7 @@ class Train:
         one_of("float32", "bfloat16"),
         "in which devices sum their gradients, with model.norm_scope=local: bfloat16 sends half as much",
     )
-    microbatch: str = setting(
+    microbatch_size: str = setting(
         "whole",
         MICROBATCH,
         "images whose gradient is computed at once; auto takes as many as memory holds",

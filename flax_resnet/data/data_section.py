@@ -18,7 +18,7 @@ class Data:
     """Which images, and how the host cuts them to size."""
 
     source: str = setting(
-        "tfds", one_of("tfds", "folder", "csv", "arrays"), "where the images come from"
+        "tfds", one_of("tfds", "folder", "csv", "python"), "where the images come from"
     )
     name: str = setting("digits", ANY, "TFDS dataset, as name, name/config or name:version")
     path: str = setting(
@@ -34,7 +34,7 @@ class Data:
     )
     train_split: str = setting("train", ANY, "TFDS split expression, or folder split, to train on")
     eval_split: str = setting("test", ANY, "split to evaluate on")
-    holdout: float = setting(
+    eval_fraction: float = setting(
         0.2, within(0.01, 0.99), "share kept for evaluation where files come without a split"
     )
     split_seed: int = setting(
@@ -44,10 +44,10 @@ class Data:
         1.0, within(1e-6, 1), "share of the training examples used, chosen at random"
     )
     limit: int = setting(0, at_least(0), "most training examples used; 0 for all")
-    repeats: int = setting(
-        1, at_least(1), "how often an epoch shows an example, and so 1/repeats of them"
+    augmentation_repeats: int = setting(
+        1, at_least(1), "how often an epoch shows an example, and so 1/augmentation_repeats of them"
     )
-    balanced: bool = setting(False, ANY, "draw every class equally often")
+    class_balanced: bool = setting(False, ANY, "draw every class equally often")
     exif: bool = setting(True, ANY, "turn image files upright as their EXIF data say")
     image_size: int = setting(
         8, at_least(0), "height and width of the network's input, pixels; 0 for those of pretrained"

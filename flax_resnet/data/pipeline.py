@@ -13,7 +13,7 @@ import tensorflow as tf
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
 from flax_resnet.data.records import Source
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds; the GPU belongs to JAX
 
@@ -24,7 +24,7 @@ READERS = 2  # batches of records read at once: reading takes a thirtieth of the
 
 def training_batches(
     source: Source,
-    stream: Order,
+    sampler: EpochSampler,
     config: Data,
     *,
     batch_size: int,
@@ -37,7 +37,7 @@ def training_batches(
 
     Args:
       source: the training split.
-      stream: which example stands where.
+      sampler: which example stands where.
       config: the data section.
       batch_size: global batch size.
       start_step: first step; costs nothing to reach.
@@ -51,9 +51,9 @@ def training_batches(
     """
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        indices = training_indices(stream, step, batch_size, rows, bad)
+        indices = training_indices(sampler, step, batch_size, rows, bad)
         places = step * batch_size + np.arange(batch_size)[rows]
-        seeds = np.stack([np.full(len(places), stream.seed), places], axis=1)
+        seeds = np.stack([np.full(len(places), sampler.seed), places], axis=1)
         return indices, np.ones(len(indices), bool), seeds
 
     def pixels(image: tf.Tensor, seed: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
@@ -64,13 +64,13 @@ def training_batches(
 
 
 def training_indices(
-    stream: Order, step: int, batch_size: int, rows: slice, bad: dict[int, int]
+    sampler: EpochSampler, step: int, batch_size: int, rows: slice, bad: dict[int, int]
 ) -> np.ndarray:
     """Returns the examples of some rows of a step's global batch, int32, known bad ones replaced."""
-    indices = stream.batch(np, step, batch_size)[rows]
+    indices = sampler.batch(np, step, batch_size)[rows]
     known = frozenset(i for i, found in bad.items() if found <= step)
     if known:
-        indices = [stream.substitute(int(i), known) for i in indices]
+        indices = [sampler.substitute(int(i), known) for i in indices]
     return np.asarray(indices, np.int32)
 
 

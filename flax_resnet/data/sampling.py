@@ -75,7 +75,7 @@ def permute(xp: ModuleType, index: Any, *, size: Any, seed: Any, epoch: Any) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class EpochSampler:
     """The stream of training examples.
 
     Attributes:

@@ -22,7 +22,7 @@ from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import Model
 from flax_resnet.ops import dispatch
-from flax_resnet.training.runs.load import read_run
+from flax_resnet.training.runs.load import load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
 from flax_resnet.weights.opening import open_weights
@@ -148,20 +148,20 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def load(
-    path: str | pathlib.Path, checkpoint: str | int = "last", *, average: bool = True
+    path: str | pathlib.Path, checkpoint: str | int = "last", *, ema: bool = True
 ) -> Classifier:
     """Loads a trained network from its run folder, which is all it needs.
 
     Args:
       path: the run's workdir.
-      checkpoint: "last", "best" (by `train.judged_by` of its evaluations), or a saved step.
-      average: take the averaged weights where the run kept them (`config.average`), or else the last.
+      checkpoint: "last", "best" (by `train.monitor` of its evaluations), or a saved step.
+      ema: take the averaged weights where the run kept them (`config.ema`), or else the last.
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or it is not what was saved.
     """
-    run = read_run(path, checkpoint)
-    variables = run.variables(average=average)
+    run = load_run(path, checkpoint)
+    variables = run.best_variables(ema=ema)
     return Classifier(run.model, variables, run.class_names, run.config, run.step)
 
 

@@ -1,7 +1,6 @@
 """Evaluation of a split, by a saved run or by weights made elsewhere."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -51,10 +50,11 @@ def evaluate_run(
       UserError: no such run, checkpoint or split; classes that are not the run's.
     """
     from flax_resnet.data.sources.open import open_source
-    from flax_resnet.training.runs.folder import EVALUATIONS, append_record
-    from flax_resnet.training.runs.load import read_run
+    from flax_resnet.optim.metrics import EMA
+    from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
+    from flax_resnet.training.runs.load import load_run
 
-    run = read_run(workdir, checkpoint)
+    run = load_run(workdir, checkpoint)
     config = run.config
     data = dataclasses.replace(
         config.data,
@@ -66,9 +66,10 @@ def evaluate_run(
     source = open_source(config.data, train=split == config.data.train_split, split=split)
     _check_classes(source.class_names, run.class_names, f"split {split!r}")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
-    metrics, counts = _measure(run.model, config, source, run.state, batch_size)
+    variables = {"": run.variables} | ({EMA: run.ema} if run.ema else {})
+    metrics, counts = _measure(run.model, config, source, variables, batch_size)
     record = {"step": run.step, "split": split, **metrics}
-    append_record(pathlib.Path(workdir).expanduser(), EVALUATIONS, record)
+    RunFolder.at(workdir).append_record(EVALUATIONS, record)
     return Evaluation(record, counts, _named(run.class_names, run.model.num_classes))
 
 
@@ -99,24 +100,20 @@ def evaluate_model(
       UserError: no such network, weights, dataset or split; another number of classes.
     """
     kind_of(dataset)  # a wrong path costs no download
-    import jax.numpy as jnp
-
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.inference.classifier import load_pretrained
-    from flax_resnet.training.state import TrainState
 
     classifier = load_pretrained(name, weights=weights)
     data = data_section(
         classifier.config.data, dataset, split=split, data_dir=data_dir, image_size=image_size
     )
     # Nothing of a folder without splits was ever trained on: all of it counts.
-    data = dataclasses.replace(data, holdout=1.0)
+    data = dataclasses.replace(data, eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)
     opened = open_source(data, train=False)
     _check_classes(opened.class_names, classifier.class_names, dataset)
-    variables = classifier.variables
-    state = TrainState(jnp.int32(0), **variables, opt_state=(), average={})
-    metrics, counts = _measure(classifier.model, config, opened, state, batch_size or 64)
+    variables = {"": classifier.variables}
+    metrics, counts = _measure(classifier.model, config, opened, variables, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
     return Evaluation(record, counts, _named(classifier.class_names, classifier.model.num_classes))
 
@@ -151,10 +148,10 @@ def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:
 
 
 def _measure(
-    model: Any, config: Any, source: Any, state: Any, batch_size: int
+    model: Any, config: Any, source: Any, variables: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Returns the metrics, and the confusion matrix unless it would be very large."""
-    from flax_resnet.optim.metrics import AVERAGE, record
+    from flax_resnet.optim.metrics import EMA, record
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import every_example
     from flax_resnet.training.step.eval_step import make_eval_step, total
@@ -164,5 +161,5 @@ def _measure(
     batches = _labelled(batches, config.data.eval_split)
     drawn = model.num_classes <= MOST_CLASSES
     step = make_eval_step(config, model, mesh, confusion=drawn)
-    sums = total(step, state, {}, batches)
-    return record(sums), sums.get(AVERAGE, sums[""]).get("confusion")
+    sums = total(step, variables, {}, batches)
+    return record(sums), sums.get(EMA, sums[""]).get("confusion")

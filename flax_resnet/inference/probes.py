@@ -1,7 +1,6 @@
 """Probes: how well the features of a trained network classify other images, without training it."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from flax_resnet.data.sources.named import data_section, kind_of
@@ -52,7 +51,7 @@ def probe(
         kind_of(dataset)  # a wrong path costs no download
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.inference.classifier import load, load_pretrained
-    from flax_resnet.training.runs.folder import PROBES, append_record
+    from flax_resnet.training.runs.folder import PROBES, RunFolder
 
     classifier = load(workdir, checkpoint) if workdir else load_pretrained(model, weights=weights)
     config = classifier.config
@@ -85,7 +84,7 @@ def probe(
     record |= {"dataset": data.name if data.source == "tfds" else data.path}
     record |= {"train_split": data.train_split, "split": data.eval_split, **found}
     if workdir:
-        append_record(pathlib.Path(workdir).expanduser(), PROBES, record)
+        RunFolder.at(workdir).append_record(PROBES, record)
     return record
 
 

@@ -21,6 +21,7 @@ from flax_resnet.models.layers.convolution import (
 from flax_resnet.models.layers.dropout import Dropout, scaled
 from flax_resnet.models.layers.normalization import BatchNorm
 from flax_resnet.models.layers.pooling import adaptive_average_pool
+from flax_resnet.models.network import Stages
 from flax_resnet.ops.max_pool import max_pool
 
 # Convolutions as (channels, size, stride, padding); "M" is a max-pool.
@@ -77,6 +78,8 @@ class ConvNet(nn.Module):
     dropout: float = 0.5
     dropout_first: bool = False
     dtype: Any = jnp.float32
+
+    head, initializes_from_data = "classifier_6", False  # as `Network` has them
 
     @nn.compact
     def __call__(
@@ -141,6 +144,10 @@ class ConvNet(nn.Module):
 
     def _dropped(self, x: jax.Array, train: bool, factor: float | jax.Array) -> jax.Array:
         return Dropout(self.dropout)(x, train, scaled(self.dropout, factor))
+
+    def stages(self) -> Stages:
+        """Return nothing: it has no blocks."""
+        return ()
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
         """Returns stride (0 for a vector) and channels of every named feature, in order.

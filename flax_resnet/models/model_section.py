@@ -64,7 +64,9 @@ class Model:
     )
     global_pool: str = setting("avg", one_of("avg", "max", "avgmax"), "how the last map is pooled")
     remat: str = setting("none", ANY, "compute again in the backward pass: none, block or stage")
-    scan: bool = setting(False, ANY, "identical blocks as one loop: compiles faster, slower on CPU")
+    scan_blocks: bool = setting(
+        False, ANY, "identical blocks as one loop: compiles faster, slower on CPU"
+    )
 
     def options(self) -> dict[str, Any]:
         """Returns what differs from the named network, as options of `create_model`."""

@@ -266,5 +266,7 @@ def _check_blocks(name: str, model: ResNet) -> None:
             if model.shortcut == "pad" and spec.channels[-1] < channels:
                 refuse("shortcut='pad' can only add channels")
             channels = spec.channels[-1]
-        if model.scan and len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
-            raise ConfigError(f"model.scan=True: the blocks of stage {number} of {name} differ")
+        if model.scan_blocks and len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
+            raise ConfigError(
+                f"model.scan_blocks=True: the blocks of stage {number} of {name} differ"
+            )

@@ -21,6 +21,7 @@ from flax_resnet.models.layers.normalization import (
     GroupNorm,
 )
 from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool
+from flax_resnet.models.network import Stages
 from flax_resnet.ops.max_pool import max_pool
 
 NORMS = {
@@ -88,8 +89,8 @@ class ResNet(nn.Module):
         (Goyal et al. 2017, section 5.1).
       global_pool: a key of `GLOBAL_POOLS`.
       remat: what the backward pass computes again instead of keeping: "none", each "block", each "stage".
-      scan: run the identical blocks of a stage as one `nn.scan`: faster to compile. Their variables
-        are stacked; `models.scan` converts either way.
+      scan_blocks: run the identical blocks of a stage as one `nn.scan`: faster to compile. Their variables
+        are stacked; `models.stacking` converts either way.
       dtype: compute dtype; parameters, statistics and logits are at least float32.
 
     Source: He et al. 2016, "Deep residual learning for image recognition", table 1.
@@ -126,8 +127,10 @@ class ResNet(nn.Module):
     zero_init_last: bool = False
     global_pool: str = "avg"
     remat: str = "none"
-    scan: bool = False
+    scan_blocks: bool = False
     dtype: Any = jnp.float32
+
+    head, initializes_from_data = "fc", False  # as `Network` has them
 
     @nn.compact
     def __call__(
@@ -214,6 +217,16 @@ class ResNet(nn.Module):
     def pool(self) -> str:
         """What halves the map behind the stem, one of `STEM_POOLS`."""
         return self.stem_pool or STEMS[self.stem].pool
+
+    def stages(self) -> Stages:
+        """Return the modules of every block by stage; with `scan_blocks` all but the first are one."""
+        stages = []
+        for number, depth in enumerate(self.depths, 1):
+            blocks = ["0", "rest"][:depth] if self.scan_blocks else [str(n) for n in range(depth)]
+            stages.append([(f"layer{number}_{block}",) for block in blocks])
+        if self.is_preact:
+            stages[-1][-1] += ("norm",)
+        return tuple(map(tuple, stages))
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
         """Returns stride (0 for a vector) and channels of every named feature, in order."""
@@ -310,7 +323,7 @@ def _stage(
     dropout = scaled(parts.dropout, factor)
 
     def run(net: ResNet, x: jax.Array) -> jax.Array:
-        unrolled = specs[:1] if net.scan else specs
+        unrolled = specs[:1] if net.scan_blocks else specs
         for index, spec in enumerate(unrolled):
             block = make(spec, parts, name=f"layer{number}_{index}")
             x = block(x, train, scaled(spec.drop_path, factor), dropout)

@@ -1,6 +1,6 @@
-"""Variables of a scanned network to those of the same network unrolled, and back, without loss.
+"""Variables of a stack_blocks network to those of the same network unstack_blocks, and back, without loss.
 
-Unrolled, the blocks of a stage are ``layer3_0``, ``layer3_1``, ...; scanned, all but the first are
+Unrolled, the blocks of a stage are ``layer3_0``, ``layer3_1``, ...; stack_blocks, all but the first are
 ``layer3_rest``, their leaves stacked on a new first axis in the order of the blocks.
 """
 
@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 
-def unrolled(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Splits the stacked blocks of scanned variables ({"params": ..., ...})."""
+def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Splits the stacked blocks of stack_blocks variables ({"params": ..., ...})."""
     return {kind: _unrolled(tree) for kind, tree in variables.items()}
 
 
-def scanned(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Stacks the blocks of unrolled variables; the inverse of `unrolled`."""
+def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Stacks the blocks of unstack_blocks variables; the inverse of `unrolled`."""
     return {kind: _scanned(tree) for kind, tree in variables.items()}
 
 

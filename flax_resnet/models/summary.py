@@ -77,14 +77,14 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
       name: a name of `list_models()`.
       image_size: height and width of the images; 0 for 32 behind a cifar stem, else 224.
       batch_size: images in the batch, for the sizes.
-      **options: of `create_model`, but for scan.
+      **options: of `create_model`, but for scan_blocks.
 
     Raises:
       ConfigError: the network or an option is unknown, or the images are too small for it.
     """
-    if options.get("scan"):
+    if options.get("scan_blocks"):
         raise ConfigError(
-            "model.scan=True: a summary shows blocks one by one; it is the same without"
+            "model.scan_blocks=True: a summary shows blocks one by one; it is the same without"
         )
     for key, value, least in (("image_size", image_size, 0), ("batch_size", batch_size, 1)):
         if type(value) is not int or not least <= value <= LARGEST:

@@ -34,17 +34,17 @@ class Distill:
     )
 
 
-def divergence_sum(logits: Array, taught: Array, temperature: float) -> Array:
-    """Returns ``T^2 sum_n KL(softmax(taught / T) || softmax(logits / T))``, float32 [].
+def divergence_sum(logits: Array, teacher_variables: Array, temperature: float) -> Array:
+    """Returns ``T^2 sum_n KL(softmax(teacher_variables / T) || softmax(logits / T))``, float32 [].
 
     T^2 keeps the size of the gradient from one temperature to another.
 
     Args:
       logits: the student's, [N, K].
-      taught: the teacher's, [N, K].
+      teacher_variables: the teacher's, [N, K].
       temperature: T.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
     """
-    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, taught))
+    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_variables))
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher).sum()

@@ -28,7 +28,7 @@ METRICS = {
     "macro_f1": Metric("macro F1 {:.2%}", True),
     "ece": Metric("calibration error {:.2%}", False),
 }
-AVERAGE = "average_"  # before the names of the averaged weights' metrics
+EMA = "ema_"  # before the names of the averaged weights' metrics
 
 
 def is_top1(logits: Array, labels: Array) -> Array:
@@ -102,10 +102,10 @@ def means(sums: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def record(sums: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
-    """Returns the means of a pass in one dictionary, the averaged weights' as average_NAME, and count.
+    """Returns the means of a pass in one dictionary, the averaged weights' as ema_NAME, and count.
 
     Args:
-      sums: {"": sums, "average_": sums}, the latter only where averaged weights were evaluated.
+      sums: {"": sums, "ema_": sums}, the latter only where averaged weights were evaluated.
     """
     found = {prefix + name: v for prefix, part in sums.items() for name, v in means(part).items()}
     return found | {"count": int(sums[""]["count"])}
@@ -115,14 +115,14 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else 0.0
 
 
-def judged(metrics: dict[str, float], name: str = "top1") -> float:
+def monitored(metrics: dict[str, float], name: str = "top1") -> float:
     """Returns the value that a run is judged by: the averaged weights', where there are such."""
-    return metrics.get(AVERAGE + name, metrics[name])
+    return metrics.get(EMA + name, metrics[name])
 
 
 def score(metrics: dict[str, float], name: str) -> float:
     """Returns what is larger the better the evaluation was, by one of the METRICS."""
-    value = judged(metrics, name)
+    value = monitored(metrics, name)
     return value if METRICS[name].larger_is_better else -value
 
 

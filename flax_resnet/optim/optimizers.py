@@ -4,6 +4,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from optax import contrib
 
 from flax_resnet.errors import ConfigError
+from flax_resnet.models.network import Network, block_depths
 from flax_resnet.settings import (
     ANY,
     BETAS,
@@ -22,7 +24,6 @@ from flax_resnet.settings import (
     setting,
     within,
 )
-from flax_resnet.weights.layouts import HEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Optimizer:
     learning_rate_rules: tuple = setting(
         (), PARAMETER_RULES, "rules for the learning rate; 0 freezes"
     )
-    thaw: tuple = setting(
+    unfreeze_at: tuple = setting(
         (),
         PARAMETER_RULES,
         "rules for when a parameter begins to learn, in schedule.unit: until then its learning rate is 0",
@@ -73,7 +74,7 @@ class Optimizer:
         1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"
     )
     clip_norm: float = setting(0.0, at_least(0), "largest norm of the whole gradient; 0 for any")
-    clip_adaptive: float = setting(
+    agc: float = setting(
         0.0,
         at_least(0),
         "largest norm of a unit's gradient over its weights', but the head's; 0 for any",
@@ -81,7 +82,6 @@ class Optimizer:
 
 
 Rules = tuple[tuple[str, float], ...]
-BLOCK = re.compile(r"layer(\d+)_(\d+)/")
 
 
 class Kind(NamedTuple):
@@ -156,7 +156,7 @@ KINDS = {
 
 
 def make_optimizer(
-    section: Optimizer, learning_rate: optax.Schedule, steps_per_unit: int = 1
+    section: Optimizer, learning_rate: optax.Schedule, model: Network, steps_per_unit: int = 1
 ) -> optax.GradientTransformation:
     """Return the configured optimizer.
 
@@ -167,7 +167,8 @@ def make_optimizer(
     Args:
       section: which optimizer, with its settings.
       learning_rate: by update, from 0.
-      steps_per_unit: updates in a unit of `thaw`.
+      model: the network, which says what its head and its blocks are.
+      steps_per_unit: updates in a unit of `unfreeze_at`.
 
     Raises (where it is initialised):
       ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
@@ -187,21 +188,21 @@ def make_optimizer(
 
     def rate_factors(params: optax.Params) -> Any:
         own = factors(params, section.learning_rate_rules, "optimizer.learning_rate_rules")
-        return jax.tree.map(operator.mul, own, block_factors(params, section.layer_decay))
+        return jax.tree.map(operator.mul, own, block_factors(params, section.layer_decay, model))
 
     def decayed(update: jax.Array, param: jax.Array, factor: float) -> jax.Array:
         strength = section.weight_decay * factor
         return update + strength * param if strength else update
 
     def starts(params: optax.Params) -> Any:
-        found = factors(params, section.thaw, "optimizer.thaw", otherwise=0)
+        found = factors(params, section.unfreeze_at, "optimizer.unfreeze_at", otherwise=0)
         return jax.tree.map(lambda start: round(start * steps_per_unit), found)
 
     decay = _with_params(decayed, decay_factors)
     return optax.chain(
         optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
-        optax.masked(optax.adaptive_grad_clip(section.clip_adaptive), outside_head)
-        if section.clip_adaptive
+        optax.masked(optax.adaptive_grad_clip(section.agc), partial(outside_head, head=model.head))
+        if section.agc
         else optax.identity(),
         decay if coupled else optax.identity(),
         kind.direction(section),
@@ -209,7 +210,7 @@ def make_optimizer(
         optax.masked(kind.trust(section), decays) if kind.trust else optax.identity(),
         _with_params(lambda update, param, factor: update * factor, rate_factors),
         optax.scale_by_learning_rate(learning_rate),
-        _from_step(starts) if section.thaw else optax.identity(),
+        _from_step(starts) if section.unfreeze_at else optax.identity(),
         kind.finish(section) if kind.finish else optax.identity(),
     )
 
@@ -287,45 +288,34 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
     return found
 
 
-def outside_head(params: optax.Params) -> Any:
-    """Returns a tree of bools: False for the last linear layer."""
-    return jax.tree.map(lambda name: not _is_head(name), names(params))
+def outside_head(params: optax.Params, head: str) -> Any:
+    """Return a tree of bools: False for the parameters of the module `head`."""
+    return jax.tree.map(lambda name: name.partition("/")[0] != head, names(params))
 
 
-def _is_head(name: str) -> bool:
-    return re.fullmatch(HEAD, f"params/{name}") is not None
-
-
-def block_factors(params: optax.Params, layer_decay: float) -> Any:
-    """Returns a tree of factors: 1 for the head, and `layer_decay` to the power of the blocks up to it.
+def block_factors(params: optax.Params, layer_decay: float, model: Network) -> Any:
+    """Return a tree of factors: 1 for the head, and `layer_decay` to the power of the blocks up to it.
 
     The last block, and a normalisation after it, have the power 1, the block before 2, and the stem one more than
     the first block.
+
+    Raises:
+      ConfigError: the network has no blocks, or its blocks are stacked.
 
     Source: Clark et al. 2020, "ELECTRA", appendix A; for images, Bao et al. 2022, "BEiT", appendix.
     """
     if layer_decay == 1:
         return jax.tree.map(lambda leaf: 1.0, params)
-    blocks = sorted(
-        {
-            tuple(map(int, found.groups()))
-            for found in map(BLOCK.match, jax.tree.leaves(names(params)))
-            if found
-        }
-    )
-    if not blocks or any("_rest/" in name for name in jax.tree.leaves(names(params))):
+    depths = block_depths(model.stages())
+    if not depths or getattr(model, "scan_blocks", False):
         raise ConfigError(
             f"optimizer.layer_decay={layer_decay:g}: goes with residual networks whose blocks are apart "
-            "(model.scan=False)"
+            "(model.scan_blocks=False)"
         )
+    most = max(depths.values())
 
     def factor(name: str) -> float:
-        if _is_head(name):
-            return 1.0
-        if name.startswith("norm/"):
-            return layer_decay
-        block = BLOCK.match(name)
-        before = blocks.index(tuple(map(int, block.groups()))) + 1 if block else 0
-        return layer_decay ** (len(blocks) + 1 - before)
+        module = name.partition("/")[0]
+        return 1.0 if module == model.head else layer_decay ** (most + 1 - depths.get(module, 0))
 
     return jax.tree.map(factor, names(params))

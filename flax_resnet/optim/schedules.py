@@ -31,7 +31,7 @@ class Schedule:
     unit: str = setting(
         "epochs",
         one_of("epochs", "steps", "fraction"),
-        "of warmup, cooldown, milestones, drop_until, optimizer.thaw, data.progressive; fraction of the run",
+        "of warmup, cooldown, milestones, drop_until, optimizer.unfreeze_at, data.progressive; fraction of the run",
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear rise")
     warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")
@@ -39,7 +39,7 @@ class Schedule:
     final: float = setting(0.0, within(0, 1), "share of the peak that a fall ends on")
     power: float = setting(2.0, above(0), "for polynomial: of the share of the fall that is left")
     milestones: tuple = setting((30.0, 60.0), ASCENDING, "for multi_step: when it drops")
-    factor: float = setting(0.1, within(0, 1), "for multi_step: what a drop multiplies by")
+    gamma: float = setting(0.1, within(0, 1), "for multi_step: what a drop multiplies by")
     batch_scaling: str = setting(
         "none",
         one_of("none", "linear", "sqrt"),
@@ -75,7 +75,7 @@ def learning_rate(
         cosine       f + (1 - f) (1 + cos(pi t)) / 2
         linear       f + (1 - f) (1 - t)
         polynomial   f + (1 - f) (1 - t)^power
-        multi_step   factor^(milestones passed)
+        multi_step   gamma^(milestones passed)
 
     Args:
       section: shape, and the share of the peak that it starts from and ends on.
@@ -96,7 +96,7 @@ def learning_rate(
     elif section.name == "polynomial":
         main = optax.polynomial_schedule(peak, end, section.power, fall)
     elif section.name == "multi_step":
-        drops = {step - warmup_steps: section.factor for step in milestones if step > warmup_steps}
+        drops = {step - warmup_steps: section.gamma for step in milestones if step > warmup_steps}
         main = optax.piecewise_constant_schedule(peak, drops)
     else:
         main = optax.constant_schedule(peak)

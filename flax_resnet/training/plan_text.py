@@ -6,7 +6,7 @@ from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan
 from flax_resnet.optim.distillation import Distill
-from flax_resnet.optim.ema import Average
+from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import Loss
 from flax_resnet.optim.optimizers import Optimizer, decays_coupled
 from flax_resnet.training.state import TrainState, compute_dtype
@@ -23,8 +23,8 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     ways = ", ".join(
         text
         for on, text in (
-            (data.repeats > 1, f"each {data.repeats} times an epoch"),
-            (data.balanced, "every class equally often"),
+            (data.augmentation_repeats > 1, f"each {data.augmentation_repeats} times an epoch"),
+            (data.class_balanced, "every class equally often"),
             (config.train.steps_per_call > 1, f"{config.train.steps_per_call} steps a call"),
         )
         if on
@@ -32,7 +32,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
     changed = ", ".join(f"{key} {value}" for key, value in config.model.options().items())
-    microbatch = config.train.microbatch
+    microbatch = config.train.microbatch_size
     microbatch = "" if microbatch == "whole" else f", microbatch {microbatch}"
     rows = {
         "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
@@ -56,7 +56,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         ),
         "loss": ", ".join(loss_terms(config.loss, config.distill)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),
-        "average": ", ".join(average_terms(config.average)) or "none",
+        "ema": ", ".join(ema_terms(config.ema)) or "none",
         "rate": ", ".join(schedule_terms(config, plan)),
     }
     if config.schedule.drop_rates != "constant":
@@ -78,9 +78,9 @@ def loss_terms(config: Loss, distill: Distill) -> list[str]:
     terms = [text for on, text in rows if on]
     if not distill.teacher:
         return terms
-    taught = f"{distill.weight:g} x divergence from {distill.teacher} (temperature {distill.temperature:g})"
+    temperature = f"temperature {distill.temperature:g}"
     return [
-        taught,
+        f"{distill.weight:g} x divergence from {distill.teacher} ({temperature})",
         *([f"{1 - distill.weight:g} x {terms[0]}", *terms[1:]] if distill.weight < 1 else []),
     ]
 
@@ -90,7 +90,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
     form = "coupled" if decays_coupled(section) else "decoupled"
     with_momentum = section.name not in ("lamb", "adamw")
     rates = _rule_terms(section.learning_rate_rules)
-    thaws = ", ".join(f"{pattern or 'all'} at {start:g}" for pattern, start in section.thaw)
+    thaws = ", ".join(f"{pattern or 'all'} at {start:g}" for pattern, start in section.unfreeze_at)
     decaying = _rule_terms(section.weight_decay_rules) or "of all"
     rows = [
         (True, section.name),
@@ -108,7 +108,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
         (thaws, f"learning begins for {thaws}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
         (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
-        (section.clip_adaptive, f"clipped to {section.clip_adaptive:g} of each unit's weights"),
+        (section.agc, f"clipped to {section.agc:g} of each unit's weights"),
     ]
     return [text for on, text in rows if on]
 
@@ -117,15 +117,19 @@ def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
     return ", ".join(f"{pattern or 'else'} x {value:g}" for pattern, value in rules)
 
 
-def average_terms(section: Average) -> list[str]:
+def ema_terms(section: Ema) -> list[str]:
     """Says what mean of the weights is kept."""
     if not section.decay:
         return []
-    rises = f" rising with the run's share to the power {section.rise:g}" if section.rise else ""
+    rises = (
+        f" rising with the run's share to the power {section.decay_power:g}"
+        if section.decay_power
+        else ""
+    )
     rows = [
         (True, f"of the weights, decay {section.decay:g}{rises}"),
         (section.lookahead, f"moved every {section.lookahead} steps, and the weights with it"),
-        (section.recalibrate, f"statistics of {section.recalibrate} batches"),
+        (section.bn_batches, f"statistics of {section.bn_batches} batches"),
     ]
     return [text for on, text in rows if on]
 
@@ -146,7 +150,7 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
             f"{step:,}{'' if step < plan.total_steps else ' (after the end)'}"
             for step in plan.milestones
         )
-        shape += f" x {schedule.factor:g} at {', '.join(drops)}"
+        shape += f" x {schedule.gamma:g} at {', '.join(drops)}"
     rows = [
         (True, f"peak {peak:.3g}{scaled if schedule.batch_scaling != 'none' else ''}"),
         (
@@ -171,9 +175,9 @@ def drop_words(config: Config, plan: Plan) -> str:
 def augmentations(config: Augment) -> list[str]:
     """Names the operations that are on, with what they are told."""
     jitter = ("brightness", "contrast", "saturation", "hue")
-    mixing = f"{config.mix_mode}, probability {config.mix_probability:g}"
+    mixing = f"{config.mix_mode}, probability {config.mix_prob:g}"
     rows = [
-        (config.shift, f"shift {config.shift} ({config.shift_padding})"),
+        (config.pad_crop, f"pad and crop {config.pad_crop} ({config.pad_crop_fill})"),
         (config.flip, "flip"),
         *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
         (
@@ -181,7 +185,10 @@ def augmentations(config: Augment) -> list[str]:
             f"randaugment ({config.policy_ops} of magnitude {config.policy_magnitude})",
         ),
         (config.policy == "trivialaugment", "trivialaugment"),
-        (config.erase, f"erase {config.erase:g} ({config.erase_fill})"),
+        (
+            config.random_erasing,
+            f"random erasing {config.random_erasing:g} ({config.random_erasing_fill})",
+        ),
         (config.cutout, f"cutout {config.cutout}"),
         (config.mixup, f"mixup {config.mixup:g} ({mixing})"),
         (config.cutmix, f"cutmix {config.cutmix:g} ({mixing})"),

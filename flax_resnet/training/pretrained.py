@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config, freeze
 from flax_resnet.errors import ConfigError, WeightsError
 from flax_resnet.models.model_section import Model
-from flax_resnet.models.stacking import unrolled
+from flax_resnet.models.stacking import unstack_blocks
 from flax_resnet.training import sharding
-from flax_resnet.training.runs.load import is_run, read_run
+from flax_resnet.training.runs.load import is_run, load_run
 from flax_resnet.training.state import TrainState
 from flax_resnet.weights import (
     Pretrained,
@@ -36,7 +36,7 @@ SEPARATE = (
     "dropout",
     "zero_init_last",
     "in_channels",
-    "scan",
+    "scan_blocks",
     "remat",
     "norm_groups",
     "norm_momentum",
@@ -68,8 +68,8 @@ def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> d
 
 def open_run(path: str | pathlib.Path) -> Weights:
     """Reads the weights of a run's last checkpoint, as a file of them would hold them."""
-    run = read_run(path)
-    variables = unrolled(jax.device_get(run.variables()))
+    run = load_run(path)
+    variables = unstack_blocks(jax.device_get(run.best_variables()))
     about = from_config(described(run.config, run.model, run.class_names))
     return Weights(to_torch(variables), about)
 
@@ -187,5 +187,5 @@ def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> Tr
 
     own = {"params": state.params, "batch_stats": state.batch_stats}
     filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}
-    mean = jax.tree.map(jnp.copy, filled) if state.average else {}
-    return dataclasses.replace(state, average=mean, **filled)
+    mean = jax.tree.map(jnp.copy, filled) if state.ema else {}
+    return dataclasses.replace(state, ema=mean, **filled)

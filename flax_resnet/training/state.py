@@ -15,6 +15,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.models.model_section import Model
 from flax_resnet.optim import ema
+from flax_resnet.optim.metrics import EMA
 from flax_resnet.training import sharding
 from flax_resnet.training.step import loss_scale
 
@@ -28,7 +29,7 @@ class TrainState:
       params: weights, at least float32.
       batch_stats: running statistics, at least float32; empty without batch normalisation.
       opt_state: of the optimizer, such as the momentum.
-      average: running mean of params and batch_stats, by these names; {} where none is kept.
+      ema: running mean of params and batch_stats, by these names; {} where none is kept.
       loss_scale: as loss_scale.py has it; {} but for float16.
     """
 
@@ -36,7 +37,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    average: Any
+    ema: Any
     loss_scale: Any = flax.struct.field(default_factory=dict)
 
 
@@ -47,6 +48,12 @@ def compute_dtype(section: Model) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def variables_by_prefix(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Return {"params", "batch_stats"} by the prefix of their metrics: "", and "ema_" of a moving average."""
+    weights = {"": {"params": state.params, "batch_stats": state.batch_stats}}
+    return weights | ({EMA: state.ema} if state.ema else {})
+
+
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Returns the configured network. Raises ConfigError where its options make no sense."""
     section = config.model
@@ -54,9 +61,9 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     groups = options.pop("norm_groups", 1)
     model = create_model(section.name, num_classes=num_classes, **options)
     normalises = getattr(model, "norm", "") == "batch"
-    if config.average.recalibrate and not normalises:
+    if config.ema.bn_batches and not normalises:
         raise ConfigError(
-            f"average.recalibrate={config.average.recalibrate}: {section.name} with "
+            f"ema.bn_batches={config.ema.bn_batches}: {section.name} with "
             f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; 0 is for none"
         )
     if config.schedule.drop_rates != "constant" and not (
@@ -105,7 +112,7 @@ def make_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        average=ema.start(kept, config.average),
+        ema=ema.start(kept, config.ema),
         loss_scale=loss_scale.start(config.model),
     )
 

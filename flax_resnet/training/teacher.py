@@ -1,6 +1,7 @@
 """Distillation: a network learns what another, the teacher, makes of the same augmented images."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import zlib
@@ -27,17 +28,27 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained network, which is asked and stays as it is.
+    """A trained network that stays as it is.
 
     Attributes:
       model: the network.
       scale: float32 [1, 1, 1, C]; with `offset`, turns images as the student sees them into the teacher's.
-      offset: likewise.
+      offset: float32 [1, 1, 1, C].
+      variables: {"params", "batch_stats"}; an argument of the compiled step, not a constant in it.
     """
 
     model: nn.Module
     scale: np.ndarray
     offset: np.ndarray
+    variables: dict[str, Any]
+
+    @functools.cached_property
+    def checksum(self) -> int:
+        """The CRC-32 of all that the teacher's outputs depend on beside its network."""
+        found = 0
+        for leaf in jax.tree.leaves((self.scale, self.offset, self.variables)):
+            found = zlib.crc32(np.ascontiguousarray(leaf), found)
+        return found
 
     def logits(self, variables: Any, images: Array) -> Array:
         """Returns what the teacher makes, [N, K], of images [N, S, S, C] normalised for the student."""
@@ -45,8 +56,8 @@ class Teacher:
         return jax.lax.stop_gradient(self.model.apply(variables, seen, train=False))
 
 
-def located(config: Config) -> Config:
-    """Returns the configuration with its teacher's path, if it is at one, from the root on."""
+def with_absolute_teacher(config: Config) -> Config:
+    """Return the configuration with an absolute path to its teacher, if it names one by a path."""
     text = config.distill.teacher
     if not text or not is_path(text):
         return config
@@ -54,18 +65,8 @@ def located(config: Config) -> Config:
     return dataclasses.replace(config, distill=dataclasses.replace(config.distill, teacher=path))
 
 
-def checksum(teacher: Teacher, variables: Any) -> int:
-    """Returns the CRC-32 of all that a teacher's answers depend on beside its network."""
-    found = 0
-    for leaf in jax.tree.leaves((teacher.scale, teacher.offset, variables)):
-        found = zlib.crc32(np.ascontiguousarray(leaf), found)
-    return found
-
-
-def open_teacher(
-    config: Config, num_classes: int, class_names: Sequence[str]
-) -> tuple[Teacher, dict[str, Any]]:
-    """Reads the configured teacher, and returns it with its variables, NumPy arrays.
+def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -> Teacher:
+    """Read the configured teacher; its variables are NumPy arrays.
 
     Raises:
       ConfigError: it has other classes, or takes images of other channels.
@@ -92,7 +93,7 @@ def open_teacher(
     offset = (np.array(own.mean) - np.array(about.mean)) / np.array(about.std)
     scale, offset = (x.astype(np.float32).reshape(1, 1, 1, -1) for x in (scale, offset))
     log.info("learning from %s, %s", section.teacher, about.name)
-    return Teacher(network, scale, offset), fill(network, tensors)
+    return Teacher(network, scale, offset, fill(network, tensors))
 
 
 def _first(names: Sequence[str]) -> str:

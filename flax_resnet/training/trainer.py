@@ -1,126 +1,96 @@
-"""The loop itself: updates, records, evaluations and checkpoints, in the order in which they happen."""
+"""The training loop: updates, records, evaluations and checkpoints, in the order in which they happen."""
 
 import dataclasses
-import logging
 import math
-import pathlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import jax
-import numpy as np
-from jax.profiler import TraceAnnotation, annotate_function
+from jax.profiler import TraceAnnotation
 
-from flax_resnet.config import Config
-from flax_resnet.config.plan import Plan
-from flax_resnet.data.records import Source
+from flax_resnet.config.plan import planned_learning_rate
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError
 from flax_resnet.optim.metrics import has_stalled, score
 from flax_resnet.optim.optimizers import updates_made
+from flax_resnet.training.data_initialization import initialize_from_data
+from flax_resnet.training.experiment import Experiment
+from flax_resnet.training.input.feeds import Feed, make_feed
 from flax_resnet.training.interrupt import Interrupted, stop_requested
+from flax_resnet.training.observer import Observer
+from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.runs.checkpoint import Checkpoints
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.runs.writers import Progress, RecordWriter
-from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import loss_scale
+from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT, RECORDS
+from flax_resnet.training.start import Start
+from flax_resnet.training.state import TrainState, variables_by_prefix
 from flax_resnet.training.step.eval_step import evaluate
-
-log = logging.getLogger("flax_resnet")
-
-# What the loop does, by the names that its spans have in a profile. The host waits for a batch, hands the step to
-# the device, and then waits for the results of the call before: that is where a GPU's time shows. On a CPU it waits
-# for those of the same call, and the time shows where the step is handed over, or there.
-INPUT, DISPATCH, STEP, RECORDS, EVALUATION, CHECKPOINT = STAGES = (
-    "input",
-    "dispatch",
-    "step",
-    "records",
-    "evaluation",
-    "checkpoint",
-)
+from flax_resnet.training.step_metrics import StepMetrics
+from flax_resnet.training.teacher import Teacher
 
 
-@dataclasses.dataclass
-class Run:
-    """A run from one step to the end of its plan.
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains an experiment from a start to the end of its plan; see `build_trainer`.
 
     Attributes:
-      config: the configuration.
-      plan: what it means for the data.
-      folder: the run folder.
-      checkpoints: of the run folder.
-      judged_from: evaluations before this step do not count for an early stop.
-      train_step: as `make_train_step` makes it.
-      taught: the variables of the teacher, or nothing.
-      parts: into which it divides a batch.
-      learnt_from: checksum of the teacher, or None.
-      eval_step: as `make_eval_step` makes it.
-      recalibrate: as `make_recalibration` makes it, or None.
+      experiment: what is trained.
+      programs: the compiled functions.
       train_feed: of the training split.
       eval_feed: of the evaluation split.
-      learning_rate: updates made before -> learning rate.
-      source: what is trained on.
+      folder: of the run.
+      checkpoints: of the run folder.
+      teacher_checksum: of the teacher, or None.
+      observers: told of every record.
     """
 
-    config: Config
-    plan: Plan
-    folder: pathlib.Path
+    experiment: Experiment
+    programs: Programs
+    train_feed: Feed
+    eval_feed: Feed
+    folder: RunFolder
     checkpoints: Checkpoints
-    judged_from: int
-    train_step: Any
-    taught: tuple
-    parts: int
-    learnt_from: int | None
-    eval_step: Any
-    recalibrate: Any
-    train_feed: Any
-    eval_feed: Any
-    learning_rate: Any
-    source: Source
+    teacher_checksum: int | None
+    observers: Sequence[Observer]
 
-    def go(self, state: TrainState, start: int) -> list[dict]:
-        """Trains from `start` to the last step, or to an early stop, and returns all records of the run.
+    def run(self, start: Start) -> list[dict[str, Any]]:
+        """Train from `start` to the last step, or to an early stop, and return all records of the run.
 
         Raises:
           Interrupted: a signal came; the state was saved.
           UserError: data, disk or numbers failed; whatever was saved stays as it was.
         """
-        plan, split = self.plan, self.config.data.eval_split
-        self._writer = RecordWriter(self.folder, start)
-        self._progress = Progress(plan.total_steps, start)
-        self._updates = updates_made(state.opt_state)
-        self._overflows = 0  # steps in a row
-        self._window: list[dict[str, float]] = []
-        self._seconds: list[float] = []  # of each step in the window
-        self._read_at = time.perf_counter()
-        self._unread: deque[tuple[int, dict]] = deque()  # first step and metrics of each call
-        step = start
-        # Calls that may run while the next is dispatched. A CPU would hold the temporaries of both (memory.py).
-        running = 0 if jax.default_backend() == "cpu" else 1
+        plan, programs = self.experiment.plan, self.programs
+        state, step = start.state, start.step
+        metrics = StepMetrics(
+            updates_made(state.opt_state), self.experiment.config.train.batch_size
+        )
+        log = _Log(self, RecordWriter(self.folder, step), Progress(plan.total_steps, step), metrics)
         try:
-            with stop_requested() as stop:
-                for batches in _timed(self.train_feed.training(start, plan.total_steps)):
+            with stop_requested() as stop, self._explained():
+                for call in _timed(self.train_feed.training(step, plan.total_steps)):
                     with TraceAnnotation(DISPATCH):
-                        state, on_device = self.train_step(
-                            state, self.train_feed.data, batches, *self.taught
+                        state, on_device = programs.train_step(
+                            state, self.train_feed.data, call, programs.teacher_variables
                         )
-                    self._unread.append((step, on_device))
-                    self._read_metrics(but=running)
-                    step += len(on_device["loss"])
-                    evaluates = step == plan.total_steps or step % plan.eval_every == 0
+                    step = metrics.add(step, on_device)
+                    metrics.read(log.note)
                     stopping = bool(stop)  # asked once: a signal during what follows waits a step
+                    evaluates = step == plan.total_steps or step % plan.eval_every == 0
                     saves = stopping or step % plan.checkpoint_every == 0
-                    if evaluates or saves:
-                        self._read_metrics()
-                        state = self._recalibrated(state) if self.recalibrate else state
-                    metrics = self._evaluate(state, step) if evaluates else None
-                    ends = step == plan.total_steps or (evaluates and self._has_stalled())
+                    if not (evaluates or saves):
+                        continue
+                    metrics.read(log.note, all_calls=True)
+                    state = self._with_measured_statistics(state, metrics)
+                    values = self._evaluate(state, step, log) if evaluates else None
+                    ends = step == plan.total_steps or (evaluates and log.has_stalled(start))
                     if ends:
-                        self._write_window(step)
+                        log.write(step)
                     if saves or ends:
-                        self._save(state, step, metrics)
+                        self._save(state, step, values, metrics)
                     if ends:
                         break
                     if stopping:
@@ -130,140 +100,201 @@ class Run:
                             "from there",
                             stop[0],
                         )
-            self.checkpoints.wait()
-            if (step, split) not in {(r["step"], r["split"]) for r in self._writer.records}:
-                self._evaluate(state, step)  # nothing was left to train, but this split is new
+                self.checkpoints.wait()
+                if not log.has_evaluated(step):  # nothing was left to train, but this split is new
+                    self._evaluate(state, step, log)
         finally:
-            self._progress.close()
-            self._writer.close()
+            log.close()
+        return log.records
+
+    def _with_measured_statistics(self, state: TrainState, metrics: StepMetrics) -> TrainState:
+        """Measure the batch statistics of the moving average: always on the first batches of the run."""
+        if not self.programs.measure_statistics:
+            return state
+        with _left_out(metrics, EVALUATION):
+            count = min(self.experiment.config.ema.bn_batches, self.experiment.plan.total_steps)
+            calls = self.train_feed.training(0, count)
+            found = self.programs.measure_statistics(
+                state.ema, self.train_feed.data, calls, state.step
+            )
+        return dataclasses.replace(state, ema={**state.ema, "batch_stats": found})
+
+    def _evaluate(self, state: TrainState, step: int, log: "_Log") -> dict[str, float]:
+        with _left_out(log.metrics, EVALUATION):
+            batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
+            variables = variables_by_prefix(state)
+            values = evaluate(self.programs.eval_step, variables, self.eval_feed.data, batches)
+            if not math.isfinite(values["loss"]):
+                raise DivergedError(f"the evaluation's loss is not finite at step {step}")
+            log.record(step, self.experiment.config.data.eval_split, values)
+        return values
+
+    def _save(
+        self, state: TrainState, step: int, values: dict[str, float] | None, metrics: StepMetrics
+    ) -> None:
+        splits = self.experiment.splits
+        metadata = RunMetadata(
+            config=dataclasses.asdict(self.experiment.config),
+            class_names=splits.class_names,
+            num_classes=self.experiment.plan.num_classes,
+            num_examples=len(splits.train),
+            microbatches=self.programs.microbatches,
+            teacher_checksum=self.teacher_checksum,
+            bad_images={str(index): found for index, found in self.train_feed.bad.items()},
+            metrics=values,
+        )
+        with _left_out(metrics, CHECKPOINT):
+            try:
+                self.checkpoints.save(step, state, metadata)
+            except DivergedError as error:
+                raise DivergedError(f"{error} at step {step}") from error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add to a DivergedError what was saved, and its usual causes."""
+        try:
+            yield
+        except DivergedError as error:
+            saved, config = self.checkpoints.steps(), self.experiment.config
+            last = f"checkpoint {saved[-1]} in {self.folder} is the last good one"
+            raise DivergedError(
+                f"{error}; {last if saved else 'none was saved'}. Usual causes: optimizer.learning_rate="
+                f"{config.optimizer.learning_rate} is too high, schedule.warmup="
+                f"{config.schedule.warmup} too short, model.dtype={config.model.dtype} too narrow"
+            ) from error
+
+
+class _Log:
+    """The records of a run: written, shown, and told to observers."""
+
+    def __init__(
+        self, trainer: Trainer, writer: RecordWriter, progress: Progress, metrics: StepMetrics
+    ):
+        self.metrics = metrics
+        self._trainer, self._writer, self._progress = trainer, writer, progress
+        self._learning_rate = planned_learning_rate(
+            trainer.experiment.config, trainer.experiment.plan
+        )
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All records of the run."""
         return self._writer.records
 
-    def _read_metrics(self, but: int = 0) -> None:
-        """Reads the metrics of all calls but the last `but`. On a GPU those before are there: it does not wait."""
-        while len(self._unread) > but:
-            step, on_device = self._unread.popleft()
-            with TraceAnnotation(STEP):
-                values = {k: np.asarray(v.addressable_data(0)) for k, v in on_device.items()}
-            count, now = len(values["loss"]), time.perf_counter()
-            spent, self._read_at = now - self._read_at, now
-            for number in range(count):
-                step += 1
-                self._seconds.append(spent / count)
-                self._note(step, {k: float(v[number]) for k, v in values.items()})
+    def record(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Write a record, show it, and tell the observers."""
+        epoch = step / self._trainer.experiment.plan.steps_per_epoch
+        self._writer.write(step, epoch, split, values)
+        self._progress.record(step, split, values)
+        for observer in self._trainer.observers:
+            observer.on_record(step, epoch, split, values)
 
-    def _note(self, step: int, values: dict[str, float]) -> None:
-        """Adds a step to the record that is growing, and writes it when it is due."""
-        if not math.isfinite(values["loss"]):
-            raise DivergedError(self._diverged(f"the loss is {values['loss']}", step))
-        train, plan = self.config.train, self.plan
-        self._count_updates(step, values)
-        self._window.append(values)
-        record = mean(self._window)
-        record["images_per_second"] = len(self._window) * train.batch_size / sum(self._seconds)
-        self._progress.advance(record)
-        if step % train.log_every == 0 or step == plan.total_steps:
-            self._write_window(step)
+    def note(self, step: int) -> None:
+        """Move the progress bar by a step, and write the record of training when it is due."""
+        self._progress.advance(self.metrics.means())
+        experiment = self._trainer.experiment
+        if step % experiment.config.train.log_every == 0 or step == experiment.plan.total_steps:
+            self.write(step)
 
-    def _count_updates(self, step: int, values: dict[str, float]) -> None:
-        """Counts the updates made, which are fewer than the steps where float16 skips some."""
-        skipped = "skipped" in values and values["skipped"] > 0
-        self._updates += not skipped
-        stuck = skipped and values["loss_scale"] <= loss_scale.LEAST
-        self._overflows = self._overflows + 1 if stuck else 0
-        if self._overflows == loss_scale.PATIENCE:
-            what = (
-                f"the gradient overflowed {loss_scale.PATIENCE} times in a row at the least loss scale, "
-                f"{loss_scale.LEAST:g} (model.dtype='bfloat16' needs none),"
-            )
-            raise DivergedError(self._diverged(what, step))
+    def write(self, step: int) -> None:
+        """Write the record of the training steps since the last one, if there were any."""
+        if values := self.metrics.means():
+            with TraceAnnotation(RECORDS):
+                rate = float(self._learning_rate(max(0, self.metrics.updates - 1)))
+                self.record(step, "train", {**values, "learning_rate": rate})
+                self.metrics.clear()
 
-    def _write_window(self, step: int) -> None:
-        """Writes the record of the steps since the last, if there were any."""
-        if self._window:
-            self._write_record(step)
+    def has_evaluated(self, step: int) -> bool:
+        """Return whether the evaluation split has a record at a step."""
+        split = self._trainer.experiment.config.data.eval_split
+        return (step, split) in {(record["step"], record["split"]) for record in self.records}
 
-    @partial(annotate_function, name=RECORDS)
-    def _write_record(self, step: int) -> None:
-        record, size = mean(self._window), self.config.train.batch_size
-        record["images_per_second"] = len(self._window) * size / sum(self._seconds)
-        record["learning_rate"] = float(self.learning_rate(max(0, self._updates - 1)))
-        self._writer.write(step, step / self.plan.steps_per_epoch, "train", record)
-        self._progress.record(step, "train", record)
-        self._window.clear()
-        self._seconds.clear()
+    def has_stalled(self, start: Start) -> bool:
+        """Return whether `train.early_stopping` evaluations went by without a better one."""
+        config = self._trainer.experiment.config
+        train, split = config.train, config.data.eval_split
+        scores = [
+            score(record, train.monitor)
+            for record in self.records
+            if record["split"] == split and record["step"] >= start.scores_from
+        ]
+        return has_stalled(scores, train.early_stopping)
 
-    @partial(annotate_function, name=EVALUATION)
-    def _recalibrated(self, state: TrainState) -> TrainState:
-        """Measures the batch statistics of the averaged weights: always on the first batches of the run."""
-        began = time.perf_counter()
-        count = min(self.config.average.recalibrate, self.plan.total_steps)
-        calls = self.train_feed.training(0, count)
-        found = self.recalibrate(state.average, self.train_feed.data, calls, state.step)
-        self._read_at += time.perf_counter() - began
-        return dataclasses.replace(state, average={**state.average, "batch_stats": found})
-
-    @partial(annotate_function, name=EVALUATION)
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        began, split = time.perf_counter(), self.config.data.eval_split
-        batches = self.eval_feed.evaluation(self.plan.eval_batch_size)
-        metrics = evaluate(self.eval_step, state, self.eval_feed.data, batches)
-        if not math.isfinite(metrics["loss"]):
-            raise DivergedError(self._diverged("the evaluation's loss is not finite", step))
-        self._writer.write(step, step / self.plan.steps_per_epoch, split, metrics)
-        self._progress.record(step, split, metrics)
-        self._read_at += time.perf_counter() - began
-        return metrics
-
-    def _has_stalled(self) -> bool:
-        train, split = self.config.train, self.config.data.eval_split
-        records = (
-            r for r in self._writer.records if r["split"] == split and r["step"] >= self.judged_from
-        )
-        return has_stalled([score(r, train.judged_by) for r in records], train.early_stopping)
-
-    @partial(annotate_function, name=CHECKPOINT)
-    def _save(self, state: TrainState, step: int, metrics: dict | None) -> None:
-        began = time.perf_counter()
-        run = {
-            "config": dataclasses.asdict(self.config),
-            "class_names": list(self.source.class_names),
-            "num_classes": self.plan.num_classes,
-            "num_examples": len(self.source),
-            "parts": self.parts,
-            "teacher": self.learnt_from,
-            "bad_images": {str(k): v for k, v in self.train_feed.bad.items()},
-        }
-        try:
-            self.checkpoints.save(step, state, run, metrics)
-        except DivergedError as error:
-            raise DivergedError(self._diverged(str(error), step)) from error
-        self._read_at += time.perf_counter() - began
-
-    def _diverged(self, what: str, step: int) -> str:
-        saved, config = self.checkpoints.steps(), self.config
-        last = (
-            f"checkpoint {saved[-1]} in {self.folder} is the last good one"
-            if saved
-            else "none was saved"
-        )
-        return (
-            f"{what} at step {step}; {last}. Usual causes: optimizer.learning_rate="
-            f"{config.optimizer.learning_rate} is too high, schedule.warmup="
-            f"{config.schedule.warmup} too short, model.dtype={config.model.dtype} too narrow"
-        )
+    def close(self) -> None:
+        """Leave the progress bar, and write out what is buffered."""
+        self._progress.close()
+        self._writer.close()
 
 
-def _timed(feed: Iterable) -> Iterator:
-    """Yields from a feed, each wait a span of the profile."""
-    feed, nothing = iter(feed), object()
+@contextmanager
+def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
+    """Give a stage its span in the profile, and leave its time out of the steps' own."""
+    began = time.perf_counter()
+    with TraceAnnotation(stage):
+        yield
+    metrics.skip_time(time.perf_counter() - began)
+
+
+def _timed(calls: Iterable[Any]) -> Iterator[Any]:
+    """Yield from a feed, each wait a span of the profile."""
+    calls, nothing = iter(calls), object()
     while True:
         with TraceAnnotation(INPUT):
-            batches = next(feed, nothing)
-        if batches is nothing:
+            call = next(calls, nothing)
+        if call is nothing:
             return
-        yield batches
+        yield call
 
 
-def mean(window: list[dict[str, float]]) -> dict[str, float]:
-    """Averages records key by key."""
-    return {k: sum(values[k] for values in window) / len(window) for k in window[0]}
+def build_trainer(
+    experiment: Experiment,
+    start: Start,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    teacher: Teacher | None,
+    observers: Sequence[Observer] = (),
+) -> tuple[Trainer, Start]:
+    """Open the feeds, compile what needs to be, and return the trainer and where it starts.
+
+    Args:
+      experiment: what is trained.
+      start: of the run; a network that must see data first is initialized here.
+      folder: of the run.
+      checkpoints: of the run folder.
+      teacher: the teacher network, or None.
+      observers: told of every record.
+    """
+    config, splits, mesh = experiment.config, experiment.splits, experiment.mesh
+    train_feed = make_feed(
+        splits.train,
+        splits.sampler,
+        config,
+        mesh,
+        crop=config.data.train_crop,
+        sizes=experiment.plan.sizes,
+        bad=start.bad_images,
+    )
+    model, fresh = experiment.model, start.step == 0
+    if fresh and model.initializes_from_data and not config.model.pretrained:
+        state = initialize_from_data(start.state, model, train_feed, config, mesh)
+        start = dataclasses.replace(start, state=state)
+    eval_feed = make_feed(
+        splits.eval,
+        EpochSampler(len(splits.eval), seed=0),
+        config.evaluating(),
+        mesh,
+        crop=config.data.eval_crop,
+    )
+    programs = make_programs(
+        experiment,
+        train_feed,
+        eval_feed,
+        start_step=start.step,
+        microbatches=start.microbatches,
+        teacher=teacher,
+    )
+    checksum = teacher.checksum if teacher else None
+    trainer = Trainer(
+        experiment, programs, train_feed, eval_feed, folder, checkpoints, checksum, observers
+    )
+    return trainer, start

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.models.stacking import scanned
+from flax_resnet.models.stacking import stack_blocks
 from flax_resnet.weights import from_torch
 
 
@@ -21,7 +21,7 @@ def fill(
     """Returns the variables of a network with these tensors in them, or raises WeightsError.
 
     Args:
-      model: of `create_model`, scanned or not.
+      model: of `create_model`, stack_blocks or not.
       tensors: as `open_weights` reads them.
       initial: variables (unrolled) whose head stays where the tensors have another number of classes;
         None: that is an error.
@@ -33,13 +33,13 @@ def fill(
     whole = unrolled_model(model)
     variables = from_torch(tensors, abstract(whole), initial=initial, adapt_stem=adapt_stem)
     if whole is not model:
-        variables = scanned(variables)
+        variables = stack_blocks(variables)
     return {"batch_stats": {}, **variables}
 
 
 def unrolled_model(model: nn.Module) -> nn.Module:
     """Returns the network with its blocks one by one."""
-    return model.clone(scan=False) if getattr(model, "scan", False) else model
+    return model.clone(scan_blocks=False) if getattr(model, "scan_blocks", False) else model
 
 
 def abstract(model: nn.Module) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from flax_resnet.augment.augment_section import Augment
 CLASSES, ROWS, SIZE = 10, 64, 64
 OPERATIONS: dict[str, dict[str, Any]] = {
     "normalisation": {},
-    "pad and crop": {"shift": 4},
-    "pad and crop, reflected": {"shift": 4, "shift_padding": "reflect"},
+    "pad and crop": {"pad_crop": 4},
+    "pad and crop, reflected": {"pad_crop": 4, "pad_crop_fill": "reflect"},
     "mirror": {"flip": True},
     "brightness": {"brightness": 0.4},
     "contrast": {"contrast": 0.4},
@@ -24,8 +24,8 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "hue": {"hue": 0.1},
     "RandAugment": {"policy": "randaugment"},
     "TrivialAugment": {"policy": "trivialaugment"},
-    "random erasing": {"erase": 0.5},
-    "random erasing with noise": {"erase": 0.5, "erase_fill": "noise"},
+    "random erasing": {"random_erasing": 0.5},
+    "random erasing with noise": {"random_erasing": 0.5, "random_erasing_fill": "noise"},
     "cutout": {"cutout": 16},
     "mixup": {"mixup": 0.2},
     "CutMix": {"cutmix": 1.0},

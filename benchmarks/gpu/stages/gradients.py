@@ -105,7 +105,7 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
 
     from benchmarks.programs import configured
     from flax_resnet.models import create_model
-    from flax_resnet.training.step.gradient import make_loss
+    from flax_resnet.training.step.gradient import LossInputs, make_loss
 
     os.environ["FLAX_RESNET_OPS"] = "plain" if form == "usual" else "auto"
     model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **case.options)
@@ -114,9 +114,8 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
 
     def gradient(params: Any, batch_stats: Any, images: Any, targets: Any) -> tuple[Any, Any]:
         weight, key = float(case.batch_size), jax.random.key(0)
-        grads, (_, new) = jax.grad(loss, has_aux=True)(
-            params, batch_stats, images, targets, weight, key
-        )
+        inputs = LossInputs(batch_stats, images, targets, weight, key)
+        grads, (_, new) = jax.grad(loss, has_aux=True)(params, inputs)
         return grads, new
 
     def arguments(seed: int) -> tuple:

@@ -26,8 +26,8 @@ SETTINGS = (
     "model.stem=cifar",
     "model.depths=(1,1,1,1)",
     "optimizer.nesterov=True",
-    "average.decay=0.99",
-    "augment.shift=4",
+    "ema.decay=0.99",
+    "augment.pad_crop=4",
     "augment.flip=True",
     "augment.cutmix=1.0",
     "augment.policy=trivialaugment",
@@ -39,9 +39,10 @@ def train(workdir: pathlib.Path, tiny: bool) -> None:
     """Trains to the last step, from the last checkpoint if there is one."""
     from benchmarks.programs import configured
     from flax_resnet.config.plan import Plan, planned_optimizer
-    from flax_resnet.data.sampling import Order
+    from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.training import sharding
     from flax_resnet.training.runs.checkpoint import Checkpoints
+    from flax_resnet.training.runs.metadata import RunMetadata
     from flax_resnet.training.state import abstract_state, build_model, initial_state
     from flax_resnet.training.step.train_step import make_train_step
 
@@ -50,14 +51,14 @@ def train(workdir: pathlib.Path, tiny: bool) -> None:
     settings = TINY_SETTINGS if tiny else SETTINGS
     config = configured("resnet18", SIZE, BATCH_SIZE, dtype=dtype, settings=settings)
     model, mesh = build_model(config, CLASSES), sharding.make_mesh()
-    optimizer = planned_optimizer(config, Plan.nominal(CLASSES))
+    optimizer = planned_optimizer(config, Plan.nominal(CLASSES), model)
     draw = np.random.default_rng(0)
     data = {
         "image": draw.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8),
         "label": draw.integers(0, CLASSES, IMAGES).astype(np.int32),
     }
     data = jax.device_put({**data, "seed": np.int32(config.train.seed)}, sharding.replicated(mesh))
-    order = Order(IMAGES, config.train.seed)
+    order = EpochSampler(IMAGES, config.train.seed)
 
     def fetch(data: Any, step: jax.Array) -> dict[str, jax.Array]:
         places = order.batch(jax.numpy, step, BATCH_SIZE, data["seed"])
@@ -70,9 +71,9 @@ def train(workdir: pathlib.Path, tiny: bool) -> None:
     start = restored.step if restored else 0
     print(f"training from step {start} to {total}", flush=True)
     for number in range(start, total):
-        state, _ = step(state, data, np.array([number], np.uint32))
+        state, _ = step(state, data, np.array(number, np.uint32))
         if (number + 1) % every == 0:
-            checkpoints.save(number + 1, state, {"config": {}}, None)
+            checkpoints.save(number + 1, state, RunMetadata({}, (), CLASSES))
     checkpoints.close()
 
 

@@ -25,11 +25,11 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
 
     from flax_resnet.config.plan import plan, planned_learning_rate
     from flax_resnet.data.sources.open import open_source
+    from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.plan_text import schedule_terms
-    from flax_resnet.training.train import make_order
 
     if not num_train:
-        num_train = make_order(open_source(config.data, train=True), config).epoch_size
+        num_train = make_sampler(open_source(config.data, train=True), config).epoch_size
     classes = config.model.num_classes or max(1, len(config.loss.class_weights))
     made = plan(config, num_train=num_train, num_eval=1, num_classes=classes)
     steps = np.unique(np.linspace(0, made.total_steps - 1, POINTS).astype(int))
@@ -39,7 +39,7 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
     axes.plot(steps / made.steps_per_epoch, [float(rate(int(step))) for step in steps])
     changes = [
         (f"{pattern or 'all'} begins", start * made.unit)
-        for pattern, start in config.optimizer.thaw
+        for pattern, start in config.optimizer.unfreeze_at
     ]
     changes += [(f"{size} px", start) for start, size in made.sizes if len(made.sizes) > 1]
     for text, start in changes:

@@ -46,7 +46,7 @@ class Packing:
       data_dir: TFDS data folder of both datasets; empty for TFDS's own.
       max_side: longer side of a stored image, pixels; at least 1.
       quality: of JPEGs that are made, 1 to 100.
-      holdout: share of a folder without train/ that becomes the split test, 0.01 to 0.99.
+      eval_fraction: share of a folder without train/ that becomes the split test, 0.01 to 0.99.
       shard_size: images per file, at most; at least 1.
     """
 
@@ -56,7 +56,7 @@ class Packing:
     data_dir: str = ""
     max_side: int = 400
     quality: int = 90
-    holdout: float = Data().holdout
+    eval_fraction: float = Data().eval_fraction
     shard_size: int = 2048
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Packing:
         for flag, low, high in (
             ("max_side", 1, 65535),  # JPEG's limit
             ("quality", 1, 100),
-            ("holdout", 0.01, 0.99),
+            ("eval_fraction", 0.01, 0.99),
             ("shard_size", 1, 10**9),
         ):
             if not low <= getattr(self, flag) <= high:
@@ -97,13 +97,13 @@ class Packing:
         kept = {"max_side": self.max_side, "quality": self.quality, "shard_size": self.shard_size}
         if self.path:
             path = str(pathlib.Path(self.path).expanduser().resolve())
-            return {"path": path, "holdout": self.holdout, **kept}
+            return {"path": path, "eval_fraction": self.eval_fraction, **kept}
         return {"name": self.name, **kept}
 
     def open(self) -> dict[str, Split]:
         """Opens the source. Raises DataError as `open_source` does."""
         if self.path:
-            return file_splits(self.path, self.holdout)
+            return file_splits(self.path, self.eval_fraction)
         return tfds_splits(self.name, self.data_dir)
 
 

@@ -54,7 +54,7 @@ def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
     return splits
 
 
-def file_splits(path: str, holdout: float) -> dict[str, Split]:
+def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     """Opens all splits of a folder of images, or of a CSV file of paths and labels.
 
     Files may be sorted by class; they are ordered here as by chance, the same on every call, so that a slice such
@@ -64,7 +64,7 @@ def file_splits(path: str, holdout: float) -> dict[str, Split]:
       path: folder with train/ and val/, validation/ or test/, each with one sub-folder per class; or with the
         classes themselves, of which a share, chosen by the files' names, becomes the split ``test``. Or a
         CSV file; its own splits, or a share chosen in the same way.
-      holdout: that share, 0.01 to 0.99.
+      eval_fraction: that share, 0.01 to 0.99.
 
     Raises:
       DataError: as `open_source` does.
@@ -78,7 +78,7 @@ def file_splits(path: str, holdout: float) -> dict[str, Split]:
         raise DataError(f"{root}: split {odd[0]!r} is no name for TFDS: letters, digits and _ only")
     if len(set(names.values())) < len(names):
         raise DataError(f"{root}: has both val and validation; leave one")
-    config = Data(source=kind, path=path, holdout=holdout)
+    config = Data(source=kind, path=path, eval_fraction=eval_fraction)
     splits = {}
     for name, key in names.items():
         source = open_source(config, train=name == "train", split=name)

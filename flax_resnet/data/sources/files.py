@@ -205,7 +205,7 @@ def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> lis
     kept = [
         i
         for i, name in enumerate(names)
-        if held_out(name, config.holdout, config.split_seed) != train
+        if held_out(name, config.eval_fraction, config.split_seed) != train
     ]
     if not kept:
         side = "train on" if train else "evaluate on"

@@ -21,9 +21,9 @@ def open_source(config: Data, *, train: bool, split: str = "") -> StoredSource:
         from flax_resnet.data.sources.tfds import TfdsSource  # imports TFDS, which takes a second
 
         return TfdsSource(config, split)
-    if config.source == "arrays":
+    if config.source == "python":
         raise DataError(
-            "data.source='arrays': arrays come from Python, as sources given to train()"
+            "data.source='python': sources come from Python, as sources given to train()"
         )
     from flax_resnet.data.sources.files import csv_source, folder_source
 

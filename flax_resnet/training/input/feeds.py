@@ -2,14 +2,15 @@
 
 A feed yields what changes from call to call, and holds in `data` what does not; its two pure functions turn
 both into batches inside the compiled step: ``{"image": uint8 [N, S, S, 3], "label": int32 [N], "index": int32 [N],
-"mask": bool [N]}``, the global batch. Both feeds give the same bits.
+"mask": bool [N]}``, the global batch. With `train.steps_per_call` above 1, what it yields has a leading axis
+[steps]. Both feeds give the same bits.
 """
 
 import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,39 +20,66 @@ from tqdm import tqdm
 
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.training import sharding
-from flax_resnet.training.input.host_batches import HostStream
+from flax_resnet.training.input.host_batches import HostBatches
 
 Batch = dict[str, jax.Array]
 
 LOADING_BATCH = 512
 
 
+class Feed(Protocol):
+    """The batches of a split.
+
+    Attributes:
+      data: what does not change from call to call, on the devices; its "seed" is that of the order.
+      bad: unreadable examples, and the step at which each was found.
+    """
+
+    data: Batch
+    bad: dict[int, int]
+
+    def training(self, start_step: int, total_steps: int) -> Iterator[Any]:
+        """Yield what changes, for each call from a step on. Raises DataError as `HostBatches` does."""
+
+    def calls(self, start_step: int, total_steps: int) -> list[Any]:
+        """Return the shapes of what `training` yields, each once."""
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """Yield what changes for each batch of a pass over the split. Raises as `training`."""
+
+    def training_batch(self, data: Batch, call: Any) -> Batch:
+        """Return the batch of a step; traced inside the compiled step."""
+
+    def evaluation_batch(self, data: Batch, batch: Any) -> Batch:
+        """Return an evaluation batch; traced inside the compiled step."""
+
+
 def make_feed(
     source: Source,
-    stream: Order,
+    sampler: EpochSampler,
     config: Config,
     mesh: Mesh,
     *,
     crop: str,
     sizes: tuple[tuple[int, int], ...] = (),
     bad: dict[int, int] | None = None,
-) -> "StreamingFeed | ResidentFeed":
+) -> Feed:
     """Returns the configured feed of a split.
 
     Args:
       source: the split.
-      stream: its order in training, and which of its examples are used.
+      sampler: its order in training, and which of its examples are used.
       config: the configuration.
       mesh: where batches go.
       crop: how the split's images are cut; what is cut at random cannot be resident.
       sizes: of training images: `Plan.sizes`.
       bad: unreadable images known from a checkpoint.
     """
-    if config.keeps_resident(stream.epoch_size, crop):
-        return ResidentFeed(source, stream, config, mesh, crop=crop, bad=bad)
-    return StreamingFeed(source, stream, config, mesh, sizes=sizes, bad=bad)
+    if config.keeps_resident(sampler.epoch_size, crop):
+        return ResidentFeed(source, sampler, config, mesh, crop=crop, bad=bad)
+    return StreamingFeed(source, sampler, config, mesh, sizes=sizes, bad=bad)
 
 
 def every_example(
@@ -67,10 +95,10 @@ def every_example(
       limit: most examples, the random subset that `data.limit` takes; 0 for all.
 
     Returns:
-      Batches as `StreamingFeed.evaluation` yields them, which raises what `HostStream` does.
+      Batches as `StreamingFeed.evaluation` yields them, which raises what `HostBatches` does.
     """
     kept = min(limit, len(source))
-    order = Order(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
+    order = EpochSampler(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
     feed = StreamingFeed(source, order, config.evaluating(), mesh)
     return feed.evaluation(sharding.round_up(mesh, batch_size))
 
@@ -80,13 +108,13 @@ class StreamingFeed:
 
     Attributes:
       data: seed uint32 [], of the order: the run's in training, 0 in evaluation.
-      bad: as in `HostStream`.
+      bad: as in `HostBatches`.
     """
 
     def __init__(
         self,
         source: Source,
-        stream: Order,
+        sampler: EpochSampler,
         config: Config,
         mesh: Mesh,
         *,
@@ -94,9 +122,9 @@ class StreamingFeed:
         bad: dict[int, int] | None = None,
     ):
         self._sizes = sizes or ((0, config.data.image_size),)
-        self.data = _replicated({"seed": np.uint32(stream.seed)}, mesh)
-        self._host = HostStream(source, config.data, bad)
-        self._stream, self._config, self._mesh = stream, config, mesh
+        self.data = _replicated({"seed": np.uint32(sampler.seed)}, mesh)
+        self._host = HostBatches(source, config.data, bad)
+        self._sampler, self._config, self._mesh = sampler, config, mesh
 
     @property
     def bad(self) -> dict[int, int]:
@@ -104,12 +132,12 @@ class StreamingFeed:
         return self._host.bad
 
     def training(self, start_step: int, total_steps: int) -> Iterator[Batch]:
-        """Yields the batches of each call: arrays [steps, N, ...]; raises as `HostStream` does."""
+        """Yields the batches of each call: arrays [N, ...], or [steps, N, ...]; raises as `HostBatches` does."""
         train = self._config.train
         ends = [start for start, _ in self._sizes[1:]] + [total_steps]
         parts = (
             self._host.training(
-                self._stream,
+                self._sampler,
                 batch_size=train.batch_size,
                 start_step=max(start, start_step),
                 total_steps=min(end, total_steps),
@@ -120,6 +148,8 @@ class StreamingFeed:
             if max(start, start_step) < min(end, total_steps)
         )
         batches = itertools.chain.from_iterable(parts)
+        if train.steps_per_call == 1:
+            return self._ahead(batches, steps=False)
         calls = (
             stacked(list(itertools.islice(batches, count)))
             for _, count in calls_of(start_step, total_steps, train.steps_per_call)
@@ -136,23 +166,24 @@ class StreamingFeed:
         return next(size for start, size in reversed(self._sizes) if start <= step)
 
     def _shapes(self, steps: int, size: int) -> Batch:
-        rows = steps, self._config.train.batch_size
+        several = self._config.train.steps_per_call > 1
+        rows = (steps,) * several + (self._config.train.batch_size,)
         shapes = {
             "image": ((*rows, size, size, 3), np.uint8),
             "label": (rows, np.int32),
             "index": (rows, np.int32),
             "mask": (rows, bool),
         }
-        where = sharding.split_steps(self._mesh)
+        where = sharding.split_steps(self._mesh) if several else sharding.split(self._mesh)
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
             for name, (shape, dtype) in shapes.items()
         }
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yields every example once, padded and masked to full batches; raises as `HostStream` does."""
+        """Yields every example once, padded and masked to full batches; raises as `HostBatches` does."""
         rows = sharding.local_rows(batch_size)
-        batches = self._host.evaluation(self._stream.used, batch_size=batch_size, rows=rows)
+        batches = self._host.evaluation(self._sampler.used, batch_size=batch_size, rows=rows)
         return self._ahead(batches, steps=False)
 
     def training_batch(self, data: Any, batch: Batch) -> Batch:
@@ -185,39 +216,42 @@ class ResidentFeed:
     def __init__(
         self,
         source: Source,
-        stream: Order,
+        sampler: EpochSampler,
         config: Config,
         mesh: Mesh,
         *,
         crop: str,
         bad: dict[int, int] | None = None,
     ):
-        self._stream, self._config, self._mesh = stream, config, mesh
-        host = HostStream(source, config.data, bad)
-        arrays = _load(host, stream.used, config.data.image_size, crop)
+        self._sampler, self._config, self._mesh = sampler, config, mesh
+        host = HostBatches(source, config.data, bad)
+        arrays = _load(host, sampler.used, config.data.image_size, crop)
         self.bad = dict.fromkeys(host.bad, 0)
         known = frozenset(self.bad)
-        for index in known & set(stream.used.tolist()):
-            good = stream.substitute(index, known)
-            place, other = np.searchsorted(stream.used, [index, good])
+        for index in known & set(sampler.used.tolist()):
+            good = sampler.substitute(index, known)
+            place, other = np.searchsorted(sampler.used, [index, good])
             for array in arrays.values():
                 array[place] = array[other]
-        self.data = _replicated({"seed": np.uint32(stream.seed), **arrays}, mesh)
+        self.data = _replicated({"seed": np.uint32(sampler.seed), **arrays}, mesh)
 
     def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
-        """Yields the numbers of each call's steps: uint32 [steps]."""
-        for first, count in calls_of(start_step, total_steps, self._config.train.steps_per_call):
-            yield np.arange(first, first + count, dtype=np.uint32)
+        """Yields the number of each call's step: uint32 []; or of its steps: uint32 [steps]."""
+        per_call = self._config.train.steps_per_call
+        for first, count in calls_of(start_step, total_steps, per_call):
+            steps = np.arange(first, first + count, dtype=np.uint32)
+            yield steps if per_call > 1 else steps.reshape(())
 
     def calls(self, start_step: int, total_steps: int) -> list[jax.ShapeDtypeStruct]:
         """Returns the shapes of what `training` yields, each once."""
         found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
         counts = dict.fromkeys(count for _, count in found)
-        return [jax.ShapeDtypeStruct((count,), np.uint32) for count in counts]
+        several = self._config.train.steps_per_call > 1
+        return [jax.ShapeDtypeStruct((count,) * several, np.uint32) for count in counts]
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Yields place and mask of every example once, padded to full batches; the unreadable are masked."""
-        used, rows = self._stream.used, sharding.local_rows(batch_size)
+        used, rows = self._sampler.used, sharding.local_rows(batch_size)
         for start in range(0, len(used), batch_size):
             place = start + np.arange(batch_size, dtype=np.int32)[rows]
             within = np.minimum(place, len(used) - 1)
@@ -227,9 +261,9 @@ class ResidentFeed:
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
         """Gathers the batch of a step inside the compiled function."""
         size = self._config.train.batch_size
-        place = self._stream.batch(jnp, step, size, data["seed"])
-        if self._stream.epoch_size < self._stream.size:
-            place = jnp.searchsorted(jnp.asarray(self._stream.used), place)
+        place = self._sampler.batch(jnp, step, size, data["seed"])
+        if self._sampler.epoch_size < self._sampler.size:
+            place = jnp.searchsorted(jnp.asarray(self._sampler.used), place)
         return self._gathered(data, place, jnp.ones(size, bool))
 
     def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
@@ -254,8 +288,8 @@ def _replicated(arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def _load(host: HostStream, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:
-    """Decodes the examples that are used. Raises DataError as `HostStream` does."""
+def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:
+    """Decodes the examples that are used. Raises DataError as `HostBatches` does."""
     count = len(used)
     arrays = {
         "image": np.empty((count, size, size, 3), np.uint8),
@@ -289,7 +323,5 @@ def calls_of(start_step: int, total_steps: int, steps_per_call: int) -> Iterator
 
 
 def stacked(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Joins the batches of some steps along a new leading axis; one batch is not copied."""
-    if len(batches) == 1:
-        return {name: array[None] for name, array in batches[0].items()}
+    """Joins the batches of some steps along a new leading axis."""
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

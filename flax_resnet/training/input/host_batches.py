@@ -9,13 +9,13 @@ import numpy as np
 from flax_resnet.data import pipeline
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import Source
-from flax_resnet.data.sampling import Order
+from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
 
 
-class HostStream:
+class HostBatches:
     """The batches of a split, restarted at the step where an image could not be decoded.
 
     Args:
@@ -34,7 +34,7 @@ class HostStream:
 
     def training(
         self,
-        stream: Order,
+        sampler: EpochSampler,
         *,
         batch_size: int,
         start_step: int,
@@ -52,7 +52,7 @@ class HostStream:
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.training_batches(
                 self._source,
-                stream,
+                sampler,
                 config,
                 batch_size=batch_size,
                 start_step=start,
@@ -62,7 +62,7 @@ class HostStream:
             )
 
         def candidates(step: int) -> np.ndarray:
-            return pipeline.training_indices(stream, step, batch_size, rows, self.bad)
+            return pipeline.training_indices(sampler, step, batch_size, rows, self.bad)
 
         return self._mended(batches, candidates, start_step)
 

@@ -1,10 +1,10 @@
-"""Checkpoints: the state and all that is needed to use it, verified leaf by leaf on the way back.
+"""Checkpoints: arrays and their description, verified leaf by leaf when they are read.
 
-The only file that knows Orbax. Under ``checkpoints/STEP/`` lie ``state`` (arrays) and ``run`` (JSON: config,
-class names, versions, metrics, unreadable images, a checksum per leaf). The last two and the best are kept.
+The only file that knows Orbax. Under ``checkpoints/STEP/`` lie ``state`` (arrays) and ``run`` (JSON:
+`RunMetadata`). The last two checkpoints and the best one are kept.
 """
 
-import importlib.metadata
+import dataclasses
 import logging
 import pathlib
 import shutil
@@ -18,19 +18,18 @@ import orbax.checkpoint as ocp
 
 from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError, one_line, suggestion
 from flax_resnet.optim.metrics import score
+from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
 
-PACKAGES = ("flax_resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-
 
 class Restored(NamedTuple):
-    """A verified checkpoint: its step, its state, and what was saved beside it."""
+    """A verified checkpoint: its step, its state (or the parts that were asked for), and its description."""
 
     step: int
     state: Any
-    run: dict[str, Any]
+    metadata: RunMetadata
 
 
 class Checkpoints:
@@ -39,11 +38,11 @@ class Checkpoints:
     Args:
       workdir: the run folder.
       read_only: nothing is made or moved.
-      judged_by: the metric that says which checkpoint is the best and is kept.
+      monitor: the metric that says which checkpoint is the best and is kept.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, judged_by: str = "top1"):
-        self._judged_by = judged_by
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, monitor: str = "top1"):
+        self._monitor = monitor
         self._folder = workdir.resolve() / "checkpoints"
         self._read_only = read_only
         self._pending: int | None = None
@@ -51,7 +50,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         def value(metrics: dict[str, float]) -> float:
-            return score(metrics, self._judged_by)
+            return score(metrics, self._monitor)
 
         best = ocp.checkpoint_managers.BestN(
             get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
@@ -69,17 +68,16 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Returns the saved steps, oldest first."""
+        """Return the saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict | None) -> None:
-        """Starts to write a checkpoint; training may go on meanwhile.
+    def save(self, step: int, state: Any, metadata: RunMetadata) -> None:
+        """Start to write a checkpoint; training may go on meanwhile.
 
         Args:
           step: number of updates made; above every saved one.
           state: pytree of arrays, all finite.
-          run: JSON object stored beside the state.
-          metrics: of the evaluation at this step, if there was one.
+          metadata: its description; shapes, checksums and versions are filled in here.
 
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
@@ -87,20 +85,16 @@ class Checkpoints:
         """
         self.wait()
         sums = checksums(state, must_be_finite=True)
-        run = {
-            **run,
-            "shapes": shapes(state),
-            "checksums": sums,
-            "versions": versions(),
-            "metrics": metrics,
-        }
+        metadata = dataclasses.replace(
+            metadata, shapes=shapes(state), checksums=sums, versions=versions()
+        )
         try:
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata.to_json())
                 ),
-                metrics=metrics,
+                metrics=metadata.metrics,
             )
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoint {step}: {one_line(error)}") from error
@@ -111,7 +105,7 @@ class Checkpoints:
         self._pending = step
 
     def wait(self) -> None:
-        """Returns once the checkpoint being written lies on disk. Raises CheckpointError if it does not."""
+        """Return once the checkpoint being written lies on disk. Raises CheckpointError if it does not."""
         if self._pending is None:
             return
         step, self._pending = self._pending, None
@@ -122,21 +116,23 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             raise CheckpointError(f"checkpoint {step} is not in {self._folder} after its save")
 
-    def run(self, step: int) -> dict[str, Any]:
-        """Reads what was saved beside the state. Raises CheckpointError where it cannot be read."""
+    def metadata(self, step: int) -> RunMetadata:
+        """Read the description of a checkpoint.
+
+        Raises:
+          CheckpointError: it cannot be read, or is not what was saved.
+          WorkdirError: another version of flax_resnet wrote it.
+        """
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
-            )
-            run = restored["run"]
-            if not isinstance(run, dict) or not {"checksums", "shapes"} <= run.keys():
-                raise ValueError("its description is incomplete")
+            args = ocp.args.Composite(run=ocp.args.JsonRestore())
+            return RunMetadata.from_json(self._manager.restore(step, args=args)["run"])
+        except WorkdirError as error:
+            raise WorkdirError(f"{self._folder}: {error}") from error
         except Exception as error:  # a damaged checkpoint raises many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
-        return run
 
     def restore(self, step: int, abstract: Any) -> Restored:
-        """Reads and verifies a checkpoint.
+        """Read and verify a whole checkpoint.
 
         Args:
           step: which.
@@ -144,34 +140,46 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it is damaged.
-          WorkdirError: it is intact but holds another network.
+          WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
         """
-        run = self.run(step)
-        stored, wanted = run.get("shapes"), shapes(abstract)
-        if stored != wanted:  # not damaged, so it must not be moved aside
-            odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
-            raise WorkdirError(
-                f"checkpoint {step} holds another network: {odd[0]} is {stored.get(odd[0])}, not "
-                f"{wanted.get(odd[0])}; name another workdir"
-            )
+        metadata = self.metadata(step)
+        _check_shapes(step, metadata.shapes, shapes(abstract))
+        state = self._read(step, ocp.args.StandardRestore(abstract))
+        _check_sums(step, metadata.checksums, checksums(state))
+        return Restored(step, state, metadata)
+
+    def restore_parts(self, step: int, abstract: dict[str, Any]) -> Restored:
+        """Read and verify some fields of the state, such as `params` and `batch_stats`; no other is read.
+
+        Args:
+          step: which.
+          abstract: a pytree of ShapeDtypeStructs with shardings for each field.
+
+        Raises:
+          CheckpointError: what is read is damaged.
+          WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
+        """
+        metadata, fields = self.metadata(step), tuple(f"{name}/" for name in abstract)
+
+        def of_fields(table: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in table.items() if name.startswith(fields)}
+
+        _check_shapes(step, of_fields(metadata.shapes), shapes(abstract))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        parts = self._read(
+            step, ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+        )
+        _check_sums(step, of_fields(metadata.checksums), checksums(parts))
+        return Restored(step, parts, metadata)
+
+    def _read(self, step: int, args: Any) -> Any:
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._manager.restore(step, args=args)["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # truncated files raise many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
-        found = checksums(state)
-        wrong = sorted(
-            k for k in found.keys() | run["checksums"] if found.get(k) != run["checksums"].get(k)
-        )
-        if wrong:
-            raise CheckpointError(
-                f"checkpoint {step} is not what was saved: {len(wrong)} of {len(found)} arrays differ, "
-                f"such as {wrong[0]}"
-            )
-        return Restored(step, state, run)
 
     def restore_last_good(self, abstract: Any) -> Restored | None:
-        """Restores the newest checkpoint that is what was saved; moves newer, damaged ones aside.
+        """Restore the newest checkpoint that is what was saved; move newer, damaged ones aside.
 
         They go to ``checkpoints.bad/``: left in place, Orbax would skip saves up to their step.
 
@@ -191,7 +199,7 @@ class Checkpoints:
         return None
 
     def resolve(self, checkpoint: str | int) -> int:
-        """Turns "last", "best" or a step into a step. Raises CheckpointError if there is none such."""
+        """Turn "last", "best" or a step into a step. Raises CheckpointError if there is none such."""
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self._folder} holds no checkpoint")
@@ -208,22 +216,42 @@ class Checkpoints:
         )
 
     def best(self) -> int | None:
-        """Returns the step with the best evaluation among those kept, by what the last of them was judged by."""
-        runs = {step: self.run(step) for step in self.steps()}
-        evaluated = {step: run["metrics"] for step, run in runs.items() if run.get("metrics")}
-        if not evaluated:
+        """Return the step with the best evaluation among those kept, by the last one's `train.monitor`."""
+        found = {step: self.metadata(step) for step in self.steps()}
+        metrics = {step: one.metrics for step, one in found.items() if one.metrics}
+        if not metrics:
             return None
-        name = runs[max(runs)]["config"].get("train", {}).get("judged_by", self._judged_by)
-        return max(evaluated, key=lambda step: score(evaluated[step], name))
+        monitor = found[max(found)].config["train"]["monitor"]
+        return max(metrics, key=lambda step: score(metrics[step], monitor))
 
     def close(self) -> None:
-        """Waits for the last write and lets go of the folder."""
+        """Wait for the last write and let go of the folder."""
         self.wait()
         self._manager.close()
 
 
+def _check_shapes(step: int, stored: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    """Raise WorkdirError where arrays have other shapes: not damaged, so it must not be moved aside."""
+    if stored != wanted:
+        odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
+        raise WorkdirError(
+            f"checkpoint {step} holds another network: {odd[0]} is {stored.get(odd[0])}, not "
+            f"{wanted.get(odd[0])}; name another workdir"
+        )
+
+
+def _check_sums(step: int, stored: dict[str, int], found: dict[str, int]) -> None:
+    """Raise CheckpointError where arrays are not those that were saved."""
+    wrong = sorted(name for name in found.keys() | stored if found.get(name) != stored.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {step} is not what was saved: {len(wrong)} of {len(found)} arrays differ, "
+            f"such as {wrong[0]}"
+        )
+
+
 def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
-    """Returns the CRC-32 of every leaf's bytes by its path, such as ``params/conv1/kernel``.
+    """Return the CRC-32 of every leaf's bytes by its path, such as ``params/conv1/kernel``.
 
     Raises:
       DivergedError: `must_be_finite`, and a leaf is not.
@@ -242,20 +270,9 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
 
 
 def shapes(state: Any) -> dict[str, list[int]]:
-    """Returns the shape of every leaf by its path."""
+    """Return the shape of every leaf by its path."""
     return {_name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path)
-
-
-def versions() -> dict[str, str]:
-    """Returns the installed versions of what a checkpoint depends on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"  # run from a checkout
-    return found

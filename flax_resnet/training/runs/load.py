@@ -1,44 +1,58 @@
-"""A run as it was saved: read back from its folder, which is all it takes."""
+"""A run read back from its folder: parameters, statistics and their moving average, without the optimizer."""
 
 import pathlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-from flax_resnet.config import Config, freeze
-from flax_resnet.config.plan import Plan, planned_optimizer
+from flax_resnet.config import Config
 from flax_resnet.errors import CheckpointError
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
-from flax_resnet.training.state import TrainState, abstract_state, build_model
+from flax_resnet.training.state import build_model
 
 
-class SavedRun(NamedTuple):
-    """A checkpoint of a run, with what it was trained as."""
+class LoadedRun(NamedTuple):
+    """A checkpoint of a run, with what it was trained as.
+
+    Attributes:
+      config: the configuration.
+      model: the network.
+      class_names: names of the classes, in the order of the logits.
+      variables: {"params", "batch_stats"}.
+      ema: the same of the moving average; {} where the run kept none.
+      step: number of updates made.
+    """
 
     config: Config
     model: nn.Module
     class_names: tuple[str, ...]
-    state: TrainState
+    variables: dict[str, Any]
+    ema: dict[str, Any]
     step: int
 
-    def variables(self, *, average: bool = True) -> dict[str, Any]:
-        """Returns {"params", "batch_stats"}: with `average`, the averaged ones where the run kept them."""
-        if average and self.state.average:
-            return self.state.average
-        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+    def best_variables(self, *, ema: bool = True) -> dict[str, Any]:
+        """Return {"params", "batch_stats"}: with `ema`, the moving average where the run kept one."""
+        return self.ema if ema and self.ema else self.variables
 
 
 def is_run(path: str | pathlib.Path) -> bool:
-    """Whether a path is that of a run folder."""
+    """Return whether a path is that of a run folder."""
     return (pathlib.Path(path).expanduser() / "checkpoints").is_dir()
 
 
-def read_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> SavedRun:
-    """Reads a checkpoint: "last", "best" by what the run was judged by, or a saved step.
+def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> LoadedRun:
+    """Read a checkpoint of a run, of any optimizer.
+
+    Args:
+      path: the run folder.
+      checkpoint: "last", "best" by the run's `train.monitor`, or a saved step.
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or it is not what was saved.
+      WorkdirError: another version of flax_resnet wrote it.
     """
     folder = pathlib.Path(path).expanduser().resolve()
     if not is_run(folder):
@@ -46,12 +60,27 @@ def read_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> SavedR
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.resolve(checkpoint)
-        run = checkpoints.run(step)
-        config, num_classes = freeze(run["config"]), int(run["num_classes"])
-        model = build_model(config, num_classes)
-        optimizer = planned_optimizer(config, Plan.nominal(num_classes))
-        shapes = abstract_state(config, model, optimizer, sharding.make_mesh())
-        state = checkpoints.restore(step, shapes).state
+        metadata = checkpoints.metadata(step)
+        config = metadata.frozen_config
+        model = build_model(config, metadata.num_classes)
+        variables = abstract_variables(model, config.data.image_size)
+        parts = {**variables, "ema": variables if config.ema.decay else {}}
+        found = checkpoints.restore_parts(step, parts).state
     finally:
         checkpoints.close()
-    return SavedRun(config, model, tuple(run["class_names"]), state, step)
+    ema = found.pop("ema")
+    return LoadedRun(config, model, metadata.class_names, found, ema, step)
+
+
+def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
+    """Return shapes and dtypes of a network's `params` and `batch_stats`, replicated over the devices."""
+    shape = (1, image_size, image_size, model.in_channels)
+    variables = jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
+    everywhere = sharding.replicated(sharding.make_mesh())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        {"batch_stats": {}, **variables},
+    )

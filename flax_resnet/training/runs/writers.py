@@ -3,14 +3,13 @@
 import json
 import logging
 import math
-import pathlib
 import sys
 import time
 
 from clu import metric_writers
 from tqdm import tqdm
 
-from flax_resnet.training.runs.folder import METRICS, cut_records
+from flax_resnet.training.runs.folder import METRICS, RunFolder
 
 log = logging.getLogger("flax_resnet")
 
@@ -19,18 +18,18 @@ class RecordWriter:
     """Appends records to metrics.jsonl and TensorBoard.
 
     Args:
-      workdir: the run folder.
+      folder: of the run.
       start_step: step training goes on from; records after it are cut. TensorBoard's files are derived
         from the records, so they are made anew: its own marker of a restart (SessionLog.START) does
         not hide what TensorFlow 2 writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int):
-        self.records = cut_records(workdir, start_step)
-        self._file = (workdir / METRICS).open("a", buffering=1)  # a line at a time
-        for events in workdir.glob("events.out.tfevents.*"):
+    def __init__(self, folder: RunFolder, start_step: int):
+        self.records = folder.cut_records(start_step)
+        self._file = (folder.path / METRICS).open("a", buffering=1)  # a line at a time
+        for events in folder.path.glob("events.out.tfevents.*"):
             events.unlink()
-        self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._tensorboard = metric_writers.SummaryWriter(str(folder))
         for record in self.records:
             self._show(record)
 
@@ -89,7 +88,7 @@ def shown(values: dict[str, float]) -> str:
     formats = {
         "loss": "loss {:.4f}",
         "top1": "top-1 {:.2%}",
-        "average_top1": "averaged top-1 {:.2%}",
+        "ema_top1": "averaged top-1 {:.2%}",
         "images_per_second": "{:.0f} images/s",
     }
     return ", ".join(text.format(values[k]) for k, text in formats.items() if k in values)

@@ -1,75 +1,80 @@
-"""Batch statistics measured anew, for averaged weights."""
+"""Batch statistics measured anew: those averaged over weights that moved are not those of the averaged weights."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config
+from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
-from flax_resnet.training.step.gradient import Batch, make_gradient
+from flax_resnet.training.state import TrainState
+from flax_resnet.training.step.gradient import make_gradient
+from flax_resnet.training.step.train_step import Batch, loss_inputs
 
 
-def make_recalibration(
+def make_statistics_measurement(
     config: Config,
-    model: nn.Module,
+    model: Network,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
-    parts: int = 1,
+    microbatches: int = 1,
     drop: optax.Schedule = constant,
-) -> Callable[[Any, Any, Iterable, Any], Any]:
-    """Returns what measures the running statistics anew: each their mean over batches of the training set.
-
-    Statistics averaged over weights that moved are not those of the averaged weights.
+) -> Callable[[Any, Any, Iterable[Any], Any], Any]:
+    """Return what measures the running statistics: each their mean over batches of the training set.
 
     Args:
       config: the configuration.
       model: the network, with batch normalisation.
       mesh: the devices.
       fetch: as in `make_train_step`.
-      parts: as in `make_gradient`.
-      drop: likewise.
+      microbatches: as in `make_gradient`.
+      drop: as in `make_train_step`.
 
     Returns:
-      ``recalibrate(variables, data, calls, step) -> batch_stats``: `data`, and each of `calls`, as a feed gives
-      them; dropping as at `step`.
+      ``measure(variables, data, calls, step) -> batch_stats``: `data`, and each of `calls`, as a feed gives them;
+      dropping as at `step`.
 
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
     # A momentum of 1 makes the running statistics those of the last batch. The gradient itself is not asked for,
-    # and in one part not computed.
-    measured = model.clone(norm_momentum=1.0)
+    # and of a whole batch not computed.
+    gradient = make_gradient(
+        config, model.clone(norm_momentum=1.0), mesh, microbatches=microbatches
+    )
 
-    def statistics(variables: Any, number: jax.Array, now: jax.Array, data: Any, step: Any) -> Any:
-        gradient = make_gradient(config, measured, mesh, parts=parts, drop=lambda _: drop(now))
-        batch = fetch(data, step)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        return gradient(params, batch_stats, data["seed"], number, batch, 1.0)[-1]
+    def statistics(variables: Any, number: jax.Array, now: jax.Array, data: Any, call: Any) -> Any:
+        state = TrainState(step=number, opt_state=(), ema={}, **variables)
+        inputs = loss_inputs(
+            config, model, state, fetch(data, call), data["seed"], lambda _: drop(now)
+        )
+        _, (_, batch_stats) = gradient(state.params, inputs)
+        return batch_stats
 
-    whole = sharding.replicated(mesh)
-    places = (whole, whole, whole, whole, None)
-    measure = jax.jit(
+    everywhere = sharding.replicated(mesh)
+    compiled = jax.jit(
         statistics,
-        in_shardings=places,
-        out_shardings=whole,
+        in_shardings=(everywhere, everywhere, everywhere, everywhere, None),
+        out_shardings=everywhere,
         compiler_options=dispatch.compiler_options(),
     )
 
-    def recalibrate(variables: Any, data: Any, calls: Iterable, step: jax.Array | int) -> Any:
+    def measure(variables: Any, data: Any, calls: Iterable[Any], step: jax.Array | int) -> Any:
         total, number = None, 0
-        for steps in calls:
-            for place in range(len(jax.tree.leaves(steps)[0])):
-                one = jax.tree.map(lambda leaf, n=place: leaf[n], steps)
-                found = measure(variables, jnp.int32(number), jnp.int32(step), data, one)
+        for call in calls:
+            several = config.train.steps_per_call > 1
+            count = len(jax.tree.leaves(call)[0]) if several else 1
+            for place in range(count):
+                one = jax.tree.map(lambda leaf, n=place: leaf[n], call) if several else call
+                found = compiled(variables, jnp.int32(number), jnp.int32(step), data, one)
                 total = found if total is None else jax.tree.map(jnp.add, total, found)
                 number += 1
         return jax.tree.map(lambda leaf: leaf / number, total)
 
-    return recalibrate
+    return measure

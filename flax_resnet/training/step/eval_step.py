@@ -1,73 +1,82 @@
 """The compiled evaluation of a batch, and a pass over a split."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
+from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
-from flax_resnet.optim.metrics import AVERAGE, batch_sums, record
+from flax_resnet.optim.metrics import batch_sums, record
 from flax_resnet.training import sharding
-from flax_resnet.training.state import TrainState
-from flax_resnet.training.step.gradient import Batch
 
-Metrics = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+# {"params", "batch_stats"} by the prefix of their metrics' names: "" and, where there is a moving average, "ema_".
+VariablesByPrefix = dict[str, dict[str, Any]]
+Sums = dict[str, dict[str, jax.Array]]
+
+
+class EvalStep(Protocol):
+    """The compiled evaluation of a batch."""
+
+    def __call__(self, variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
+        """Return the `metrics.batch_sums` of each of the variables, in one pass over the batch."""
 
 
 def make_eval_step(
     config: Config,
-    model: nn.Module,
+    model: Network,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
     confusion: bool = False,
-) -> Callable[[TrainState, Any, Any], Metrics]:
-    """Returns the jitted evaluation of a batch: its `metrics.batch_sums`, by "" and by "average_".
+) -> EvalStep:
+    """Return the jitted evaluation of a batch. Logits are the mean over an image's `evaluation_views`.
 
-    The latter are those of the averaged weights, in the same pass, where the state holds such. Logits are the mean
-    over an image's `evaluation_views`. Args are those of `make_train_step`, and of `batch_sums`; it is called with
-    the state, a feed's `data`, and what the feed yields.
+    Args:
+      config: the configuration.
+      model: the network.
+      mesh: the devices.
+      fetch: makes the batch inside the compiled function: `evaluation_batch` of a feed.
+      confusion: as in `batch_sums`.
     """
 
-    def eval_step(state: TrainState, data: Any, places: Any) -> Metrics:
-        batch = fetch(data, places)
+    def eval_step(variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
+        batch = fetch(data, batch)
         images = evaluation_images(batch["image"], config.augment)
         views = evaluation_views(images, config.augment)
-        raw = {"params": state.params, "batch_stats": state.batch_stats}
         sums = {}
-        for prefix, variables in (("", raw), (AVERAGE, state.average)):
-            if variables:
-                mean = sum(
-                    share * model.apply(variables, view, train=False) for share, view in views
-                )
-                sums[prefix] = batch_sums(mean, batch["label"], batch["mask"], confusion=confusion)
+        for prefix, one in variables.items():
+            logits = sum(share * model.apply(one, view, train=False) for share, view in views)
+            sums[prefix] = batch_sums(logits, batch["label"], batch["mask"], confusion=confusion)
         return sums
 
-    whole = sharding.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     return jax.jit(
         eval_step,
-        in_shardings=(whole, whole, None),
-        out_shardings=whole,
+        in_shardings=(everywhere, everywhere, None),
+        out_shardings=everywhere,
         compiler_options=dispatch.compiler_options(),
     )
 
 
-def total(eval_step: Callable, state: TrainState, data: Any, batches: Iterable) -> Metrics:
-    """Runs an evaluation pass and returns the sums over all of it, on the host."""
+def total(
+    eval_step: EvalStep, variables: VariablesByPrefix, data: Any, batches: Iterable[Any]
+) -> Sums:
+    """Run an evaluation pass and return the sums over all of it, on the host."""
     sums = None
     for batch in batches:
-        found = eval_step(state, data, batch)
+        found = eval_step(variables, data, batch)
         sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
     return jax.device_get(sums)
 
 
 def evaluate(
-    eval_step: Callable, state: TrainState, data: Any, batches: Iterable
+    eval_step: EvalStep, variables: VariablesByPrefix, data: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
-    """Runs an evaluation pass and returns its `metrics.record`."""
-    return record(total(eval_step, state, data, batches))
+    """Run an evaluation pass and return its `metrics.record`."""
+    return record(total(eval_step, variables, data, batches))

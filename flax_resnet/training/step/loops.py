@@ -1,4 +1,4 @@
-"""A loop over steps or microbatches: `lax.scan`, or written out on CPU."""
+"""Loops inside the compiled step: over microbatches, and over the steps of one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,10 @@ from jax.sharding import Mesh
 
 
 def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, Any]:
-    """Is `jax.lax.scan`; written out on CPU, where a convolution's gradient in a loop is 6 to 28 times as slow."""
+    """Do as `jax.lax.scan`; on CPU, write the loop out.
+
+    A convolution's gradient in a loop takes 6 to 28 times as long there.
+    """
     if mesh.devices.flat[0].platform != "cpu":
         return jax.lax.scan(function, carry, xs)
     outputs = []
@@ -17,3 +20,15 @@ def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, An
         carry, output = function(carry, jax.tree.map(lambda leaf, n=number: leaf[n], xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
+
+
+def several_steps(train_step: Callable, mesh: Mesh) -> Callable:
+    """Return a training step that makes several updates; its call has a leading axis [steps], as its metrics."""
+
+    def train_steps(state: Any, data: Any, calls: Any, teacher_variables: Any = None) -> tuple:
+        def one(state: Any, call: Any) -> tuple:
+            return train_step(state, data, call, teacher_variables)
+
+        return repeat(one, state, calls, mesh)
+
+    return train_steps

@@ -7,6 +7,7 @@ steps without that, it is doubled. Where the least factor is too large so many t
 Source: Micikevicius et al. 2018, "Mixed precision training", section 3.2.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,16 @@ def start(section: Model) -> Scale:
 def factor(scale: Scale) -> jax.Array | float:
     """Returns what the loss is multiplied by, float32 []."""
     return scale["factor"] if scale else 1.0
+
+
+def scaled(loss_fn: Callable) -> Callable:
+    """Return a loss multiplied by `inputs.loss_scale`; its metrics are those of the loss itself."""
+
+    def scaled_loss(params: Any, inputs: Any) -> tuple:
+        loss, aux = loss_fn(params, inputs)
+        return inputs.loss_scale * loss, aux
+
+    return scaled_loss
 
 
 def unscaled(grads: Any, scale: Scale) -> Any:

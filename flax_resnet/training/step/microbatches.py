@@ -1,113 +1,58 @@
-"""How many images' gradient is computed at once: the whole batch, a number, or as many as memory holds."""
+"""A batch's gradient in microbatches, one after the other: the memory is that of one."""
 
-import logging
-import math
-import sys
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from flax_resnet.config import Config
-from flax_resnet.errors import ConfigError
-from flax_resnet.training import memory
+from flax_resnet.training import sharding
+from flax_resnet.training.step.loops import repeat
 
-log = logging.getLogger("flax_resnet")
-
-USABLE = (
-    0.9  # of the memory: the rest goes to what no analysis counts, such as convolutions' workspace
-)
+if TYPE_CHECKING:
+    from flax_resnet.training.step.gradient import Gradient, LossInputs
 
 
-def parts_of(config: Config, mesh: Mesh) -> int | None:
-    """Returns into how many parts `train.microbatch` divides a batch; None for "auto".
+def microbatched(gradient: "Gradient", mesh: Mesh, count: int) -> "Gradient":
+    """Return a gradient that divides the batch into `count` microbatches, of which each takes every `count`-th row.
 
-    Raises:
-      ConfigError: it does not divide the batch, or the devices or groups not it.
-    """
-    train, text = config.train, config.train.microbatch
-    if text == "auto":
-        return None
-    size = train.batch_size if text == "whole" else int(text)
-    if train.batch_size % size or not _divides(config, mesh, size):
-        raise ConfigError(
-            f"train.microbatch={text!r}: must divide train.batch_size={train.batch_size} and be a multiple of the "
-            f"{mesh.size} devices and of model.norm_groups={config.model.norm_groups}"
-        )
-    return train.batch_size // size
-
-
-def _divides(config: Config, mesh: Mesh, size: int) -> bool:
-    return size % mesh.size == 0 and size % config.model.norm_groups == 0
-
-
-def choose(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
-    """Returns the least number of parts, a power of two, whose compiled step fits into the memory.
+    The result is that of the whole batch but for batch normalisation, which takes the statistics of each
+    microbatch, as ghost batch normalisation of so many groups does. The running statistics move once, by the mean.
 
     Args:
-      config: the configuration.
+      gradient: of a microbatch.
       mesh: the devices.
-      lower: number of parts -> the training step, lowered.
-
-    Raises:
-      ConfigError: not even the smallest does.
+      count: number of microbatches; it divides the batch.
     """
-    parts, size, limit = 1, config.train.batch_size, USABLE * -_most(-available_memory())
-    while True:
-        need = _most(_need(lower(parts)) * (len(mesh.local_devices) if _shared() else 1))
-        told = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
-        if need <= limit:
-            log.info("microbatch: %d images, %s", size // parts, told)
-            return parts
-        log.info("microbatch: %d images would take %s", size // parts, told)
-        if size % (2 * parts) or not _divides(config, mesh, size // (2 * parts)):
-            raise ConfigError(
-                f"train.microbatch='auto': even {size // parts} images, the fewest that {mesh.size} devices and "
-                f"model.norm_groups={config.model.norm_groups} divide, take {told}: a smaller data.image_size or "
-                "model, or model.remat='block'"
+
+    def split(array: jax.Array) -> jax.Array:
+        """Return [count, N / count, ...] of [N, ...]; the rows stay on their devices."""
+        rows = array.reshape(len(array) // count, count, *array.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(rows, sharding.split_steps(mesh))
+
+    def summed(params: Any, inputs: "LossInputs") -> tuple:
+        def of_microbatch(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
+            return gradient(
+                params, inputs._replace(images=images, targets=targets, dropout_key=key)
             )
-        parts *= 2
 
+        def add(total: Any, microbatch: tuple) -> tuple[Any, None]:
+            images, *others = microbatch
+            # Written out, nothing would keep XLA from holding all microbatches' activations at once: a batch of 256
+            # of resnet20 took 577 MB on CPU in one part and in four. So each microbatch waits for the one before,
+            # by a zero that is computed from its gradient. (XLA:CPU drops optimization_barrier before it
+            # schedules.)
+            before = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(total))
+            zero = jnp.where(jnp.isfinite(before), 0 * before, 0)
+            return jax.tree.map(jnp.add, total, of_microbatch(images + zero, *others)), None
 
-def _most(amount: float) -> float:
-    """Returns the most of all processes' amounts, so that all choose alike."""
-    if jax.process_count() == 1:
-        return amount
-    return float(multihost_utils.process_allgather(np.float32(amount)).max())
+        keys = jax.vmap(lambda n: jax.random.fold_in(inputs.dropout_key, n))(jnp.arange(count))
+        microbatches = (split(inputs.images), split(inputs.targets), keys)
+        first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_microbatch, *first)
+        )
+        (grads, (metrics, batch_stats)), _ = repeat(add, nothing, microbatches, mesh)
+        return grads, (metrics, jax.tree.map(lambda leaf: leaf / count, batch_stats))
 
-
-def _need(lowered: Any) -> float:
-    try:
-        return needed_memory(lowered.compile())
-    except (
-        jax.errors.JaxRuntimeError
-    ) as error:  # where what is tried out while compiling does not fit
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return math.inf
-
-
-def needed_memory(compiled: Any) -> int:
-    """Returns the bytes that a compiled function takes on each device."""
-    found = compiled.memory_analysis()
-    return (
-        found.temp_size_in_bytes
-        + found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
-
-
-def _shared() -> bool:
-    return jax.default_backend() == "cpu"  # where all devices are one machine's memory
-
-
-def available_memory() -> int:
-    """Returns the bytes that a GPU gives to JAX, or that the machine has left for this process."""
-    if _shared():
-        return memory.available()
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
-    return min((limit for limit in limits if limit), default=sys.maxsize)
+    return summed

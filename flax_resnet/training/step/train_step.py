@@ -1,41 +1,65 @@
-"""The compiled functions: one update, the sums of one evaluation batch, the statistics of one batch."""
+"""The training step: augment, forward, loss, gradient, update, moving average."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from flax_resnet.augment import training_batch
 from flax_resnet.config import Config
+from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.optim import ema
+from flax_resnet.optim.losses import loss_weight
 from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step import loss_scale
-from flax_resnet.training.step.gradient import Batch, make_gradient
-from flax_resnet.training.step.loops import repeat
-from flax_resnet.training.teacher import Teacher
+from flax_resnet.training.step.gradient import LossInputs, Metrics, make_gradient
+from flax_resnet.training.step.loops import several_steps
 
-Metrics = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+# Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then the row. Weights use key(seed).
+AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
+
+
+class TrainStep(Protocol):
+    """The compiled updates of one call; it consumes (donates) the state it is given."""
+
+    def __call__(
+        self, state: TrainState, data: Any, call: Any, teacher_variables: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after the updates, and the metrics of each batch before its update.
+
+        Args:
+          state: before the updates.
+          data: a feed's `data`; its "seed" is the run's, an argument, so that one program serves every seed.
+          call: what the feed yields for a call.
+          teacher_variables: the teacher's, or None.
+        """
+
+
+def stream_key(seed: jax.Array | int, stream: int, step: jax.Array | int) -> jax.Array:
+    """Return the key of one of the streams at a step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def make_train_step(
     config: Config,
-    model: nn.Module,
+    model: Network,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
-    parts: int = 1,
-    teacher: Teacher | None = None,
     drop: optax.Schedule = constant,
     total_steps: int = 1,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the jitted updates of one call; it consumes (donates) the state it is given.
+    **gradient_options: Any,
+) -> TrainStep:
+    """Return the jitted training step: one update a call, or `train.steps_per_call` of them.
 
     On CPU it is compiled with options (`dispatch.compiler_options`), and so to be called, not traced within a jit.
 
@@ -44,96 +68,107 @@ def make_train_step(
       model: the network.
       optimizer: of the parameters.
       mesh: the devices.
-      fetch: makes a step's batch inside the compiled function; `training_batch` of a feed.
-      parts: as in `make_gradient`.
-      teacher: likewise.
-      drop: likewise.
-      total_steps: of the run, for `ema.rise`.
+      fetch: makes a step's batch inside the compiled function: `training_batch` of a feed.
+      drop: factor of the rates of dropout and stochastic depth by step.
+      total_steps: of the run, for `ema.decay_power`.
+      **gradient_options: `microbatches` and `teacher` of `make_gradient`.
 
     Returns:
-      ``updates(state, data, steps, *taught) -> (state, metrics)``: `data`, a feed's, whose "seed" is the run's (an
-      argument, so that one program serves every seed), and each element of `steps` (pytree with leading axis
-      [steps]) go to `fetch`; `taught` are the teacher's variables, if there is one. The metrics are those of each
-      batch before its update, as `make_gradient` says, and with float16 loss_scale, and skipped, 1 where its
-      gradient was not finite: float32 [steps].
+      A `TrainStep`. Its metrics are `loss` and `top1`, with float16 also `loss_scale`, and `skipped`, 1 where the
+      gradient was not finite: float32 [], or [steps] for several steps a call.
     """
-    gradient = make_gradient(config, model, mesh, parts=parts, teacher=teacher, drop=drop)
+    gradient = make_gradient(config, model, mesh, **gradient_options)
 
     def train_step(
-        state: TrainState, seed: jax.Array, batch: Batch, taught: Any = None
+        state: TrainState, data: Any, call: Any, teacher_variables: Any = None
     ) -> tuple[TrainState, Metrics]:
-        scale = loss_scale.factor(state.loss_scale)
-        grads, metrics, batch_stats = gradient(
-            state.params, state.batch_stats, seed, state.step, batch, scale, taught
-        )
+        inputs = loss_inputs(config, model, state, fetch(data, call), data["seed"], drop)
+        inputs = inputs._replace(teacher_variables=teacher_variables)
+        grads, (metrics, batch_stats) = gradient(state.params, inputs)
         grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        variables = {
-            "params": optax.apply_updates(state.params, updates),
-            "batch_stats": batch_stats,
-        }
-        mean, variables = ema.advance(state.average, variables, step, config.average, total_steps)
-        new_state = TrainState(
-            step=step,
-            opt_state=opt_state,
-            average=mean,
-            loss_scale=state.loss_scale,
-            **variables,
+        averaged, variables = ema.advance(
+            state.ema, {"params": params, "batch_stats": batch_stats}, step, config.ema, total_steps
         )
+        new_state = state.replace(step=step, opt_state=opt_state, ema=averaged, **variables)
         if state.loss_scale:
             finite = loss_scale.is_finite(grads)
-            metrics |= {"loss_scale": scale, "skipped": 1 - jnp.float32(finite)}
+            metrics |= {"loss_scale": inputs.loss_scale, "skipped": 1 - jnp.float32(finite)}
             new_state = loss_scale.advance(state, new_state, finite)
         return new_state, metrics
 
-    def updates(
-        state: TrainState, data: Any, steps: Any, *taught: Any
-    ) -> tuple[TrainState, Metrics]:
-        def one(state: TrainState, step: Any) -> tuple[TrainState, Metrics]:
-            return train_step(state, data["seed"], fetch(data, step), *taught)
-
-        return repeat(one, state, steps, mesh)
-
-    whole = sharding.replicated(mesh)
+    if config.train.steps_per_call > 1:
+        train_step = several_steps(train_step, mesh)
+    everywhere = sharding.replicated(mesh)
     return jax.jit(
-        updates,
-        in_shardings=(
-            whole,
-            whole,
-            None,
-            *([whole] if teacher else []),
-        ),  # steps are where the feed has put them
-        out_shardings=(whole, whole),
+        train_step,
+        # Batches are where the feed has put them.
+        in_shardings=(everywhere, everywhere, None, everywhere),
+        out_shardings=(everywhere, everywhere),
         donate_argnums=0,
         compiler_options=dispatch.compiler_options(),
     )
 
 
+def loss_inputs(
+    config: Config,
+    model: Network,
+    state: TrainState,
+    batch: Batch,
+    seed: jax.Array | int,
+    drop: optax.Schedule = constant,
+) -> LossInputs:
+    """Augment a batch as the stream says for the state's step, and return what the loss takes.
+
+    Args:
+      config: the configuration.
+      model: the network.
+      state: before the step.
+      batch: `image`, uint8 [N, S, S, 3], and `label`, int32 [N].
+      seed: of the run.
+      drop: factor of the rates of dropout and stochastic depth by step.
+    """
+    key = stream_key(seed, AUGMENT_STREAM, state.step)
+    images, targets = training_batch(
+        key, batch["image"], batch["label"], model.num_classes, config.augment
+    )
+    return LossInputs(
+        batch_stats=state.batch_stats,
+        images=images,
+        targets=targets,
+        weight=loss_weight(targets, config.loss),
+        dropout_key=stream_key(seed, DROPOUT_STREAM, state.step),
+        drop_factor=drop(state.step),
+        loss_scale=loss_scale.factor(state.loss_scale),
+    )
+
+
 def compiled_ahead(
-    train_step: Callable, state: TrainState, data: Any, calls: list[Any], *taught: Any
-) -> Callable:
-    """Compiles updates for all calls to come, so that no other size or number of steps makes the run wait.
+    train_step: Any, state: TrainState, data: Any, calls: list[Any], teacher_variables: Any = None
+) -> TrainStep:
+    """Compile updates for all calls to come, so that no other size or number of steps makes the run wait.
 
     Args:
       train_step: as `make_train_step` makes it.
       state: shapes of the state, with shardings.
       data: a feed's.
-      calls: their shapes, of each kind one: a feed's `calls`.
-      *taught: as in `make_train_step`.
-
-    Returns:
-      What does as `train_step` does.
+      calls: the shapes of every kind of call: a feed's `calls`.
+      teacher_variables: as in `TrainStep`.
     """
 
-    def kind(steps: Any) -> tuple:
-        return tuple(leaf.shape for leaf in jax.tree.leaves(steps))
+    def kind(call: Any) -> tuple:
+        return tuple(leaf.shape for leaf in jax.tree.leaves(call))
 
     programs = {
-        kind(steps): train_step.lower(state, data, steps, *taught).compile() for steps in calls
+        kind(call): train_step.lower(state, data, call, teacher_variables).compile()
+        for call in calls
     }
 
-    def updates(state: TrainState, data: Any, steps: Any, *taught: Any) -> tuple:
-        return programs[kind(steps)](state, data, steps, *taught)
+    def updates(
+        state: TrainState, data: Any, call: Any, teacher_variables: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        return programs[kind(call)](state, data, call, teacher_variables)
 
     return updates

@@ -1,0 +1,49 @@
+"""A layer that is made of the training images, before the first step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from flax_resnet.augment import evaluation_images
+from flax_resnet.config import Config
+from flax_resnet.models.network import DataInitializedNetwork
+from flax_resnet.training import sharding
+from flax_resnet.training.input.feeds import Feed
+from flax_resnet.training.state import TrainState
+
+
+def initialize_from_data(
+    state: TrainState, model: DataInitializedNetwork, feed: Feed, config: Config, mesh: Mesh
+) -> TrainState:
+    """Return a state whose network has seen the images of the first training batch, as before augmentation.
+
+    Args:
+      state: freshly initialised.
+      model: the network.
+      feed: of the training split.
+      config: the configuration.
+      mesh: the devices.
+    """
+
+    def statistics(data: Any, call: Any) -> jax.Array:
+        if config.train.steps_per_call > 1:
+            call = jax.tree.map(lambda leaf: leaf[0], call)
+        images = feed.training_batch(data, call)["image"]
+        return model.data_statistics(evaluation_images(images, config.augment))
+
+    compiled = jax.jit(statistics, out_shardings=sharding.replicated(mesh))
+    found = np.asarray(compiled(feed.data, next(iter(feed.training(0, 1)))))
+
+    def initialized(batch_stats: Any) -> Any:
+        new = model.initialized(jax.device_get(batch_stats), found)
+        new = multihost_utils.broadcast_one_to_all(new)  # other processors may round otherwise
+        return jax.tree.map(lambda leaf, old: jax.device_put(leaf, old.sharding), new, batch_stats)
+
+    ema = state.ema
+    if ema:
+        ema = {**ema, "batch_stats": initialized(ema["batch_stats"])}
+    return dataclasses.replace(state, batch_stats=initialized(state.batch_stats), ema=ema)

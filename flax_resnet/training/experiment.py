@@ -1,0 +1,144 @@
+"""An experiment: what a configuration comes to for its data, before anything is compiled or written."""
+
+import dataclasses
+from typing import NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from flax_resnet.config import Config
+from flax_resnet.config.plan import Plan, planned_optimizer
+from flax_resnet.config.plan import plan as make_plan
+from flax_resnet.data.records import Source
+from flax_resnet.data.sampling import EpochSampler
+from flax_resnet.data.sources.open import open_source
+from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.models.network import Network
+from flax_resnet.training import sharding
+from flax_resnet.training.microbatch_size import microbatches_of
+from flax_resnet.training.plan_text import describe
+from flax_resnet.training.state import TrainState, abstract_state, build_model, check_training
+
+
+class Splits(NamedTuple):
+    """The data of an experiment.
+
+    Attributes:
+      train: the training split.
+      eval: the evaluation split, of the same classes.
+      sampler: which training example stands at which position.
+    """
+
+    train: Source
+    eval: Source
+    sampler: EpochSampler
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.train.class_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a configuration comes to for its data; see `build_experiment`.
+
+    Attributes:
+      config: the configuration, complete.
+      splits: the data.
+      plan: its steps.
+      mesh: the devices.
+      model: the network.
+      optimizer: of its parameters.
+      abstract_state: shapes and dtypes of the training state, on the devices of the mesh.
+    """
+
+    config: Config
+    splits: Splits
+    plan: Plan
+    mesh: Mesh
+    model: Network
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState
+
+    def check(self) -> None:
+        """Raise every mistake that can be known before the start. Raises ConfigError."""
+        sharding.check_batch(self.mesh, self.config.train.batch_size, "train.batch_size")
+        microbatches_of(self.config, self.mesh)
+        for size in {size for _, size in self.plan.sizes}:
+            check_training(self.config, self.model, self.abstract_state, size)
+
+    def summary(self) -> str:
+        """Return the plan in a few lines for a person."""
+        examples = self.splits.sampler.epoch_size
+        resident = self.config.keeps_resident(examples, self.config.data.train_crop)
+        return describe(self.config, self.plan, self.abstract_state, resident=resident)
+
+
+def build_experiment(config: Config, splits: Splits) -> Experiment:
+    """Return the experiment of a configuration; nothing is compiled or written.
+
+    Args:
+      config: the configuration, complete: what it left open, pretrained weights have filled in.
+      splits: as `open_splits` returns them.
+
+    Raises:
+      ConfigError: network, optimizer or plan make no sense, or not for these data.
+      DataError: there are fewer examples than a batch.
+    """
+    plan = make_plan(
+        config,
+        num_train=splits.sampler.epoch_size,
+        num_eval=len(splits.eval),
+        num_classes=len(splits.class_names),
+    )
+    mesh = sharding.make_mesh()
+    padded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads, so any size will do
+    plan = dataclasses.replace(plan, eval_batch_size=padded)
+    model = build_model(config, plan.num_classes)
+    optimizer = planned_optimizer(config, plan, model)
+    return Experiment(
+        config, splits, plan, mesh, model, optimizer, abstract_state(config, model, optimizer, mesh)
+    )
+
+
+def open_splits(
+    config: Config, train_source: Source | None = None, eval_source: Source | None = None
+) -> Splits:
+    """Open the data of a configuration.
+
+    Args:
+      config: the configuration.
+      train_source: with ``data.source='python'``, the examples to train on.
+      eval_source: with ``data.source='python'``, the examples to evaluate on.
+
+    Raises:
+      ConfigError: sources are given for another `data.source`, or are missing.
+      DataError: a dataset or split is unknown, absent or empty, or the classes of the two splits differ.
+    """
+    from_python = config.data.source == "python"
+    if any((source is not None) != from_python for source in (train_source, eval_source)):
+        raise ConfigError(
+            f"data.source={config.data.source!r}: with 'python', and only then, train_source and eval_source "
+            "are given to train(), both"
+        )
+    if not from_python:
+        train_source = open_source(config.data, train=True)
+        eval_source = open_source(config.data, train=False)
+    if train_source.class_names != eval_source.class_names:
+        raise DataError("the classes to evaluate on are not those to train on, or in another order")
+    return Splits(train_source, eval_source, make_sampler(train_source, config))
+
+
+def make_sampler(source: Source, config: Config) -> EpochSampler:
+    """Return the order in which a configuration goes through the training examples."""
+    data, size = config.data, len(source)
+    used = max(1, round(data.fraction * size))
+    return EpochSampler(
+        size,
+        config.train.seed,
+        kept=min(used, data.limit) if data.limit else used,
+        subset_seed=data.split_seed,
+        repeats=data.augmentation_repeats,
+        labels=source.labels() if data.class_balanced else None,
+    )

@@ -1,0 +1,123 @@
+"""How a run ended, read off its records."""
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+from flax_resnet.config import Config
+from flax_resnet.errors import WorkdirError
+from flax_resnet.optim.metrics import has_stalled, monitored, score
+from flax_resnet.training.experiment import Experiment
+from flax_resnet.training.runs.checkpoint import Restored
+from flax_resnet.training.runs.folder import METRICS, RunFolder
+
+log = logging.getLogger("flax_resnet")
+Records = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      step: number of updates made.
+      final_top1: share of the evaluation split, 0 to 1, at the last step.
+      best_top1: the same at the best evaluation by `train.monitor`.
+      best_step: at which that was.
+    """
+
+    step: int
+    final_top1: float
+    best_top1: float
+    best_step: int
+
+
+def result_of(records: Records, config: Config, step: int) -> Result | None:
+    """Return the result of a run that ended at a step; None where that step was not evaluated."""
+    evaluated = {r["step"]: r for r in records if r["split"] == config.data.eval_split}
+    if step not in evaluated:
+        return None
+    best = max(evaluated, key=lambda at: score(evaluated[at], config.train.monitor))
+    return Result(step, monitored(evaluated[step]), monitored(evaluated[best]), best)
+
+
+def finished_result(
+    experiment: Experiment, restored: Restored, folder: RunFolder, scores_from: int
+) -> Result | None:
+    """Return the result of a run whose last checkpoint is the end of its plan, or an early end; else None.
+
+    Args:
+      experiment: what is trained.
+      restored: the last checkpoint.
+      folder: of the run.
+      scores_from: evaluations before this step do not count for an early end.
+
+    Raises:
+      WorkdirError: the run has been trained for longer than the plan says.
+    """
+    config, plan = experiment.config, experiment.plan
+    split, train = config.data.eval_split, config.train
+    records = [r for r in folder.read_records() if r["step"] <= restored.step]
+    counted = [r for r in records if r["split"] == split and r["step"] >= scores_from]
+    scores = [score(r, train.monitor) for r in counted]
+    stalled = has_stalled(scores, train.early_stopping)
+    epochs = restored.step / plan.steps_per_epoch
+    if restored.step < plan.total_steps and not stalled:
+        return None
+    if restored.step > plan.total_steps:
+        raise WorkdirError(
+            f"train.epochs={train.epochs}, train.steps={train.steps}: workdir {folder} has already trained "
+            f"{epochs:.3g} epochs; allowed: as many or more"
+        )
+    result = result_of(records, config, restored.step)
+    if result is not None:
+        early = restored.step < plan.total_steps
+        longer = "a larger train.steps extends it" if train.steps else "more epochs extend it"
+        log.info(
+            "%s is finished: %.3g epochs%s, final top-1 %.2f %% on %s (%s)",
+            folder,
+            epochs,
+            ", stopped early" if early else "",
+            100 * result.final_top1,
+            split,
+            "a larger train.early_stopping goes on" if early else longer,
+        )
+    return result
+
+
+def report(
+    records: Records, experiment: Experiment, folder: RunFolder, start_step: int, began: float
+) -> Result:
+    """Write summary.txt, show it, and return the result.
+
+    Args:
+      records: of the run.
+      experiment: what was trained.
+      folder: of the run.
+      start_step: from which step this start trained.
+      began: of `time.perf_counter`, when it began.
+    """
+    from flax_resnet.training.runs.writers import clock
+
+    config, plan = experiment.config, experiment.plan
+    train, end = config.train, max(r["step"] for r in records)
+    result = result_of(records, config, end)
+    early = (
+        f", stopped early: {train.early_stopping} evaluations without a better {train.monitor}"
+        if end < plan.total_steps
+        else ""
+    )
+    by = "" if train.monitor == "top1" else f", by {train.monitor}"
+    summary = (
+        f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
+        f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "
+        f"best {result.best_top1:.2%} at step {result.best_step}{by}\n"
+        f"time {clock(time.perf_counter() - began)}, of which this start trained {end - start_step} steps\n"
+        f"checkpoints {folder.path / 'checkpoints'}\n"
+        f"records     {folder.path / METRICS}; TensorBoard: tensorboard --logdir {folder}\n"
+        f'in Python   flax_resnet.load("{folder}").predict(images)\n'
+    )
+    folder.write_summary(summary)
+    log.info("%s", summary.rstrip())
+    return result

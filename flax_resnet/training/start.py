@@ -1,0 +1,96 @@
+"""Where a run starts: from fresh or pretrained weights, or from its last good checkpoint."""
+
+import dataclasses
+import itertools
+import logging
+from typing import Any
+
+from flax_resnet.data.records import Source
+from flax_resnet.errors import WorkdirError
+from flax_resnet.training.experiment import Experiment
+from flax_resnet.training.pretrained import warm_started
+from flax_resnet.training.runs.checkpoint import Restored
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.state import TrainState, initial_state
+from flax_resnet.training.teacher import Teacher
+
+log = logging.getLogger("flax_resnet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+      step: number of updates made before.
+      state: of the training.
+      bad_images: unreadable images known so far, and the step at which each was found.
+      microbatches: of the run that is resumed; None for what the configuration says.
+      scores_from: evaluations before this step do not count for an early stop.
+    """
+
+    step: int
+    state: TrainState
+    bad_images: dict[int, int] = dataclasses.field(default_factory=dict)
+    microbatches: int | None = None
+    scores_from: int = 0
+
+
+def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start:
+    """Return the start of a new run.
+
+    Args:
+      experiment: what is trained.
+      weights: pretrained variables, as `read_pretrained` returns them, or None.
+    """
+    state = initial_state(
+        experiment.config, experiment.model, experiment.optimizer, experiment.mesh
+    )
+    if weights is not None:
+        state = warm_started(state, weights, experiment.mesh)
+    return Start(0, state)
+
+
+def resumed_start(experiment: Experiment, restored: Restored, *, forced: bool) -> Start:
+    """Return the start of a run that is resumed.
+
+    Args:
+      experiment: what is trained.
+      restored: the last good checkpoint.
+      forced: under another configuration, or on other data: what the run has learnt about itself does not hold.
+    """
+    epoch = restored.step / experiment.plan.steps_per_epoch
+    log.info("going on from checkpoint %d (epoch %.3g)", restored.step, epoch)
+    if forced:
+        return Start(restored.step, restored.state, scores_from=restored.step + 1)
+    metadata = restored.metadata
+    bad_images = {int(index): step for index, step in metadata.bad_images.items()}
+    return Start(restored.step, restored.state, bad_images, metadata.microbatches)
+
+
+def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
+    """Raise WorkdirError where a run was trained on other data than these."""
+    was, now = restored.metadata.class_names, source.class_names
+    change = ""
+    if was != now:
+        odd = next(pair for pair in itertools.zip_longest(was, now) if pair[0] != pair[1])
+        classes = f"{len(was)} classes -> {len(now)}"
+        change = f"{classes}, the first to differ: {odd[0]} -> {odd[1]}"
+    elif restored.metadata.num_examples != len(source):
+        change = f"images: {restored.metadata.num_examples:,} -> {len(source):,}"
+    if change:
+        raise WorkdirError(
+            f"workdir {folder} was trained on other data ({change}): name another workdir, or go on "
+            "with --resume=force"
+        )
+
+
+def check_teacher(
+    restored: Restored, teacher: Teacher | None, name: str, folder: RunFolder
+) -> None:
+    """Raise WorkdirError where a run has learnt from another teacher, named `name`, than this."""
+    if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
+        raise WorkdirError(
+            f"distill.teacher={name!r}: its weights are not those that workdir {folder} has learnt from: bring "
+            "these back, name another workdir, or go on with --resume=force"
+        )
