@@ -110,6 +110,7 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
     placed = jax.device_put(state, sharding.replicated(mesh))
     checkpoints.save(step, placed, metadata)
     checkpoints.close()
+    return folder
 
 
 def one_device():

@@ -14,7 +14,7 @@ from benchmarks import accuracy, accuracy_report, accuracy_torch, experiments
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan
 from flax_resnet.errors import ConfigError, DataError
-from flax_resnet.training.runs.folder import METRICS, SUMMARY, store_config
+from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
 
 DROPS = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
 TOP1 = {"plain20": (0.50, 0.60), "resnet20": (0.70, 0.72)}  # of seeds 0 and 1, at the end
@@ -40,7 +40,7 @@ def finish(run, final):
     """Writes what a finished run leaves: four epochs of 78 steps, a record of training in the middle of each."""
     config = accuracy.configuration(run)
     run.folder.mkdir(parents=True)
-    store_config(run.folder, config)
+    RunFolder.at(run.folder).store_config(config)
     records = []
     for epoch in (1, 2, 3, 4):
         train = {"loss": 4.0 - epoch, "top1": 0.1, "images_per_second": 128.0}

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, records_of
 
 from benchmarks import accuracy_torch, torch_training
-from flax_resnet.training.runs.folder import read_config
+from flax_resnet.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.parity
 
@@ -77,7 +77,7 @@ def distances(split, ours, theirs):
 
 def test_losses_are_those_of_this_package(ours, tmp_path):
     theirs = tmp_path / "run"
-    config = read_config(ours)
+    config = RunFolder.at(ours).read_config()
     accuracy_torch.train(config, theirs)
     train, limit = distances("train", ours, theirs), FURTHEST[config.model.name]
     assert train[0] < 1e-6
@@ -98,7 +98,7 @@ def test_losses_are_those_of_this_package(ours, tmp_path):
 
 @pytest.mark.parametrize("broken", ["order", "augmentation", "momentum"])
 def test_losses_tell_what_differs(ours, tmp_path, monkeypatch, broken):
-    config = read_config(ours)
+    config = RunFolder.at(ours).read_config()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
     if broken == "augmentation":
         monkeypatch.setattr(torch_training, "AUGMENT_STREAM", 3)

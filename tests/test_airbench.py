@@ -12,12 +12,11 @@ from flax_resnet import create_model
 from flax_resnet.augment.apply import normalize
 from flax_resnet.config import freeze
 from flax_resnet.data.sources.arrays import ArraySource
-from flax_resnet.models.airbench import identity_first
+from flax_resnet.models.airbench import identity_first, patch_moments, whitening_filters
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.summary import summarize
-from flax_resnet.training.runs.load import read_run
+from flax_resnet.training.runs.load import load_run
 from flax_resnet.training.train import train
-from flax_resnet.training.whitening import covariance, filters
 from flax_resnet.weights import from_torch, to_torch
 
 
@@ -33,7 +32,7 @@ def photographs(count, size):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_are_uncorrelated_and_of_unit_variance(channels):
     images = photographs(64, 16)[..., :channels] / np.float32(255) - 0.4
-    kernel = filters(np.asarray(covariance(jnp.asarray(images))))
+    kernel = whitening_filters(np.asarray(patch_moments(jnp.asarray(images))))
     assert kernel.shape == (2, 2, channels, 8 * channels)
     model = create_model("airbench94", in_channels=channels)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
@@ -121,12 +120,12 @@ def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
     }
     config = freeze(sections)
     train(config, tmp_path / "run", train_source=source, eval_source=source)
-    run = read_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     # One batch is all of the set: its images are the first, whatever their order.
-    moments = np.asarray(covariance(normalize(jnp.asarray(images), config.augment)))
-    variances, state = np.linalg.eigvalsh(moments)[::-1], run.state
-    for batch_stats in (state.batch_stats, state.ema["batch_stats"]):
+    moments = np.asarray(patch_moments(normalize(jnp.asarray(images), config.augment)))
+    variances = np.linalg.eigvalsh(moments)[::-1]
+    for batch_stats in (run.variables["batch_stats"], run.ema["batch_stats"]):
         half = batch_stats["conv1"]["kernel"].reshape(12, 24)[:, :12]
         expected = np.diag(variances / (variances + 5e-4))
         np.testing.assert_allclose(half.T @ moments @ half, expected, atol=1e-3)
-    assert not np.array_equal(state.params["conv1"]["bias"], np.zeros(24))
+    assert not np.array_equal(run.variables["params"]["conv1"]["bias"], np.zeros(24))

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from conftest import saved
 
 import flax_resnet
 from flax_resnet import main
@@ -16,10 +17,11 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.optim import ema
 from flax_resnet.optim.ema import Ema
 from flax_resnet.training import sharding
-from flax_resnet.training.runs.load import read_run
+from flax_resnet.training.input.feeds import stacked
+from flax_resnet.training.runs.load import load_run
 from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.step.bn_statistics import make_statistics_measurement
-from flax_resnet.training.step.gradient import AUGMENT_STREAM, stream_key
+from flax_resnet.training.step.train_step import AUGMENT_STREAM, stream_key
 
 
 def values(seed):
@@ -79,24 +81,26 @@ def test_lookahead_moves_the_mean_and_the_weights_together():
 )
 def test_settings_of_no_mean_are_refused(section, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
-        freeze({"average": section})
+        freeze({"ema": section})
 
 
-def recalibration_config(**model):
+def measured_config(steps_per_call=1, **model):
     return freeze(
         {
             "model": {"stem": "cifar", "widths": (16,) * 4, "depths": (1,) * 4, **model},
-            "train": {"batch_size": 16},
+            "train": {"batch_size": 16, "steps_per_call": steps_per_call},
             "augment": {"flip": True},
             "ema": {"decay": 0.9, "bn_batches": 3},
         }
     )
 
 
-def test_recalibrated_statistics_are_the_mean_over_the_batches():
-    config = recalibration_config()
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_measured_statistics_are_the_mean_over_the_batches(steps_per_call):
+    config = measured_config(steps_per_call)
     model, mesh = build_model(config, 10), sharding.make_mesh()
-    optimizer = planned_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
+    made = plan(config, num_train=160, num_eval=1, num_classes=10)
+    optimizer = planned_optimizer(config, made, model)
     state = initial_state(config, model, optimizer, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     draw = np.random.default_rng(0)
@@ -107,10 +111,11 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
         }
         for _ in range(3)
     ]
-    calls = [
-        sharding.place({k: np.stack([b[k] for b in part]) for k in part[0]}, mesh, steps=True)
-        for part in (batches[:2], batches[2:])
-    ]
+    if steps_per_call == 1:
+        calls = [sharding.place(batch, mesh, steps=False) for batch in batches]
+    else:
+        parts = [stacked(part) for part in (batches[:2], batches[2:])]
+        calls = [sharding.place(part, mesh, steps=True) for part in parts]
     found = make_statistics_measurement(config, model, mesh)(variables, {"seed": 0}, calls, 0)
 
     sums = []
@@ -132,8 +137,8 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches():
     )
 
 
-def test_recalibration_needs_batch_normalisation():
-    config = recalibration_config(norm="group")
+def test_measuring_statistics_needs_batch_normalisation():
+    config = measured_config(norm="group")
     with pytest.raises(ConfigError, match=r"ema.bn_batches=3: .* has no batch normalisation"):
         make_statistics_measurement(config, build_model(config, 10), sharding.make_mesh())
     with pytest.raises(ConfigError, match=r"goes with ema.decay above 0"):
@@ -151,13 +156,15 @@ def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
     for epochs in (1, 2):
         run = [*arguments, f"--workdir={parts}", f"--config.train.epochs={epochs}"]
         assert main.main(run) == 0
-    run, other = read_run(whole), read_run(parts)
-    one = run.state
-    jax.tree.map(np.testing.assert_array_equal, one, other.state)
+    run = load_run(whole)
+    one, other = (saved(folder, run.step) for folder in (whole, parts))
+    assert one["checksums"] == other["checksums"]  # of all of the state
+    assert one["shapes"] == other["shapes"]
 
     mean, last = flax_resnet.load(whole), flax_resnet.load(whole, ema=False)
-    jax.tree.map(np.testing.assert_array_equal, mean.variables, one.average)
-    jax.tree.map(np.testing.assert_array_equal, last.variables, run.variables(ema=False))
+    jax.tree.map(np.testing.assert_array_equal, mean.variables, run.ema)
+    jax.tree.map(np.testing.assert_array_equal, mean.variables, run.best_variables())
+    jax.tree.map(np.testing.assert_array_equal, last.variables, run.best_variables(ema=False))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), mean.variables, last.variables)
     assert all(jax.tree.leaves(moved))
 

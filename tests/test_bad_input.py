@@ -191,9 +191,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
 
 
 def test_a_program_mistake_keeps_its_traceback(tiny, tmp_path, monkeypatch):
-    from flax_resnet.training import train
+    from flax_resnet.training import experiment
 
-    monkeypatch.setattr(train, "open_source", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(experiment, "open_source", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main([*tiny, f"--workdir={tmp_path / 'run'}"])
 

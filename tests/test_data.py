@@ -39,7 +39,7 @@ def test_the_stream_does_not_depend_on_processes_threads_or_restarts(photographs
         path=str(photographs),
         image_size=24,
         train_crop="random_resized",
-        holdout=0.2,
+        eval_fraction=0.2,
     )
     source = open_source(data, train=True)
     batch = len(source) - 1 - len(source) % 2
@@ -84,8 +84,12 @@ def test_a_thousand_draws_of_seed_step_and_processes_give_the_same_examples():
 def test_a_thousand_batches_after_random_restarts_are_the_uninterrupted_ones(photographs):
     """Bytes of 1,000 (seed, step, number of processes), steps in runs of 25 after a restart."""
     data = Data(
-        source="folder", path=str(photographs), image_size=12, train_crop="random_resized", holdout=0.01
-    )  # fmt: skip
+        source="folder",
+        path=str(photographs),
+        image_size=12,
+        train_crop="random_resized",
+        eval_fraction=0.01,
+    )
     source, draw = open_source(data, train=True), np.random.default_rng(0)
     for _ in range(40):
         seed, start = int(draw.integers(2**31)), int(draw.integers(40))

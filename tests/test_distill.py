@@ -12,11 +12,14 @@ from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
 from flax_resnet.errors import WeightsError, WorkdirError
-from flax_resnet.optim.distillation import Distill
+from flax_resnet.optim.distillation import Distill, divergence_sum
 from flax_resnet.optim.losses import loss_sum
 from flax_resnet.training import sharding, train
-from flax_resnet.training.step.gradient import AUGMENT_STREAM, make_gradient, stream_key
-from flax_resnet.training.teacher import Teacher, checksum, located, open_teacher
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.state import TrainState
+from flax_resnet.training.step.gradient import make_gradient
+from flax_resnet.training.step.train_step import AUGMENT_STREAM, loss_inputs, stream_key
+from flax_resnet.training.teacher import Teacher, open_teacher, with_absolute_teacher
 
 ROWS, CLASSES = 8, 10
 
@@ -32,9 +35,9 @@ def test_divergence_is_the_formula():
 
     p, q = softmax(teacher), softmax(student)
     expected = temperature**2 * (p * np.log(p / q)).sum()
-    found = teacher.divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
+    found = divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert float(teacher.divergence_sum(teacher, teacher, temperature)) == pytest.approx(
+    assert float(divergence_sum(teacher, teacher, temperature)) == pytest.approx(
         0, abs=1e-6
     )
 
@@ -60,31 +63,30 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
     )
     mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
     scale, offset = 0.2 / std, (0.5 - mean) / std
-    teacher = Teacher(model, *(x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, offset)))
+    teacher_variables = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
+    scale, offset = (x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, offset))
+    teacher = Teacher(model, scale, offset, teacher_variables)
     draw = np.random.default_rng(0)
     batch = {
         "image": draw.integers(0, 256, (ROWS, 8, 8, 3), np.uint8),
         "label": draw.integers(0, CLASSES, ROWS).astype(np.int32),
     }
-    teacher_variables = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
-    gradient = jax.jit(make_gradient(config, model, sharding.make_mesh(), teacher=teacher))
-    args = (
-        variables["params"],
-        variables["batch_stats"],
-        0,
-        jnp.int32(3),
-        batch,
-        1.0,
-        teacher_variables,
-    )
-    _, metrics, _ = gradient(*args)
+    gradient = make_gradient(config, model, sharding.make_mesh(), teacher=teacher)
+    state = TrainState(step=jnp.int32(3), opt_state=(), ema={}, **variables)
+
+    @jax.jit
+    def of_batch(state, batch, teacher_variables):
+        inputs = loss_inputs(config, model, state, batch, seed=0)
+        return gradient(state.params, inputs._replace(teacher_variables=teacher_variables))
+
+    _, (metrics, _) = of_batch(state, batch, teacher_variables)
 
     key = stream_key(0, AUGMENT_STREAM, 3)
     images, targets = training_batch(key, batch["image"], batch["label"], CLASSES, config.augment)
     seen = ((np.asarray(images) * 0.2 + 0.5) - mean) / std
     wanted = model.apply(teacher_variables, jnp.asarray(seen, jnp.float32), train=False)
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    divergence = teacher.divergence_sum(logits, wanted, 3.0) / ROWS
+    divergence = divergence_sum(logits, wanted, 3.0) / ROWS
     labels = loss_sum(logits, targets, config.loss) / ROWS
     expected = weight * divergence + (1 - weight) * labels
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
@@ -118,7 +120,7 @@ def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
         (
             "0123456789",
             ["--config.distill.teacher=weights.pth"],
-            "distill.teacher_model='': must name the network that the file teacher.teacher=",
+            "distill.teacher_model='': must name the network that the file distill.teacher=",
         ),
         (
             "0123456789",
@@ -155,15 +157,14 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     saved_run(tmp_path / "teacher", network, digits)
     monkeypatch.chdir(tmp_path)
     config = freeze({**network, "data": {"data_dir": data_dir}, "distill": {"teacher": "teacher"}})
-    stored = located(config)
+    stored = with_absolute_teacher(config)
     assert stored.distill.teacher == str(tmp_path / "teacher")
-    teacher_checksum = checksum(*open_teacher(config, CLASSES, digits))
+    teacher_checksum = open_teacher(config, CLASSES, digits).checksum
     student = tmp_path / "student"
-    saved_run(
-        student, dataclasses.asdict(stored), digits, num_examples=1437, teacher=teacher_checksum
-    )
+    about = {"num_examples": 1437, "teacher_checksum": teacher_checksum}
+    saved_run(student, dataclasses.asdict(stored), digits, **about)
 
-    monkeypatch.setattr(train.workdir, "store_config", goes_on)  # all that is refused was, before
+    monkeypatch.setattr(RunFolder, "store_config", goes_on)  # all that is refused was, before
     with pytest.raises(GoesOn):
         train.train(config, student)
     (tmp_path / "elsewhere").mkdir()

@@ -132,7 +132,7 @@ def test_the_factor_multiplies_both_rates_in_one_program(name):
     """At 0, 1/2 and 1, the network whose rates are that much; at 1, its gradient too."""
     network, options = NETWORKS[name]
     if network:
-        depths = (3,) if "scan" in options else (2,)
+        depths = (3,) if "scan_blocks" in options else (2,)
         model = create_model(network, widths=(8,), depths=depths, num_classes=3, **options)
     else:
         layers = ((8, 3, 1, 1), "M")

@@ -10,7 +10,7 @@ from flax_resnet import main
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_drop_factor, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.training import train
+from flax_resnet.training import programs
 from flax_resnet.training.plan_text import describe, drop_words
 from flax_resnet.training.state import abstract_state, build_model, initial_state
 from flax_resnet.training.step.bn_statistics import make_statistics_measurement
@@ -71,14 +71,15 @@ def batches(count):
         "image": draw.integers(0, 256, (count, 16, 8, 8, 3)).astype(np.uint8),
         "label": draw.integers(0, 10, (count, 16)).astype(np.int32),
     }
-    return [{k: v[i : i + 1] for k, v in whole.items()} for i in range(count)]
+    return [{k: v[i] for k, v in whole.items()} for i in range(count)]
 
 
 def test_late_dropping_leaves_the_steps_before_it_as_they_are():
     results = []
     for rates, schedule in (({}, {}), ({"drop_path": 0.5, "dropout": 0.5}, LATE)):
         config, made = planned(schedule, model={**SMALL, **rates})
-        model, optimizer = build_model(config, 10), planned_optimizer(config, made)
+        model = build_model(config, 10)
+        optimizer = planned_optimizer(config, made, model)
         step = make_train_step(
             config, model, optimizer, MESH, drop=planned_drop_factor(config, made)
         )
@@ -95,14 +96,15 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
 
 
 def test_statistics_are_measured_dropping_as_at_that_step():
-    average = {"decay": 0.5, "bn_batches": 1}
+    ema = {"decay": 0.5, "bn_batches": 1}
     model = {
         **SMALL,
         "depths": (3,),
         "drop_path": 0.5,
     }  # the third block sees what the second drops
-    config, made = planned(LATE, model=model, average=average)
-    model, optimizer = build_model(config, 10), planned_optimizer(config, made)
+    config, made = planned(LATE, model=model, ema=ema)
+    model = build_model(config, 10)
+    optimizer = planned_optimizer(config, made, model)
     state = initial_state(config, model, optimizer, MESH)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     measure = make_statistics_measurement(
@@ -134,8 +136,8 @@ def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys)
         raise Stopped
 
     given = []
-    monkeypatch.setattr(train, "make_train_step", made)
-    monkeypatch.setattr(train, "make_statistics_measurement", last)
+    monkeypatch.setattr(programs, "make_train_step", made)
+    monkeypatch.setattr(programs, "make_statistics_measurement", last)
     options = ["model.dropout=0.5", "schedule.drop_rates=late", "schedule.unit=steps"]
     options += ["schedule.drop_until=3", "ema.decay=0.5", "ema.bn_batches=1"]
     options = [f"--config.{option}" for option in options]
@@ -151,7 +153,8 @@ def test_the_plan_says_what_changes_and_nothing_else():
     config, made = planned({"drop_rates": "early", "drop_until": 3})
     assert drop_words(config, made) == "in the first 30 steps only"
     config, made = planned({}, model=SMALL)
-    model, optimizer = build_model(config, 10), planned_optimizer(config, made)
+    model = build_model(config, 10)
+    optimizer = planned_optimizer(config, made, model)
     shapes = abstract_state(config, model, optimizer, MESH)
     assert "dropping" not in describe(config, made, shapes, resident=False)
 

@@ -43,7 +43,7 @@ def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
     assert index in np.concatenate([stream.batch(np, step, 8) for step in range(1, 6)])
     victim = pathlib.Path(source.describe(index))  # not met before the second step
     victim.write_bytes(victim.read_bytes()[:200])
-    seen = [np.asarray(b["index"][0]) for b in feed.training(0, 6)]
+    seen = [np.asarray(b["index"]) for b in feed.training(0, 6)]
     assert len(seen) == 6
     assert feed.bad.keys() == {index}
     assert index not in np.concatenate(seen)
@@ -53,7 +53,7 @@ def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
         again, _ = feed_of(photographs)
         again.bad.update(known)
         for got, expected in zip(again.training(start, 6), seen[start:], strict=True):
-            np.testing.assert_array_equal(got["index"][0], expected)
+            np.testing.assert_array_equal(got["index"], expected)
 
 
 def test_an_unreadable_image_is_left_out_of_an_evaluation(photographs):
@@ -98,22 +98,27 @@ def unpacked(feed, batches, make):
         yield {k: np.asarray(v) for k, v in jitted(feed.data, call).items()}
 
 
-def steps_of(feed, start, total):
+def steps_of(feed, start, total, *, several=False):
+    """What a feed yields for each step; `several`: its calls have a leading axis [steps]."""
     for call in feed.training(start, total):
+        if not several:
+            yield call
+            continue
         for number in range(len(jax.tree.leaves(call)[0])):
             yield jax.tree.map(lambda leaf, n=number: leaf[n], call)
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
 @pytest.mark.parametrize(
-    "options", [{}, {"kept": 40, "augmentation_repeats": 2}], ids=["all", "subset"]
+    "options", [{}, {"kept": 40, "repeats": 2}], ids=["all", "subset"]
 )
 def test_both_feeds_give_the_same_bits(per_call, options):
     source = pixels()
     stream = EpochSampler(len(source), seed=4, **options)
     feeds = both_feeds(source, stream, train={"steps_per_call": per_call})
     streamed, resident = (
-        list(unpacked(feed, steps_of(feed, 2, 12), feed.training_batch)) for feed in feeds
+        list(unpacked(feed, steps_of(feed, 2, 12, several=per_call > 1), feed.training_batch))
+        for feed in feeds
     )
     assert len(streamed) == len(resident) == 10
     for got, expected in zip(resident, streamed, strict=True):
@@ -250,10 +255,10 @@ if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=number)
 import numpy as np
 from flax_resnet.config import freeze
-from flax_resnet.data.order import EpochSampler
-from flax_resnet.data.source import open_source
+from flax_resnet.data.sampling import EpochSampler
+from flax_resnet.data.sources.open import open_source
 from flax_resnet.training import sharding
-from flax_resnet.training.feed import ResidentFeed, StreamingFeed
+from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed
 
 found = {}
 for crop in ("random_resized", "resize"):

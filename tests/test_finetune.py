@@ -184,8 +184,9 @@ def test_a_parameter_begins_to_learn_at_its_step(name):
             "train": {"batch_size": 10},
         }
     )
-    optimizer = planned_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=10))
     model = create_model("resnet20", num_classes=10, depths=(1, 1, 1))
+    made = plan(config, num_train=100, num_eval=1, num_classes=10)
+    optimizer = planned_optimizer(config, made, model)
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     params = drawn(variables["params"])

@@ -33,7 +33,7 @@ ONLY = {
     "safetensors": "weights/",
     "huggingface_hub": "weights/hub.py",
     "clu": "training/runs/writers.py",
-    "sklearn": ("inference/probes.py", "data/digits/digits_dataset_builder.py"),
+    "sklearn": ("inference/feature_classifiers.py", "data/digits/digits_dataset_builder.py"),
     "matplotlib": "cli/",
     "absl": "cli/",
 }

@@ -1,4 +1,4 @@
-"""Gradients in parts: the same as at once, or as ghost batch normalisation's; and how many parts."""
+"""Gradients in microbatches: the same as at once, or as ghost batch normalisation's; and how many."""
 
 import dataclasses
 
@@ -13,11 +13,10 @@ from flax_resnet import main
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.training import sharding
+from flax_resnet.training import microbatch_size, sharding
 from flax_resnet.training.state import abstract_state, build_model
-from flax_resnet.training.step import microbatches
 from flax_resnet.training.step.gradient import make_gradient
-from flax_resnet.training.step.train_step import make_train_step
+from flax_resnet.training.step.train_step import loss_inputs, make_train_step
 
 ROWS, CLASSES = 16, 10
 
@@ -41,14 +40,18 @@ def batch_of(rows=ROWS):
     }
 
 
-def gradient_of(config, parts, devices=1, batch=None):
+def gradient_of(config, count, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
-    optimizer = planned_optimizer(config, plan_of(config))
-    state = drawn(abstract_state(config, model, optimizer, mesh))
-    gradient = jax.jit(make_gradient(config, model, mesh, parts=parts))
+    optimizer = planned_optimizer(config, plan_of(config), model)
+    state = drawn(abstract_state(config, model, optimizer, mesh)).replace(step=jnp.int32(3))
+    gradient = make_gradient(config, model, mesh, microbatches=count)
+
+    @jax.jit
+    def of_batch(state, batch):
+        return gradient(state.params, loss_inputs(config, model, state, batch, seed=0))
+
     placed = sharding.place(batch or batch_of(), mesh)
-    args = jax.device_put((state.params, state.batch_stats), sharding.replicated(mesh))
-    return jax.device_get(gradient(*args, 0, jnp.int32(3), placed, 1.0))
+    return jax.device_get(of_batch(jax.device_put(state, sharding.replicated(mesh)), placed))
 
 
 def plan_of(config):
@@ -60,29 +63,29 @@ def assert_same(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
 
 
-@pytest.mark.parametrize(("parts", "devices"), [(2, 1), (2, 8)])
-def test_parts_change_nothing_without_batch_normalisation(parts, devices):
-    """Mixed images, whose partners are of the whole batch, and unequal weights of the parts included."""
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 8)])
+def test_microbatches_change_nothing_without_batch_normalisation(count, devices):
+    """Mixed images, whose partners are of the whole batch, and unequal weights of the microbatches included."""
     config = config_of(
         augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "pad_crop": 1},
         loss={"class_weights": tuple(range(1, CLASSES + 1))},
     )
-    assert_same(gradient_of(config, parts, devices), gradient_of(config, 1))
+    assert_same(gradient_of(config, count, devices), gradient_of(config, 1))
 
 
-def test_parts_with_batch_normalisation_are_ghost_batch_normalisation():
-    parts, rows = 2, np.arange(ROWS)
-    ghost = config_of("batch", model={"norm_scope": "ghost", "norm_groups": parts})
-    found = gradient_of(config_of("batch"), parts)
-    ordered = np.concatenate([rows[start::parts] for start in range(parts)])
+def test_microbatches_with_batch_normalisation_are_ghost_batch_normalisation():
+    count, rows = 2, np.arange(ROWS)
+    ghost = config_of("batch", model={"norm_scope": "ghost", "norm_groups": count})
+    found = gradient_of(config_of("batch"), count)
+    ordered = np.concatenate([rows[start::count] for start in range(count)])
     batch = {name: array[ordered] for name, array in batch_of().items()}
     assert_same(found, gradient_of(ghost, 1, batch=batch))
     whole = gradient_of(config_of("batch"), 1)
     assert not np.allclose(jax.tree.leaves(found[0])[0], jax.tree.leaves(whole[0])[0], rtol=1e-3)
 
 
-def test_each_part_drops_out_anew():
-    """Twice the same images in a part each: with the same draws, the second would repeat the first."""
+def test_each_microbatch_drops_out_anew():
+    """Twice the same images in a microbatch each: with the same draws, the second would repeat the first."""
     config = config_of(model={"dropout": 0.5})
     half = batch_of(ROWS // 2)
     batch = {name: np.repeat(array, 2, axis=0) for name, array in half.items()}
@@ -111,27 +114,29 @@ class Compiled:
 
 
 def test_auto_takes_the_largest_that_fits(monkeypatch):
-    monkeypatch.setattr(microbatches, "available_memory", lambda: 1000)
+    monkeypatch.setattr(microbatch_size, "available_memory", lambda: 1000)
     config, mesh = config_of(), mesh_of(1)
-    assert microbatches.choose(config, mesh, lambda parts: Compiled(800 // parts)) == 1
-    assert microbatches.choose(config, mesh, lambda parts: Compiled(3000 // parts)) == 4
+    choose = microbatch_size.choose_microbatches
+    assert choose(config, mesh, lambda count: Compiled(800 // count)) == 1
+    assert choose(config, mesh, lambda count: Compiled(3000 // count)) == 4
     with pytest.raises(ConfigError, match="even 2 images"):
-        microbatches.choose(config, mesh_of(2), lambda parts: Compiled(800_000))
+        choose(config, mesh_of(2), lambda count: Compiled(800_000))
 
 
-def test_needed_memory_falls_with_the_parts():
+def test_needed_memory_falls_with_the_microbatch():
     config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
-    model, optimizer = build_model(config, CLASSES), planned_optimizer(config, plan_of(config))
+    model = build_model(config, CLASSES)
+    optimizer = planned_optimizer(config, plan_of(config), model)
     state = abstract_state(config, model, optimizer, mesh)
-    images = jax.ShapeDtypeStruct((1, ROWS, 32, 32, 3), jnp.uint8)
-    steps = {"image": images, "label": jax.ShapeDtypeStruct((1, ROWS), jnp.int32)}
+    images = jax.ShapeDtypeStruct((ROWS, 32, 32, 3), jnp.uint8)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
     needs = [
-        microbatches.needed_memory(
-            make_train_step(config, model, optimizer, mesh, parts=parts)
-            .lower(state, {"seed": 0}, steps)
+        microbatch_size.needed_memory(
+            make_train_step(config, model, optimizer, mesh, microbatches=count)
+            .lower(state, {"seed": 0}, batch, None)
             .compile()
         )
-        for parts in (1, 8)
+        for count in (1, 8)
     ]
     assert needs[1] < 0.7 * needs[0]
 
@@ -148,18 +153,18 @@ RUN = [
 
 
 @pytest.mark.slow
-def test_a_run_in_automatic_parts_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
-    """Of 16 images, eight devices divide two parts; once chosen, what memory there is does not matter."""
+def test_a_run_in_automatic_microbatches_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
+    """Of 16 images, eight devices divide two microbatches; once chosen, what memory there is does not matter."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
     command += ["--config.train.microbatch_size=auto", "--config.train.batch_size=16"]
     needs = iter([2e9, 0])
-    monkeypatch.setattr(microbatches, "available_memory", lambda: 1e9)
-    monkeypatch.setattr(microbatches, "needed_memory", lambda compiled: next(needs))
+    monkeypatch.setattr(microbatch_size, "available_memory", lambda: 1e9)
+    monkeypatch.setattr(microbatch_size, "needed_memory", lambda compiled: next(needs))
     assert main.main(command) == 0
     assert "microbatch: 8 images" in capfd.readouterr().err
-    assert saved(tmp_path / "run", 4)["parts"] == 2
+    assert saved(tmp_path / "run", 4)["microbatches"] == 2
     assert main.main([*command, "--config.train.epochs=2"]) == 0
-    assert saved(tmp_path / "run", 8)["parts"] == 2
+    assert saved(tmp_path / "run", 8)["microbatches"] == 2
 
 
 @pytest.mark.parametrize("value", ["12", "4", "0", "most"])

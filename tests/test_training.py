@@ -15,11 +15,11 @@ from flax_resnet.inference.classifier import Classifier
 from flax_resnet.ops import dispatch
 from flax_resnet.optim.losses import loss_sum, loss_weight
 from flax_resnet.training import sharding
-from flax_resnet.training.state import build_model, initial_state
+from flax_resnet.training.input.feeds import stacked
+from flax_resnet.training.state import build_model, initial_state, variables_by_prefix
 from flax_resnet.training.step.bn_statistics import make_statistics_measurement
 from flax_resnet.training.step.eval_step import evaluate, make_eval_step
-from flax_resnet.training.step.gradient import AUGMENT_STREAM
-from flax_resnet.training.step.train_step import make_train_step
+from flax_resnet.training.step.train_step import AUGMENT_STREAM, make_train_step
 
 CONFIG = freeze(
     {
@@ -47,17 +47,14 @@ def batch_of(rows, draw=None):
     }
 
 
-def in_one_call(*batches):
-    return {k: np.stack([batch[k] for batch in batches]) for k in batches[0]}
-
-
 def two_meshes():
     return one_device(), sharding.make_mesh()
 
 
 @pytest.fixture(scope="module")
 def machinery():
-    model, optimizer = build_model(CONFIG, 10), planned_optimizer(CONFIG, PLAN)
+    model = build_model(CONFIG, 10)
+    optimizer = planned_optimizer(CONFIG, PLAN, model)
     state = initial_state(CONFIG, model, optimizer, one_device())
     return model, optimizer, lambda: jax.tree.map(jnp.copy, state)
 
@@ -68,12 +65,33 @@ def test_one_device_and_eight_give_the_same_step(machinery):
     for mesh in two_meshes():
         step = make_train_step(CONFIG, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, metrics = step(
-            state, {"seed": 0}, sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
-        )
+        state, metrics = step(state, {"seed": 0}, sharding.place(batch_of(16), mesh), None)
+        assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "top1": ()}
         results.append(jax.device_get((state, metrics)))
     assert int(results[0][0].step) == 1
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_two_steps_in_a_call_are_two_calls(machinery):
+    model, optimizer, init = machinery
+    mesh, draw = sharding.make_mesh(), np.random.default_rng(0)
+    batches = [batch_of(16, draw) for _ in range(2)]
+    step = make_train_step(CONFIG, model, optimizer, mesh)
+    state, expected = jax.device_put(init(), sharding.replicated(mesh)), []
+    for batch in batches:
+        state, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
+        expected.append(jax.device_get(metrics))
+    double = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps_per_call=2))
+    found, metrics = make_train_step(double, model, optimizer, mesh)(
+        jax.device_put(init(), sharding.replicated(mesh)),
+        {"seed": 0},
+        sharding.place(stacked(batches), mesh, steps=True),
+        None,
+    )
+    assert int(found.step) == 2
+    pairs = zip((found, metrics), (state, stacked(expected)), strict=True)
+    for a, b in (pair for both in pairs for pair in zip(*map(jax.tree.leaves, both), strict=True)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -83,13 +101,13 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
     section = dataclasses.replace(CONFIG.model, norm_scope="local")
     train = dataclasses.replace(CONFIG.train, gradient_dtype=dtype)
     local = dataclasses.replace(CONFIG, model=section, train=train)
-    batch = in_one_call(batch_of(64))
+    batch = batch_of(64)
     first, changes = jax.device_get(init()), []
     for config, mesh in zip((CONFIG, local), two_meshes(), strict=True):
         model = build_model(local, 10)  # of eight groups, on one device too
         step = make_train_step(config, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh, steps=True))
+        state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
         state = jax.device_get(state)
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
         changes.append(jax.tree.map(np.subtract, (state.params, state.batch_stats),
@@ -103,13 +121,13 @@ def test_programs_are_compiled_with_the_options_of_the_platform(machinery, monke
     model, optimizer, init = machinery
     mesh, state = one_device(), init()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    steps = sharding.place(in_one_call(batch_of(16)), mesh, steps=True)
+    batch = sharding.place(batch_of(16), mesh)
     classifier = Classifier(model, variables, tuple("abcdefghij"), CONFIG, step=0)
     programs = (
-        lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, steps),
-        lambda: make_eval_step(CONFIG, model, mesh)(state, {}, batch_of(16)),
+        lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, batch, None),
+        lambda: make_eval_step(CONFIG, model, mesh)({"": variables}, {}, batch),
         lambda: make_statistics_measurement(CONFIG, model, mesh)(
-            variables, {"seed": 0}, [steps], 0
+            variables, {"seed": 0}, [batch], 0
         ),
         lambda: classifier.predict(batch_of(2)["image"]),
     )
@@ -123,10 +141,10 @@ def test_the_state_is_donated_and_the_loss_falls(machinery):
     mesh = sharding.make_mesh()
     step = make_train_step(CONFIG, model, optimizer, mesh)
     state = jax.device_put(init(), sharding.replicated(mesh))
-    first, batch, losses = state, sharding.place(in_one_call(batch_of(16)), mesh, steps=True), []
+    first, batch, losses = state, sharding.place(batch_of(16), mesh), []
     for _ in range(40):
         state, metrics = step(state, {"seed": 0}, batch)
-        losses.append(float(metrics["loss"][0]))
+        losses.append(float(metrics["loss"]))
     assert first.params["conv1"]["kernel"].is_deleted()
     assert np.mean(losses[-5:]) < 0.8 * losses[0]  # 0.48-0.70 over five seeds
 
@@ -145,7 +163,7 @@ def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery)
                 part = {k: v[rows % 40] for k, v in examples.items()}
                 yield sharding.place({**part, "mask": rows < 40}, mesh)
 
-        scores.append(evaluate(step, state, {}, batches()))
+        scores.append(evaluate(step, variables_by_prefix(state), {}, batches()))
     variables = {"params": init().params, "batch_stats": init().batch_stats}
     images = (examples["image"] / 255 - CONFIG.augment.mean) / CONFIG.augment.std
     logits = model.apply(variables, jnp.asarray(images, jnp.float32), train=False)
@@ -170,8 +188,7 @@ def test_the_step_trains_on_what_augment_gives(machinery):
 
     mesh = two_meshes()[0]
     step = make_train_step(config, model, optimizer, mesh)
-    _, metrics = step(state, {"seed": 0}, sharding.place(in_one_call(batch), mesh, steps=True))
-    metrics = {k: v[0] for k, v in metrics.items()}
+    _, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(top1)
     assert (np.argmax(targets, 1) != batch["label"]).any()

@@ -9,15 +9,11 @@ python -m flax_resnet probe --model resnet50.a1_in1k --dataset cifar10 --limit 1
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from flax_resnet.cli import app, network_flags
-
-OPTIONS = (
-    "workdir", "model", "weights", "checkpoint", "dataset", "train_split", "split", "data_dir",
-    "k", "temperature", "limit", "image_size", "batch_size",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +48,18 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _probe(values: flags.FlagValues) -> None:
     network_flags.check(values, purpose="probe", model_only=("weights",))
     app.set_up_jax(values["compilation_cache"].value)
+    from flax_resnet.data.sources.named import DatasetChoice
+    from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.probes import probe
 
-    record = probe(**{name: values[name].value for name in OPTIONS})
+    def chosen(names: Sequence[str]) -> dict[str, Any]:
+        return {name: values[name].value for name in names}
+
+    record = probe(
+        NetworkChoice(**chosen(NetworkChoice._fields)),
+        DatasetChoice(**chosen(DatasetChoice._fields)),
+        **chosen(("k", "temperature", "limit", "batch_size")),
+    )
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     print(
         f"top-1 of {record['k']} neighbours {record['knn_top1']:.2%}, of a linear classifier "

@@ -7,6 +7,7 @@ makes of them, the least certain first. Needs matplotlib: pip install 'flax_resn
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -68,7 +69,6 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     if data_dir:
         data = dataclasses.replace(data, data_dir=data_dir)
     source = open_source(data, train=False)
-    rows, columns = SHOWN
     some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
     examples = source.read(some)
     opened = [Image.open(io.BytesIO(encoded)) for encoded in examples.images]
@@ -76,42 +76,10 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
         opened = [ImageOps.exif_transpose(image) for image in opened]
     images = [image.convert("RGB") for image in opened]
     prediction = classifier.predict(images)
-    certainty = prediction.probabilities.max(axis=1)
-    certainty[prediction.labels != examples.labels] -= 1  # mistakes come first
-
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     curves, pictures = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    for axes, key, name in zip(
-        curves.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True
-    ):
-        for split in dict.fromkeys(r["split"] for r in records):
-            points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
-            marker = "" if split == "train" else "o"
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
-        averaged = [(r["epoch"], r[f"average_{key}"]) for r in records if f"average_{key}" in r]
-        if averaged:
-            axes.plot(*zip(*averaged, strict=True), marker="s", markersize=4, label="averaged")
-        axes.set(
-            xlabel="epoch",
-            title=name,
-            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
-        )
-        axes.grid(alpha=0.3)
-        axes.legend()
-    grid = pictures.subplots(rows, columns).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, place in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
-        axes.imshow(images[place], interpolation="nearest")
-        guess, truth = prediction.labels[place], examples.labels[place]
-        names = classifier.class_names
-        text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
-        right = guess == truth
-        axes.set_title(
-            text if right else f"{text}, is {names[truth]}",
-            fontsize=9,
-            color="green" if right else "red",
-        )
+    _draw_curves(curves, records)
+    _draw_examples(pictures, images, examples.labels, prediction, classifier.class_names)
     scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
@@ -120,6 +88,55 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
+
+
+def _draw_curves(figure: Any, records: list[dict[str, Any]]) -> None:
+    """Draw loss and top-1 of every split, and of the moving average, over the epochs."""
+    for axes, key, name in zip(
+        figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True
+    ):
+        for split in dict.fromkeys(r["split"] for r in records):
+            points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
+            marker = "" if split == "train" else "o"
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
+        averaged = [(r["epoch"], r[f"ema_{key}"]) for r in records if f"ema_{key}" in r]
+        if averaged:
+            axes.plot(
+                *zip(*averaged, strict=True), marker="s", markersize=4, label="moving average"
+            )
+        axes.set(
+            xlabel="epoch",
+            title=name,
+            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def _draw_examples(
+    figure: Any,
+    images: list[Any],
+    labels: np.ndarray,
+    prediction: Any,
+    names: Sequence[str],
+) -> None:
+    """Draw mistakes, then the images that the network is least certain of, with what it makes of them."""
+    certainty = prediction.probabilities.max(axis=1)
+    certainty[prediction.labels != labels] -= 1  # mistakes come first
+    rows, columns = SHOWN
+    grid = figure.subplots(rows, columns).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, place in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
+        axes.imshow(images[place], interpolation="nearest")
+        guess, truth = prediction.labels[place], labels[place]
+        text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
+        right = guess == truth
+        axes.set_title(
+            text if right else f"{text}, is {names[truth]}",
+            fontsize=9,
+            color="green" if right else "red",
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,12 @@ from flax_resnet.optim.distillation import Distill
 
 
 def check_together(config: Config) -> None:
-    """Refuses values that are each allowed but do not go together."""
+    """Refuse values that are each allowed but do not go together. Raises ConfigError."""
+    for check in CHECKS:
+        check(config)
+
+
+def _check_source(config: Config) -> None:
     needs = {"folder": "the folder of images", "csv": "the CSV file"}.get(config.data.source)
     if needs and not config.data.path:
         raise ConfigError(
@@ -23,11 +28,14 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             f"train.feed='resident': keeps images of one size; not with data.progressive={config.data.progressive}"
         )
-    least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
-    model, size = config.model, config.data.image_size
+
+
+def _check_left_open(config: Config) -> None:
+    """Refuse what is left open to pretrained weights where there are none."""
+    model = config.model
     left_open = {
         "model.name": (model.name, "a network's name"),
-        "data.image_size": (size, "at least 1"),
+        "data.image_size": (config.data.image_size, "at least 1"),
         "augment.mean": (config.augment.mean, "3 numbers (1 for grey)"),
         "augment.std": (config.augment.std, "3 numbers (1 for grey)"),
     }
@@ -36,6 +44,12 @@ def check_together(config: Config) -> None:
             raise ConfigError(
                 f"{key}={value!r}: must be {words} where model.pretrained names no weights to take it from"
             )
+
+
+def _check_sizes(config: Config) -> None:
+    """Refuse augmentations that are larger than the images."""
+    least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
+    size = config.data.image_size
     if size and config.augment.pad_crop >= least:
         raise ConfigError(
             f"augment.pad_crop={config.augment.pad_crop}: must be below the {least} px of the smallest training "
@@ -51,12 +65,19 @@ def check_together(config: Config) -> None:
             f"augment.cutout={config.augment.cutout}: must be at most the {least} px of the smallest training "
             f"images (data.image_size={size}, data.progressive={config.data.progressive})"
         )
+
+
+def _check_mixing(config: Config) -> None:
     for key in ("mixup", "cutmix"):
         if getattr(config.augment, key) and config.train.batch_size % 2:
             raise ConfigError(
                 f"train.batch_size={config.train.batch_size}: must be even with "
                 f"augment.{key}={getattr(config.augment, key)}, which mixes images in pairs"
             )
+
+
+def _check_channels(config: Config) -> None:
+    model = config.model
     for key in ("mean", "std"):
         given = getattr(config.augment, key)
         if given and model.name and len(given) != model.in_channels:
@@ -64,6 +85,9 @@ def check_together(config: Config) -> None:
                 f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
                 f"numbers, as model.in_channels={config.model.in_channels}"
             )
+
+
+def _check_distill(config: Config) -> None:
     unset = Distill()
     for field in dataclasses.fields(Distill):
         value = getattr(config.distill, field.name)
@@ -71,6 +95,9 @@ def check_together(config: Config) -> None:
             raise ConfigError(
                 f"distill.{field.name}={value!r}: goes with distill.teacher; there is none"
             )
+
+
+def _check_ema(config: Config) -> None:
     if config.ema.bn_batches and config.data.progressive:
         raise ConfigError(
             f"ema.bn_batches={config.ema.bn_batches}: measures on the run's first images, whose size "
@@ -91,12 +118,18 @@ def check_together(config: Config) -> None:
             f"ema.lookahead={ema.lookahead}: the weights go on from the mean and its statistics; allowed: "
             "0, or ema.bn_batches=0"
         )
+
+
+def _check_dropping(config: Config) -> None:
     schedule = config.schedule
     if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):
         raise ConfigError(
             f"schedule.drop_until={schedule.drop_until:g}: must be above 0 with schedule.drop_rates='early' or "
             f"'late', and 0 without (drop_rates={schedule.drop_rates!r})"
         )
+
+
+def _check_norm(config: Config) -> None:
     if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
         raise ConfigError(
             f"model.norm_groups={config.model.norm_groups}: must be above 1 with "
@@ -112,3 +145,16 @@ def check_together(config: Config) -> None:
             f"model.norm_groups={config.model.norm_groups}: must divide "
             f"train.batch_size={config.train.batch_size}"
         )
+
+
+CHECKS = (
+    _check_source,
+    _check_left_open,
+    _check_sizes,
+    _check_mixing,
+    _check_channels,
+    _check_distill,
+    _check_ema,
+    _check_dropping,
+    _check_norm,
+)

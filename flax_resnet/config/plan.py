@@ -52,25 +52,9 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         not go with its size.
       DataError: the dataset has no examples, or fewer than one batch.
     """
+    _check_data(config, num_train, num_eval, num_classes)
     batch = config.train.batch_size
-    if num_train < batch:
-        raise ConfigError(
-            f"train.batch_size={batch}: must be at most the {num_train} images used of data.train_split="
-            f"{config.data.train_split!r} (data.limit={config.data.limit}, "
-            f"data.fraction={config.data.fraction})"
-        )
-    if num_eval < 1:
-        raise DataError(f"data.eval_split={config.data.eval_split!r} holds no images")
-    if config.model.num_classes and config.model.num_classes < num_classes:
-        raise ConfigError(
-            f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
-            f"{num_classes} classes, or 0 for exactly these"
-        )
     logits = config.model.num_classes or num_classes
-    if config.loss.class_weights and len(config.loss.class_weights) != logits:
-        raise ConfigError(
-            f"loss.class_weights={config.loss.class_weights}: must be {logits} numbers, one per class"
-        )
     steps = num_train // batch
     if config.train.steps_per_call > steps:
         raise ConfigError(
@@ -95,29 +79,8 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
             f"must be below the {total} steps of {length}, together"
         )
-    for pattern, start in config.optimizer.unfreeze_at:
-        if round(start * unit) >= total:
-            raise ConfigError(
-                f"optimizer.unfreeze_at: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps "
-                f"of {length}; to freeze for good, optimizer.learning_rate_rules with 0"
-            )
     drop_until = round(schedule.drop_until * unit)
-    if schedule.drop_until and not 0 < drop_until < total:
-        raise ConfigError(
-            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
-            f"below the {total} steps of {length}"
-        )
-    calls = config.train.steps_per_call
-    sizes = tuple(
-        (round(start * unit / calls) * calls, int(size))
-        for start, size in config.data.progressive or ((0, config.data.image_size),)
-    )
-    starts = [start for start, _ in sizes]
-    if starts[-1] >= total or len(set(starts)) < len(starts):
-        raise ConfigError(
-            f"data.progressive={config.data.progressive} {schedule.unit}: starts must be apart by a call of the "
-            f"step, and below the {total} steps of {length}"
-        )
+    _check_starts(config, unit, total, drop_until, length)
     scale = batch / schedule.base_batch_size
     peak = (
         config.optimizer.learning_rate
@@ -135,12 +98,75 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         cooldown_steps=cooldown,
         milestones=tuple(round(m * unit) for m in schedule.milestones),
         unit=unit,
-        sizes=sizes,
+        sizes=_sizes(config, unit, total, length),
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,
         drop_until=drop_until,
     )
+
+
+def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int) -> None:
+    """Refuse a configuration that does not go with the size of the data."""
+    batch = config.train.batch_size
+    if num_train < batch:
+        raise ConfigError(
+            f"train.batch_size={batch}: must be at most the {num_train} images used of data.train_split="
+            f"{config.data.train_split!r} (data.limit={config.data.limit}, "
+            f"data.fraction={config.data.fraction})"
+        )
+    if num_eval < 1:
+        raise DataError(f"data.eval_split={config.data.eval_split!r} holds no images")
+    if config.model.num_classes and config.model.num_classes < num_classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
+            f"{num_classes} classes, or 0 for exactly these"
+        )
+    logits = config.model.num_classes or num_classes
+    if config.loss.class_weights and len(config.loss.class_weights) != logits:
+        raise ConfigError(
+            f"loss.class_weights={config.loss.class_weights}: must be {logits} numbers, one per class"
+        )
+
+
+def _check_starts(config: Config, unit: int, total: int, drop_until: int, length: str) -> None:
+    """Refuse what would begin or end outside of the run.
+
+    Args:
+      config: the configuration.
+      unit: steps of a `schedule.unit`.
+      total: steps of the run.
+      drop_until: step at which dropping ends, or begins.
+      length: the setting that the length comes from, for the message.
+    """
+    schedule = config.schedule
+    for pattern, start in config.optimizer.unfreeze_at:
+        if round(start * unit) >= total:
+            raise ConfigError(
+                f"optimizer.unfreeze_at: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps "
+                f"of {length}; to freeze for good, optimizer.learning_rate_rules with 0"
+            )
+    if schedule.drop_until and not 0 < drop_until < total:
+        raise ConfigError(
+            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
+            f"below the {total} steps of {length}"
+        )
+
+
+def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[int, int], ...]:
+    """Return first step and size of the training images; arguments are those of `_check_starts`."""
+    calls = config.train.steps_per_call
+    sizes = tuple(
+        (round(start * unit / calls) * calls, int(size))
+        for start, size in config.data.progressive or ((0, config.data.image_size),)
+    )
+    starts = [start for start, _ in sizes]
+    if starts[-1] >= total or len(set(starts)) < len(starts):
+        raise ConfigError(
+            f"data.progressive={config.data.progressive} {config.schedule.unit}: starts must be apart by a call of "
+            f"the step, and below the {total} steps of {length}"
+        )
+    return sizes
 
 
 def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:

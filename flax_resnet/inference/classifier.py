@@ -142,6 +142,28 @@ class Classifier:
         return jax.jit(forward, static_argnums=(2, 3), compiler_options=options)
 
 
+class NetworkChoice(NamedTuple):
+    """The network that a person asks for: a run, or a network with weights made elsewhere.
+
+    Attributes:
+      workdir: the run folder, or empty.
+      checkpoint: with `workdir`: "last", "best" or a step.
+      model: where there is no run, a network, or timm's weights for one.
+      weights: with `model`, file of weights; empty for timm's on the Hugging Face hub.
+    """
+
+    workdir: str = ""
+    checkpoint: str = "last"
+    model: str = ""
+    weights: str = ""
+
+    def load(self) -> Classifier:
+        """Return the network with its weights. Raises UserError as `load` and `load_pretrained` do."""
+        if self.workdir:
+            return load(self.workdir, self.checkpoint)
+        return load_pretrained(self.model, weights=self.weights)
+
+
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: must be a whole number of at least 1")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_resnet.data.sources.named import data_section, kind_of
+from flax_resnet.data.sources.named import DatasetChoice, data_section, kind_of
 from flax_resnet.errors import DataError
 
 MOST_CLASSES = 4096  # a matrix of more would take 64 MiB and above
@@ -16,7 +16,7 @@ class Evaluation(NamedTuple):
     """An evaluation.
 
     Attributes:
-      record: what was evaluated; the METRICS of training/metrics.py, also with average_ before; count.
+      record: what was evaluated; the METRICS of optim/metrics.py, also with ema_ before; count.
       confusion: [K, K], how often the class of the row was taken for that of the column, by the averaged weights
         where there are such; None for thousands of classes.
       class_names: of the K classes.
@@ -104,9 +104,8 @@ def evaluate_model(
     from flax_resnet.inference.classifier import load_pretrained
 
     classifier = load_pretrained(name, weights=weights)
-    data = data_section(
-        classifier.config.data, dataset, split=split, data_dir=data_dir, image_size=image_size
-    )
+    choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
+    data = data_section(classifier.config.data, choice)
     # Nothing of a folder without splits was ever trained on: all of it counts.
     data = dataclasses.replace(data, eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)

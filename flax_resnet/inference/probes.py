@@ -3,42 +3,29 @@
 import dataclasses
 from typing import Any
 
-from flax_resnet.data.sources.named import data_section, kind_of
+from flax_resnet.data.sources.named import DatasetChoice, data_section, kind_of
 from flax_resnet.errors import DataError
+from flax_resnet.inference.classifier import NetworkChoice
 
 
 def probe(
+    network: NetworkChoice,
+    images: DatasetChoice,
     *,
-    workdir: str = "",
-    model: str = "",
-    weights: str = "",
-    checkpoint: str = "last",
-    dataset: str = "",
-    train_split: str = "",
-    split: str = "",
-    data_dir: str = "",
     k: int = 20,
     temperature: float = 0.07,
     limit: int = 0,
-    image_size: int = 0,
     batch_size: int = 0,
 ) -> dict:
-    """Probes a run, and appends the record to its probes.jsonl; or a network with weights made elsewhere.
+    """Probe a run, and append the record to its probes.jsonl; or a network with weights made elsewhere.
 
     Args:
-      workdir: the run folder, or empty. Of a run that keeps averaged weights, these are probed.
-      model: where there is no run, a network, or timm's weights for one.
-      weights: with `model`, file of weights; empty for timm's on the Hugging Face hub.
-      checkpoint: with `workdir`: "last", "best" or a step.
-      dataset: a TFDS dataset, a folder of images, or a CSV file; empty for the run's own. Files that come
-        without splits are split as the data section says: a fixed fifth is kept for evaluation.
-      train_split: TFDS split expression or folder split to learn from; empty for the run's own, or train.
-      split: the one to be judged on; empty for the run's own, or validation, or test.
-      data_dir: TFDS data folder; empty for the run's own, or TFDS's.
+      network: the run, or the network. Of a run that keeps a moving average, that is probed.
+      images: of any classes; by default the run's own. Files that come without splits are split as the data section
+        says: a fixed fifth is kept for evaluation.
       k: neighbours that vote.
       temperature: of the vote.
       limit: most training images, a random subset; 0 for all.
-      image_size: side in pixels; 0 for that of the run, or of the weights.
       batch_size: images per step; 0 for the run's own, or 64.
 
     Returns:
@@ -47,22 +34,14 @@ def probe(
     Raises:
       UserError: no such run, network, weights, dataset or split; or as `measure`.
     """
-    if not workdir:
-        kind_of(dataset)  # a wrong path costs no download
+    if not network.workdir:
+        kind_of(images.dataset)  # a wrong path costs no download
     from flax_resnet.data.sources.open import open_source
-    from flax_resnet.inference.classifier import load, load_pretrained
     from flax_resnet.training.runs.folder import PROBES, RunFolder
 
-    classifier = load(workdir, checkpoint) if workdir else load_pretrained(model, weights=weights)
+    workdir, classifier = network.workdir, network.load()
     config = classifier.config
-    data = data_section(
-        config.data,
-        dataset,
-        train_split=train_split,
-        split=split,
-        data_dir=data_dir,
-        image_size=image_size,
-    )
+    data = data_section(config.data, images)
     train, test = (open_source(data, train=side) for side in (True, False))
     if shared := train.shared(test):
         raise DataError(
@@ -80,7 +59,7 @@ def probe(
         limit=limit,
         batch_size=batch_size or own,
     )
-    record = {"step": classifier.step} if workdir else {"model": model}
+    record = {"step": classifier.step} if workdir else {"model": network.model}
     record |= {"dataset": data.name if data.source == "tfds" else data.path}
     record |= {"train_split": data.train_split, "split": data.eval_split, **found}
     if workdir:

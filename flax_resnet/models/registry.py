@@ -16,7 +16,8 @@ from flax_resnet.models.blocks import BLOCKS, SHORTCUTS
 from flax_resnet.models.layers.activations import ACTIVATIONS
 from flax_resnet.models.layers.attention import ATTENTION
 from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
-from flax_resnet.models.resnet import NORMS, STEM_POOLS, STEMS, ResNet, block_specs
+from flax_resnet.models.resnet import NORMS, ResNet, block_specs
+from flax_resnet.models.stems import STEM_POOLS, STEMS
 from flax_resnet.models.variants import VARIANTS
 
 CHOICES: dict[str, tuple] = {

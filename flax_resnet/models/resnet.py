@@ -1,7 +1,7 @@
 """One ResNet, assembled from a stem, stages of residual blocks, and a linear head."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,9 +20,9 @@ from flax_resnet.models.layers.normalization import (
     FilterResponseNorm,
     GroupNorm,
 )
-from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS, average_pool
+from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
 from flax_resnet.models.network import Stages
-from flax_resnet.ops.max_pool import max_pool
+from flax_resnet.models.stems import STEMS, apply_stem, pool_stem
 
 NORMS = {
     "batch": BatchNorm,
@@ -31,22 +31,6 @@ NORMS = {
     "evonorm_s0": EvoNormS0,
     "frn": FilterResponseNorm,
 }
-
-
-class Stem(NamedTuple):
-    """Convolutions as (kernel size, stride, share of the stem's width), and the pool behind them."""
-
-    layers: tuple[tuple[int, int, float], ...]
-    pool: str
-
-
-STEMS = {
-    "imagenet": Stem(((7, 2, 1.0),), "max"),
-    "deep": Stem(((3, 2, 0.5), (3, 1, 0.5), (3, 1, 1.0)), "max"),
-    "tiered": Stem(((3, 2, 0.375), (3, 1, 0.5), (3, 1, 1.0)), "max"),
-    "cifar": Stem(((3, 1, 1.0),), "none"),
-}
-STEM_POOLS = ("max", "max_zero", "conv", "none")
 
 
 class ResNet(nn.Module):
@@ -184,8 +168,8 @@ class ResNet(nn.Module):
             dropout=self.dropout if self.dropout_at == "blocks" else 0.0,
             zero_init_last=self.zero_init_last,
         )
-        x = found["stem"] = _stem(self, parts, images.astype(self.dtype), train)
-        x = _stem_pool(self, parts, x, train)
+        x = found["stem"] = apply_stem(self, parts, images.astype(self.dtype), train)
+        x = pool_stem(self, parts, x, train)
         for number, specs in enumerate(block_specs(self), 1):
             x = found[f"stage{number}"] = _stage(self, number, specs, parts, x, train, drop_factor)
         if self.is_preact:
@@ -273,38 +257,6 @@ def block_specs(net: ResNet) -> list[list[BlockSpec]]:
             channels, previous, count = shape[-1], dilation, count + 1
         stages.append(specs)
     return stages
-
-
-def _stem(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
-    """One convolution, or three; the last normalisation is left to the first block if it is its own."""
-    layers = STEMS[net.stem].layers
-    for position, (size, stride, share) in enumerate(layers):
-        last = position == len(layers) - 1
-        name = "conv1" if len(layers) == 1 else f"conv1_{3 * position}"  # torch counts norm and act
-        x = parts.conv(int(net.stem_channels * share), size, stride=stride, name=name)(x)
-        if not last:
-            x = parts.norm(name=f"conv1_{3 * position + 1}")(x, train=train)
-        elif not net.is_preact:
-            x = parts.norm(name="bn1")(x, train=train)
-    return x
-
-
-def _stem_pool(net: ResNet, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
-    filtered = parts.anti_alias
-    if net.pool == "conv":
-        x = parts.conv(net.stem_channels, 3, stride=1 if filtered else 2, name="maxpool_0")(x)
-        x = parts.anti_alias(x, stride=2) if filtered else x
-        return parts.norm(name="maxpool_2" if filtered else "maxpool_1")(x, train=train)
-    if net.pool == "none":
-        return x
-    if net.anti_alias == "average":
-        return average_pool(x, size=2, stride=2)
-    if filtered:
-        return parts.anti_alias(max_pool(x, size=3, stride=1, padding=1), stride=2)
-    if net.pool == "max_zero":
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return max_pool(x, size=3, stride=2)
-    return max_pool(x, size=3, stride=2, padding=1)
 
 
 def _stage(

@@ -2,9 +2,29 @@
 
 import dataclasses
 import pathlib
+from typing import NamedTuple
 
 from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError, DataError
+
+
+class DatasetChoice(NamedTuple):
+    """The images that a person asks for; what is empty or 0 is left to the network's own data section.
+
+    Attributes:
+      dataset: a TFDS dataset, a folder of images or a CSV file; empty for the section's own.
+      train_split: split to train on; empty for the section's own, or train.
+      split: split to evaluate on; empty for the section's own; of a TFDS dataset validation, or test
+        where it has none; of a folder or CSV file test, val or validation, whichever is there.
+      data_dir: TFDS data folder; empty for the section's own.
+      image_size: side in pixels; 0 for the section's own.
+    """
+
+    dataset: str = ""
+    train_split: str = ""
+    split: str = ""
+    data_dir: str = ""
+    image_size: int = 0
 
 
 def kind_of(dataset: str) -> str:
@@ -24,31 +44,19 @@ def kind_of(dataset: str) -> str:
     return "tfds"
 
 
-def data_section(
-    data: Data,
-    dataset: str,
-    *,
-    train_split: str = "",
-    split: str = "",
-    data_dir: str = "",
-    image_size: int = 0,
-) -> Data:
-    """Returns a data section with its preprocessing kept and its images replaced.
+def data_section(data: Data, choice: DatasetChoice) -> Data:
+    """Return a data section with its preprocessing kept and its images replaced.
 
     Args:
       data: the section that belongs to the network.
-      dataset: a TFDS dataset, a folder of images or a CSV file; empty for the section's own.
-      train_split: split to train on; empty for the section's own, or train.
-      split: split to evaluate on; empty for the section's own; of a TFDS dataset validation, or test
-        where it has none; of a folder or CSV file test, val or validation, whichever is there.
-      data_dir: TFDS data folder; empty for the section's own.
-      image_size: side in pixels; 0 for the section's own.
+      choice: the images.
 
     Raises:
       DataError: there is no such dataset, or a split is asked of files that come without.
     """
     from flax_resnet.data.sources.files import splits_of
 
+    dataset, train_split, split, data_dir, image_size = choice
     given = {"data_dir": data_dir, "eval_size": image_size}
     data = dataclasses.replace(data, **{name: value for name, value in given.items() if value})
     if dataset:

@@ -1,0 +1,1 @@
+"""Experiments beside the benchmarks: what a change does to training."""

@@ -1,0 +1,58 @@
+"""Counts the frames of the package above `model.apply` in the gradient: python -m benchmarks.lab.frames
+
+Runs `python -m flax_resnet.main --config configs/resnet18.py` under its default configuration, in a
+temporary folder, until the training step is traced; prints the frames of the package in the order of the calls.
+"""
+
+import pathlib
+import runpy
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+import flax.linen as nn
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "flax_resnet"
+MODULE, STEP = "flax_resnet.main", "train_step"
+
+
+class Traced(BaseException):
+    """The step is traced: nothing else needs to run."""
+
+
+def frames() -> list[traceback.FrameSummary]:
+    """Return the frames of the package above `model.apply`, from the command to the loss."""
+    apply, found = nn.Module.apply, []
+
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = [f for f in traceback.extract_stack() if PACKAGE in pathlib.Path(f.filename).parents]
+        if any(frame.name == STEP for frame in own):
+            found[:] = own
+            raise Traced
+        return apply(self, *args, **kwargs)
+
+    nn.Module.apply = watched
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv = [MODULE, "--config=configs/resnet18.py", f"--workdir={folder}/run"]
+        sys.argv += [f"--data_dir={folder}/data", "--compilation_cache=off"]
+        try:
+            runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        except Traced:
+            pass
+        finally:
+            nn.Module.apply = apply
+    return found
+
+
+def main() -> None:
+    """Print the frames and their number."""
+    own = frames()
+    for frame in own:
+        where = pathlib.Path(frame.filename).relative_to(PACKAGE.parent)
+        print(f"{where}:{frame.lineno}  {frame.name}")
+    print(f"{len(own)} frames above model.apply")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Compares two revisions of this repository: whether they train to the same bits.
+
+python -m benchmarks.lab.same_bits --before 1a2b3c4 --after HEAD
+
+Each revision is checked out and trains the small configurations of same_bits_cases.py, on the CPU. A case is equal
+where every array of the last checkpoint has the same shape and CRC-32, and every record the same loss and top-1.
+Arrays are compared by name. Where names differ between the revisions, the n-th array of one is compared with the
+n-th of the other; an order that changed as well is told. `--after .` takes the working tree as it lies there.
+Prints a line per case, and exits 1 where one differs or fails. Takes about seven minutes on two idle cores.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.arguments import folder
+from benchmarks.lab.same_bits_cases import CASES, COMMON, RENAMED, RUN, Case
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = "configs/resnet18.py"
+KEYS = f"""
+import json, runpy
+print(json.dumps(runpy.run_path({CONFIG!r})["get_config"]().to_dict()))
+"""
+AT_ONCE = 2
+REFUSED = 2  # the exit code of a command with a setting that it does not allow
+
+
+class RunFailed(Exception):
+    """A run did not come to its end."""
+
+
+class Array(NamedTuple):
+    """An array of a checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    crc: int
+
+
+class End(NamedTuple):
+    """What a run leaves: the arrays of its last checkpoint, and its records' numbers."""
+
+    arrays: list[Array]
+    records: list[tuple]
+
+
+class Verdict(NamedTuple):
+    """Whether two ends are the same, and what there is to say of it."""
+
+    equal: bool
+    words: str
+
+
+class Revision(NamedTuple):
+    """A checkout and the folder for its runs and data; `keys` are the settings that it knows."""
+
+    tree: pathlib.Path
+    runs: pathlib.Path
+    keys: frozenset[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compares, and returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=commit, required=True, help="a revision, or .")
+    parser.add_argument("--after", type=commit, default="HEAD", help="likewise (default: HEAD)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument("--folder", type=folder, help="empty folder that keeps the runs")
+    args = parser.parse_args(argv)
+    if args.folder and args.folder.exists() and any(args.folder.iterdir()):
+        parser.error(f"--folder {args.folder}: must be new or empty")
+    with contextlib.ExitStack() as stack:
+        place = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        place = pathlib.Path(place).resolve()
+        before, after = (
+            stack.enter_context(checked_out(name, place / side))
+            for side, name in (("before", args.before), ("after", args.after))
+        )
+        began, verdicts = time.perf_counter(), []
+        for name, verdict in compare(before, after, args.cases):
+            equal = f"equal      {name}  ({verdict.words})"
+            print(equal if verdict.equal else f"DIFFERENT  {name}: {verdict.words}", flush=True)
+            verdicts.append(verdict.equal)
+        print(f"{sum(verdicts)} of {len(verdicts)} equal, {time.perf_counter() - began:.0f} s")
+    return 0 if all(verdicts) else 1
+
+
+def commit(text: str) -> str:
+    """Reads the name of a commit, or "." for the working tree."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", text + "^{commit}"]
+    if text != "." and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise argparse.ArgumentTypeError(f"{text}: is no revision of this repository")
+    return text
+
+
+@contextlib.contextmanager
+def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
+    """Gives a revision in a folder of its own; "." is the working tree itself."""
+    tree, git = place / "tree", ["git", "-C", str(ROOT), "worktree"]
+    place.mkdir(parents=True)
+    if name == ".":
+        tree = ROOT
+    else:
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), name], check=True)
+    try:
+        yield Revision(tree, place, frozenset(known_keys(tree)))
+    finally:
+        if tree != ROOT:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def known_keys(tree: pathlib.Path) -> Iterator[str]:
+    """Yields the dotted keys of the settings of a checkout."""
+    command = [sys.executable, "-c", KEYS]
+    found = subprocess.run(
+        command, cwd=tree, env=environment(tree), stdout=subprocess.PIPE, check=True
+    )
+    yield from dotted(json.loads(found.stdout))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the keys of nested mappings, such as train.steps."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def environment(tree: pathlib.Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the variables of a process that imports a checkout and computes on the CPU."""
+    return {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu", **(extra or {})}
+
+
+def compare(
+    before: Revision, after: Revision, names: Sequence[str]
+) -> Iterator[tuple[str, Verdict]]:
+    """Trains the cases in both revisions, two runs at a time, and yields the verdict on each."""
+    futures: dict[tuple[Revision, str], concurrent.futures.Future[End]] = {}
+    wanted = dict.fromkeys(n for name in names for n in (*CASES[name].needs(), name))
+    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+
+    def run(revision: Revision, name: str) -> End:
+        for needed in CASES[name].needs():  # begun before, so it ends
+            futures[revision, needed].result()
+        train(revision, name, CASES[name])
+        return end_of(revision.runs / name)
+
+    try:
+        for name, revision in itertools.product(wanted, (before, after)):
+            futures[revision, name] = pool.submit(run, revision, name)
+        for name in wanted:
+            try:
+                ends = [futures[revision, name].result() for revision in (before, after)]
+                yield name, judged(*ends)
+            except RunFailed as error:
+                yield name, Verdict(False, str(error))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def train(revision: Revision, name: str, case: Case) -> None:
+    """Runs a case to its end. Raises RunFailed."""
+    run, log = revision.runs / name, revision.runs / f"{name}.log"
+    for settings in ways_to_say({**COMMON, **case.settings}, revision.keys):
+        command = [sys.executable, "-m", "flax_resnet.main", f"--config={CONFIG}"]
+        command += ["--compilation_cache=off", f"--data_dir={revision.runs / 'data'}"]
+        command += [f"--workdir={run}"]
+        for key, value in settings.items():
+            value = str(value)
+            place = revision.runs / value.removeprefix(RUN) if value.startswith(RUN) else value
+            command.append(f"--config.{key}={place}")
+        code = run_command(command, revision, case, log, run if case.killed else None)
+        if code != REFUSED:
+            break
+    if code:
+        said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
+        raise RunFailed(f"{revision.runs.name}: {said[-1]}")
+
+
+def run_command(
+    command: list[str],
+    revision: Revision,
+    case: Case,
+    log: pathlib.Path,
+    killed_in: pathlib.Path | None,
+) -> int:
+    """Runs a command and returns its exit code; kills its first start once a checkpoint is there."""
+    variables = environment(revision.tree, case.environment)
+    with log.open("w") as out:
+        start = {"cwd": revision.tree, "env": variables, "stdout": out, "stderr": out}
+        if killed_in is None:
+            return subprocess.run(command, **start).returncode
+        first = subprocess.Popen(command, **start)
+        while first.poll() is None and not steps_of(killed_in):
+            time.sleep(0.01)
+        first.kill()  # SIGKILL, which it cannot answer
+        code = first.wait()
+        if code == 0:
+            raise RunFailed(f"{revision.runs.name}: the run ended before it was killed")
+        return code if code > 0 else subprocess.run(command, **start).returncode
+
+
+def ways_to_say(settings: Mapping[str, Any], known: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Yields settings in a revision's words: as today where it knows the key, otherwise as `RENAMED` has it.
+
+    A value that alone is renamed is tried with today's word first: a revision that does not know it refuses the
+    command.
+    """
+    pairs = {f"{key}={value}": (key, value) for key, value in settings.items()}
+    moved, again = {}, {}
+    for pair, (key, value) in pairs.items():
+        later, equals, word = RENAMED.get(pair, RENAMED.get(key, key)).partition("=")
+        renamed = (later, word if equals else value)
+        moved.update([(key, value) if key in known else renamed])
+        again.update([(key, value) if key in known and later != key else renamed])
+    yield moved
+    if again != moved:
+        yield again
+
+
+def steps_of(run: pathlib.Path) -> list[int]:
+    """Returns the steps whose checkpoints are complete."""
+    names = (file.name for file in (run / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def end_of(run: pathlib.Path) -> End:
+    """Reads what a run has left. Raises RunFailed: no checkpoint, or none with checksums."""
+    steps = steps_of(run)
+    folder = run / "checkpoints" / str(steps[-1] if steps else "")
+    for file in sorted(folder.glob("*/metadata")):
+        about = json.loads(file.read_text())
+        sums, shapes = found(about, "checksums"), found(about, "shapes")
+        if sums and shapes:
+            break
+    else:
+        raise RunFailed(f"{folder} holds no checksums")
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    records = [tuple(r.get(k) for k in ("step", "split", "loss", "top1")) for r in lines]
+    return End([Array(n, tuple(shapes[n]), crc) for n, crc in sums.items()], records)
+
+
+def found(values: Any, key: str) -> dict[str, Any] | None:
+    """Returns what lies under a key in nested dictionaries, wherever that is."""
+    if not isinstance(values, dict):
+        return None
+    inner = (found(value, key) for value in values.values())
+    return values.get(key) or next(filter(None, inner), None)
+
+
+def judged(before: End, after: End) -> Verdict:
+    """Compares two ends, by name where both have the same names."""
+    named = [{array.name: array[1:] for array in end.arrays} for end in (before, after)]
+    bits = [list(arrays.values()) for arrays in named]
+    if named[0].keys() == named[1].keys():
+        same = named[0] == named[1]
+    else:
+        same = collections.Counter(bits[0]) == collections.Counter(bits[1])
+    told = []
+    if not same:
+        counts = " and ".join(str(n) for n in dict.fromkeys(map(len, bits)))
+        told.append(f"of {counts} arrays: {first_of(odd_names(*named))}")
+    if before.records != after.records:
+        pairs = itertools.zip_longest(before.records, after.records)
+        odd = [f"{a or 'none'} -> {b or 'none'}" for a, b in pairs if a != b]
+        told.append(f"records: {first_of(odd, 1)}")
+    if told:
+        return Verdict(False, "; ".join(told))
+    return Verdict(True, f"{len(bits[0])} arrays" + ", in another order" * (bits[0] != bits[1]))
+
+
+def odd_names(before: dict[str, tuple], after: dict[str, tuple]) -> list[str]:
+    """Returns the names of arrays that differ: by name, by position, or as bits that the other has not."""
+    if before.keys() == after.keys():
+        return [name for name in before if before[name] != after[name]]
+    if len(before) == len(after):
+        pairs = zip(before.items(), after.items(), strict=True)
+        return [name for (name, a), (_, b) in pairs if a != b]
+    lost = [name for name, bits in before.items() if bits not in after.values()]
+    return lost + [name for name, bits in after.items() if bits not in before.values()]
+
+
+def first_of(items: list[str], most: int = 3) -> str:
+    """Names the first of some things, and how many there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+if __name__ == "__main__":
+    sys.exit(main())

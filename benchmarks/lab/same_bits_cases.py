@@ -1,0 +1,319 @@
+"""What same_bits trains: small configurations that together touch every mechanism of training.
+
+Settings have the names of today. `RENAMED` says what a later revision calls them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+RUN = "run:"  # begins a value that stands for the run folder of another case
+DEVICES = "--xla_force_host_platform_device_count="
+
+# A setting's dotted key, or its key=value, by today's name -> the later one.
+RENAMED: dict[str, str] = {
+    "train.judged_by": "train.monitor",
+    "optimizer.thaw": "optimizer.unfreeze_at",
+    "optimizer.clip_adaptive": "optimizer.agc",
+    "schedule.factor": "schedule.gamma",
+    "model.scan": "model.scan_blocks",
+    "augment.shift": "augment.pad_crop",
+    "augment.shift_padding": "augment.pad_crop_fill",
+    "augment.erase": "augment.random_erasing",
+    "augment.erase_area": "augment.random_erasing_area",
+    "augment.erase_aspect": "augment.random_erasing_aspect",
+    "augment.erase_fill": "augment.random_erasing_fill",
+    "augment.mix_switch": "augment.mix_switch_prob",
+    "augment.mix_probability": "augment.mix_prob",
+    "data.repeats": "data.augmentation_repeats",
+    "data.balanced": "data.class_balanced",
+    "data.holdout": "data.eval_fraction",
+    "train.microbatch": "train.microbatch_size",
+    "average.decay": "ema.decay",
+    "average.warmup": "ema.warmup",
+    "average.rise": "ema.decay_power",
+    "average.lookahead": "ema.lookahead",
+    "average.recalibrate": "ema.bn_batches",
+}
+
+# Six steps of two blocks on the digits, with an evaluation and a checkpoint at the end.
+COMMON: dict[str, Any] = {
+    "data.name": "digits",
+    "model.depths": (1, 1),
+    "model.widths": (8, 16),
+    "schedule.unit": "steps",
+    "train.steps": 6,
+    "train.batch_size": 32,
+    "train.log_every": 2,
+}
+EVERY_TWO_STEPS = {"train.eval_every": 2 / 44, "train.checkpoint_every": 2 / 44}  # 44 an epoch
+
+
+class Case(NamedTuple):
+    """A run whose end is compared.
+
+    Attributes:
+      settings: by dotted key, beside those of `COMMON` and of configs/resnet18.py.
+      environment: variables of the process, beside its own.
+      killed: whether the run is killed after its first checkpoint, and started again.
+    """
+
+    settings: Mapping[str, Any]
+    environment: Mapping[str, str] = {}
+    killed: bool = False
+
+    def needs(self) -> list[str]:
+        """Returns the cases whose run folders this one reads."""
+        texts = (str(value) for value in self.settings.values())
+        return [text.removeprefix(RUN) for text in texts if text.startswith(RUN)]
+
+
+CASES: dict[str, Case] = {
+    # Cosine after a warm-up, SGD with Nesterov's momentum, and images that stay on the device.
+    "plain": Case({"train.steps": 12, "optimizer.clip_norm": 1.0}),
+    "streaming": Case(
+        {
+            "train.feed": "streaming",
+            "data.image_size": 12,
+            "data.train_crop": "random_resized",
+            "data.train_antialias": True,
+            "data.interpolation": "bicubic",
+            "data.eval_crop": "center",
+            "data.repeats": 2,
+            "data.balanced": True,
+            "model.in_channels": 1,
+            "augment.mean": (0.3,),
+            "augment.std": (0.4,),
+        }
+    ),
+    "progressive": Case(
+        {
+            "data.progressive": ((0, 6), (2, 8)),
+            "data.eval_size": 10,
+            "train.steps_per_call": 2,
+            "schedule.name": "linear",
+            "schedule.warmup": 2.0,
+            "schedule.warmup_from": 0.2,
+            "schedule.final": 0.1,
+        }
+    ),
+    "calls_and_parts": Case(
+        {
+            "train.steps_per_call": 3,
+            "train.microbatch": "16",
+            "data.fraction": 0.5,
+            "data.limit": 320,
+            "data.split_seed": 3,
+            "model.dropout": 0.2,
+            "augment.cutout": 3,
+            "optimizer.clip_adaptive": 0.02,
+            "schedule.batch_scaling": "sqrt",
+        }
+    ),
+    "ghost_norm": Case(
+        {
+            "model.norm_scope": "ghost",
+            "model.norm_groups": 16,
+            "augment.shift": 1,
+            "augment.mixup": 0.2,
+            "train.microbatch": "16",
+        },
+        {"XLA_FLAGS": f"{DEVICES}8"},
+    ),
+    "local_norm": Case(
+        {
+            "model.norm_scope": "local",
+            "train.gradient_dtype": "bfloat16",
+            "augment.erase": 0.5,
+            "augment.erase_fill": "noise",
+            "optimizer.clip_norm": 0.5,
+            "average.decay": 0.9,
+        },
+        {"XLA_FLAGS": f"{DEVICES}8"},
+    ),
+    "float16_rmsprop": Case(
+        {
+            "model.dtype": "float16",
+            "optimizer.name": "rmsprop",
+            "optimizer.learning_rate": 0.01,
+            "optimizer.epsilon": 1e-3,
+            "schedule.name": "constant",
+            "schedule.cooldown": 2.0,
+            "schedule.final": 0.1,
+        }
+    ),
+    "bfloat16_lamb": Case(
+        {
+            "model.dtype": "bfloat16",
+            "model.zero_init_last": True,
+            "optimizer.name": "lamb",
+            "schedule.name": "polynomial",
+            "schedule.power": 1.5,
+            "schedule.cooldown": 1.0,
+            "augment.mixup": 0.4,
+            "augment.mix_mode": "pair",
+        }
+    ),
+    "recalibrated_adamw": Case(
+        {
+            "average.decay": 0.9,
+            "average.recalibrate": 2,
+            "train.microbatch": "16",
+            "optimizer.name": "adamw",
+            "optimizer.learning_rate": 0.003,
+            "optimizer.weight_decay_rules": (("conv1/kernel", 2.0),),
+            "loss.label_smoothing": 0.1,
+        }
+    ),
+    "lookahead_lars": Case(
+        {
+            "average.decay": 0.8,
+            "average.warmup": False,
+            "average.rise": 1.0,
+            "average.lookahead": 2,
+            "optimizer.name": "lars",
+            "optimizer.learning_rate": 2.0,
+            "schedule.name": "multi_step",
+            "schedule.milestones": (2.0, 4.0),
+        }
+    ),
+    "distilled_muon": Case(
+        {
+            "distill.teacher": f"{RUN}plain",
+            "distill.temperature": 2.0,
+            "distill.weight": 0.5,
+            "augment.flip": True,
+            "augment.shift": 1,
+            "augment.shift_padding": "reflect",
+            "optimizer.name": "muon",
+            "optimizer.weight_decay_form": "coupled",
+        }
+    ),
+    "fine_tuned": Case(
+        {
+            "model.name": "",
+            "model.pretrained": f"{RUN}plain",
+            "model.num_classes": 11,
+            "optimizer.thaw": (("^conv1", 3.0), ("layer1", 1.0)),
+            "optimizer.learning_rate_rules": (("bn\\d/scale", 0.5), ("layer2_0/conv1", 0.0)),
+            "optimizer.layer_decay": 0.7,
+            "average.decay": 0.9,
+        }
+    ),
+    "mixed_by_element": Case(
+        {
+            "augment.policy": "trivialaugment",
+            "augment.mixup": 0.8,
+            "augment.cutmix": 1.0,
+            "augment.mix_mode": "element",
+            "augment.mix_probability": 0.9,
+            "augment.erase": 0.5,
+            "augment.shift": 1,
+            "augment.flip": True,
+        }
+    ),
+    "randaugment_jitter": Case(
+        {
+            "augment.policy": "randaugment",
+            "augment.brightness": 0.4,
+            "augment.contrast": 0.4,
+            "augment.saturation": 0.4,
+            "augment.hue": 0.1,
+            "augment.cutmix": 1.0,
+            "train.feed": "streaming",
+            "train.seed": 7,
+        }
+    ),
+    "scanned": Case(
+        {
+            "model.scan": True,
+            "model.remat": "block",
+            "model.depths": (4, 3),
+            "model.drop_path": 0.3,
+            "model.dropout": 0.2,
+            "schedule.drop_rates": "linear",
+        }
+    ),
+    "whitened": Case(
+        {
+            "model.name": "airbench94",
+            "model.depths": (),
+            "model.stem": "",
+            "model.widths": (8, 16, 16),
+            "data.image_size": 16,
+            "augment.flip": True,
+            "augment.shift": 2,
+            "augment.shift_padding": "reflect",
+            "augment.eval_flip": True,
+            "augment.eval_shift": 1,
+            "optimizer.learning_rate_rules": (("bn\\d/scale", 0.0), ("bn\\d/bias", 64.0)),
+            "optimizer.weight_decay_rules": (("bn\\d/bias", 0.015625),),
+        }
+    ),
+    "sigmoid": Case(
+        {
+            **EVERY_TWO_STEPS,
+            "loss.name": "sigmoid",
+            "loss.label_smoothing": 0.1,
+            "loss.threshold": 0.2,
+            "loss.sum_classes": True,
+            "loss.class_weights": (1, 2, 1, 1, 1, 1, 3, 1, 1, 0.5),
+            "augment.mixup": 1.0,
+            "model.attention": "eca",
+            "model.norm": "frn",
+            "model.act": "silu",
+            "model.global_pool": "avgmax",
+            "train.judged_by": "macro_f1",
+            "train.early_stopping": 1,
+            "train.steps": 12,
+            "train.eval_batch_size": 100,
+        }
+    ),
+    "attention": Case(
+        {
+            "model.name": "seresnet50",
+            "model.stem": "deep",
+            "model.shortcut": "average",
+            "model.anti_alias": "blur",
+            "model.remat": "stage",
+            "model.drop_path": 0.2,
+            "schedule.drop_rates": "early",
+            "schedule.drop_until": 3.0,
+            "data.image_size": 16,
+        }
+    ),
+    "preactivation": Case(
+        {
+            "model.name": "wrn16_4",
+            "model.stem": "",
+            "model.depths": (1, 1, 1),
+            "model.widths": (8, 8, 8),
+            "model.dropout": 0.3,
+            "schedule.drop_rates": "late",
+            "schedule.drop_until": 3.0,
+            "model.norm_momentum": 0.2,
+            "model.norm_epsilon": 1e-3,
+        }
+    ),
+    "big_transfer": Case(
+        {
+            "model.name": "resnetv2_50x1_bit",
+            "model.stem": "",
+            "model.widths": (32, 32),
+            "model.output_stride": 8,
+            "data.image_size": 16,
+            "optimizer.nesterov": False,
+            "optimizer.weight_decay_form": "decoupled",
+        }
+    ),
+    "killed": Case(
+        {
+            **EVERY_TWO_STEPS,
+            "train.steps": 30,
+            "augment.shift": 1,
+            "augment.mixup": 0.2,
+            "model.dropout": 0.1,
+            "average.decay": 0.95,
+        },
+        killed=True,
+    ),
+}
