@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, teacher_variables by a larger network and by the labels.
+"""ResNet-20 on CIFAR-10, taught by a larger network and by the labels.
 
 python -m flax_resnet.main --config configs/cifar_he2016.py:resnet56 --workdir runs/resnet56
 python -m flax_resnet.main --config configs/distill.py --workdir runs/resnet20_taught \\

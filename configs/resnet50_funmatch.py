@@ -1,4 +1,4 @@
-"""BiT's R50x1 on ImageNet-1k, teacher_variables by R152x2 and no labels: function matching.
+"""BiT's R50x1 on ImageNet-1k, taught by R152x2 and no labels: function matching.
 
 python -m flax_resnet.main --config configs/resnet50_funmatch.py --workdir runs/funmatch
 

@@ -1,15 +1,31 @@
 """The mistakes a user can make. Each is one line: what is wrong, the value, what is allowed, the cure.
 
-A command prints the line and exits with code 2; any other exception is a bug of ours and keeps its
-traceback.
+A command prints the line and exits with the error's code; any other exception is a bug of ours and keeps its
+traceback. Schedulers tell by the code what to do:
+
+    0    done
+    2    a mistake in the command or the configuration: do not try again
+    3    training diverged
+    4    the data are missing, empty, of the wrong kind, or unreadable
+    5    the disk, the run folder or a checkpoint: full, not writable, damaged, or of another run
+    75   interrupted by a signal and saved: run the same command again
+    128+n  ended at once by signal n
 """
 
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
+
 
 class UserError(ValueError):
-    """Base of everything a user can cause and mend."""
+    """Base of everything a user can cause and mend.
+
+    Attributes:
+      exit_code: of a command that meets it.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -19,13 +35,19 @@ class ConfigError(UserError):
 class DataError(UserError):
     """A dataset that is absent, empty, of the wrong kind, or unreadable."""
 
+    exit_code = 4
+
 
 class WorkdirError(UserError):
     """A run folder that cannot be written, or holds something that does not fit the command."""
 
+    exit_code = 5
+
 
 class CheckpointError(UserError):
     """No checkpoint, or none that is what was saved."""
+
+    exit_code = 5
 
 
 class WeightsError(UserError):
@@ -35,9 +57,15 @@ class WeightsError(UserError):
 class DivergedError(UserError):
     """The loss, or without end the gradient, is no longer a finite number."""
 
+    exit_code = 3
+
+
+class Interrupted(Exception):
+    """A signal asked training to stop; the state is saved."""
+
 
 def suggestion(name: str, choices: Iterable[str]) -> str:
-    """Returns ``did you mean 'x'?`` for the nearest of `choices`, or the list of them.
+    """Return ``did you mean 'x'?`` for the nearest of `choices`, or the list of them.
 
     >>> suggestion("resnet8", ["resnet18", "resnet50"])
     "did you mean 'resnet18'?"
@@ -48,6 +76,6 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of any exception as a single line of at most 300 characters."""
+    """Return the message of any exception as a single line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

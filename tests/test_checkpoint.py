@@ -1,15 +1,28 @@
+import dataclasses
 import json
 import shutil
+import zlib
 
 import jax
 import numpy as np
 import pytest
+from conftest import saved, saved_run
 
-from flax_resnet.errors import CheckpointError, DivergedError
-from flax_resnet.training import sharding
-from flax_resnet.training.runs.checkpoint import Checkpoints
+import flax_resnet
+from flax_resnet import main
+from flax_resnet.cli import commands
+from flax_resnet.config import Config, plan
+from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError
+from flax_resnet.training import experiment, sharding
+from flax_resnet.training.runs.checkpoint import Checkpoints, checksums
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.load import load_run
+from flax_resnet.training.runs.metadata import RunMetadata
 
-RUN = {"config": {}, "class_names": ["a"]}
+
+def described(top1=None):
+    metrics = None if top1 is None else {"top1": top1}
+    return RunMetadata(dataclasses.asdict(Config()), ("a",), 1, metrics=metrics)
 
 
 def state_of(number):
@@ -31,7 +44,7 @@ def abstract():
 def workdir(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, top1 in ((1, 0.5), (2, 0.9), (3, 0.6), (4, None), (5, 0.7)):
-        checkpoints.save(step, state_of(step), RUN, None if top1 is None else {"top1": top1})
+        checkpoints.save(step, state_of(step), described(top1))
     checkpoints.close()
     return tmp_path
 
@@ -43,7 +56,7 @@ def test_the_last_two_and_the_best_are_kept(workdir):
     with pytest.raises(CheckpointError, match="allowed: 2, 4, 5, best, last"):
         checkpoints.resolve("1")
     restored = checkpoints.restore(2, abstract())
-    assert restored.run["metrics"] == {"top1": 0.9}
+    assert restored.metadata.metrics == {"top1": 0.9}
     jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))
 
 
@@ -77,11 +90,51 @@ def remove_the_description(workdir):
     shutil.rmtree(workdir / "checkpoints" / "5" / "run")
 
 
+def description(workdir, step=5):
+    return workdir / "checkpoints" / str(step) / "run" / "metadata"
+
+
+def change_description(workdir, change, step=5):
+    """Applies `change` to the JSON object that describes a checkpoint."""
+    values = json.loads(description(workdir, step).read_text())
+    change(values)
+    description(workdir, step).write_text(json.dumps(values))
+
+
 def forge_a_checksum(workdir):
-    file = workdir / "checkpoints" / "5" / "run" / "metadata"
-    run = json.loads(file.read_text())
-    run["checksums"]["params/w"] ^= 1
-    file.write_text(json.dumps(run))
+    """Of an array, in a description that is whole."""
+    found = RunMetadata.from_json(json.loads(description(workdir).read_text()))
+    sums = {**found.checksums, "params/w": found.checksums["params/w"] ^ 1}
+    forged = dataclasses.replace(found, checksums=sums).to_json()
+    description(workdir).write_text(json.dumps(forged))
+
+
+def change_a_digit(workdir):
+    before = description(workdir).read_text()
+    after = before.replace('"batch_size": 128', '"batch_size": 129')
+    assert after != before
+    description(workdir).write_text(after)
+
+
+def remove_a_key(workdir):
+    change_description(workdir, lambda values: values.pop("bad_images"))
+
+
+def remove_a_key_of_a_whole_description(workdir):
+    """Its checksum is that of what is left."""
+    values = RunMetadata.from_json(json.loads(description(workdir).read_text())).to_json()
+    del values["bad_images"], values["checksum"]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    values["checksum"] = zlib.crc32(text.encode())
+    description(workdir).write_text(json.dumps(values))
+
+
+def remove_its_checksum(workdir):
+    change_description(workdir, lambda values: values.pop("checksum"))
+
+
+def put_a_list_in_its_place(workdir):
+    description(workdir).write_text("[1, 2]")
 
 
 def empty_folder(workdir):
@@ -94,7 +147,9 @@ def newer_empty_folder(workdir):
 
 
 DAMAGES = [
-    truncate, flip_a_bit, remove_a_file, remove_the_description, forge_a_checksum, empty_folder, newer_empty_folder,
+    truncate, flip_a_bit, remove_a_file, remove_the_description, forge_a_checksum, change_a_digit, remove_a_key,
+    remove_a_key_of_a_whole_description, remove_its_checksum, put_a_list_in_its_place, empty_folder,
+    newer_empty_folder,
 ]  # fmt: skip
 
 
@@ -109,7 +164,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(workdir, 
     (moved,) = (workdir / "checkpoints.bad").iterdir()
     assert moved.name in caplog.text
     # Training goes on, and its saves are real.
-    checkpoints.save(step + 1, state_of(7), RUN, {"top1": 0.1})
+    checkpoints.save(step + 1, state_of(7), described(0.1))
     checkpoints.close()
     again = Checkpoints(workdir)
     assert again.restore_last_good(abstract()).step == step + 1
@@ -126,14 +181,14 @@ def test_with_none_left_there_is_none(workdir):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(DivergedError, match="params/w is not finite"):
-        checkpoints.save(1, {"params": {"w": np.array([1.0, np.nan])}}, RUN, None)
+        checkpoints.save(1, {"params": {"w": np.array([1.0, np.nan])}}, described())
     assert checkpoints.steps() == []
 
 
 def test_a_save_that_orbax_skips_is_an_error(workdir):
     checkpoints = Checkpoints(workdir)
     with pytest.raises(CheckpointError, match="checkpoint 3 was not written"):
-        checkpoints.save(3, state_of(3), RUN, None)
+        checkpoints.save(3, state_of(3), described())
 
 
 def test_donating_the_state_while_it_is_written_changes_nothing(tmp_path):
@@ -141,9 +196,94 @@ def test_donating_the_state_while_it_is_written_changes_nothing(tmp_path):
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
     state = update(state_of(0))
-    checkpoints.save(1, state, RUN, None)
+    checkpoints.save(1, state, described())
     for _ in range(20):
         state = update(state)
     checkpoints.close()
     restored = Checkpoints(tmp_path, read_only=True).restore(1, abstract())
     np.testing.assert_array_equal(restored.state["params"]["w"], state_of(0)["params"]["w"] + 1)
+
+
+# --- what reads a run folder ---
+
+NETWORK = {"name": "resnet20", "depths": (1, 1, 1)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return saved_run(tmp_path / "run", {"model": NETWORK}, ["a", "b"], step=5)
+
+
+@pytest.mark.parametrize(
+    "damage", [change_a_digit, remove_a_key, remove_a_key_of_a_whole_description]
+)
+def test_a_damaged_description_is_one_line_wherever_it_is_read(run, damage):
+    damage(run)
+    for read in (flax_resnet.load, load_run, lambda run: load_run(run, "best")):
+        with pytest.raises(CheckpointError, match="^checkpoint 5 cannot be read: its description"):
+            read(run)
+    assert not (run / "checkpoints.bad").exists()  # reading moves nothing
+
+
+def test_a_missing_key_is_never_a_key_error(run):
+    whole = json.loads(description(run).read_text())
+    for key in whole:
+        change_description(run, lambda values, key=key: values.pop(key))
+        with pytest.raises(WorkdirError if key == "schema" else CheckpointError):
+            Checkpoints(run, read_only=True).metadata(5)
+        description(run).write_text(json.dumps(whole))
+    assert Checkpoints(run, read_only=True).metadata(5).to_json() == whole
+
+
+OLDER = "has schema 1, this version reads 2: flax_resnet==0.1.0 reads it"
+
+
+def test_a_checkpoint_of_an_older_version_is_named_and_left_where_it_is(run, workdir, capsys):
+    for folder in (run, workdir):
+        change_description(folder, lambda values: values.pop("schema"))
+    for read in (flax_resnet.load, load_run):
+        with pytest.raises(WorkdirError, match=OLDER):
+            read(run)
+    assert commands.main(["evaluate", f"--workdir={run}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert OLDER in line
+    with pytest.raises(WorkdirError, match=OLDER):
+        Checkpoints(workdir).restore_last_good(abstract())
+    assert description(workdir).exists()
+    assert not (workdir / "checkpoints.bad").exists()
+
+
+def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
+    file = run / "config.json"
+    values = json.loads(file.read_text())
+    assert values.pop("schema") == 2
+    file.write_text(json.dumps(values))
+    with pytest.raises(WorkdirError, match=OLDER):
+        RunFolder.at(run).read_config()
+    for resume in ("auto", "force"):
+        assert main.main([*tiny, f"--workdir={run}", f"--resume={resume}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"error: workdir {run} {OLDER}"
+    file.write_text(json.dumps({"schema": 3, **values}))
+    with pytest.raises(WorkdirError, match=r"has schema 3, .* a flax_resnet newer than .* reads it"):
+        RunFolder.at(run).read_config()
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "lamb", "adamw", "muon"])
+def test_a_run_of_any_optimizer_is_read_without_it(tmp_path, monkeypatch, name):
+    sections = {"model": NETWORK, "optimizer": {"name": name}, "ema": {"decay": 0.9}}
+    folder = saved_run(tmp_path / "run", sections, ["a", "b"], step=5)
+
+    def refuse(*args):
+        raise AssertionError("no optimizer is needed")
+
+    for module in (plan, experiment):
+        monkeypatch.setattr(module, "planned_optimizer", refuse)
+    found = load_run(folder)
+    assert (found.step, found.class_names) == (5, ("a", "b"))
+    stored = saved(folder, 5)["checksums"]
+    assert any(key.startswith("opt_state/") for key in stored)
+    weights = {key: value for key, value in stored.items() if not key.startswith("opt_state/")}
+    del weights["step"]
+    assert checksums({**found.variables, "ema": found.ema}) == weights
+    jax.tree.map(np.testing.assert_array_equal, flax_resnet.load(folder).variables, found.ema)

@@ -18,22 +18,26 @@ from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
 
 
-def feed_of(photographs, limit=10, **data):
-    from flax_resnet.training import sharding
-    from flax_resnet.training.input.feeds import StreamingFeed
-
-    config = freeze(
+def config_of(photographs, limit=10):
+    return freeze(
         {
             "data": {
                 "source": "folder", "path": str(photographs), "image_size": 8, "eval_fraction": 0.01,
-                "max_bad_images": limit, **data,
+                "max_bad_images": limit,
             },
             "train": {"batch_size": 8},
         }
     )  # fmt: skip
+
+
+def feed_of(photographs, limit=10, **options):
+    from flax_resnet.training import sharding
+    from flax_resnet.training.input.feeds import StreamingFeed
+
+    config = config_of(photographs, limit)
     source = open_source(config.data, train=True)
-    stream = EpochSampler(len(source), seed=0)
-    return StreamingFeed(source, stream, config, sharding.make_mesh()), source
+    sampler = EpochSampler(len(source), seed=0, **options)
+    return StreamingFeed(source, sampler, config, sharding.make_mesh()), source
 
 
 def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
@@ -150,7 +154,7 @@ def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, cap
     victim = photographs / "flower" / "2.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
     streaming, source = feed_of(photographs)
-    config = streaming._config
+    config = config_of(photographs)
     stream = EpochSampler(len(source), seed=0)
     resident = ResidentFeed(source, stream, config, sharding.make_mesh(), crop="resize")
     (index,) = resident.bad
@@ -174,14 +178,13 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import ResidentFeed
 
-    streaming, source = feed_of(photographs, limit=0)
+    streaming, source = feed_of(photographs, limit=0, kept=8)
     stream = EpochSampler(len(source), seed=0, kept=8)
     (unused, *_) = set(range(len(source))) - set(stream.used.tolist())
     pathlib.Path(source.describe(unused)).write_bytes(b"")  # none of the run's business
-    config, mesh = streaming._config, sharding.make_mesh()
+    config, mesh = config_of(photographs, limit=0), sharding.make_mesh()
     resident = ResidentFeed(source, stream, config, mesh, crop="resize")
     assert resident.data["image"].shape[0] == 8
-    streaming._stream = stream
     for got, expected in zip(
         unpacked(resident, steps_of(resident, 0, 4), resident.training_batch),
         unpacked(streaming, steps_of(streaming, 0, 4), streaming.training_batch),

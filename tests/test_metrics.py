@@ -20,7 +20,6 @@ from flax_resnet.cli.plots import confusion
 from flax_resnet.config import Config
 from flax_resnet.optim import metrics
 from flax_resnet.training import sharding
-from flax_resnet.training.state import TrainState
 from flax_resnet.training.step.eval_step import make_eval_step, total
 
 CLASSES, IMAGES = 8, 500
@@ -138,9 +137,9 @@ class Brightness:
 def test_flipped_evaluation_takes_the_mean_of_both_views():
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
     batch = {"image": images, "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
-    state = TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, {}, (), {})
+    variables = {"": {"params": {"w": jnp.zeros(1)}, "batch_stats": {}}}
     mesh, config = sharding.make_mesh(), Config(augment=Augment(eval_flip=True))
-    found = total(make_eval_step(config, Brightness(), mesh), state, {}, [batch])[""]
+    found = total(make_eval_step(config, Brightness(), mesh), variables, {}, [batch])[""]
 
     pixels = evaluation_images(jnp.asarray(images), config.augment)
     whole = pixels.mean((1, 2, 3))
@@ -149,7 +148,7 @@ def test_flipped_evaluation_takes_the_mean_of_both_views():
     )
     assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
     config = dataclasses.replace(config, augment=Augment())
-    plain = total(make_eval_step(config, Brightness(), mesh), state, {}, [batch])[""]
+    plain = total(make_eval_step(config, Brightness(), mesh), variables, {}, [batch])[""]
     assert float(plain["loss"]) != pytest.approx(float(expected["loss"]), rel=1e-3)
 
 

@@ -23,7 +23,8 @@ def optimizer_of(**section):
             "train": {"batch_size": 10},
         }
     )
-    return planned_optimizer(config, plan(config, num_train=100, num_eval=1, num_classes=2))
+    made = plan(config, num_train=100, num_eval=1, num_classes=2)
+    return planned_optimizer(config, made, create_model("resnet18", num_classes=2))
 
 
 def values():
@@ -220,7 +221,7 @@ def test_the_rate_falls_block_by_block():
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)[
         "params"
     ]
-    got = block_factors(params, 0.5)
+    got = block_factors(params, 0.5, model)
     assert got["fc"]["kernel"] == 1
     assert got["layer4_1"]["conv2"]["kernel"] == 0.5
     assert got["layer4_0"]["bn1"]["scale"] == 0.25
@@ -236,4 +237,4 @@ def test_layer_decay_wants_blocks_that_are_apart(name, options):
         "params"
     ]
     with pytest.raises(ConfigError, match=r"optimizer.layer_decay=0.5: goes with"):
-        block_factors(params, 0.5)
+        block_factors(params, 0.5, model)

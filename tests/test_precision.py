@@ -15,10 +15,14 @@ from flax_resnet.errors import DivergedError
 from flax_resnet.models.model_section import Model
 from flax_resnet.optim.optimizers import KINDS, updates_made
 from flax_resnet.training import sharding
+from flax_resnet.training.experiment import Experiment
+from flax_resnet.training.programs import Programs
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.start import Start
 from flax_resnet.training.state import TrainState, abstract_state, build_model, compute_dtype
 from flax_resnet.training.step import loss_scale
 from flax_resnet.training.step.train_step import make_train_step
-from flax_resnet.training.trainer import Run
+from flax_resnet.training.trainer import Trainer
 
 ROWS = 16
 
@@ -32,7 +36,7 @@ def test_the_platform_says_what_auto_is(monkeypatch):
         assert compute_dtype(Model(dtype="float16")) == "float16"
 
 
-def trained(dtype, steps=3, factor=None, parts=1):
+def trained(dtype, steps=3, factor=None, microbatches=1):
     """A small network after some steps, with what they measured."""
     config = freeze(
         {
@@ -42,7 +46,8 @@ def trained(dtype, steps=3, factor=None, parts=1):
         }
     )
     model, mesh = build_model(config, 10), sharding.make_mesh()
-    optimizer = planned_optimizer(config, plan(config, num_train=160, num_eval=1, num_classes=10))
+    made = plan(config, num_train=160, num_eval=1, num_classes=10)
+    optimizer = planned_optimizer(config, made, model)
     state = drawn(abstract_state(config, model, optimizer, mesh))
     if state.loss_scale:
         start = jnp.float32(factor or loss_scale.FIRST)
@@ -50,14 +55,15 @@ def trained(dtype, steps=3, factor=None, parts=1):
     first = jax.tree.map(jnp.copy, state)
     draw = np.random.default_rng(0)
     batch = {
-        "image": draw.integers(0, 256, (1, ROWS, 8, 8, 3), np.uint8),
-        "label": draw.integers(0, 10, (1, ROWS)).astype(np.int32),
+        "image": draw.integers(0, 256, (ROWS, 8, 8, 3), np.uint8),
+        "label": draw.integers(0, 10, ROWS).astype(np.int32),
     }
-    step, measured = make_train_step(config, model, optimizer, mesh, parts=parts), []
+    step = make_train_step(config, model, optimizer, mesh, microbatches=microbatches)
+    measured, batch = [], sharding.place(batch, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
     for _ in range(steps):
-        state, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh, steps=True))
-        measured.append({name: float(value[0]) for name, value in metrics.items()})
+        state, metrics = step(state, {"seed": 0}, batch, None)
+        measured.append({name: float(value) for name, value in metrics.items()})
     return first, state, measured
 
 
@@ -73,15 +79,15 @@ def test_float16_learns_as_float32_does():
         np.testing.assert_allclose(a, b, atol=0.01)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(parts):
-    first, state, measured = trained("float16", steps=1, factor=2.0**24, parts=parts)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(microbatches):
+    first, state, measured = trained("float16", steps=1, factor=2.0**24, microbatches=microbatches)
     assert np.isfinite(measured[0]["loss"])
     assert measured[0]["skipped"] == 1
     assert updates_made(state.opt_state) == 0
     assert int(state.step) == 1
     assert state.loss_scale == {"factor": 2.0**23, "steps": 0}
-    for name in ("params", "batch_stats", "opt_state", "average"):
+    for name in ("params", "batch_stats", "opt_state", "ema"):
         assert jax.tree.all(
             jax.tree.map(np.array_equal, getattr(state, name), getattr(first, name))
         ), name
@@ -107,7 +113,9 @@ def test_the_factor_follows_the_gradients(steps, gradient, factor, after):
     assert float(state.params["w"][0]) == float(np.isfinite(gradient))
 
 
-class Checkpoint:
+class Checkpoints:
+    """A run folder's, of which one was saved."""
+
     def steps(self):
         return [7]
 
@@ -124,39 +132,33 @@ class Numbers:
 def overflowing(folder, factors):
     """A run whose steps overflow, but for those of factor 0; the learning rate is the number of the update."""
 
-    def step(state, data, number):
+    def step(state, data, number, teacher_variables):
         factor = factors[number]
         values = {"loss": 1.0, "loss_scale": factor or 1.0, "skipped": float(factor > 0)}
-        return state, {name: jnp.array([value]) for name, value in values.items()}
+        return state, {name: jnp.float32(value) for name, value in values.items()}
 
-    config = freeze({"model": {"dtype": "float16"}, "train": {"log_every": 1}})
-    nowhere = dict.fromkeys(
-        (
-            "teacher_variables",
-            "parts",
-            "teacher_checksum",
-            "eval_step",
-            "bn_batches",
-            "eval_feed",
-            "source",
-        )
-    )
-    run = Run(
-        **nowhere | {"teacher_variables": ()},
-        config=config,
-        plan=dataclasses.replace(
-            Plan.nominal(10), total_steps=10**6, eval_every=10**6, checkpoint_every=10**6
+    end = 10**6
+    made = dataclasses.replace(
+        Plan.nominal(10), total_steps=end, eval_every=end, checkpoint_every=end,
+        peak_learning_rate=end / 2, warmup_steps=end // 2,
+    )  # fmt: skip
+    schedule = {"warmup": 0.5, "unit": "fraction", "warmup_from": 0.0}
+    experiment = Experiment(
+        config=freeze(
+            {"model": {"dtype": "float16"}, "train": {"log_every": 1}, "schedule": schedule}
         ),
-        folder=folder,
-        checkpoints=Checkpoint(),
-        scores_from=0,
-        train_step=step,
-        train_feed=Numbers(),
-        learning_rate=float,
+        splits=None, plan=made, mesh=None, model=None, optimizer=None, abstract_state=None,
+    )  # fmt: skip
+    programs = Programs(
+        step, eval_step=None, measure_statistics=None, microbatches=1, teacher_variables=None
     )
+    trainer = Trainer(
+        experiment, programs, Numbers(), eval_feed=None, folder=RunFolder.at(folder), checkpoints=Checkpoints(),
+        teacher_checksum=None, observers=(),
+    )  # fmt: skip
     state = TrainState(jnp.int32(0), {}, {}, optax.ScaleByScheduleState(jnp.int32(0)), {})
     with pytest.raises((DivergedError, IndexError)) as error:
-        run.go(state, 0)
+        trainer.run(Start(0, state))
     return error.value, records_of(folder, "train")
 
 
@@ -182,7 +184,8 @@ def test_every_optimizer_counts_its_updates(name):
     config = freeze(
         {"optimizer": {"name": name, "unfreeze_at": (("", 1.0),)}, "schedule": {"unit": "steps"}}
     )
-    optimizer = planned_optimizer(config, plan(config, num_train=1000, num_eval=1, num_classes=10))
+    made = plan(config, num_train=1000, num_eval=1, num_classes=10)
+    optimizer = planned_optimizer(config, made, build_model(config, 10))
     params = {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     state = optimizer.init(params)
     assert updates_made(state) == 0

@@ -15,9 +15,9 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.cli import app, evaluate
 from flax_resnet.errors import ConfigError
-from flax_resnet.training import train
-from flax_resnet.training.runs.folder import read_config
-from flax_resnet.training.trainer import Run
+from flax_resnet.training import programs
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.step_metrics import StepMetrics
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_run_folder_holds_what_was_promised(finished):
     assert records_of(workdir, "test")[-1]["count"] == 360
     summary = (workdir / "summary.txt").read_text()
     assert f"final top-1 {records_of(workdir, 'test')[-1]['top1']:.2%}" in summary
-    assert read_config(workdir).model.widths == (4, 8, 16, 32)
+    assert RunFolder.at(workdir).read_config().model.widths == (4, 8, 16, 32)
     assert saved(workdir, 10)["versions"]["jax"]
 
 
@@ -80,7 +80,7 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
     assert main.main([*other, "--resume=force", "--config.train.epochs=3"]) == 0
     assert "going on from checkpoint 10" in capsys.readouterr().err
-    assert read_config(workdir).train.seed == 5
+    assert RunFolder.at(workdir).read_config().train.seed == 5
 
 
 def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_path, monkeypatch):
@@ -91,28 +91,31 @@ def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_p
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     monkeypatch.setattr(app, "set_up_jax", keep_all)
-    losses, programs = [], []
+    losses, compiled = [], []
     for seed in (5, 6):
         workdir = tmp_path / str(seed)
         options = [f"--config.train.seed={seed}", f"--compilation_cache={own_cache}"]
         options += ["--config.augment.flip=True", f"--workdir={workdir}"]
         assert main.main([*tiny, *options]) == 0
         losses.append([r["loss"] for r in records_of(workdir, "train")])
-        programs.append({file.name for file in own_cache.glob("*-cache")})
-    assert {name.split("-")[0] for name in programs[0]} >= {"jit_updates", "jit_make_state"}
-    assert programs[1] == programs[0]
+        compiled.append({file.name for file in own_cache.glob("*-cache")})
+    assert {name.split("-")[0] for name in compiled[0]} >= {"jit_train_step", "jit_make_state"}
+    assert compiled[1] == compiled[0]
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
 def test_on_cpu_a_step_is_read_before_the_next_one_starts(tiny, tmp_path, monkeypatch):
-    make, note, done = train.make_train_step, Run._note, []
+    make, read, done = programs.make_train_step, StepMetrics.read, []
 
     def watched(*args, **options):
         step = make(*args, **options)
         return lambda *given: done.append("step") or step(*given)
 
-    monkeypatch.setattr(train, "make_train_step", watched)
-    monkeypatch.setattr(Run, "_note", lambda *given: done.append("read") or note(*given))
+    def noted(metrics, note, **options):
+        read(metrics, lambda step: done.append("read") or note(step), **options)
+
+    monkeypatch.setattr(programs, "make_train_step", watched)
+    monkeypatch.setattr(StepMetrics, "read", noted)
     assert main.main([*tiny, f"--workdir={tmp_path / 'run'}"]) == 0
     assert done == ["step", "read"] * 10
 
@@ -235,10 +238,10 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
 
 
 def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkeypatch, capsys):
-    def compiled(train_step, state, data, calls):
+    def compiled(train_step, state, data, calls, teacher_variables):
         raise ConfigError(f"steps of {[call.shape for call in calls]}")
 
-    monkeypatch.setattr(train, "compiled_ahead", compiled)
+    monkeypatch.setattr(programs, "compiled_ahead", compiled)
     command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.steps_per_call=4"]
     assert main.main(command) == 2
     assert "steps of [(4,), (2,)]" in capsys.readouterr().err
@@ -250,7 +253,7 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
     from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.data.sources.open import open_source
 
-    data = Data(source="folder", path=str(photographs), holdout=0.1)
+    data = Data(source="folder", path=str(photographs), eval_fraction=0.1)
     source = open_source(data, train=True)
     index = int(EpochSampler(len(source), 0, kept=8).used[0])
     victim = pathlib.Path(source.describe(index))
@@ -299,7 +302,7 @@ def test_arrays_from_python(tmp_path):
     assert result.step == 24
     assert result.final_top1 > 0.9
     assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
-    from flax_resnet.training.train import make_sampler
+    from flax_resnet.training.experiment import make_sampler
 
     np.testing.assert_array_equal(make_sampler(source, config).labels, labels)
     other = ArraySource(images, 1 - labels, ("light", "dark"))

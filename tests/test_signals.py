@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, records_of, saved
 
 from flax_resnet import main
-from flax_resnet.training.trainer import Run
+from flax_resnet.training import trainer
 
 
 def start(arguments, **options):
@@ -77,14 +77,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
 
 def test_a_signal_during_an_evaluation_saves_the_next_step(tiny, tmp_path, monkeypatch, capfd):
     """What the message says is saved is saved, and can be gone on from."""
-    evaluate = Run._evaluate
+    evaluate = trainer.evaluate
 
-    def interrupted(run, state, step):
-        if step < run.plan.total_steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(run, state, step)
+    def interrupted(*given):
+        monkeypatch.setattr(trainer, "evaluate", evaluate)  # the first evaluation only
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*given)
 
-    monkeypatch.setattr(Run, "_evaluate", interrupted)
+    monkeypatch.setattr(trainer, "evaluate", interrupted)
     command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.checkpoint_every=10"]
     assert main.main(command) == 128 + signal.SIGTERM
     assert "interrupted after step 6, which is saved" in capfd.readouterr().err

@@ -9,7 +9,7 @@ from benchmarks import train_speed
 from benchmarks.train_speed import Span, measured
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
-from flax_resnet.training.trainer import STAGES
+from flax_resnet.training.stages import STAGES
 
 
 def spans(*rows):

@@ -1,4 +1,4 @@
-"""From uint8 batches to float images and soft labels, on the device, inside the compiled step."""
+"""Augmentation inside the compiled step: from uint8 batches to float32 images and soft labels, on the device."""
 
 from flax_resnet.augment.apply import evaluation_images, evaluation_views, training_batch
 

@@ -1,4 +1,4 @@
-"""The settings of the augmentation on the device."""
+"""Settings of the augmentation on the device."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What the device does to a batch of uint8 images."""
+    """Settings of the augmentation of uint8 batches on the device."""
 
     mean: tuple = setting(
         (0.485, 0.456, 0.406),

@@ -1,6 +1,6 @@
-"""Operations on colour, from uint8 to uint8 as torchvision does them on uint8 tensors, and the colour jitter.
+"""Colour operations from uint8 to uint8, equal to torchvision's on uint8 tensors, and the colour jitter.
 
-What changes each value by itself is a table of 256 levels per image, looked up once (`look_up`).
+An operation on single values is a table of 256 levels per image and channel, applied in one lookup (`look_up`).
 """
 
 import itertools
@@ -17,57 +17,57 @@ Array = jax.Array
 
 
 def blend(values: Array, others: Array, amount: Array) -> Array:
-    """Moves values away from others: (1 + amount) * values - amount * others, clipped, as uint8.
+    """Move values away from others: (1 + amount) * values - amount * others, clipped, as uint8.
 
     Args:
       values: uint8 or float32, 0 to 255.
       others: as `values`.
-      amount: float32, torchvision's factor less 1: 0 changes nothing, -1 gives `others`.
+      amount: float32, torchvision's factor minus 1: 0 changes nothing, -1 gives `others`.
 
     Returns:
       uint8, truncated.
     """
-    # XLA may contract a product and a sum into one rounding, which truncation turns into another level in 0.3 %
-    # of pixels. abs() stands in its way, and a product with a sign is exact.
-    kept = jnp.abs((1 + amount) * values.astype(jnp.float32))
-    added = jnp.sign(amount) * jnp.abs(amount * others.astype(jnp.float32))
-    return jnp.clip(kept - added, 0, 255).astype(jnp.uint8)
+    # XLA may contract a product and a sum into one rounding; after truncation, 0.3 % of the pixels then differ by a
+    # level. abs() prevents the contraction, and a product with a sign is exact.
+    own = jnp.abs((1 + amount) * values.astype(jnp.float32))
+    other = jnp.sign(amount) * jnp.abs(amount * others.astype(jnp.float32))
+    return jnp.clip(own - other, 0, 255).astype(jnp.uint8)
 
 
 def grey(images: Array) -> Array:
-    """Returns ITU-R 601's luma of uint8 [..., 3], truncated: uint32 [..., 1].
+    """Return the ITU-R 601 luma of uint8 [..., 3], truncated: uint32 [..., 1].
 
-    Integer, so exact: torchvision's float32 gives one less for 20 of the 2^24 colours.
+    Integer arithmetic is exact; torchvision's float32 result is one less for 20 of the 2^24 colours.
     """
     red, green, blue = jnp.split(images.astype(jnp.uint32), 3, axis=-1)
     return (2989 * red + 5870 * green + 1140 * blue) // 10000
 
 
 def mean_grey(images: Array) -> Array:
-    """Returns the mean luma of each image of uint8 [N, H, W, 3]: float32 [N]."""
+    """Return the mean luma of each image of uint8 [N, H, W, 3]: float32 [N]."""
     total = grey(images).sum(axis=(1, 2, 3))
     return total.astype(jnp.float32) / math.prod(images.shape[1:3])
 
 
 def brightness(images: Array, amount: Array) -> Array:
-    """Multiplies uint8 [N, H, W, 3] by 1 + amount, float32 [N, 1, 1, 1]."""
+    """Multiply uint8 [N, H, W, 3] by 1 + amount, float32 [N, 1, 1, 1]."""
     return blend(images, jnp.zeros_like(images), amount)
 
 
 def contrast(images: Array, amount: Array) -> Array:
-    """Moves uint8 [N, H, W, 3] away from the image's mean luma by amount, float32 [N, 1, 1, 1]."""
+    """Move uint8 [N, H, W, 3] away from the image's mean luma by amount, float32 [N, 1, 1, 1]."""
     return blend(images, mean_grey(images)[:, None, None, None], amount)
 
 
 def saturation(images: Array, amount: Array) -> Array:
-    """Moves uint8 [N, H, W, 3] away from their luma by amount, float32 [N, 1, 1, 1]."""
+    """Move uint8 [N, H, W, 3] away from each pixel's luma by amount, float32 [N, 1, 1, 1]."""
     return blend(images, grey(images), amount)
 
 
 def sharpness(images: Array, amount: Array) -> Array:
-    """Moves uint8 [N, H, W, C] away from their 3x3 smoothed selves by amount, float32 [N, 1, 1, 1].
+    """Move uint8 [N, H, W, C] away from the smoothed image by amount, float32 [N, 1, 1, 1].
 
-    The smoothing has weight 5/13 in its centre and 1/13 around it, and leaves the outermost pixels.
+    The 3x3 filter has weight 5/13 in the centre and 1/13 around it. The outermost pixels are not smoothed.
     """
     height, width = images.shape[1:3]
     if min(height, width) < 3:
@@ -76,14 +76,14 @@ def sharpness(images: Array, amount: Array) -> Array:
     columns = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     square = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]
     centre = values[:, 1:-1, 1:-1]
-    # No 13th is half a level: the float32 product is near enough to round as the exact quotient does.
+    # A multiple of 1/13 is never half a level, so the float32 product rounds like the exact quotient.
     inner = jnp.round((square + 4 * centre).astype(jnp.float32) * np.float32(1 / 13))
     smooth = jax.lax.dynamic_update_slice(images, inner.astype(jnp.uint8), (0, 1, 1, 0))
     return blend(images, smooth, amount)
 
 
 def hue(images: Array, turn: Array) -> Array:
-    """Turns the hue of uint8 [N, H, W, 3] in HSV space.
+    """Rotate the hue of uint8 [N, H, W, 3] in HSV space.
 
     With hue h in sixths of the circle, value V and chroma C, channel k of (5, 3, 1) is
     V - C * clip(min(m, 4 - m), 0, 1), where m = (k + h) mod 6.
@@ -93,7 +93,7 @@ def hue(images: Array, turn: Array) -> Array:
       turn: float32 [N, 1, 1, 1], -0.5 to 0.5 of the circle.
 
     Returns:
-      As `images`; torchvision's own conversion differs by one level in fewer than one in 10^5 values.
+      Images like `images`. Fewer than one in 10^5 values differ from torchvision's result, by one level.
 
     Source: Smith 1978, "Color gamut transform pairs".
     """
@@ -107,19 +107,19 @@ def hue(images: Array, turn: Array) -> Array:
     angle = sixth + apart / jnp.maximum(chroma, 1)
     m = jnp.array([5.0, 3.0, 1.0]).reshape(1, 1, 1, 3) + angle + 6 * turn  # -3 to 13
     m = jnp.where(m < 0, m + 6, m)
-    for _ in range(2):  # eight times as fast as the remainder
+    for _ in range(2):  # eight times as fast as `%`
         m = jnp.where(m >= 6, m - 6, m)
     turned = value - chroma * jnp.clip(jnp.minimum(m, 4 - m), 0, 1)
-    # torchvision goes by way of [0, 1] and back: times 255.999, truncated.
+    # torchvision converts to [0, 1] and back: multiplied by 255.999, truncated.
     return jnp.floor(turned * np.float32(255.999 / 255)).astype(jnp.uint8)
 
 
 def histogram(images: Array) -> Array:
-    """Counts the levels of uint8 [N, H, W, C] per image and channel: int32 [N, C, 256]."""
+    """Count the levels of uint8 [N, H, W, C] per image and channel: int32 [N, C, 256]."""
     channels = images.shape[-1]
     offset = (256 * jnp.arange(channels, dtype=jnp.int32)).reshape(1, 1, channels)
 
-    # On two cores at 64 x 224 x 224 x 3: 60 ms. Products of one-hot vectors take 150, comparisons 690.
+    # 64 x 224 x 224 x 3 on two cores: 60 ms. Products of one-hot vectors take 150 ms, comparisons 690 ms.
     def one(image: Array) -> Array:
         places = (image.astype(jnp.int32) + offset).reshape(-1)
         counts = jnp.zeros(channels * 256, jnp.int32)
@@ -129,12 +129,12 @@ def histogram(images: Array) -> Array:
 
 
 def autocontrast_levels(counts: Array) -> Array:
-    """Returns the table that stretches what occurs to 0..255: histogram [N, C, 256] -> uint8 [N, C, 256]."""
+    """Return the table that stretches the levels in use to 0..255: histogram [N, C, 256] -> uint8 [N, C, 256]."""
     level = jnp.arange(256, dtype=jnp.int32).reshape(1, 1, 256)
     occurs = counts > 0
     lowest = jnp.argmax(occurs, axis=-1, keepdims=True)
     highest = 255 - jnp.argmax(occurs[..., ::-1], axis=-1, keepdims=True)
-    # torch divides by the reciprocal. A table, so that no device divides in another way.
+    # torch multiplies by the reciprocal. A table of reciprocals gives the same bits on every device.
     reciprocal = 1 / np.arange(1, 257, dtype=np.float32)
     scale = jnp.asarray(255 * reciprocal)[highest - lowest - 1]
     stretched = jnp.clip((level - lowest).astype(jnp.float32) * scale, 0, 255).astype(jnp.uint8)
@@ -142,9 +142,9 @@ def autocontrast_levels(counts: Array) -> Array:
 
 
 def equalize_levels(counts: Array) -> Array:
-    """Returns the table that evens the histogram out: histogram [N, C, 256] -> uint8 [N, C, 256].
+    """Return the table that equalizes the histogram: histogram [N, C, 256] -> uint8 [N, C, 256].
 
-    Every level becomes the share of values below it, in steps of 1/255 of all but the highest level's.
+    Each level maps to the number of values below it, in steps of 1/255 of the values below the highest level.
     """
     level = jnp.arange(256, dtype=jnp.int32).reshape(1, 1, 256)
     highest = 255 - jnp.argmax((counts > 0)[..., ::-1], axis=-1, keepdims=True)
@@ -155,7 +155,7 @@ def equalize_levels(counts: Array) -> Array:
 
 
 def look_up(images: Array, levels: Array) -> Array:
-    """Replaces every value by its table's entry.
+    """Replace every value by its entry in the table of its image and channel.
 
     Args:
       images: uint8 [N, H, W, C].
@@ -178,16 +178,16 @@ JITTERS = {"brightness": brightness, "contrast": contrast, "saturation": saturat
 
 
 def jitter(key: Array, images: Array, ranges: dict[str, float]) -> Array:
-    """Changes brightness, contrast, saturation and hue at random, in random order.
+    """Change brightness, contrast, saturation and hue at random, in random order.
 
-    The amounts are drawn for every image; the order is drawn once for the batch, where torchvision draws it
-    for every image: so that each step computes one order, and not all 24.
+    Amounts are drawn for each image. The order is drawn once per batch, so that a step computes one order and not
+    all 24; torchvision draws it for each image.
 
     Args:
       key: the operation's key.
       images: uint8 [N, H, W, 3].
-      ranges: for each name of `JITTERS` how far it goes at most; 0 for not at all. An amount is uniform in
-        [-min(1, range), range], which for hue is in [-range, range].
+      ranges: the largest change for each name of `JITTERS`; 0 turns it off. Amounts are uniform in
+        [-min(1, range), range]; for hue that is [-range, range].
 
     Returns:
       As `images`.

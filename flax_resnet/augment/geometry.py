@@ -1,4 +1,4 @@
-"""Operations that move pixels: flip, pad and crop, and the affine warp of the policies."""
+"""Operations that move pixels: flip, pad and crop, and the affine warp for the policies."""
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,19 @@ PADDINGS = {"black": "constant", "reflect": "reflect"}
 
 
 def flip(key: Array, images: Array) -> Array:
-    """Mirrors each image of [N, H, W, C] left to right with probability 1/2."""
+    """Mirror each image of [N, H, W, C] left to right with probability 1/2."""
     (chance,) = uniform(row_keys(key, len(images)), 1)
     return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
 
 
 def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
-    """Pads images and crops windows of their own size at random.
+    """Pad images, and crop windows of the original size at random positions.
 
     Args:
       key: the operation's key.
       images: [N, H, W, C].
-      pixels: how many are padded on each side; for "reflect" fewer than H and W.
-      padding: "black", or "reflect" (the edge row itself is not repeated).
+      pixels: padding on each side; for "reflect", less than H and W.
+      padding: "black", or "reflect" (does not repeat the edge row).
 
     Returns:
       As `images`.
@@ -41,15 +41,15 @@ def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> 
 
 
 def warp(images: Array, matrices: Array) -> Array:
-    """Takes every pixel from the nearest one to where its matrix points; outside is black.
+    """Warp images by affine matrices, with the nearest pixel; pixels from outside the image are black.
 
-    Coordinates are pixels from the image's centre, x to the right and y down: the pixel at (x, y) becomes that at
-    matrix @ (x, y, 1). The arithmetic is integer, with 31 bits for coordinates up to five sides' length,
-    so that no compiler or device can round it otherwise: 2^-20 of a side is the error at 224 pixels.
+    The output pixel at (x, y) is the input pixel at matrix @ (x, y, 1). Coordinates are pixels from the image's
+    centre, x to the right and y down. Coordinates are 31-bit integers with a range of five image sides, so that all
+    compilers and devices round equally. At 224 pixels the error is 2^-20 of a side.
 
     Args:
       images: [N, H, W, C].
-      matrices: float32 [N, 2, 3]; |entries| such that no pixel comes from more than two sides away.
+      matrices: float32 [N, 2, 3]; no pixel may come from more than two image sides away.
 
     Returns:
       As `images`.
@@ -57,7 +57,7 @@ def warp(images: Array, matrices: Array) -> Array:
     height, width = images.shape[1:3]
     bits = 31 - (5 * max(height, width)).bit_length()
     fixed = jnp.round(matrices * 2.0**bits).astype(jnp.int32)
-    # Doubled, so that the centres of pixels are integers whether a side is odd or even.
+    # Double the coordinates, so that pixel centres are integers for odd and even sides.
     x = (2 * jnp.arange(width, dtype=jnp.int32) + 1 - width).reshape(1, 1, width)
     y = (2 * jnp.arange(height, dtype=jnp.int32) + 1 - height).reshape(1, height, 1)
 
@@ -67,13 +67,13 @@ def warp(images: Array, matrices: Array) -> Array:
 
     columns, rows = source(0, width), source(1, height)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    # A vmap, and not one index over [N, H, W]: the partitioner would gather the whole batch for that.
+    # Use vmap, not one index over [N, H, W]: for that, the partitioner would gather the whole batch.
     taken = jax.vmap(lambda image, r, c: image.at[r, c].get(mode="clip"))(images, rows, columns)
     return jnp.where(inside[..., None], taken, 0)
 
 
 def inside(top: Array, left: Array, height: Array, width: Array, shape: tuple[int, int]) -> Array:
-    """Returns which pixels lie in each row's box; it may reach over the borders.
+    """Return a mask of the pixels inside each image's box; a box may extend over the borders.
 
     Args:
       top: first row, int [N].

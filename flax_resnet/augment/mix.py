@@ -1,4 +1,4 @@
-"""Mixup and CutMix: every image with its partner, row N - 1 - i of the global batch."""
+"""Mixup and CutMix: image i is mixed with its partner, image N - 1 - i of the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
 
-# Whose draws row i of n takes: the same for all, one for a pair of partners, its own.
+# The row whose random draws row i of n uses.
 MODES = {
     "batch": lambda i, n: jnp.zeros_like(i),
     "pair": lambda i, n: jnp.minimum(i, n - 1 - i),
@@ -29,11 +29,13 @@ def mix(
     probability: float = 1.0,
     switch: float = 0.5,
 ) -> tuple[Array, Array]:
-    """Mixes images and labels with those of their partners.
+    """Mix images and labels with those of their partners.
 
-    A pixel becomes own + share * (partner's - own). For mixup the share is 1 - lambda, lambda ~ Beta(alpha, alpha),
-    everywhere; for CutMix it is 1 in a box about any pixel, of sides sqrt(1 - lambda) of the image's, clipped by
-    the borders, and 0 elsewhere. The label is mixed by the mean of the share: what the clipped box really covers.
+    A pixel becomes own + share * (partner - own), with lambda ~ Beta(alpha, alpha):
+    - Mixup: the share is 1 - lambda everywhere.
+    - CutMix: the share is 1 inside a box and 0 outside. The box is centred at a uniformly drawn pixel, its sides
+      are sqrt(1 - lambda) of the image's, and the borders clip it.
+    The label is mixed with the mean of the share. For CutMix, that is the area of the clipped box.
 
     Args:
       key: the operation's key.
@@ -42,11 +44,11 @@ def mix(
       mixup: alpha of mixup, 0 for none.
       cutmix: alpha of CutMix, 0 for none.
       mode: one draw for the "batch", each "pair" of partners, or each "element".
-      probability: that a draw mixes at all.
-      switch: that it is CutMix, where both are on.
+      probability: probability that a draw mixes.
+      switch: probability of CutMix if both are on.
 
     Returns:
-      Images and targets, as given.
+      Images and targets, with shapes and dtypes as passed.
 
     Source: Zhang et al. 2018, "mixup", section 2; Yun et al. 2019, "CutMix", section 3; modes are timm's.
     """
@@ -74,25 +76,25 @@ def mix(
 
 
 def symmetric_beta(quantile: Array, alpha: float) -> Array:
-    """Maps numbers of [0, 1) to Beta(alpha, alpha): float32 [N]; 0 for alpha 0.
+    """Map uniform numbers in [0, 1) to Beta(alpha, alpha): float32 [N]; 0 if alpha is 0.
 
-    By its inverse distribution function, interpolated between 4096 steps. jax.random.beta rejects in a loop, which
-    takes seconds to compile and, with the rows on many devices, has them agree at every turn.
+    The inverse distribution function is interpolated between 4096 steps. jax.random.beta uses a rejection loop,
+    which takes seconds to compile and synchronizes the devices in every iteration.
     """
     if not alpha:
         return jnp.zeros_like(quantile)
     steps = 4096
     values = jnp.asarray(betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1)), jnp.float32)
-    place = below(quantile, steps)
-    part = quantile * steps - place
-    return values[place] + part * (values[place + 1] - values[place])
+    index = below(quantile, steps)
+    part = quantile * steps - index
+    return values[index] + part * (values[index + 1] - values[index])
 
 
 def cut_box(share: Array, centre: Array, shape: tuple[int, int]) -> Array:
-    """Returns the pixels that are the partner's, bool [N, H, W, 1].
+    """Return the mask of pixels taken from the partner, bool [N, H, W, 1].
 
     Args:
-      share: of the area, float32 [N]; 0 for no box.
+      share: share of the image's area, float32 [N]; 0 for no box.
       centre: row and column of the box's centre, int32 [N, 2].
       shape: (H, W) of the image.
     """

@@ -1,8 +1,9 @@
-"""RandAugment and TrivialAugment (Wide): random operations, each image with its own.
+"""RandAugment and TrivialAugment (Wide): each image gets its own random operations.
 
-`vmap` of `lax.switch` would compute every operation for every image. Instead each operation is a row of
-numbers: levels to look up, a matrix to warp by, amounts to blend by. Those that an operation does not use
-change nothing, so that one pass of each kernel serves a batch in which every image has another operation.
+`vmap` of `lax.switch` would compute every operation for every image. Instead, each operation is a row of
+parameters: a table of levels, a matrix for the warp, and amounts for blending. The parameters that an operation
+does not use have neutral values. So one pass of each kernel serves a batch in which each image has another
+operation.
 """
 
 import math
@@ -27,7 +28,7 @@ TABLES = ("levels", "autocontrast", "equalize")
 
 
 class Operation(NamedTuple):
-    """What is done to an image, or with a leading axis N, to each of a batch. The defaults do nothing."""
+    """Parameters of an operation on one image, or with a leading axis N on a batch; the defaults change nothing."""
 
     levels: Array = LEVELS.astype(np.uint8)  # uint8 [256], a table
     matrix: Array = np.eye(2, 3, dtype=np.float32)  # float32 [2, 3], see `warp`
@@ -38,7 +39,7 @@ class Operation(NamedTuple):
 
 
 def apply(images: Array, operations: Operation) -> Array:
-    """Does to each image of uint8 [N, H, W, 3] its own operation, of fields [N, ...]."""
+    """Apply to each image of uint8 [N, H, W, 3] its own operation, given by fields [N, ...]."""
 
     def amount(values: Array) -> Array:
         return values[:, None, None, None]
@@ -48,8 +49,8 @@ def apply(images: Array, operations: Operation) -> Array:
     levels = color.blend(operations.levels, mean, operations.contrast[:, None])
     levels = jnp.broadcast_to(levels[:, None], counts.shape)
     tables = (levels, color.autocontrast_levels(counts), color.equalize_levels(counts))
-    # Chosen by a product, which XLA computes once. It would fuse a `where` into the look-up, and compute the
-    # table anew for every pixel: 2 to 4 times the time of everything here.
+    # Select the table by a product, which XLA computes once. XLA would fuse a `where` into the lookup and compute
+    # the table again for every pixel, which takes 2 to 4 times as long as the whole function.
     chosen = jax.nn.one_hot(operations.table, len(TABLES))
     levels = jnp.einsum("nt,ntcl->ncl", chosen, jnp.stack(tables, axis=1).astype(jnp.float32))
     levels = levels.astype(jnp.uint8)
@@ -76,13 +77,13 @@ def _levels(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class Kind(NamedTuple):
-    """One of the operations: the name of its range, and its fields given (magnitude, height, width)."""
+    """A kind of operation: the name of its range, and a function from (magnitude, height, width) to fields."""
 
     range: str
     fields: Callable[[np.float32, int, int], dict[str, np.ndarray]]
 
 
-# Names and order are torchvision's. Shears turn about the top left corner, as there.
+# Names and order are torchvision's. As in torchvision, shears keep the top left corner fixed.
 KINDS = {
     "Identity": Kind("none", lambda m, h, w: {}),
     "ShearX": Kind("shear", lambda m, h, w: _matrix(1, m, m * h / 2, 0, 1, 0)),
@@ -104,7 +105,7 @@ SIGNED = {"shear", "across", "down", "degrees", "amount"}
 
 
 def ranges(policy: str, height: int, width: int) -> dict[str, tuple[float, float]]:
-    """Returns the first and last magnitude of each range, for "randaugment" or "trivialaugment"."""
+    """Return the first and last magnitude of each range, for "randaugment" or "trivialaugment"."""
     shared = {"none": (0, 0), "threshold": (255, 0)}
     if policy == "trivialaugment":
         wide = {"shear": 0.99, "across": 32, "down": 32, "degrees": 135, "amount": 0.99}
@@ -115,9 +116,10 @@ def ranges(policy: str, height: int, width: int) -> dict[str, tuple[float, float
 
 
 def magnitudes(name: str, first: float, last: float) -> np.ndarray:
-    """Returns a range's bins: float32 [BINS], evenly spaced; whole numbers for "bits"."""
-    # As torch.linspace has it: from both ends by a float32 step, rounded once. The last bit of a magnitude
-    # decides how products that are whole numbers are truncated: up to 20 % of an image's values.
+    """Return the magnitudes of a range: float32 [BINS], evenly spaced; whole numbers for "bits"."""
+    # Like torch.linspace: count from both ends by a float32 step, and round once. The last bit of a magnitude
+    # decides whether a product that is a whole number is truncated to one less. That affects up to 20 % of an
+    # image's values.
     step, half = np.float32(last - first) / np.float32(BINS - 1), BINS // 2
     up = first + step * np.arange(half, dtype=np.float64)
     down = np.float32(last) - step * np.arange(BINS - half, dtype=np.float64)[::-1]
@@ -126,9 +128,9 @@ def magnitudes(name: str, first: float, last: float) -> np.ndarray:
 
 
 def operations(policy: str, height: int, width: int) -> Operation:
-    """Returns every operation a policy may choose: fields [kinds, BINS, 2, ...].
+    """Return every operation that a policy may draw: fields [kinds, BINS, 2, ...].
 
-    The third axis is the sign: positive, negative; the same twice where an operation has none.
+    The third axis is the sign, positive or negative. Operations without a sign have the same row twice.
     """
     span = ranges(policy, height, width)
 
@@ -143,22 +145,22 @@ def operations(policy: str, height: int, width: int) -> Operation:
 
 
 def choices(key: Array, rows: int) -> tuple[Array, Array, Array]:
-    """Draws for each row one of KINDS, one of BINS, and 0 or 1 for the sign: three of int32 [N], uniform."""
+    """Draw a kind, a bin and a sign (0 or 1) for each row: three uniform int32 [N]."""
     kind, number, sign = uniform(row_keys(key, rows), 3)
     return below(kind, len(KINDS)), below(number, BINS), below(sign, 2)
 
 
 def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Array:
-    """Applies `num_ops` random operations in turn, all of one magnitude, of random sign.
+    """Apply `num_ops` random operations to each image, one after the other, with a fixed magnitude and random sign.
 
     Args:
       key: the operation's key.
       images: uint8 [N, H, W, 3].
       num_ops: operations for each image.
-      magnitude: 0 to 30, torchvision's bin of 31.
+      magnitude: 0 to 30, the index of torchvision's 31 bins.
 
     Returns:
-      As `images`. Warps take the nearest pixel, and black from outside.
+      Images like `images`. Warps use the nearest pixel; pixels from outside the image are black.
 
     Source: Cubuk et al. 2020, "RandAugment", section 3; operations and ranges are torchvision's.
     """
@@ -168,15 +170,15 @@ def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Arra
         kind, _, sign = choices(jax.random.fold_in(key, number), len(images))
         return apply(images, Operation(*(x[kind, sign] for x in rows)))
 
-    # A loop, so that XLA writes the images out between two turns: it would fuse a turn's warp into each of the next
-    # one's readers, for twice the time.
+    # In a loop, XLA writes the images to memory between two operations. Unrolled, it fuses a warp into each reader
+    # of its result, which takes twice as long.
     return jax.lax.fori_loop(0, num_ops, turn, images)
 
 
 def trivialaugment(key: Array, images: Array) -> Array:
-    """Applies one random operation of random magnitude and sign to each image of uint8 [N, H, W, 3].
+    """Apply one random operation of random magnitude and sign to each image of uint8 [N, H, W, 3].
 
-    Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); as torchvision has it.
+    Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); torchvision's implementation.
     """
     rows = operations("trivialaugment", *images.shape[1:3])
     choice = choices(key, len(images))

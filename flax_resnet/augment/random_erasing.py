@@ -1,4 +1,4 @@
-"""Cutout and random erasing, of normalised images."""
+"""Cutout and random erasing on normalised images."""
 
 import math
 
@@ -14,12 +14,12 @@ ATTEMPTS = 10
 
 
 def cutout(key: Array, images: Array, side: int) -> Array:
-    """Sets a square to zero, the mean; its centre is any pixel, so that borders may clip it.
+    """Set a square to zero, which is the mean. Its centre is any pixel, so that borders may clip the square.
 
     Args:
       key: the operation's key.
       images: float32 [N, H, W, C].
-      side: of the square, in pixels.
+      side: side of the square, in pixels.
 
     Returns:
       As `images`.
@@ -41,18 +41,18 @@ def erase(
     aspect: tuple[float, float],
     fill: str = "zero",
 ) -> Array:
-    """Replaces a rectangle that lies within the image.
+    """Replace a random rectangle inside the image.
 
-    Up to ten rectangles are drawn for an image, and the first taken that is smaller than the image both ways;
-    if none is, the image stays as it is.
+    Ten rectangles are drawn for each image. The first one with less height and width than the image is used. If
+    there is none, the image is not changed.
 
     Args:
       key: the operation's key.
       images: float32 [N, H, W, C].
       probability: share of the images that are erased.
-      area: smallest and largest share of the image's area; uniform.
-      aspect: smallest and largest height over width; its logarithm is uniform.
-      fill: "zero" (the mean), or "noise", normal and of unit variance for every value.
+      area: smallest and largest share of the image's area; drawn uniformly.
+      aspect: smallest and largest height / width; the logarithm is drawn uniformly.
+      fill: "zero" (the mean), or "noise" (standard normal, drawn for each value).
 
     Returns:
       As `images`.
@@ -77,7 +77,7 @@ def rectangles(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[Array, Array, Array, Array]:
-    """Draws what `erase` erases: top, left, height, width, each int32 [N]; height 0 for nothing."""
+    """Draw the rectangles for `erase`: top, left, height, width, each int32 [N]; height 0 erases nothing."""
     height, width = shape
     chance, top, left, *attempts = uniform(row_keys(key, rows), 3 + 2 * ATTEMPTS)
     areas, aspects = jnp.stack(attempts[:ATTEMPTS]), jnp.stack(attempts[ATTEMPTS:])

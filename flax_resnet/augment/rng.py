@@ -1,4 +1,4 @@
-"""Named streams of random numbers: one per operation, so that none of them changes another's draws."""
+"""Named streams of random numbers, one per operation, so that no operation changes the draws of another."""
 
 import enum
 
@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 class Stream(enum.IntEnum):
-    """What is folded into the step's key for each operation. A number once given stays."""
+    """The number that each operation folds into the step's key. Never change an existing number."""
 
     PAD_CROP = 1
     FLIP = 2
@@ -21,11 +21,11 @@ class Stream(enum.IntEnum):
 
 
 def row_keys(key: Array, rows: int | Array) -> Array:
-    """Returns a key for each row of the global batch: fold_in(key, row).
+    """Return a key for each row of the global batch: fold_in(key, row).
 
     Args:
       key: an operation's key.
-      rows: how many rows there are, or which row's draws each one takes: uint32 [N].
+      rows: the number of rows; or uint32 [N], the row whose draws each row uses.
     """
     if isinstance(rows, int):
         rows = jnp.arange(rows, dtype=jnp.uint32)
@@ -33,13 +33,13 @@ def row_keys(key: Array, rows: int | Array) -> Array:
 
 
 def uniform(keys: Array, count: int) -> Array:
-    """Draws `count` numbers of [0, 1) with each key [N]: float32 [count, N].
+    """Draw `count` numbers in [0, 1) with each key [N]: float32 [count, N].
 
-    One draw for all that an operation needs: each call of jax.random costs 0.1 to 0.3 s of compilation on CPU.
+    Draw all numbers of an operation in one call: each call of jax.random costs 0.1 to 0.3 s of compilation on CPU.
     """
     return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys).T
 
 
 def below(uniform: Array, limit: int | Array) -> Array:
-    """Maps numbers of [0, 1) to integers 0 to limit - 1, int32, as likely as each other to 2^-23 of limit."""
+    """Map uniform numbers in [0, 1) to int32 from 0 to limit - 1; probabilities are equal up to 2^-23 of limit."""
     return (uniform * limit).astype(jnp.int32)

@@ -5,8 +5,10 @@ import importlib.util
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,7 +16,14 @@ from ml_collections.config_flags import config_flags
 from tqdm import tqdm
 
 from flax_resnet.config import Config, freeze, settings
-from flax_resnet.errors import ConfigError, UserError, one_line, suggestion
+from flax_resnet.errors import (
+    INTERRUPTED,
+    ConfigError,
+    Interrupted,
+    UserError,
+    one_line,
+    suggestion,
+)
 from flax_resnet.training import memory
 
 
@@ -49,8 +58,8 @@ def run(
       positional: flags whose values may also stand alone, in this order.
 
     Returns:
-      0; 2 for a user's mistake, said in one line on stderr; 128 + n after signal n, 141 where the
-      reader of the output is gone.
+      A code of errors.py: 0; that of a `UserError`, printed as one line on stderr; 75 where training was
+      interrupted and saved; 130 after Ctrl-C; 141 where the reader of the output is gone.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
@@ -72,7 +81,10 @@ def run(
         return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
+    except Interrupted as error:
+        print(one_line(error), file=sys.stderr)
+        return INTERRUPTED
     except RuntimeError as error:
         if "home directory" not in str(error):  # what pathlib says of ~nobody
             raise
@@ -80,18 +92,18 @@ def run(
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
-    except BaseException as error:
-        signal_number = getattr(
-            error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else 0
-        )
-        if not signal_number:
-            raise
-        print(one_line(error), file=sys.stderr)
-        return 128 + signal_number
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         log.removeHandler(handler)
         log.propagate = True
+
+
+def flag(values: flags.FlagValues, name: str) -> Any:
+    """Return the value of a flag."""
+    return values[name].value
 
 
 def _help(values: flags.FlagValues) -> str:
@@ -134,12 +146,12 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
 
 def _readable(error: Exception, argv: list[str]) -> UserError:
     """Turns what ml_collections says of an override into key, value and what is allowed."""
-    cause: BaseException | None = (
-        error  # what a get_config() raises comes wrapped, with its traceback
-    )
-    while cause := cause.__context__:
+    # What a get_config() raises comes wrapped, with its traceback.
+    cause = error.__context__
+    while cause:
         if isinstance(cause, UserError) and "Traceback" not in str(cause):
             return cause
+        cause = cause.__context__
     known = settings()
     for position, argument in enumerate(argv):
         if argument.startswith("--config."):
@@ -208,12 +220,12 @@ def _config_folders() -> list[pathlib.Path]:
 
 def frozen_config(values: flags.FlagValues) -> Config:
     """Returns the parsed --config, validated, with --data_dir in it if given. Raises ConfigError."""
-    if not isinstance(values["config"].value, ConfigDict):
+    if not isinstance(flag(values, "config"), ConfigDict):
         raise ConfigError(
             "--config is needed: a file such as configs/resnet18.py, or a packaged name"
         )
-    config = freeze(values["config"].value)
-    if data_dir := values["data_dir"].value:
+    config = freeze(flag(values, "config"))
+    if data_dir := flag(values, "data_dir"):
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, data_dir=data_dir)
         )

@@ -35,18 +35,18 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _convert(values: flags.FlagValues) -> None:
-    source, dest = values["source"].value, values["dest"].value
+    source, dest = app.flag(values, "source"), app.flag(values, "dest")
     for key, value in (("SOURCE", source), ("DEST", dest)):
         if not value:
             raise ConfigError(f"{key} is needed: python -m flax_resnet convert SOURCE DEST")
     if pathlib.Path(source).expanduser().is_dir():
-        if values["model"].value:
+        if app.flag(values, "model"):
             raise ConfigError(
                 f"--model={values['model'].value}: a run folder knows its own network"
             )
-        export_run(source, dest, checkpoint=values["checkpoint"].value)
+        export_run(source, dest, checkpoint=app.flag(values, "checkpoint"))
     else:
-        import_weights(source, dest, model=values["model"].value)
+        import_weights(source, dest, model=app.flag(values, "model"))
 
 
 def import_weights(source: str, dest: str, *, model: str = "") -> None:

@@ -37,7 +37,11 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _print(values: flags.FlagValues) -> None:
-    print("\n".join(f"{name:<20}{text}" for name, text in facts(values["compilation_cache"].value)))
+    print(
+        "\n".join(
+            f"{name:<20}{text}" for name, text in facts(app.flag(values, "compilation_cache"))
+        )
+    )
 
 
 def facts(compilation_cache: str) -> list[tuple[str, str]]:

@@ -44,14 +44,14 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _evaluate(values: flags.FlagValues) -> None:
     model_only = ("weights", "dataset")
     network_flags.check(values, purpose="evaluate", model_only=model_only)
-    given = {name: values[name].value for name in ("workdir", "model")}
-    file = confusion.checked(values["confusion"].value)
+    given = {name: app.flag(values, name) for name in ("workdir", "model")}
+    file = confusion.checked(app.flag(values, "confusion"))
     own = model_only if given["model"] else ("checkpoint",)
     names = ("split", "data_dir", "batch_size", "image_size", *own)
-    options = {name: values[name].value for name in names}
-    app.set_up_jax(values["compilation_cache"].value)
+    options = {name: app.flag(values, name) for name in names}
+    app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
-    from flax_resnet.optim.metrics import AVERAGE, monitored, shown
+    from flax_resnet.optim.metrics import EMA, monitored, shown
 
     run = evaluate_model if given["model"] else evaluate_run
     record, counts, names = run(given["model"] or given["workdir"], **options)
@@ -62,11 +62,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     where = f"{record['split']} ({record['count']} images), {what}"
     print(f"{shown(record)} on {where}")
-    if f"{AVERAGE}top1" in record:
-        print(f"averaged weights: {shown(record, AVERAGE)}")
+    if f"{EMA}top1" in record:
+        print(f"moving average: {shown(record, EMA)}")
     if counts is not None and (told := confusion.weakest(counts, names)):
         print(f"weakest classes: {told}")
-    if file:
+    if file and counts is not None:
         confusion.write(file, counts, names, f"{monitored(record):.2%} top-1 on {where}")
         print(file)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from flax_resnet.cli import app
 from flax_resnet.errors import ConfigError
 
 
@@ -36,15 +37,17 @@ def check(values: flags.FlagValues, *, purpose: str, model_only: Sequence[str]) 
     Raises:
       ConfigError: neither --workdir nor --model, or both; or a flag that does not go with the one given.
     """
-    given = {name: values[name].value for name in ("workdir", "model")}
+    given = {name: app.flag(values, name) for name in ("workdir", "model")}
     if bool(given["workdir"]) == bool(given["model"]):
         raise ConfigError(
             f"--workdir or --model is needed, and one only: the run, or the network, to {purpose}"
         )
     if given["model"]:
-        if (checkpoint := values["checkpoint"].value) != "last":
+        if (checkpoint := app.flag(values, "checkpoint")) != "last":
             raise ConfigError(f"--checkpoint={checkpoint}: goes with --workdir, not --model")
         return
     for name in model_only:
-        if values[name].value:
-            raise ConfigError(f"--{name}={values[name].value}: goes with --model, not --workdir")
+        if app.flag(values, name):
+            raise ConfigError(
+                f"--{name}={app.flag(values, name)}: goes with --model, not --workdir"
+            )

@@ -56,17 +56,17 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _prepare(values: flags.FlagValues) -> None:
-    name, pack = values["name"].value, values["pack"].value
+    name, pack = app.flag(values, "name"), app.flag(values, "pack")
     for flag in ("threads", "max_bad"):
-        if values[flag].value < 0:
-            raise ConfigError(f"--{flag}={values[flag].value}: must be at least 0")
-    threads = values["threads"].value
+        if app.flag(values, flag) < 0:
+            raise ConfigError(f"--{flag}={app.flag(values, flag)}: must be at least 0")
+    threads = app.flag(values, "threads")
     if values["pack"].present:
         from flax_resnet.data.packing import Packing, pack_dataset
 
         options = ("name", "path", "data_dir", "max_side", "quality", "eval_fraction", "shard_size")
-        packing = Packing(pack, **{flag: values[flag].value for flag in options})
-        print(pack_dataset(packing, threads=threads, max_bad=values["max_bad"].value))
+        packing = Packing(pack, **{flag: app.flag(values, flag) for flag in options})
+        print(pack_dataset(packing, threads=threads, max_bad=app.flag(values, "max_bad")))
         return
     for flag in PACKING:
         if values[flag].present:
@@ -75,7 +75,7 @@ def _prepare(values: flags.FlagValues) -> None:
         raise ConfigError("--name is needed: the dataset to prepare, such as cifar10")
     from flax_resnet.data.array_record import prepare_dataset
 
-    print(prepare_dataset(name, values["data_dir"].value, threads=threads))
+    print(prepare_dataset(name, app.flag(values, "data_dir"), threads=threads))
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _preview(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
-    output = app.picture(values["output"].value)
-    app.set_up_jax(values["compilation_cache"].value)
+    output = app.picture(app.flag(values, "output"))
+    app.set_up_jax(app.flag(values, "compilation_cache"))
     try:
-        draw(config, output, step=values["step"].value)
+        draw(config, output, step=app.flag(values, "step"))
     except OSError as error:
         raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
     print(output)

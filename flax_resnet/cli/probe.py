@@ -47,13 +47,13 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _probe(values: flags.FlagValues) -> None:
     network_flags.check(values, purpose="probe", model_only=("weights",))
-    app.set_up_jax(values["compilation_cache"].value)
+    app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.data.sources.named import DatasetChoice
     from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.probes import probe
 
     def chosen(names: Sequence[str]) -> dict[str, Any]:
-        return {name: values[name].value for name in names}
+        return {name: app.flag(values, name) for name in names}
 
     record = probe(
         NetworkChoice(**chosen(NetworkChoice._fields)),

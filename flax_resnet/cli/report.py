@@ -33,13 +33,13 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _report(values: flags.FlagValues) -> None:
-    if not values["workdir"].value:
+    if not app.flag(values, "workdir"):
         raise ConfigError("--workdir is needed: the folder of the run to draw")
-    app.set_up_jax(values["compilation_cache"].value)
-    workdir = pathlib.Path(values["workdir"].value).expanduser()
-    output = app.picture(values["output"].value or workdir / "report.png")
+    app.set_up_jax(app.flag(values, "compilation_cache"))
+    workdir = pathlib.Path(app.flag(values, "workdir")).expanduser()
+    output = app.picture(app.flag(values, "output") or workdir / "report.png")
     try:
-        draw(workdir, output, data_dir=values["data_dir"].value)
+        draw(workdir, output, data_dir=app.flag(values, "data_dir"))
     except OSError as error:
         raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
     print(output)
@@ -71,15 +71,15 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     source = open_source(data, train=False)
     some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
     examples = source.read(some)
-    opened = [Image.open(io.BytesIO(encoded)) for encoded in examples.images]
+    opened: list[Image.Image] = [Image.open(io.BytesIO(one)) for one in examples.images]
     if source.orientations:
         opened = [ImageOps.exif_transpose(image) for image in opened]
     images = [image.convert("RGB") for image in opened]
     prediction = classifier.predict(images)
     figure = Figure(figsize=(12, 7.5), layout="constrained")
-    curves, pictures = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    _draw_curves(curves, records)
-    _draw_examples(pictures, images, examples.labels, prediction, classifier.class_names)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    _draw_curves(halves[0], records)
+    _draw_examples(halves[1], images, examples.labels, prediction, classifier.class_names)
     scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(

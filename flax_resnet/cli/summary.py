@@ -106,7 +106,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _summary(values: flags.FlagValues) -> None:
-    modes = [mode for mode in MODES if values[mode].value]
+    modes = [mode for mode in MODES if app.flag(values, mode)]
     if len(modes) != 1:
         raise ConfigError(
             "--model, --list or --schedule is needed, and one only: a network, a pattern, or a picture to draw"
@@ -116,13 +116,13 @@ def _summary(values: flags.FlagValues) -> None:
             if values[name].present and modes[0] not in allowed:
                 others = " or ".join(f"--{mode}" for mode in allowed)
                 raise ConfigError(f"--{name}: goes with {others}, not --{modes[0]}")
-    if values["schedule"].value:
+    if app.flag(values, "schedule"):
         config = app.frozen_config(values)
-        output = app.picture(values["schedule"].value, "--schedule")
-        learning_rate.draw(config, output, num_train=values["num_train"].value)
+        output = app.picture(app.flag(values, "schedule"), "--schedule")
+        learning_rate.draw(config, output, num_train=app.flag(values, "num_train"))
         print(output)
         return
-    given = {name: values[name].value for name in values if name not in ("h", "help")}
+    given = {name: app.flag(values, name) for name in values if name not in ("h", "help")}
     if given["format"] not in FORMATS:
         raise ConfigError(f"--format={given['format']}: {suggestion(given['format'], FORMATS)}")
     options = {

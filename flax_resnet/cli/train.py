@@ -37,16 +37,16 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _train(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
-    if not values["workdir"].value and not values["dry_run"].value:
+    if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise ConfigError("--workdir is needed: the folder that the run is written to")
-    app.set_up_jax(values["compilation_cache"].value)
+    app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.training.train import train
 
     train(
         config,
-        values["workdir"].value or None,
-        resume=values["resume"].value,
-        dry_run=values["dry_run"].value,
+        app.flag(values, "workdir") or None,
+        resume=app.flag(values, "resume"),
+        dry_run=app.flag(values, "dry_run"),
     )
 
 

@@ -61,10 +61,15 @@ def default_config() -> "ConfigDict":
 def settings() -> dict[str, dataclasses.Field]:
     """Returns every field by its dotted key, such as ``train.batch_size``."""
     return {
-        f"{section.name}.{field.name}": field
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(section.type)
+        f"{name}.{field.name}": field
+        for name, section in sections().items()
+        for field in dataclasses.fields(section)
     }
+
+
+def sections() -> dict[str, Any]:
+    """Return the class of every section by its name."""
+    return {section.name: section.type for section in dataclasses.fields(Config)}
 
 
 def differences(stored: Config, wanted: Config) -> list[str]:

@@ -1,11 +1,10 @@
 """A nested mapping of settings, checked, as the frozen configuration."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flax_resnet.config.clashes import check_together
-from flax_resnet.config.config import Config, settings
+from flax_resnet.config.config import Config, sections, settings
 from flax_resnet.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -24,24 +23,23 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
     if not isinstance(values, Mapping):
         values = values.to_dict()
     known = settings()
-    sections = {section.name: section.type for section in dataclasses.fields(Config)}
-    built = {}
+    classes, built = sections(), {}
     for name, section in values.items():
-        if name not in sections or not isinstance(section, Mapping):
-            raise ConfigError(f"config key {name!r} is unknown: {suggestion(name, sections)}")
-        types, fields = get_type_hints(sections[name]), {}
+        if name not in classes or not isinstance(section, Mapping):
+            raise ConfigError(f"config key {name!r} is unknown: {suggestion(name, classes)}")
+        types, fields = get_type_hints(classes[name]), {}
         for key, value in section.items():
             dotted = f"{name}.{key}"
             if dotted not in known:
                 raise ConfigError(f"config key {dotted!r} is unknown: {suggestion(dotted, known)}")
             fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
-        built[name] = sections[name](**fields)
+        built[name] = classes[name](**fields)
     config = Config(**built)
     check_together(config)
     return config
 
 
-def _checked(key: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> Any:
+def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is tuple and isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A TFDS dataset on disk, stored for random access: downloaded, or converted from tfrecord."""
+"""Prepare TFDS datasets on disk for random access: download them, or convert them from tfrecord."""
 
 import concurrent.futures
 import hashlib
@@ -12,30 +12,30 @@ from tqdm import tqdm
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
 from flax_resnet.errors import DataError, one_line
 
-# One record per chunk, so that reading one decodes one. Without compression, records of JPEGs (27 kB on average)
-# are read 1.19 times as fast in random order as with the default (zstd), 58,000 and 49,000 a second on one core,
-# and the files are as large; every reader finds the options in the file.
+# One record per chunk, so that a read decodes only one record. Without compression, records of JPEGs (27 kB on
+# average) are read 1.19 times as fast in random order as with the default (zstd): 58,000 and 49,000 records/s on
+# one core. The files are as large, and readers find the options in the file.
 ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
 
 
 def prepare_dataset(name: str, data_dir: str = "", *, threads: int = 0) -> str:
-    """Downloads a TFDS dataset as array_record, or converts what an earlier download left as tfrecord.
+    """Download a TFDS dataset as array_record, or convert an earlier download from tfrecord.
 
     Args:
       name: TFDS name, name/config or name:version.
-      data_dir: TFDS data folder; empty for TFDS's own.
-      threads: shards converted at once; 0 for one per core.
+      data_dir: TFDS data folder; empty for TFDS's default.
+      threads: shards converted in parallel; 0 for one per core.
 
     Returns:
       The dataset's folder.
 
     Raises:
-      DataError: an unknown dataset, archives that must be placed by hand, no network, no space.
+      DataError: the dataset is unknown, archives must be placed by hand, or there is no network or disk space.
     """
     builder = find_builder(name, data_dir)
     try:
         builder.download_and_prepare()
-    except AssertionError as error:  # TFDS's way to say that archives are missing
+    except AssertionError as error:  # TFDS raises it if archives are missing
         raise DataError(not_prepared(builder, name, data_dir)) from error
     except Exception as error:  # whatever the network or a dataset's own script raises
         raise DataError(f"dataset {name!r} cannot be prepared: {one_line(error)}") from error
@@ -52,24 +52,25 @@ class _Shard(NamedTuple):
 
 
 def convert_to_array_record(folder: pathlib.Path, *, threads: int = 0) -> None:
-    """Adds array_record files to a dataset of tfrecord files: the same records, order and shards.
+    """Add array_record files to a dataset of tfrecord files, with the same records, order and shards.
 
-    The last step names the new format in dataset_info.json, as TFDS's `alternative_file_formats`; until then
-    every reader sees the dataset as it was. Shards that an interrupted conversion finished are kept. (TFDS's own
-    `tfds convert_format` needs apache_beam, and writes dataset_info.json in place.)
+    The last step adds the new format to dataset_info.json, as TFDS's `alternative_file_formats`. Until then,
+    readers see the old dataset. Run an interrupted conversion again to resume it; finished shards are kept. (TFDS's
+    own `tfds convert_format` needs apache_beam and overwrites dataset_info.json in place.)
 
     Args:
-      folder: of one version of a dataset, with its dataset_info.json.
-      threads: shards converted at once; 0 for one per core.
+      folder: folder of one version of a dataset, with its dataset_info.json.
+      threads: shards converted in parallel; 0 for one per core.
 
     Raises:
-      DataError: a shard is absent, damaged, or not as long as dataset_info.json says; no space; read-only.
+      DataError: a shard is missing, corrupted, or of another length than in dataset_info.json; the disk is full or
+        read-only.
     """
     import tensorflow as tf
     from tensorflow_datasets.core import dataset_info
     from tensorflow_datasets.core.file_adapters import FileFormat
 
-    tf.config.set_visible_devices([], "GPU")  # it only reads files
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads files here
     info = dataset_info.read_proto_from_builder_dir(folder)
     tfrecord, array_record = (
         dataset_info.get_split_dict_from_proto(info, data_dir=folder, file_format=file_format)
@@ -104,7 +105,7 @@ def convert_to_array_record(folder: pathlib.Path, *, threads: int = 0) -> None:
 
 
 def _convert(shard: _Shard) -> int:
-    """Converts one shard, unless that has been done; returns its number of records."""
+    """Convert one shard, unless it is converted already; return its number of records."""
     import tensorflow as tf
 
     if shard.array_record.exists() and count_records(shard.array_record) == shard.examples:
@@ -131,7 +132,7 @@ def _convert(shard: _Shard) -> int:
         for record in _read_records(temporary, examples):
             read.update(record)
         if read.digest() != written.digest():
-            raise DataError(f"{temporary} does not read as it was written: is the disk sound?")
+            raise DataError(f"{temporary} reads back other bytes than were written: check the disk")
         temporary.replace(shard.array_record)
     except tf.errors.DataLossError as error:
         raise DataError(f"{shard.tfrecord} is damaged: {one_line(error)}") from error
@@ -141,7 +142,7 @@ def _convert(shard: _Shard) -> int:
 
 
 def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
-    """Writes an array_record file, and through to the disk. Raises DataError: no space, read-only."""
+    """Write an array_record file and flush it to disk. Raise DataError if the disk is full or read-only."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     try:
@@ -153,9 +154,9 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
         while going:
             record = next(iterator, None)
             going = record is not None
-            try:  # around the writer alone: what the records raise is not its fault
+            try:  # only around the writer: errors of the records pass through
                 writer.write(record) if going else writer.close()
-            except RuntimeError as error:  # the C++ status, such as "No space left on device"
+            except RuntimeError as error:  # a C++ status, such as "No space left on device"
                 raise DataError(f"{file} cannot be written: {one_line(error)}") from error
         with open(file, "rb") as written:
             os.fsync(written.fileno())
@@ -165,7 +166,7 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
 
 
 def count_records(file: pathlib.Path) -> int:
-    """Returns the number of records of an array_record file; -1 for a damaged one."""
+    """Return the number of records of an array_record file; -1 if it is corrupted."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
@@ -173,7 +174,7 @@ def count_records(file: pathlib.Path) -> int:
         try:
             return reader.num_records()
         finally:
-            reader.close()  # here it says that the file is too short
+            reader.close()  # raises if the file is too short
     except RuntimeError:
         return -1
 
@@ -190,7 +191,7 @@ def _read_records(file: pathlib.Path, examples: int) -> Iterable[bytes]:
 
 
 def replace_text(file: pathlib.Path, text: str) -> None:
-    """Writes a small file whole or not at all, through to the disk. Raises OSError."""
+    """Write a small file atomically and flush it to disk. Raise OSError on failure."""
     temporary = file.with_name(f"incomplete.{file.name}")
     with open(temporary, "w", encoding="utf-8") as opened:
         opened.write(text)

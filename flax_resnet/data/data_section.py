@@ -1,4 +1,4 @@
-"""The settings of the images: which ones, and how the host cuts them to size."""
+"""Settings of the images: which images, and how the host crops and resizes them."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images, and how the host cuts them to size."""
+    """Settings of the images: which images, and how the host crops and resizes them."""
 
     source: str = setting(
         "tfds", one_of("tfds", "folder", "csv", "python"), "where the images come from"

@@ -1,7 +1,7 @@
-"""TensorFlow: from the bytes of one image to its pixels at the network's size.
+"""Decode, crop and resize one image with TensorFlow, from its bytes to pixels at the network's size.
 
-Only the crop of a JPEG is decoded. Everything is a graph of TensorFlow operations, so it runs on tf.data's
-threads without Python.
+Of a JPEG, only the crop is decoded. All code is a graph of TensorFlow operations, which tf.data's threads run
+without Python.
 """
 
 import io
@@ -14,8 +14,8 @@ from PIL import Image
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import as_bmp
 
-# An upright image is the stored one transposed (or not), then its rows, then its columns reversed (or not).
-# Row n is EXIF's orientation n (Exif 2.3, tag 0x0112); 0 is not said, as 1.
+# To turn a stored image upright: transpose it, reverse its rows, reverse its columns, in this order, if the flag is
+# set. Row n is EXIF orientation n (Exif 2.3, tag 0x0112); row 0 is for images without one, and equals row 1.
 ORIENTATIONS = np.array(
     [
         # transposed, rows reversed, columns reversed
@@ -23,23 +23,23 @@ ORIENTATIONS = np.array(
     ],
     bool,
 )  # fmt: skip
-# Each interpolation's filter in TensorFlow, and its reach in pixels of the coarser grid.
+# TensorFlow's filter for each interpolation, and its radius in pixels of the coarser grid.
 KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}
 DCT = {"accurate": "INTEGER_ACCURATE", "fast": "INTEGER_FAST"}
-RATIOS = (1, 2, 4, 8)  # at which libjpeg decodes to a smaller size
+RATIOS = (1, 2, 4, 8)  # by which libjpeg can reduce an image while decoding it
 
 
 def training_pixels(
     encoded: tf.Tensor, config: Data, *, seed: tf.Tensor, orientation: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Decodes the training crop of one image and resizes it.
+    """Decode the training crop of one image and resize it.
 
     Args:
-      encoded: string scalar; an image that is `decodable`.
+      encoded: string scalar; an encoded image, as returned by `decodable`.
       config: the data section.
       seed: int64 [2]; the same seed gives the same random crop.
-      orientation: int32 scalar, EXIF's number from 1 to 8, or 0 where none is said; None takes every image
-        as it is stored.
+      orientation: int32 scalar, EXIF orientation from 1 to 8, or 0 if there is none; None to leave the image as
+        stored.
 
     Returns:
       uint8 [image_size, image_size, 3].
@@ -52,8 +52,8 @@ def training_pixels(
 
     least = config.image_size if config.reduced_decode else 0
     crop = _decoded(encoded, box, orientation, dct=DCT[config.dct], least=least)
-    # tf.image.resize antialiases at half the speed (835 to 1,797 images/s, 500x375 to 224 px): below a factor of
-    # two there is little to gain.
+    # Antialiasing halves the speed of tf.image.resize (835 instead of 1,797 images/s, 500x375 to 224 px), and
+    # changes little below a factor of two.
     resized = _resized(crop, config, antialias_above=0.0 if config.train_antialias else 2.0)
     return tf.ensure_shape(resized, [config.image_size, config.image_size, 3])
 
@@ -61,15 +61,15 @@ def training_pixels(
 def evaluation_pixels(
     encoded: tf.Tensor, config: Data, *, crop: str = "", orientation: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Decodes one image as it is evaluated: a pure function of the image.
+    """Decode and resize one image for evaluation, without randomness.
 
-    "center" is torchvision's: the short side resized to floor(image_size / eval_crop_fraction), antialiased,
-    then the centre cut; made in one pass over the only pixels that reach into it. "resize" takes the whole
-    image. `crop` stands for `config.eval_crop`; other Args and Returns are those of `training_pixels`.
+    "center" equals torchvision: resize the short side to floor(image_size / eval_crop_fraction) with antialiasing,
+    then crop the centre. Both happen in one pass over the pixels that affect the crop. "resize" resizes the whole
+    image. `crop` overrides `config.eval_crop`; the other arguments and the result are those of `training_pixels`.
     """
     size = config.image_size
     if (crop or config.eval_crop) == "resize":
-        # The accurate transform is what Pillow uses, so predict() sees the same pixels.
+        # Pillow uses the accurate JPEG transform too, so predict() sees the same pixels.
         image = _decoded(encoded, _whole, orientation)
         fits = tf.reduce_all(tf.shape(image)[:2] == size)
         pixels = tf.cond(fits, lambda: image, lambda: _resized(image, config, antialias_above=0.0))
@@ -98,10 +98,10 @@ def evaluation_pixels(
 
 
 def decodable(image: bytes) -> bytes:
-    """Returns an encoded image as it is, or as BMP where TensorFlow (2.21) reads it otherwise than Pillow.
+    """Return an encoded image unchanged, or as BMP if TensorFlow (2.21) does not decode it like Pillow.
 
-    That is BMP with a palette (wrong colours), GIF with transparency (other colours), WebP with alpha or
-    several frames (an error). What Pillow cannot read either is left as it is.
+    TensorFlow gives wrong colours for BMP with a palette, other colours for GIF with transparency, and an error for
+    WebP with alpha or several frames. An image that Pillow cannot read either is returned unchanged.
     """
     odd = (
         image[:3] == b"GIF"
@@ -113,17 +113,17 @@ def decodable(image: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             return as_bmp(opened.convert("RGB"))
-    except Exception:  # damaged files raise many types; decoding will fail, and name the file
+    except Exception:  # corrupted files raise many types; decoding fails later and names the file
         return image
 
 
 def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Places torchvision's resize of the short side and centre crop.
+    """Compute the scale and the crop window of torchvision's resize and centre crop.
 
     Args:
       shape: int32 [2], height and width of the image.
       size: side of the crop.
-      fraction: of the resized short side, which is floor(size / fraction).
+      fraction: side of the crop / resized short side; the resized short side is floor(size / fraction).
 
     Returns:
       The scale, and the first row and column of the crop in the resized image, each float32 [2].
@@ -137,12 +137,15 @@ def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tens
 def random_window(
     shape: tf.Tensor, area: tuple[float, float], aspect: tuple[float, float], seed: tf.Tensor
 ) -> tf.Tensor:
-    """Draws torchvision's RandomResizedCrop: ten tries, then the largest centred box of allowed aspect.
+    """Draw the window of torchvision's RandomResizedCrop.
+
+    Ten windows are drawn, and the first that fits is used. If none fits, the result is the largest centred window
+    with an allowed aspect ratio.
 
     Args:
       shape: int32 [2], height and width.
       area: smallest and largest share of the image's area.
-      aspect: smallest and largest width / height, drawn evenly on a log scale.
+      aspect: smallest and largest width / height; the logarithm is drawn uniformly.
       seed: int64 [2]; the same seed gives the same window.
 
     Returns:
@@ -187,12 +190,19 @@ def _decoded(
     least: int = 0,
     located: bool = False,
 ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Decodes the box (of a shape: top, left, height, width) of an upright image.
+    """Decode a window of an upright image.
 
-    A box of at least twice, four or eight times `least` is decoded to a half, a quarter or an eighth.
+    Args:
+      encoded: string scalar.
+      box: function from the upright shape, int32 [2], to the window, int32 [4]: top, left, height, width.
+      orientation: as in `training_pixels`.
+      dct: TensorFlow's name of the JPEG transform.
+      least: a window whose sides are at least 2, 4 or 8 times `least` is decoded at 1/2, 1/4 or 1/8 of its size; 0
+        for full size.
+      located: whether to return the shape and the window too.
 
     Returns:
-      uint8 [h, w, 3]; if `located`, also the image's upright shape and the box, int32 [2] and [4].
+      uint8 [h, w, 3]; if `located`, also the image's upright shape and the window, int32 [2] and [4].
     """
     turned = None if orientation is None else tf.gather(ORIENTATIONS, orientation)
 
@@ -200,7 +210,7 @@ def _decoded(
         return shape if turned is None else tf.where(turned[0], shape[::-1], shape)
 
     def stored(window: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        """Where the window of the upright image lies in the stored one."""
+        """Return the window in the stored image for a window in the upright image."""
         if turned is None:
             return window
         corner, extent = window[:2], window[2:]
@@ -244,7 +254,7 @@ def _decoded(
 
 
 def _resized(image: tf.Tensor, config: Data, *, antialias_above: float) -> tf.Tensor:
-    """Resizes to the network's size, antialiased where an image is larger by a factor a side or more."""
+    """Resize to the network's size; antialias if the image is larger by a factor of `antialias_above` or more."""
     size, method = config.image_size, config.interpolation
 
     def scaled(antialias: bool) -> tf.Tensor:
@@ -255,6 +265,6 @@ def _resized(image: tf.Tensor, config: Data, *, antialias_above: float) -> tf.Te
 
 
 def _to_uint8(image: tf.Tensor, method: str) -> tf.Tensor:
-    if method != "bilinear":  # whose filter has negative lobes
+    if method != "bilinear":  # bicubic filters have negative lobes
         image = tf.clip_by_value(image, 0, 255)
     return tf.cast(tf.round(image), tf.uint8)

@@ -1,4 +1,4 @@
-"""From files or arrays to the uint8 images a network was evaluated on; Pillow only, no TensorFlow."""
+"""Preprocess files or arrays like the evaluation pipeline, to uint8 images, with Pillow and without TensorFlow."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 def prepare(images: np.ndarray | Sequence, config: Data) -> np.ndarray:
-    """Cuts and resizes images as the evaluation pipeline does.
+    """Crop and resize images like the evaluation pipeline.
 
     Args:
       images: uint8 [N, H, W, 3] or [N, H, W, 1], or a sequence of uint8 [H, W, 3] arrays, file paths or
         Pillow images, of any sizes.
-      config: size, crop and interpolation; whether files are turned upright as their EXIF data say.
+      config: size, crop and interpolation, and whether files are turned upright by their EXIF orientation.
 
     Returns:
       uint8 [N, image_size, image_size, 3].
@@ -40,7 +40,7 @@ def _opened(image: np.ndarray | str | pathlib.Path | Image.Image, *, exif: bool)
         try:
             with Image.open(image) as opened:
                 upright = ImageOps.exif_transpose(opened) if exif else opened
-                if upright.mode.startswith("I;16"):  # Pillow would cut off all above 255
+                if upright.mode.startswith("I;16"):  # Pillow would clip values above 255
                     upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 return upright.convert("RGB")
         except (OSError, ValueError) as error:
@@ -59,7 +59,7 @@ def _resized(image: Image.Image, config: Data) -> np.ndarray:
         return np.asarray(image.resize((size, size), resample))
     short = int(size / config.eval_crop_fraction + 1e-6)
     least = min(image.size)
-    # Pillow returns a copy where the size is already right.
+    # Pillow returns a copy if the size is already right.
     image = image.resize(tuple(short * side // least for side in image.size), resample)
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))

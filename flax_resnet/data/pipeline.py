@@ -1,7 +1,7 @@
-"""tf.data: reads records by index, decodes only the crop, resizes, yields uint8 batches.
+"""The tf.data pipeline: read records by index, decode only the crop, resize, and yield uint8 batches.
 
 A batch is ``{"image": uint8 [n, S, S, 3], "label": int32 [n], "index": int32 [n], "mask": bool [n]}``, where n is
-this process's share of the global batch. Which examples it holds is decided by data.order alone.
+this process's share of the global batch. Only data.sampling decides which examples a batch holds.
 """
 
 import os
@@ -15,11 +15,11 @@ from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixel
 from flax_resnet.data.records import Source
 from flax_resnet.data.sampling import EpochSampler
 
-tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds; the GPU belongs to JAX
+tf.config.set_visible_devices([], "GPU")  # TensorFlow only loads data; JAX uses the GPU
 
 Batch = dict[str, np.ndarray]
 DECODE_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
-READERS = 2  # batches of records read at once: reading takes a thirtieth of the time of decoding
+READERS = 2  # batches of records read in parallel; reading takes 1/30 of the time of decoding
 
 
 def training_batches(
@@ -33,21 +33,22 @@ def training_batches(
     rows: slice,
     bad: dict[int, int],
 ) -> Iterator[Batch]:
-    """Yields the batches of steps start_step, ..., total_steps - 1.
+    """Yield the batches of steps start_step, ..., total_steps - 1.
 
     Args:
       source: the training split.
-      sampler: which example stands where.
+      sampler: the order of the examples.
       config: the data section.
       batch_size: global batch size.
-      start_step: first step; costs nothing to reach.
+      start_step: first step; earlier steps are skipped at no cost.
       total_steps: one past the last step.
-      rows: this process's part of the global batch.
-      bad: unreadable indices and the step each was found at; from there on it is replaced (`Order.substitute`).
-        The step matters: a truncated JPEG may serve for one crop and not for the next.
+      rows: this process's rows of the global batch.
+      bad: index of each unreadable example -> step at which it was found. From that step on, the example is
+        replaced (`EpochSampler.substitute`). Earlier steps keep it: one crop of a truncated JPEG may be readable,
+        and the next one not.
 
     Raises:
-      DECODE_ERRORS: an image cannot be decoded (`find_bad` says which).
+      DECODE_ERRORS: an image cannot be decoded; `find_bad` tells which.
     """
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ def training_batches(
 def training_indices(
     sampler: EpochSampler, step: int, batch_size: int, rows: slice, bad: dict[int, int]
 ) -> np.ndarray:
-    """Returns the examples of some rows of a step's global batch, int32, known bad ones replaced."""
+    """Return the example indices of some rows of a step's global batch, int32; known bad examples are replaced."""
     indices = sampler.batch(np, step, batch_size)[rows]
     known = frozenset(i for i, found in bad.items() if found <= step)
     if known:
@@ -85,18 +86,18 @@ def evaluation_batches(
     among: np.ndarray,
     crop: str = "",
 ) -> Iterator[Batch]:
-    """Yields each example of `among` once, in order; the last batch is padded with masked repeats of a good one.
+    """Yield each example of `among` once, in order.
 
-    Unreadable examples are masked. `crop` stands for `config.eval_crop`; other Args and Raises are those of
-    `training_batches`.
+    A readable example, masked, fills the last batch and replaces unreadable examples. `crop` overrides
+    `config.eval_crop`; the other arguments and errors are those of `training_batches`.
     """
     good = next((int(i) for i in among if int(i) not in bad), int(among[0]))
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indices = evaluation_indices(among, step, batch_size, rows)
         wanted = np.array([i >= 0 and int(i) not in bad for i in indices])
-        nothing = np.zeros((len(indices), 2), np.int64)  # is drawn
-        return np.where(wanted, indices, good).astype(np.int32), wanted, nothing
+        seeds = np.zeros((len(indices), 2), np.int64)  # unused: evaluation draws nothing
+        return np.where(wanted, indices, good).astype(np.int32), wanted, seeds
 
     def pixels(image: tf.Tensor, seed: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
         del seed
@@ -107,7 +108,7 @@ def evaluation_batches(
 
 
 def evaluation_indices(among: np.ndarray, step: int, batch_size: int, rows: slice) -> np.ndarray:
-    """Returns the examples of some rows of an evaluation batch, int64; -1 behind the last one."""
+    """Return the example indices of some rows of an evaluation batch, int64; -1 after the last example."""
     places = (step * batch_size + np.arange(batch_size))[rows]
     known = among[np.minimum(places, len(among) - 1)].astype(np.int64)
     return np.where(places < len(among), known, -1)
@@ -122,7 +123,7 @@ def _batches(
     *,
     size: int,
 ) -> Iterator[Batch]:
-    """Runs plan (step -> indices, mask, seeds), read and decode as one parallel, ordered tf.data graph."""
+    """Yield batches from a parallel, ordered tf.data graph: plan (step -> indices, mask, seeds), read, decode."""
     types = {
         "image": tf.string,
         "label": tf.int32,
@@ -139,7 +140,7 @@ def _batches(
         indices, mask, seeds = plan(int(step))
         try:
             records = source.read(indices)
-        except Exception as error:  # TensorFlow would hand on its text only
+        except Exception as error:  # TensorFlow would pass on only its text
             failed.append(error)
             raise
         images = np.array([decodable(image) for image in records.images], object)
@@ -147,7 +148,7 @@ def _batches(
         return [*read, records.orientations] if source.orientations else read
 
     def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        # Stateful, so that tf.data neither folds it away nor runs it twice for one step.
+        # Stateful, so that tf.data does not fold it into a constant or run it twice for a step.
         loaded = tf.numpy_function(read, [step], list(types.values()), stateful=True)
         for name, array in zip(types, loaded, strict=True):
             array.set_shape([size, 2] if name == "seed" else [size])
@@ -163,10 +164,10 @@ def _batches(
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
     dataset = tf.data.Dataset.range(steps.start, steps.stop)
-    # Nothing for AutoGraph: conditions are tf.cond already. To convert them took 0.4 s of 8.7 to the first step.
+    # No AutoGraph: conditions are tf.cond already, and the conversion takes 0.4 s of the 8.7 s to the first step.
     load, decode = map(tf.autograph.experimental.do_not_convert, (load, decode))
     dataset = dataset.map(load, num_parallel_calls=READERS).unbatch()
-    # One more than threads, so that none waits while a batch is put together: 3 % on two cores.
+    # One more call than threads, so that no thread waits while a batch is assembled: 3 % on two cores.
     dataset = dataset.map(decode, num_parallel_calls=threads + 1)
     dataset = dataset.batch(size, drop_remainder=True).prefetch(2).with_options(options)
     batches = dataset.as_numpy_iterator()
@@ -183,7 +184,7 @@ def _batches(
 
 
 def find_bad(source: Source, indices: np.ndarray) -> list[int]:
-    """Returns those of the indices whose image cannot be decoded, one by one and whole."""
+    """Return the indices whose images cannot be decoded; each whole image is decoded by itself."""
     bad = []
     for index in dict.fromkeys(int(i) for i in indices):
         try:

@@ -1,4 +1,4 @@
-"""What every source of examples gives: a length, and encoded images and labels by index."""
+"""The interface of every source of examples: a length, and encoded images and labels by index."""
 
 import io
 from collections.abc import Sequence
@@ -9,13 +9,12 @@ from PIL import Image
 
 
 class Records(NamedTuple):
-    """Some examples.
+    """Encoded images and labels of some examples.
 
     Attributes:
-      images: as stored: JPEG, PNG, BMP, WebP or GIF.
+      images: images as stored: JPEG, PNG, BMP, WebP or GIF.
       labels: int32 [n].
-      orientations: int32 [n], EXIF's numbers from 1 to 8, 0 where none is said; None where no image is to
-        be turned.
+      orientations: int32 [n], EXIF orientations from 1 to 8, or 0 for none; None to leave all images as stored.
     """
 
     images: list[bytes]
@@ -24,38 +23,38 @@ class Records(NamedTuple):
 
 
 class Source(Protocol):
-    """A dataset split that is read at random.
+    """A dataset split with random access.
 
     Attributes:
       class_names: one name per class.
-      orientations: whether its records say how images are to be turned upright.
+      orientations: whether its records hold EXIF orientations.
     """
 
     class_names: tuple[str, ...]
     orientations: bool
 
     def __len__(self) -> int:
-        """Returns the number of examples."""
+        """Return the number of examples."""
 
     def read(self, indices: Sequence[int]) -> Records:
-        """Reads the examples at these indices, in this order."""
+        """Read the examples at these indices, in this order."""
 
     def labels(self) -> np.ndarray:
-        """Returns the label of every example, int32 [n]."""
+        """Return the label of every example, int32 [n]."""
 
     def describe(self, index: int) -> str:
-        """Names an example for a person: a file, or a place in a split."""
+        """Return a readable name of an example: a file, or a position in a split."""
 
 
 class StoredSource(Source, Protocol):
-    """A split of a dataset that lies on disk."""
+    """A split of a dataset on disk."""
 
     def shared(self, other: Self) -> int:
-        """Returns how many examples are those of another split of the dataset, too."""
+        """Return the number of examples that are also in another split of the dataset."""
 
 
 def as_bmp(image: Image.Image) -> bytes:
-    """Encodes an image of mode RGB as BMP, which is its pixels behind a header."""
+    """Encode an image of mode RGB as BMP, which is a header followed by the pixels."""
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
     return buffer.getvalue()

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import Model
+from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.training.runs.load import load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
@@ -52,7 +52,7 @@ class Classifier:
       step: the number of updates behind the variables.
     """
 
-    model: nn.Module
+    model: Network
     variables: dict[str, Any]
     class_names: tuple[str, ...]
     config: Config
@@ -244,7 +244,7 @@ def load_pretrained(
     )
 
 
-def _config(about: Pretrained, model: nn.Module, name: str, options: dict[str, Any]) -> Config:
+def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any]) -> Config:
     """Returns the configuration under which weights are used as their makers use them."""
     known = {field.name for field in dataclasses.fields(Model)}
     kept = {key: value for key, value in options.items() if key in known}

@@ -68,7 +68,7 @@ def compute_features(
 
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = evaluation_images(batch["image"], config.augment)
-        found = model.apply(variables, images, train=False, features=(NAME,))
+        found: Any = model.apply(variables, images, train=False, features=(NAME,))
         return {"vectors": found[NAME], "labels": batch["label"], "mask": batch["mask"]}
 
     # Replicated, so that every process has all of them: they are few bytes beside the images.

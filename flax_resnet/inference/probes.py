@@ -59,7 +59,7 @@ def probe(
         limit=limit,
         batch_size=batch_size or own,
     )
-    record = {"step": classifier.step} if workdir else {"model": network.model}
+    record: dict[str, Any] = {"step": classifier.step} if workdir else {"model": network.model}
     record |= {"dataset": data.name if data.source == "tfds" else data.path}
     record |= {"train_split": data.train_split, "split": data.eval_split, **found}
     if workdir:

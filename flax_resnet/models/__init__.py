@@ -1,4 +1,4 @@
-"""Names to linen modules: layers, blocks, the ResNet, its variants as rows of data, baselines, registry."""
+"""Linen modules by name: layers, blocks, the ResNet, its variants as rows of data, baselines, and the registry."""
 
 from flax_resnet.models.registry import create_model, list_models
 

@@ -1,4 +1,4 @@
-"""The small plain network of the fastest runs to 94 % of CIFAR-10, whose first layer is made of the data."""
+"""The small network of airbench94, for fast training to 94 % on CIFAR-10; its first layer whitens the data."""
 
 from functools import partial
 from typing import Any
@@ -26,28 +26,28 @@ from flax_resnet.ops.max_pool import max_pool
 AIRBENCH: dict[str, dict[str, Any]] = {"airbench94": dict(widths=(64, 256, 256), num_classes=10)}
 LOGIT_SCALE = 1 / 9
 WHITENING_SIZE = 2
-EPSILON = 5e-4  # added to the variances, which are small where patches vary little
+EPSILON = 5e-4  # added to the variances of the patches, some of which are small
 
 
 def identity_first(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialises a kernel [K, K, I, O], O >= I: the first I outputs are the inputs, the others torch's default.
+    """Initialise a kernel [K, K, I, O], O >= I: the first I outputs copy the inputs, others use torch's default.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.3.
     """
     size, _, inputs, outputs = shape
     drawn = torch_uniform_init(size * size * inputs)(key, shape, dtype)
     center = size // 2
-    kept = min(inputs, outputs)
-    same = jnp.zeros((size, size, inputs, kept), dtype)
-    same = same.at[center, center].set(jnp.eye(inputs, kept, dtype=dtype))
-    return drawn.at[..., :kept].set(same)
+    copies = min(inputs, outputs)
+    identity = jnp.zeros((size, size, inputs, copies), dtype)
+    identity = identity.at[center, center].set(jnp.eye(inputs, copies, dtype=dtype))
+    return drawn.at[..., :copies].set(identity)
 
 
 class Whitening(nn.Module):
-    """Convolution 2x2, without padding, whose kernel [2, 2, C, 8 C] is a statistic of the data, in `batch_stats`.
+    """Whitening 2x2 convolution without padding.
 
-    It is no parameter, so nothing trains or decays it; training measures it before the first step. Its
-    bias [8 C] is a parameter.
+    The kernel [2, 2, C, 8 C] is a statistic of the data in `batch_stats`, measured before the first training step.
+    It is not a parameter: it gets no gradient and no weight decay. The bias [8 C] is a parameter.
 
     Attributes:
       dtype: compute dtype.
@@ -55,11 +55,11 @@ class Whitening(nn.Module):
 
     dtype: Any = jnp.float32
 
-    stride, dilation, groups = 1, 1, 1  # as of `Conv`
+    stride, dilation, groups = 1, 1, 1  # the attributes of `Conv`, for summaries
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, C] to [N, H - 1, W - 1, 8 C]."""
+        """Map [N, H, W, C] to [N, H - 1, W - 1, 8 C]."""
         channels, dtype = x.shape[-1], at_least_float32(self.dtype)
         outputs = 2 * WHITENING_SIZE**2 * channels
         shape = (WHITENING_SIZE, WHITENING_SIZE, channels, outputs)
@@ -74,7 +74,7 @@ class Whitening(nn.Module):
 
 
 def patch_moments(images: jax.Array) -> jax.Array:
-    """Returns the second moments [P, P] of the 2x2 patches, P = 4 C, of normalised images [N, H, W, C]."""
+    """Return the second moments [P, P], P = 4 C, of the 2x2 patches of normalised images [N, H, W, C]."""
     size = WHITENING_SIZE
     height, width = (side - size + 1 for side in images.shape[1:3])
     shifted = [
@@ -89,16 +89,16 @@ def patch_moments(images: jax.Array) -> jax.Array:
 
 
 def whitening_filters(moments: np.ndarray) -> np.ndarray:
-    """Returns the kernel [2, 2, C, 8 C]: eigenvectors over the root of their variance, and their negatives.
+    """Return the whitening kernel [2, 2, C, 8 C]: eigenvectors / sqrt(variance + EPSILON), and their negatives.
 
     Args:
-      moments: [4 C, 4 C], as `patch_moments` gives them.
+      moments: [4 C, 4 C], from `patch_moments`.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.2, after Page 2019, "How to
     train your ResNet".
     """
     values, vectors = np.linalg.eigh(moments.astype(np.float64))
-    # Largest variance first. A library may give either sign of a vector: the larger entry is made positive.
+    # Largest variance first. The sign of an eigenvector depends on the library: make its largest entry positive.
     signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(values))])
     scaled = (vectors * signs / np.sqrt(values + EPSILON))[:, ::-1]
     shape = (WHITENING_SIZE, WHITENING_SIZE, len(values) // WHITENING_SIZE**2, 2 * len(values))
@@ -106,11 +106,11 @@ def whitening_filters(moments: np.ndarray) -> np.ndarray:
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions, each normalised and activated, with a 2x2 max-pool behind the first.
+    """Two 3x3 convolutions, each normalised and activated, with a 2x2 max-pool after the first.
 
     Attributes:
-      features: channels that both put out.
-      norm: makes the normalisation.
+      features: output channels of both convolutions.
+      norm: constructor of the normalisation.
       act: the activation.
       dtype: compute dtype.
     """
@@ -122,7 +122,7 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [N, H, W, I] to [N, H // 2, W // 2, features]."""
+        """Map [N, H, W, I] to [N, H // 2, W // 2, features]."""
         conv = partial(Conv, self.features, 3, dtype=self.dtype, kernel_init=identity_first)
         x = max_pool(conv(name="conv1")(x), size=2, stride=2)
         x = self.norm(act=self.act, name="bn1")(x, train=train)
@@ -131,15 +131,15 @@ class Group(nn.Module):
 
 
 class Airbench(nn.Module):
-    """A whitening 2x2 convolution, groups of two 3x3 convolutions, the maximum of the map, and logits over 9.
+    """A whitening 2x2 convolution, groups of two 3x3 convolutions, global max-pooling, and logits divided by 9.
 
     Attributes:
       widths: channels of each group.
-      num_classes: size of the logits; 0 for a network that puts out the last map's maxima.
-      in_channels: of the images.
-      norm_momentum: of `BatchNorm`, in torch's sense.
-      norm_epsilon: of `BatchNorm`.
-      norm_groups: of `BatchNorm`; 1 for statistics of the global batch.
+      num_classes: size of the logits; 0 for a network without a head, which returns the pooled last map.
+      in_channels: channels of the images.
+      norm_momentum: momentum of `BatchNorm`, in torch's sense.
+      norm_epsilon: epsilon of `BatchNorm`.
+      norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
       dtype: compute dtype; parameters, statistics and logits are at least float32.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", appendix A.
@@ -153,8 +153,8 @@ class Airbench(nn.Module):
     norm_groups: int = 1
     dtype: Any = jnp.float32
 
-    norm, stem = "batch", "cifar"  # what a ResNet's fields of these names say
-    head, initializes_from_data = "fc", True  # as `Network` has them
+    norm, stem = "batch", "cifar"  # the ResNet fields of these names
+    head, initializes_from_data = "fc", True  # required by `Network`
 
     @nn.compact
     def __call__(
@@ -165,8 +165,8 @@ class Airbench(nn.Module):
         features: tuple[str, ...] = (),
         drop_factor: float | jax.Array = 1.0,
     ) -> Any:
-        """Maps normalised images to logits, or to features; arguments and errors are `ResNet`'s."""
-        del drop_factor  # there is nothing to drop
+        """Map normalised images to logits or features. Arguments and errors are those of `ResNet.__call__`."""
+        del drop_factor  # this network has no dropout
         check_call(self, images, features)
         norm = partial(
             BatchNorm,
@@ -175,21 +175,21 @@ class Airbench(nn.Module):
             groups=self.norm_groups,
             dtype=self.dtype,
         )
-        found: dict[str, jax.Array] = {}
-        x = found["stem"] = gelu(Whitening(self.dtype, name="conv1")(images))
+        outputs: dict[str, jax.Array] = {}
+        x = outputs["stem"] = gelu(Whitening(self.dtype, name="conv1")(images))
         for number, width in enumerate(self.widths, 1):
             group = Group(width, norm, gelu, self.dtype, name=f"layer{number}_0")
-            x = found[f"stage{number}"] = group(x, train=train)
+            x = outputs[f"stage{number}"] = group(x, train=train)
         x = x.max(axis=(1, 2))
-        found["pre_logits"] = x
+        outputs["pre_logits"] = x
         if self.num_classes:
             dtype = at_least_float32(self.dtype)
             head = Linear(self.num_classes, dtype, bias=False, name="fc")
-            x = found["logits"] = LOGIT_SCALE * head(x)
-        return {name: found[name] for name in features} if features else x
+            x = outputs["logits"] = LOGIT_SCALE * head(x)
+        return {name: outputs[name] for name in features} if features else x
 
     def stages(self) -> Stages:
-        """Return the modules of every block by stage."""
+        """Return the module names of every block, by stage."""
         return tuple(((f"layer{number}_0",),) for number in range(1, len(self.widths) + 1))
 
     def data_statistics(self, images: jax.Array) -> jax.Array:
@@ -201,7 +201,7 @@ class Airbench(nn.Module):
         return {**batch_stats, "conv1": {"kernel": whitening_filters(statistics)}}
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
-        """Returns stride (0 for a vector) and channels of every named feature, in order."""
+        """Return the stride (0 for a vector) and the channels of every named feature, in order."""
         info = {"stem": (1, 2 * WHITENING_SIZE**2 * self.in_channels)}
         for number, width in enumerate(self.widths, 1):
             info[f"stage{number}"] = (2**number, width)

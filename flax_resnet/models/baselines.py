@@ -1,6 +1,6 @@
-"""What residual learning is measured against: AlexNet and VGG, layer for layer torchvision's.
+"""The baselines for residual learning: AlexNet and VGG, layer for layer as in torchvision.
 
-(The residual networks without their shortcuts, plain20 and so on, are variants of ResNet.)
+(The plain networks without shortcuts, such as plain20, are variants of `ResNet`.)
 """
 
 from typing import Any
@@ -32,7 +32,10 @@ ALEXNET = (
 
 
 def _vgg(*blocks: int) -> tuple:
-    """Simonyan and Zisserman 2015, table 1: as many 3x3 convolutions as said, five times, each pooled."""
+    """Return VGG's layers: five blocks of 3x3 convolutions, of the given lengths, each followed by a max-pool.
+
+    Source: Simonyan and Zisserman 2015, table 1.
+    """
     layers: list = []
     for number, channels in zip(blocks, (64, 128, 256, 512, 512), strict=True):
         layers += [(channels, 3, 1, 1)] * number + ["M"]
@@ -53,17 +56,17 @@ BASELINES: dict[str, dict[str, Any]] = {
 
 
 class ConvNet(nn.Module):
-    """Convolutions and max-pools, one after the other, and three linear layers.
+    """A sequence of convolutions and max-pools, followed by three linear layers.
 
     Attributes:
       layers: (channels, kernel size, stride, padding) of a convolution with ReLU, or "M" for a max-pool.
-      num_classes: size of the logits; 0 for a network that puts out the last hidden layer.
-      in_channels: of the images.
+      num_classes: size of the logits; 0 for a network without a head, which returns the last hidden layer.
+      in_channels: channels of the images.
       pool: window and stride of the max-pools.
-      map_size: height and width that the map is averaged to before the linear layers.
+      map_size: height and width to which the map is averaged before the linear layers.
       norm: whether batch normalisation follows each convolution.
-      dropout: rate, in training, between the linear layers; from the stream `dropout`.
-      dropout_first: whether it comes before the first two linear layers (AlexNet) or after (VGG).
+      dropout: rate of dropout between the linear layers in training; uses the stream `dropout`.
+      dropout_first: whether dropout comes before the first two linear layers (AlexNet) or after them (VGG).
       dtype: compute dtype; parameters and logits are at least float32.
 
     Source: Krizhevsky 2014, "One weird trick", for AlexNet; Simonyan and Zisserman 2015 for VGG.
@@ -79,7 +82,7 @@ class ConvNet(nn.Module):
     dropout_first: bool = False
     dtype: Any = jnp.float32
 
-    head, initializes_from_data = "classifier_6", False  # as `Network` has them
+    head, initializes_from_data = "classifier_6", False  # required by `Network`
 
     @nn.compact
     def __call__(
@@ -90,17 +93,17 @@ class ConvNet(nn.Module):
         features: tuple[str, ...] = (),
         drop_factor: float | jax.Array = 1.0,
     ) -> Any:
-        """Maps normalised images to logits, or to features; arguments and errors are `ResNet`'s.
+        """Map normalised images to logits or features. Arguments and errors are those of `ResNet.__call__`.
 
         Raises:
-          ConfigError: also where the images are too small for the pools.
+          ConfigError: as `ResNet`, or the images are too small for the pools.
         """
         check_call(self, images, features)
-        found: dict[str, jax.Array] = {}
+        outputs: dict[str, jax.Array] = {}
         x, index, stage = images.astype(self.dtype), 0, 1
         for layer in self.layers:
             if layer == "M":
-                found[f"stage{stage}"] = x
+                outputs[f"stage{stage}"] = x
                 x, index, stage = (
                     max_pool(x, size=self.pool[0], stride=self.pool[1]),
                     index + 1,
@@ -108,7 +111,7 @@ class ConvNet(nn.Module):
                 )
                 continue
             channels, size, stride, padding = layer
-            # torchvision's: VGG's by fan-out, AlexNet's as torch makes them
+            # As in torchvision: VGG by fan-out, AlexNet by torch's default.
             init = (
                 torch_uniform_init(size**2 * x.shape[-1])
                 if self.dropout_first
@@ -125,18 +128,18 @@ class ConvNet(nn.Module):
         if min(x.shape[1:3]) < 1:
             raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
         x = adaptive_average_pool(x, self.map_size)
-        # torch flattens channels first, and the first linear layer's weights have that order.
+        # torch flattens with channels first, and the weights of the first linear layer are in that order.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         first = 1 if self.dropout_first else 0
         for index in (first, first + 3):
             x = self._dropped(x, train, drop_factor) if self.dropout_first else x
             x = nn.relu(self._linear(4096, f"classifier_{index}", self.dtype)(x))
             x = x if self.dropout_first else self._dropped(x, train, drop_factor)
-        found["pre_logits"] = x
+        outputs["pre_logits"] = x
         if self.num_classes:
             x = self._linear(self.num_classes, "classifier_6", at_least_float32(self.dtype))(x)
-            found["logits"] = x
-        return {name: found[name] for name in features} if features else x
+            outputs["logits"] = x
+        return {name: outputs[name] for name in features} if features else x
 
     def _linear(self, features: int, name: str, dtype: Any) -> Linear:
         init = None if self.dropout_first else nn.initializers.normal(0.01)
@@ -146,11 +149,11 @@ class ConvNet(nn.Module):
         return Dropout(self.dropout)(x, train, scaled(self.dropout, factor))
 
     def stages(self) -> Stages:
-        """Return nothing: it has no blocks."""
+        """Return no stages: the network has no residual blocks."""
         return ()
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
-        """Returns stride (0 for a vector) and channels of every named feature, in order.
+        """Return the stride (0 for a vector) and the channels of every named feature, in order.
 
         `stageN` is the map before the N-th max-pool.
         """

@@ -1,7 +1,7 @@
-"""The residual blocks: each adds a shortcut to what two or three convolutions make of its input.
+"""Residual blocks: each adds a shortcut to a branch of two or three convolutions.
 
-What differs from block to block within a network is a `BlockSpec`; what is the same all over it are
-its `Parts`. Both are plain data, made by resnet.py.
+A `BlockSpec` holds what differs between the blocks of a network; `Parts` holds what they share. Both are plain
+data, built in resnet.py.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ class BlockSpec(NamedTuple):
 
     Attributes:
       kind: a key of `BLOCKS`.
-      channels: output channels of each convolution; the last are the block's.
-      nominal: the output channels by which attention is sized (a pruned network keeps them).
-      stride: from input to output.
-      dilation: of the 3x3 convolutions.
-      first_dilation: of the first 3x3, in the first block of a dilated stage that of the stage before.
-      project: whether the shortcut changes the map. Told, not guessed from shapes: a strided block
-        of constant width on a 1x1 map changes no shape, yet needs its projection.
-      drop_path: rate at which an example skips the residual branch in training.
+      channels: output channels of each convolution; the last number is the block's output channels.
+      nominal: output channels that set the size of attention; a pruned network keeps the unpruned number.
+      stride: stride from input to output.
+      dilation: dilation of the 3x3 convolutions.
+      first_dilation: dilation of the first 3x3. In the first block of a dilated stage, it is that of the stage
+        before.
+      project: whether the shortcut changes the map. It cannot be derived from shapes: on a 1x1 map, a strided block
+        of constant width changes no shape, but needs its projection.
+      drop_path: probability that an example skips the residual branch in training.
     """
 
     kind: str
@@ -42,20 +43,20 @@ class BlockSpec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What the blocks of one network share.
+    """Modules and options that all blocks of a network share.
 
     Attributes:
       conv: convolution module, called with (features, size, ..., name=).
       norm: normalisation module, followed by the activation unless act=None; called with `train`.
       act: the activation.
       attention: channel attention module, called with (channels, name=); None for none.
-      anti_alias: low-pass filter (x, stride=) in place of a strided 3x3; None for none.
+      anti_alias: low-pass filter (x, stride=) that takes over the stride of a 3x3; None for none.
       shortcut: a key of `SHORTCUTS`.
       shortcut_size: kernel size of a strided projection.
       cardinality: groups of the 3x3 of a bottleneck.
-      stride_first: the stride is in the first 1x1 of a bottleneck ("v1"), not in its 3x3 ("v1.5").
-      dropout: rate before the last convolution.
-      zero_init_last: the residual branch starts at zero.
+      stride_first: whether the stride is in the first 1x1 of a bottleneck ("v1"), not in its 3x3 ("v1.5").
+      dropout: rate of dropout before the last convolution.
+      zero_init_last: whether the residual branch is initialised to zero.
     """
 
     conv: Any
@@ -72,21 +73,21 @@ class Parts:
 
     @property
     def last(self) -> dict[str, Any]:
-        """How the last normalisation differs from the others: no activation, and its scale."""
+        """Options of the last normalisation: no activation, and the initialiser of its scale."""
         scale = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
         return {"act": None, "scale_init": scale}
 
     @property
     def last_conv(self) -> dict[str, Any]:
-        """How the last convolution of a pre-activation block differs from the others."""
+        """Options of the last convolution of a pre-activation block: the initialiser of its kernel."""
         return {"kernel_init": nn.initializers.zeros} if self.zero_init_last else {}
 
 
 class _Block(nn.Module):
-    """What all blocks have and do.
+    """Base class of all blocks.
 
-    All are called with the map, whether to train, and, where blocks are scanned or rates change over time,
-    the rates `drop_path` and `dropout` in place of the specification's and the parts': float32 scalars.
+    Blocks are called with the map and `train`. If blocks are scanned or rates change over time, the float32 scalars
+    `drop_path` and `dropout` override the rates of `spec` and `parts`.
     """
 
     spec: BlockSpec
@@ -96,7 +97,7 @@ class _Block(nn.Module):
         return Dropout(self.parts.dropout)(x, train, rate)
 
     def _strided_3x3(self, x: Array, features: int, place: int, train: bool) -> Array:
-        """Conv, norm and activation with the block's stride, or a low-pass filter in its place."""
+        """Apply conv, norm and activation with the block's stride, or at stride 1 followed by a low-pass filter."""
         spec, parts = self.spec, self.parts
         filtered = parts.anti_alias and (spec.stride > 1 or spec.first_dilation != spec.dilation)
         x = parts.conv(
@@ -115,7 +116,7 @@ class _Block(nn.Module):
         return len(self.spec.channels) == 3
 
     def _sum(self, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
-        """Adds the residual branch y, dropped for some of the examples, to the shortcut x."""
+        """Add the residual branch y, dropped at random for some examples, to the shortcut x."""
         if self.parts.shortcut == "none":
             return y
         if train and (self.spec.drop_path or drop_path is not None):
@@ -131,7 +132,7 @@ class BasicBlock(_Block):
     def __call__(
         self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
     ) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, features = self.spec.channels
         y = self._strided_3x3(x, first, 1, train)
         y = self._dropped(y, train, dropout)
@@ -141,7 +142,7 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3, 1x1, with the stride in the 3x3 unless told otherwise.
+    """Convolutions 1x1, 3x3 and 1x1, with the stride in the 3x3 unless `stride_first`.
 
     Source: He et al. 2016, figure 5, right; grouped, Xie et al. 2017, figure 3c.
     """
@@ -150,7 +151,7 @@ class Bottleneck(_Block):
     def __call__(
         self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
     ) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, middle, features = self.spec.channels
         stride = self.spec.stride if self.parts.stride_first else 1
         y = self.parts.conv(first, 1, stride=stride, name="conv1")(x)
@@ -165,7 +166,7 @@ class Bottleneck(_Block):
 def _activated_sum(
     block: _Block, x: Array, y: Array, train: bool, drop_path: Array | None
 ) -> Array:
-    """Attention, shortcut and the activation of the sum."""
+    """Apply attention to the branch y, add the shortcut, and activate the sum."""
     if block.parts.attention:
         y = block.parts.attention(block.spec.nominal, name="se")(y)
     shortcut = SHORTCUTS[block.parts.shortcut](block, x, train) if block.spec.project else x
@@ -182,7 +183,7 @@ class PreactBasic(_Block):
     def __call__(
         self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
     ) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         spec, parts = self.spec, self.parts
         first, features = spec.channels
         activated = parts.norm(name="norm1")(x, train=train)
@@ -204,7 +205,7 @@ class PreactBottleneck(_Block):
     def __call__(
         self, x: Array, train: bool, drop_path: Array | None = None, dropout: Array | None = None
     ) -> Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         spec, parts = self.spec, self.parts
         first, middle, features = spec.channels
         activated = parts.norm(name="norm1")(x, train=train)
@@ -225,7 +226,7 @@ class PreactBottleneck(_Block):
 
 
 def _preact_shortcut(block: _Block, x: Array, activated: Array) -> Array:
-    """Identity, or a projection of the activated input, without normalisation."""
+    """Return the identity, or a projection of the activated input without normalisation."""
     spec, parts = block.spec, block.parts
     if not spec.project:
         return x
@@ -239,7 +240,7 @@ def _preact_shortcut(block: _Block, x: Array, activated: Array) -> Array:
 
 
 def _averaged(spec: BlockSpec, x: Array) -> Array:
-    """Averages 2x2 windows at the block's stride; in a dilated stage at stride 1."""
+    """Average 2x2 windows at the block's stride; in a dilated stage, at stride 1."""
     if spec.stride == 1 and spec.dilation == 1:
         return x
     if spec.stride == 1 or spec.dilation > 1:
@@ -248,7 +249,7 @@ def _averaged(spec: BlockSpec, x: Array) -> Array:
 
 
 def _projection(block: _Block, x: Array, train: bool) -> Array:
-    """Option B, torchvision's `downsample`: a convolution at the block's stride, and normalisation."""
+    """Project by a convolution at the block's stride, and normalise: option B, torchvision's `downsample`."""
     spec, parts = block.spec, block.parts
     size = parts.shortcut_size if spec.stride > 1 or spec.dilation > 1 else 1
     dilation = spec.first_dilation if size > 1 else 1
@@ -259,21 +260,24 @@ def _projection(block: _Block, x: Array, train: bool) -> Array:
 
 
 def _average_projection(block: _Block, x: Array, train: bool) -> Array:
-    """ResNet-D's: the stride is in an average pool. Source: He et al. 2019, "Bag of tricks", figure 2c."""
+    """Average-pool at the block's stride, then project by a 1x1 (ResNet-D).
+
+    Source: He et al. 2019, "Bag of tricks", figure 2c.
+    """
     y = _averaged(block.spec, x)
     y = block.parts.conv(block.spec.channels[-1], 1, name="downsample_1")(y)
     return block.parts.norm(name="downsample_2", act=None)(y, train=train)
 
 
 def _pad(block: _Block, x: Array, train: bool) -> Array:
-    """Option A: subsampled, with zeros for the new channels, half of them on either side."""
+    """Subsample, and add the new channels as zeros, half of them on each side: option A."""
     del train
     x = x[:, :: block.spec.stride, :: block.spec.stride]
     new = block.spec.channels[-1] - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
 
 
-# What a shortcut does where the block changes the map; elsewhere it is the identity.
+# Shortcuts of blocks that change the map; in all other blocks the shortcut is the identity.
 SHORTCUTS = {
     "projection": _projection,
     "average": _average_projection,

@@ -1,4 +1,4 @@
-"""What every network checks of a call: the images, and the names of features."""
+"""The checks that every network makes when it is called: the images, and the names of features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from flax_resnet.errors import ConfigError, suggestion
 
 
 def check_call(net: Any, images: jax.Array, features: Sequence[str]) -> None:
-    """Raises ConfigError where images have other channels, or a feature does not exist.
+    """Raise ConfigError if the images have another shape or a feature does not exist.
 
     Args:
       net: a network with `in_channels` and `feature_info()`.
       images: [N, H, W, C].
-      features: names.
+      features: names of features.
     """
     if images.ndim != 4 or images.shape[-1] != net.in_channels:
         raise ConfigError(

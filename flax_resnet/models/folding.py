@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it, for inference."""
+"""Fold batch normalisation into the preceding convolutions, for inference."""
 
 from typing import Any
 
@@ -16,21 +16,21 @@ Variables = dict[str, Any]
 
 
 def fold_batch_norm(model: nn.Module, variables: Variables) -> Variables:
-    """Folds every BatchNorm that directly follows a convolution into it.
+    """Fold every BatchNorm that directly follows a convolution into that convolution.
 
     ``(conv(x, kernel) + b - mean) s + bias = conv(x, kernel s) + bias + (b - mean) s``, with
-    ``s = scale / sqrt(var + epsilon)``. Of the layer its bias is left, and the same model applies the result under
-    ``train=False``. A BatchNorm elsewhere, as before the convolutions of a pre-activation block or behind weight
-    standardisation, stays as it is.
+    ``s = scale / sqrt(var + epsilon)``. The folded layer keeps only its bias, and the same model applies the result
+    with ``train=False``. Any other BatchNorm is not changed: for example, one before the convolutions of a
+    pre-activation block or after weight standardisation.
 
     Args:
-      model: of `create_model`.
+      model: a network from `create_model`.
       variables: its `params` and `batch_stats`.
 
     Returns:
-      Variables with which the logits are equal up to rounding. Training with them is refused.
+      Variables that give the same logits up to rounding. Training with them raises ConfigError.
     """
-    folded = jax.tree.map(lambda leaf: leaf, unfreeze(variables))  # dicts of its own
+    folded = jax.tree.map(lambda leaf: leaf, unfreeze(variables))  # copies the dicts
     for norm_path, (conv_path, epsilon) in _pairs(model, variables).items():
         conv, norm = _at(folded["params"], conv_path), _at(folded["params"], norm_path)
         if "scale" not in norm:
@@ -39,7 +39,7 @@ def fold_batch_norm(model: nn.Module, variables: Variables) -> Variables:
         factor = norm.pop("scale") * lax.rsqrt(stats.pop("var") + epsilon)
         own_bias = conv.get("bias", 0)
         norm["bias"] = norm["bias"] + (own_bias - stats.pop("mean")) * factor
-        # [..., O] against [..., K, K, I, O]: scanned blocks have an axis in front.
+        # [..., O] times [..., K, K, I, O]: scanned blocks have one more leading axis.
         conv["kernel"] = conv["kernel"] * factor[..., None, None, None, :]
         if "bias" in conv:
             conv["bias"] = jnp.zeros_like(own_bias)
@@ -53,7 +53,7 @@ def _at(tree: Variables, path: Path) -> Variables:
 
 
 def _pairs(model: nn.Module, variables: Variables) -> dict[Path, tuple[Path, float]]:
-    """Returns, for the path of each BatchNorm, that of the convolution whose output it takes, and its epsilon."""
+    """Return, by the path of each BatchNorm, the path of the convolution that feeds it, and its epsilon."""
     pairs, convolved = {}, []  # scan calls a block several times
 
     def record(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -62,7 +62,7 @@ def _pairs(model: nn.Module, variables: Variables) -> dict[Path, tuple[Path, flo
         if isinstance(module, Conv) and module.standardize is None:
             convolved.append((result, module.path))
         if isinstance(module, BatchNorm):
-            # In the same block: a pre-activation stem feeds the first block's BatchNorm, and its shortcut too.
+            # Only within a block: a pre-activation stem feeds the first block's BatchNorm, but also its shortcut.
             for x, path in convolved:
                 if x is args[0] and path[:-1] == module.path[:-1]:
                     pairs[module.path] = path, module.epsilon

@@ -1,4 +1,4 @@
-"""The settings of the network."""
+"""Settings of the network."""
 
 import dataclasses
 from typing import Any
@@ -15,9 +15,9 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network. An option at its default is left as the named network has it.
+    """Settings of the network. An option at its default keeps the value of the named network.
 
-    What an option may be is said, and checked, where networks are made: models/registry.py.
+    models/registry.py checks the values of options when it builds a network.
     """
 
     name: str = setting(
@@ -69,7 +69,7 @@ class Model:
     )
 
     def options(self) -> dict[str, Any]:
-        """Returns what differs from the named network, as options of `create_model`."""
+        """Return the options of `create_model` that differ from the named network."""
         apart = ("name", "pretrained", "num_classes", "norm_scope", "dtype")
         values, unset = dataclasses.asdict(self), dataclasses.asdict(Model())
         return {k: v for k, v in values.items() if k not in apart and v != unset[k]}

@@ -1,11 +1,11 @@
-"""What training asks of a network beside its outputs: its head, its blocks, and whether it must see data first."""
+"""The interface that training needs from a network: its head, its blocks, and its initialization from data."""
 
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-# Stages of blocks, each block the names of its modules at the top of `params`, from the stem to the head.
+# The blocks of each stage, from the stem to the head. A block is the names of its modules at the top of `params`.
 Stages = tuple[tuple[tuple[str, ...], ...], ...]
 
 
@@ -14,11 +14,11 @@ class Network(Protocol):
 
     Attributes:
       num_classes: size of the logits; 0 for a network without a head.
-      in_channels: of the images.
+      in_channels: channels of the images.
       dtype: compute dtype.
       head: name of the last linear layer in `params`.
-      initializes_from_data: whether it must see images before the first step: it is then a
-        `DataInitializedNetwork`.
+      initializes_from_data: whether a layer is initialized from images before the first step. If so, the network is
+        a `DataInitializedNetwork`.
     """
 
     num_classes: int
@@ -27,24 +27,33 @@ class Network(Protocol):
     head: str
     initializes_from_data: bool
 
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """Return fresh variables, as `linen.Module.init`."""
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs, as `linen.Module.apply`."""
+
+    def clone(self, **fields: Any) -> Any:
+        """Return the network with other fields, as `linen.Module.clone`."""
+
     def stages(self) -> Stages:
-        """Return the modules of every block by stage, in forward order; stem and head are in none."""
+        """Return the module names of every block by stage, in forward order, without stem and head."""
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
-        """Return stride and channels of every named feature."""
+        """Return the stride and the channels of every named feature."""
 
 
 class DataInitializedNetwork(Network, Protocol):
-    """A network with a layer that is made of the training images."""
+    """A network with a layer that is initialized from training images."""
 
     def data_statistics(self, images: jax.Array) -> jax.Array:
-        """Return what the layer is made of, of normalised images [N, H, W, C]; traced."""
+        """Compute the statistics for the layer from normalised images [N, H, W, C]; runs inside jit."""
 
     def initialized(self, batch_stats: Any, statistics: np.ndarray) -> dict[str, Any]:
-        """Return `batch_stats` with the layer made of the statistics; on the host."""
+        """Return `batch_stats` with the layer computed from the statistics; runs on the host."""
 
 
 def block_depths(stages: Stages) -> dict[str, int]:
-    """Return the number of blocks up to each module's own, from 1; modules of the stem are not in it."""
+    """Return, by module name, the number of its block, counted from 1; modules of the stem are left out."""
     blocks = [block for stage in stages for block in stage]
     return {name: depth for depth, block in enumerate(blocks, 1) for name in block}

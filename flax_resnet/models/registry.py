@@ -1,4 +1,4 @@
-"""From a name to a network; what makes no sense is refused by name."""
+"""Build a network from its name and options, with error messages that name the invalid option."""
 
 import dataclasses
 import fnmatch
@@ -45,12 +45,12 @@ COMPUTE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class Family(NamedTuple):
-    """Networks that are one module with other values.
+    """Networks that are the same module with different field values.
 
     Attributes:
-      make: the module.
-      rows: name -> its values.
-      options: what of it can be chosen.
+      make: the module class.
+      rows: network name -> field values.
+      options: the fields that a user may set.
     """
 
     make: type[nn.Module]
@@ -70,7 +70,7 @@ FAMILIES = (
 
 
 class Clash(NamedTuple):
-    """Options of a ResNet that are each allowed but make no sense together, and why."""
+    """A combination of ResNet options that are each valid but conflict, and the reason."""
 
     holds: Callable[[ResNet], bool]
     options: tuple[str, ...]
@@ -106,17 +106,17 @@ CLASHES = (
     Clash(
         lambda n: n.stride_first and n.anti_alias != "none",
         ("stride_first", "anti_alias"),
-        "the filter takes the place of the 3x3's stride",
+        "the filter replaces the stride of the 3x3",
     ),
     Clash(
         lambda n: n.is_preact and n.attention != "none",
         ("attention", "block"),
-        "attention belongs behind the last normalisation, which these blocks do not have",
+        "attention follows the last normalisation, which pre-activation blocks do not have",
     ),
     Clash(
         lambda n: n.is_preact and n.anti_alias != "none",
         ("anti_alias", "block"),
-        "the filter belongs behind an activated 3x3, before which these blocks have theirs",
+        "the filter follows an activated 3x3, but pre-activation blocks activate before the 3x3",
     ),
     Clash(
         lambda n: n.shortcut_size > 1 and (n.shortcut != "projection" or n.is_preact),
@@ -141,7 +141,7 @@ CLASHES = (
     Clash(
         lambda n: n.global_pool == "none" and n.num_classes > 0,
         ("global_pool", "num_classes"),
-        "a map has no logits: num_classes=0 leaves the head out",
+        "without pooling there are no logits: set num_classes=0 to leave the head out",
     ),
     Clash(
         lambda n: n.output_stride < 32 and n.stem == "cifar",
@@ -157,7 +157,7 @@ CLASHES = (
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names that match a shell pattern, sorted.
+    """Return the names that match a shell pattern, sorted.
 
     >>> list_models("resnet18*")
     ['resnet18', 'resnet18_cifar', 'resnet18d']
@@ -166,21 +166,20 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """Builds the network of that name.
+    """Build a network by name.
 
     Args:
       name: one of `list_models()`.
-      **options: fields of `ResNet` to set or override, such as ``num_classes=10``,
-        ``stem="cifar"``, ``dtype="bfloat16"``, ``depths=(2, 2)``, ``widths=(32, 64)``; of AlexNet and
-        VGG only num_classes, in_channels, dtype and dropout, of airbench94 the fields of `Airbench`.
+      **options: fields of `ResNet` to set or override, such as ``num_classes=10``, ``stem="cifar"``,
+        ``dtype="bfloat16"``, ``depths=(2, 2)``, ``widths=(32, 64)``. AlexNet and VGG accept only num_classes,
+        in_channels, dtype and dropout; airbench94 accepts the fields of `Airbench`.
 
     Returns:
-      A linen module; ``model.init(key, jnp.zeros((1, 224, 224, 3)), train=False)`` makes its
-      variables (`params` and, with batch normalisation, `batch_stats`).
+      A linen module. ``model.init(key, jnp.zeros((1, 224, 224, 3)), train=False)`` returns its variables: `params`
+      and, with batch normalisation, `batch_stats`.
 
     Raises:
-      ConfigError: unknown name or option, a value that is not allowed, or options that make no sense
-        together; one line.
+      ConfigError: an unknown name or option, an invalid value, or options that conflict; one line.
     """
     if not isinstance(name, str):
         raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
@@ -200,15 +199,15 @@ def create_model(name: str, **options: Any) -> nn.Module:
     model = make(**{**family.rows[name], "dtype": jnp.dtype("float32"), **options})
     for clash in CLASHES if make is ResNet else ():
         if clash.holds(model):
-            given = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
-            raise ConfigError(f"{given} do not go together ({name}): {clash.reason}")
+            values = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
+            raise ConfigError(f"{values} conflict ({name}): {clash.reason}")
     if make is ResNet:
         _check_blocks(name, model)
     return model
 
 
 def _checked(key: str, value: Any, kind: type) -> Any:
-    """Returns the value of an option as the module takes it. Raises ConfigError."""
+    """Return a valid value of an option in the type of the field; raise ConfigError for an invalid one."""
     if key == "dtype":
         try:
             if value is not None and jnp.dtype(value).name in COMPUTE_DTYPES:
@@ -248,12 +247,12 @@ def _checked(key: str, value: Any, kind: type) -> Any:
 
 
 def _check_blocks(name: str, model: ResNet) -> None:
-    """Raises ConfigError where channels vanish, do not divide, or blocks that are to be scanned differ."""
+    """Raise ConfigError if channels are zero or not divisible, or if the blocks to be scanned differ."""
 
     def refuse(reason: str) -> None:
         keys = ("widths", "stem_width", "base_width", "cardinality", "reduce_first")
-        given = ", ".join(f"{key}={getattr(model, key)}" for key in keys)
-        raise ConfigError(f"model options of {name} ({given}): {reason}")
+        values = ", ".join(f"{key}={getattr(model, key)}" for key in keys)
+        raise ConfigError(f"model options of {name} ({values}): {reason}")
 
     channels = model.stem_channels
     if min(int(channels * share) for _, _, share in STEMS[model.stem].layers) < 1:

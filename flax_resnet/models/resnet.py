@@ -1,4 +1,4 @@
-"""One ResNet, assembled from a stem, stages of residual blocks, and a linear head."""
+"""The ResNet: a stem, stages of residual blocks, and a linear head."""
 
 from functools import partial
 from typing import Any
@@ -34,47 +34,47 @@ NORMS = {
 
 
 class ResNet(nn.Module):
-    """Residual network for [N, H, W, C] images, modules named as in torchvision.
+    """Residual network for images [N, H, W, C], with modules named as in torchvision.
 
     Attributes:
       block: a key of `BLOCKS`, or one per stage.
       depths: blocks per stage; each stage after the first halves the map.
-      widths: channels of each stage's 3x3 convolutions; bottlenecks put out four times as many.
-      num_classes: size of the logits; 0 for a network without a head, which puts out the pooled map.
-      in_channels: of the images.
+      widths: channels of each stage's 3x3 convolutions; bottlenecks have four times as many output channels.
+      num_classes: size of the logits; 0 for a network without a head, which returns the pooled map.
+      in_channels: channels of the images.
       stem: a key of `STEMS`; "cifar" keeps the size, the others halve it.
-      stem_width: channels that the stem puts out; 0 for those of the first stage.
-      stem_pool: what halves the map behind the stem: "max" (3x3), "max_zero" (3x3, where the padding
-        of zeros may win, as in BiT), "conv" (3x3, normalised), or "none"; empty for the stem's own.
+      stem_width: output channels of the stem; 0 for those of the first stage.
+      stem_pool: the operation that halves the map after the stem: "max" (3x3), "max_zero" (3x3, padded with zeros
+        that can be the maximum, as in BiT), "conv" (3x3, normalised), or "none"; empty for the stem's default.
       cardinality: groups of a bottleneck's 3x3 (ResNeXt).
-      base_width: of a bottleneck's 3x3: widths x base_width / 64 x cardinality channels.
-      reduce_first: what a block's first convolution has fewer channels by (SENet).
-      block_widths: per stage and block, the channels of each convolution (pruned networks); empty
-        for what `widths` says.
-      stride_first: the stride of a bottleneck is in its first 1x1 ("v1"), not in its 3x3 ("v1.5").
-      shortcut: a key of `blocks.SHORTCUTS`, where the map changes: "projection" (option B),
+      base_width: sets the channels of a bottleneck's 3x3: widths x base_width / 64 x cardinality.
+      reduce_first: divisor of the channels of a block's first convolution (SENet).
+      block_widths: channels of each convolution, per stage and block (pruned networks); empty to derive them from
+        `widths`.
+      stride_first: whether the stride of a bottleneck is in its first 1x1 ("v1"), not in its 3x3 ("v1.5").
+      shortcut: a key of `blocks.SHORTCUTS`, for blocks that change the map: "projection" (option B),
         "average" (ResNet-D), "pad" (option A), or "none" for a plain network without shortcuts.
       shortcut_size: kernel size of a strided projection.
-      output_stride: of the last stage, 8, 16 or 32: later stages are dilated instead of strided.
+      output_stride: stride of the last stage, 8, 16 or 32: later stages are dilated instead of strided.
       attention: "none", or a key of `ATTENTION`, at the end of each block.
-      attention_ratio: hidden width of squeeze-and-excitation over the channels.
-      anti_alias: "none", or a key of `ANTI_ALIAS`, in place of strides.
+      attention_ratio: hidden width of squeeze-and-excitation / channels.
+      anti_alias: "none", or a key of `ANTI_ALIAS`, which replaces strides.
       norm: a key of `NORMS`.
-      norm_momentum: of `BatchNorm`, in torch's sense.
-      norm_epsilon: of the normalisation.
-      norm_groups: of `BatchNorm`; 1 for statistics of the global batch.
+      norm_momentum: momentum of `BatchNorm`, in torch's sense.
+      norm_epsilon: epsilon of the normalisation.
+      norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
       act: a key of `ACTIVATIONS`.
       standardize: epsilon of weight standardisation of the convolutions; None for none.
-      dropout: rate, before the head or within the blocks.
+      dropout: rate of dropout, before the head or within the blocks.
       dropout_at: "head" or "blocks".
-      drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first
+      drop_path: rate of stochastic depth in the last block. The rate rises linearly from 0 in the first block
         (Huang et al. 2016, section 3).
-      zero_init_last: start the residual branches at zero, so that blocks start as identities
+      zero_init_last: whether residual branches are initialised to zero, so that blocks start as identities
         (Goyal et al. 2017, section 5.1).
       global_pool: a key of `GLOBAL_POOLS`.
-      remat: what the backward pass computes again instead of keeping: "none", each "block", each "stage".
-      scan_blocks: run the identical blocks of a stage as one `nn.scan`: faster to compile. Their variables
-        are stacked; `models.stacking` converts either way.
+      remat: the unit that the backward pass recomputes instead of storing: "none", each "block", each "stage".
+      scan_blocks: whether the identical blocks of a stage run as one `nn.scan`, which compiles faster. Their
+        variables are then stacked; `models.stacking` converts in both directions.
       dtype: compute dtype; parameters, statistics and logits are at least float32.
 
     Source: He et al. 2016, "Deep residual learning for image recognition", table 1.
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
     scan_blocks: bool = False
     dtype: Any = jnp.float32
 
-    head, initializes_from_data = "fc", False  # as `Network` has them
+    head, initializes_from_data = "fc", False  # required by `Network`
 
     @nn.compact
     def __call__(
@@ -125,25 +125,25 @@ class ResNet(nn.Module):
         features: tuple[str, ...] = (),
         drop_factor: float | jax.Array = 1.0,
     ) -> Any:
-        """Maps normalised images to logits, or to feature maps.
+        """Map normalised images to logits, or to feature maps.
 
         Args:
           images: float [N, H, W, in_channels].
-          train: normalise by the batch and update `batch_stats` (pass it as mutable); dropout and
-            stochastic depth draw from the stream `dropout`.
-          features: names of `feature_info()` to return instead.
-          drop_factor: what the rates `dropout` and `drop_path` are multiplied by in training, from 0 to 1:
-            a float, or a float32 scalar, which may be traced.
+          train: whether to normalise by the batch and update `batch_stats` (pass it as mutable), and to apply
+            dropout and stochastic depth, which use the stream `dropout`.
+          features: names from `feature_info()` to return instead of the logits.
+          drop_factor: factor of the rates `dropout` and `drop_path` in training, from 0 to 1: a float, or a float32
+            scalar, which may be traced.
 
         Returns:
           Logits [N, num_classes], at least float32; or, with `features`, a dict of arrays by name:
           maps [N, H / stride, W / stride, channels], `pre_logits` [N, channels] and `logits`.
 
         Raises:
-          ConfigError: a feature of that name does not exist, or the images have other channels.
+          ConfigError: a feature does not exist, or the images have another number of channels.
         """
         check_call(self, images, features)
-        found: dict[str, jax.Array] = {}
+        outputs: dict[str, jax.Array] = {}
         norm = partial(
             NORMS[self.norm],
             epsilon=self.norm_epsilon,
@@ -168,19 +168,21 @@ class ResNet(nn.Module):
             dropout=self.dropout if self.dropout_at == "blocks" else 0.0,
             zero_init_last=self.zero_init_last,
         )
-        x = found["stem"] = apply_stem(self, parts, images.astype(self.dtype), train)
+        x = outputs["stem"] = apply_stem(self, parts, images.astype(self.dtype), train)
         x = pool_stem(self, parts, x, train)
         for number, specs in enumerate(block_specs(self), 1):
-            x = found[f"stage{number}"] = _stage(self, number, specs, parts, x, train, drop_factor)
+            x = outputs[f"stage{number}"] = _stage(
+                self, number, specs, parts, x, train, drop_factor
+            )
         if self.is_preact:
             x = norm(name="norm")(x, train=train)
-        x = found["pre_logits"] = GLOBAL_POOLS[self.global_pool](x)
+        x = outputs["pre_logits"] = GLOBAL_POOLS[self.global_pool](x)
         if self.num_classes:
             if self.dropout_at == "head":
                 x = Dropout(self.dropout)(x, train, scaled(self.dropout, drop_factor))
             x = Linear(self.num_classes, at_least_float32(self.dtype), name="fc")(x)
-            found["logits"] = x
-        return {name: found[name] for name in features} if features else x
+            outputs["logits"] = x
+        return {name: outputs[name] for name in features} if features else x
 
     @property
     def is_preact(self) -> bool:
@@ -189,21 +191,21 @@ class ResNet(nn.Module):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The kind of block of every stage."""
+        """The kind of block in each stage."""
         return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
 
     @property
     def stem_channels(self) -> int:
-        """The channels that the stem puts out."""
+        """The output channels of the stem."""
         return self.stem_width or self.widths[0]
 
     @property
     def pool(self) -> str:
-        """What halves the map behind the stem, one of `STEM_POOLS`."""
+        """The operation that halves the map after the stem, one of `STEM_POOLS`."""
         return self.stem_pool or STEMS[self.stem].pool
 
     def stages(self) -> Stages:
-        """Return the modules of every block by stage; with `scan_blocks` all but the first are one."""
+        """Return the module names of every block by stage; with `scan_blocks`, all blocks but the first are one."""
         stages = []
         for number, depth in enumerate(self.depths, 1):
             blocks = ["0", "rest"][:depth] if self.scan_blocks else [str(n) for n in range(depth)]
@@ -213,7 +215,7 @@ class ResNet(nn.Module):
         return tuple(map(tuple, stages))
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
-        """Returns stride (0 for a vector) and channels of every named feature, in order."""
+        """Return the stride (0 for a vector) and the channels of every named feature, in order."""
         stride = STEMS[self.stem].layers[0][1]
         info = {"stem": (stride, self.stem_channels)}
         stride *= 1 if self.pool == "none" else 2
@@ -228,7 +230,7 @@ class ResNet(nn.Module):
 
 
 def block_specs(net: ResNet) -> list[list[BlockSpec]]:
-    """Returns the shape of every block by stage: what the fields of a network come to."""
+    """Return the `BlockSpec` of every block by stage, derived from the fields of a network."""
     stages = []
     stride_so_far = STEMS[net.stem].layers[0][1] * (1 if net.pool == "none" else 2)
     dilation = previous = 1
@@ -268,10 +270,10 @@ def _stage(
     train: bool,
     factor: float | jax.Array,
 ) -> jax.Array:
-    """The blocks of one stage, named layerN_0, layerN_1, ...; scanned, layerN_0 and layerN_rest."""
+    """Run the blocks of one stage, named layerN_0, layerN_1, ...; with scan_blocks, layerN_0 and layerN_rest."""
     make = BLOCKS[specs[0].kind]
     if net.remat == "block":
-        make = nn.remat(make, static_argnums=(2,))  # train; self counts
+        make = nn.remat(make, static_argnums=(2,))  # `train`; self is argument 0
     dropout = scaled(parts.dropout, factor)
 
     def run(net: ResNet, x: jax.Array) -> jax.Array:
@@ -296,7 +298,7 @@ def _scanned(
     dropout: jax.Array | None,
     length: int,
 ) -> jax.Array:
-    """Runs `length` copies of a block one after the other, their variables stacked on axis 0."""
+    """Run `length` copies of a block one after the other, with variables stacked on axis 0."""
 
     def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
         return block(x, train, rate, dropout), None

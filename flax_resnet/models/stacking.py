@@ -1,7 +1,7 @@
-"""Variables of a stack_blocks network to those of the same network unstack_blocks, and back, without loss.
+"""Convert variables between networks with and without `scan_blocks`, in both directions, without loss.
 
-Unrolled, the blocks of a stage are ``layer3_0``, ``layer3_1``, ...; stack_blocks, all but the first are
-``layer3_rest``, their leaves stacked on a new first axis in the order of the blocks.
+Without `scan_blocks`, the blocks of a stage are ``layer3_0``, ``layer3_1``, .... With it, all blocks but the first
+are ``layer3_rest``, with leaves stacked on a new first axis in the order of the blocks.
 """
 
 import re
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 
 def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Splits the stacked blocks of stack_blocks variables ({"params": ..., ...})."""
+    """Split stacked blocks in variables ({"params": ..., ...}) of a network with `scan_blocks`."""
     return {kind: _unrolled(tree) for kind, tree in variables.items()}
 
 
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Stacks the blocks of unstack_blocks variables; the inverse of `unrolled`."""
+    """Stack the blocks in variables of a network without `scan_blocks`; the inverse of `unstack_blocks`."""
     return {kind: _scanned(tree) for kind, tree in variables.items()}
 
 

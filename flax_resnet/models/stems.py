@@ -1,4 +1,4 @@
-"""Stems: the convolutions before the first stage, and what halves the map behind them."""
+"""Stems: the convolutions before the first stage, and the operation that halves the map after them."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from flax_resnet.ops.max_pool import max_pool
 
 
 class Stem(NamedTuple):
-    """Convolutions as (kernel size, stride, share of the stem's width), and the pool behind them."""
+    """Convolutions as (kernel size, stride, share of the stem's width), and the pool after them."""
 
     layers: tuple[tuple[int, int, float], ...]
     pool: str
@@ -27,9 +27,9 @@ STEM_POOLS = ("max", "max_zero", "conv", "none")
 
 
 def apply_stem(net: Any, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
-    """Apply one convolution, or three; called within the network's `__call__`.
+    """Apply the stem's one or three convolutions; call it within the network's `__call__`.
 
-    The last normalisation is left to the first block of a pre-activation network.
+    In a pre-activation network, the first block applies the last normalisation.
     """
     layers = STEMS[net.stem].layers
     for position, (size, stride, share) in enumerate(layers):
@@ -44,7 +44,7 @@ def apply_stem(net: Any, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
 
 
 def pool_stem(net: Any, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
-    """Halve the map behind the stem as `net.pool` says; called within the network's `__call__`."""
+    """Halve the map after the stem by the operation `net.pool`; call it within the network's `__call__`."""
     filtered = parts.anti_alias
     if net.pool == "conv":
         x = parts.conv(net.stem_channels, 3, stride=1 if filtered else 2, name="maxpool_0")(x)

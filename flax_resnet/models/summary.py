@@ -1,4 +1,4 @@
-"""A network by its layers: outputs, parameters, multiply-adds. Nothing is allocated or compiled."""
+"""Summarize a network by layer: outputs, parameters, multiply-adds. Nothing is allocated or compiled."""
 
 import contextlib
 import dataclasses
@@ -14,18 +14,18 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models.registry import create_model
 
 MIB = 2**20
-LARGEST = 2**16  # images of more pixels a side are a slip of the finger
+LARGEST = 2**16  # larger numbers are taken for typing errors
 
 
 class Layer(NamedTuple):
-    """One layer with parameters of its own, or several under a common name.
+    """One layer with parameters, or several layers under a common name.
 
     Attributes:
-      name: path of its module, such as layer1_0/conv1.
-      kind: such as "Conv 3x3/2" or "BatchNorm".
+      name: path of the module, such as layer1_0/conv1.
+      kind: kind of the layer, such as "Conv 3x3/2" or "BatchNorm".
       output_shape: [N, H, W, C] or [N, C].
-      parameters: number of them, running statistics not counted.
-      macs: multiply-adds per image of convolutions and linear layers.
+      parameters: number of parameters, without running statistics.
+      macs: multiply-adds per image, in convolutions and linear layers.
     """
 
     name: str
@@ -37,20 +37,21 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A network by its layers; sizes are in bytes.
+    """The summary of a network; sizes are in bytes.
 
     Attributes:
       name: the network's name.
       input_shape: [N, H, W, C].
       dtype: compute dtype.
-      layers: in the order of the computation.
-      parameters: in all; every one is trained.
-      running_statistics: numbers that are measured, by batch normalisation or to whiten; no gradient reaches them.
+      layers: the layers, in the order of computation.
+      parameters: total number of parameters, all trainable.
+      running_statistics: total number of values measured by batch normalisation or for whitening; they have no
+        gradient.
       macs: multiply-adds per image, in convolutions and linear layers (torchvision's convention).
-      input_size: of the batch, float32.
-      activation_size: twice the outputs of these layers, in the compute dtype: those kept for the
-        backward pass, and their gradients. (So does torchsummary, with ReLUs, pools and blocks as layers.)
-      parameter_size: of the parameters, at least float32.
+      input_size: size of the batch in float32.
+      activation_size: twice the size of these layers' outputs in the compute dtype: the outputs stored for the
+        backward pass, and their gradients. (torchsummary counts the same, with ReLUs, pools and blocks as layers.)
+      parameter_size: size of the parameters, at least float32.
     """
 
     name: str
@@ -66,25 +67,25 @@ class Summary:
 
     @property
     def total_size(self) -> int:
-        """What a training step holds at least, optimizer state not counted."""
+        """The minimum memory of a training step, without optimizer state."""
         return self.input_size + self.activation_size + self.parameter_size
 
 
 def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: Any) -> Summary:
-    """Describes a network by its shapes alone.
+    """Summarize a network from shapes alone.
 
     Args:
-      name: a name of `list_models()`.
-      image_size: height and width of the images; 0 for 32 behind a cifar stem, else 224.
+      name: a name from `list_models()`.
+      image_size: height and width of the images; 0 for 32 with a cifar stem, else 224.
       batch_size: images in the batch, for the sizes.
-      **options: of `create_model`, but for scan_blocks.
+      **options: options of `create_model`, except scan_blocks.
 
     Raises:
       ConfigError: the network or an option is unknown, or the images are too small for it.
     """
     if options.get("scan_blocks"):
         raise ConfigError(
-            "model.scan_blocks=True: a summary shows blocks one by one; it is the same without"
+            "model.scan_blocks=True: a summary lists blocks one by one; leave the option out"
         )
     for key, value, least in (("image_size", image_size, 0), ("batch_size", batch_size, 1)):
         if type(value) is not int or not least <= value <= LARGEST:
@@ -107,7 +108,7 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
         return output
 
     shape = (batch_size, size, size, model.in_channels)
-    # Without 64-bit mode float64 is float32, and a warning for every layer.
+    # Without 64-bit mode, JAX turns float64 into float32 and warns for every layer.
     wide = jax.enable_x64(True) if model.dtype.itemsize == 8 else contextlib.nullcontext()
     with wide, nn.intercept_methods(record):
         variables = jax.eval_shape(
@@ -133,9 +134,9 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
 
 
 def _layer(module: Any, output: Any, own: dict[str, Any]) -> Layer:
-    """Describes one call of a module: each number put out costs the kernel's taps that reach it."""
+    """Describe one call of a module; each output value costs one multiply-add per tap of its kernel."""
     kind, macs = type(module).__name__, 0
-    measured = module.variables.get("batch_stats", {})  # the kernel of a whitening layer is
+    measured = module.variables.get("batch_stats", {})  # holds the kernel of a whitening layer
     if (kernel := own.get("kernel", measured.get("kernel"))) is not None:
         taps = math.prod(kernel.shape[:-1]) if kernel.ndim > 1 else kernel.size
         macs = math.prod(output.shape[1:]) * taps
@@ -150,7 +151,7 @@ def _layer(module: Any, output: Any, own: dict[str, Any]) -> Layer:
 
 
 def collapsed(layers: Iterable[Layer], depth: int) -> list[Layer]:
-    """Sums layers whose paths begin with the same `depth` names; the output is that of the last."""
+    """Merge layers whose paths start with the same `depth` names; the output shape is that of the last layer."""
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault("/".join(layer.name.split("/")[:depth]), []).append(layer)
@@ -168,7 +169,7 @@ def collapsed(layers: Iterable[Layer], depth: int) -> list[Layer]:
 
 
 def totals(summary: Summary) -> dict[str, Any]:
-    """Returns the totals by name, sizes in MiB."""
+    """Return the totals by name, with sizes in MiB."""
     return {
         "model": summary.name,
         "input_shape": list(summary.input_shape),

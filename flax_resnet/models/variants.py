@@ -1,6 +1,6 @@
-"""The residual networks by name: one row of data each, the fields of `ResNet` that differ.
+"""The residual networks by name. Each is one row of data: the fields of `ResNet` that differ from the defaults.
 
-Names are timm's (1.0) where it has the network; torchvision's are among them.
+Names are those of timm 1.0 if timm has the network; they include torchvision's names.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ Row = dict[str, Any]
 BASIC, BOTTLENECK = Row(block="basic"), Row(block="bottleneck")
 PREACT_BASIC, PREACT = Row(block="preact_basic"), Row(block="preact_bottleneck")
 
-# He et al. 2019, "Bag of tricks", figure 2: C a deep stem, D an average pool in the shortcut too, S a
-# wider deep stem; T (timm) a tiered stem.
+# He et al. 2019, "Bag of tricks", figure 2. C: a deep stem. D: a deep stem, and an average pool in the shortcut.
+# S: a wider deep stem. T (timm): a tiered stem.
 C = Row(stem="deep")
 D = Row(stem="deep", shortcut="average")
 S = Row(stem="deep", stem_width=128)
@@ -23,14 +23,14 @@ X32x4, X32x8, X64x4 = (
     Row(cardinality=c, base_width=w) for c, w in ((32, 4), (32, 8), (64, 4))
 )  # Xie et al. 2017, table 1
 
-# Blocks per stage, by the number of layers that the name gives.
+# Blocks per stage, by the number of layers in the network's name.
 B18, B34, B26 = Row(depths=(2, 2, 2, 2)), Row(depths=(3, 4, 6, 3)), Row(depths=(2, 2, 2, 2))
 B50, B101, B152 = Row(depths=(3, 4, 6, 3)), Row(depths=(3, 4, 23, 3)), Row(depths=(3, 8, 36, 3))
 B200, B269 = Row(depths=(3, 24, 36, 3)), Row(depths=(3, 30, 48, 8))
 
 
 def _pruned(*stages: str) -> Row:
-    """Reads "output: first-second first-second ..." of each stage's bottlenecks."""
+    """Return the row for stages of bottlenecks, each given as "output: first-second first-second ..."."""
     shapes = []
     for stage in stages:
         output, blocks = stage.split(": ")
@@ -39,25 +39,28 @@ def _pruned(*stages: str) -> Row:
 
 
 def _rs(*depths: int) -> Row:
-    """ResNet-RS. Source: Bello et al. 2021, "Revisiting ResNets", table 10."""
+    """Return the row of a ResNet-RS. Source: Bello et al. 2021, "Revisiting ResNets", table 10."""
     return BOTTLENECK | D | SE | Row(depths=depths, attention_ratio=0.25, stem_pool="conv")
 
 
 def _bit(depth: Row, factor: int) -> Row:
-    """Big Transfer. Source: Kolesnikov et al. 2020, section 3.1."""
+    """Return the row of a Big Transfer network. Source: Kolesnikov et al. 2020, section 3.1."""
     widths = tuple(factor * width for width in (64, 128, 256, 512))
     return PREACT | depth | Row(widths=widths, norm="group", standardize=1e-8, stem_pool="max_zero")
 
 
 def _cifar(block: Row, blocks: int, factor: int = 1, **row: Any) -> Row:
-    """Three stages for 32 x 32 images. Source: He et al. 2016, section 4.2."""
+    """Return the row of a network with three stages for 32 x 32 images. Source: He et al. 2016, section 4.2."""
     widths = (16 * factor, 32 * factor, 64 * factor)
     small = Row(depths=(blocks,) * 3, widths=widths, stem="cifar", stem_width=16, num_classes=10)
     return block | small | row
 
 
 def _wide(depth: int, factor: int) -> Row:
-    """Source: Zagoruyko and Komodakis 2016, "Wide residual networks", table 1."""
+    """Return the row of a wide ResNet.
+
+    Source: Zagoruyko and Komodakis 2016, "Wide residual networks", table 1.
+    """
     return _cifar(PREACT_BASIC, (depth - 4) // 6, factor, dropout_at="blocks")
 
 
@@ -107,7 +110,7 @@ VARIANTS: dict[str, Row] = {
         depths=(1, 1, 1, 1),
         widths=(32, 48, 48, 96),
     ),
-    # the first ResNet, with the stride of a block in its first 1x1
+    # the original ResNet, with the stride of a block in its first 1x1
     "resnet50_v1": BOTTLENECK | B50 | Row(stride_first=True),
     "resnet101_v1": BOTTLENECK | B101 | Row(stride_first=True),
     "resnet152_v1": BOTTLENECK | B152 | Row(stride_first=True),
@@ -194,7 +197,7 @@ VARIANTS: dict[str, Row] = {
     "resnetv2_101x3_bit": _bit(B101, 3),
     "resnetv2_152x2_bit": _bit(B152, 2),
     "resnetv2_152x4_bit": _bit(B152, 4),
-    # for 32 x 32 images: the papers' three stages, and the four of ImageNet behind a 3x3
+    # for 32 x 32 images: the papers' networks of three stages, and ImageNet's of four stages after a 3x3 stem
     **{f"resnet{6 * n + 2}": _cifar(BASIC, n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
     "preact164": _cifar(PREACT, 18),
     "preact1001": _cifar(PREACT, 111),
@@ -212,7 +215,7 @@ VARIANTS: dict[str, Row] = {
             (152, BOTTLENECK | B152),
         )
     },
-    # plain networks: the same without shortcuts. Source: He et al. 2016, figure 3, middle
+    # plain networks, without shortcuts. Source: He et al. 2016, figure 3, middle
     **{f"plain{6 * n + 2}": _cifar(BASIC, n, shortcut="none") for n in (3, 5, 7, 9)},
     "plain18": BASIC | B18 | Row(shortcut="none"),
     "plain34": BASIC | B34 | Row(shortcut="none"),

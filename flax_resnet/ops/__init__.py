@@ -1,1 +1,1 @@
-"""How a platform computes what models ask for."""
+"""Operations that CPU and GPU compute by algorithms of our own, and the choice of algorithm by platform."""

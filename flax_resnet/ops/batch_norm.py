@@ -1,4 +1,7 @@
-"""Batch normalisation: the moments of a batch, the normalised map, and a gradient of few passes over the map."""
+"""Batch normalisation: the moments, the normalised map, and a gradient that reads the map few times.
+
+Memory traffic limits a training step, so the number of passes over the map decides the speed.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,7 +18,7 @@ Array = jax.Array
 Dtype = Any
 
 
-PIXELS = (-4, -3, -2)  # the axes of a batch that a channel's statistics are taken over
+PIXELS = (-4, -3, -2)  # the axes N, H, W, over which each channel's statistics are computed
 
 
 def batch_normalize(
@@ -27,13 +30,14 @@ def batch_normalize(
     act: Callable | None,
     dtype: Dtype,
 ) -> tuple[Array, Array, Array]:
-    """Normalises a map by its own moments, as the platform does it best.
+    """Normalise a map by its own moments, with the fastest form for the platform.
 
     Args:
       x: [..., N, H, W, C]; the moments are taken over N, H and W.
       scale: [C], at least float32; the moments have its dtype.
       bias: [C].
-      about: [C], a guess of the mean, such as the running mean: rounding grows with the distance to it.
+      about: [C], an estimate of the mean, such as the running mean. The rounding error grows with the distance
+        between the estimate and the mean.
       epsilon: added to the variance.
       act: activation of the result, or None.
       dtype: dtype of the result.
@@ -55,14 +59,14 @@ def normalize(
     act: Callable | None,
     dtype: Dtype,
 ) -> Array:
-    """Normalises [..., N, H, W, C], of at least float32, and activates it in `dtype`."""
+    """Normalise [..., N, H, W, C], at least float32; cast to `dtype` and apply the activation."""
     factor = lax.rsqrt(var + epsilon) * along_channels(scale, x)
     y = ((x - mean) * factor + along_channels(bias, x)).astype(dtype)
     return act(y) if act else y
 
 
 def along_channels(vector: Array, x: Array) -> Array:
-    """Returns [C] with the axes of [..., C]."""
+    """Reshape a vector [C] to broadcast against x [..., C]."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -75,11 +79,12 @@ def _by_moments(
     act: Callable | None,
     dtype: Dtype,
 ) -> tuple[Array, Array, Array]:
-    """Normalises [..., N, H, W, C] by its own mean and biased variance [..., 1, 1, 1, C], and returns all three.
+    """Normalise [..., N, H, W, C] by its own mean and biased variance [..., 1, 1, 1, C]; return all three.
 
-    In two passes: E[x²] - E[x]² loses all digits where |mean| is far above the deviation. On GPU, where a pass
-    costs most, in one, about the running mean, near which the batch's is found: what rounding adds to the variance
-    is some 1e-7 of the square of the distance between them, so that 30 deviations cost 1e-4 of it.
+    The default takes two passes, because E[x²] - E[x]² loses all digits when |mean| is far above the deviation.
+    On GPU, where a pass costs most, one pass computes the moments about the running mean, which is near the batch
+    mean. Rounding then adds about 1e-7 times the squared distance between the two means to the variance: a
+    distance of 30 deviations costs 1e-4 of the variance.
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3.
     """
@@ -97,7 +102,7 @@ def _by_moments(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _with_own_gradient(*arguments: Any) -> tuple[Array, Array, Array]:
-    """Does as `_by_moments`; its gradient reads x and dy once for all sums."""
+    """Compute the same as `_by_moments`; the gradient reads x and dy once for all sums."""
     return _by_moments(*arguments)
 
 
@@ -109,16 +114,16 @@ def _own_forward(
 
 
 def _own_backward(
-    epsilon: float, act: Callable | None, dtype: Dtype, kept: tuple, cotangents: tuple
+    epsilon: float, act: Callable | None, dtype: Dtype, residuals: tuple, cotangents: tuple
 ) -> tuple:
-    x, scale, bias, mean, var = kept
+    x, scale, bias, mean, var = residuals
     dy, dmean, dvar = cotangents
     count = math.prod(x.shape[axis] for axis in PIXELS)
     deviation = lax.rsqrt(var + epsilon)
     factor = deviation * along_channels(scale, x)
 
     def parts(x: Array, dy: Array) -> tuple[Array, Array]:
-        """Returns x centred, and the gradient before the activation."""
+        """Return the centred x, and the gradient with respect to the activation's input."""
         centred = x.astype(scale.dtype) - mean
         if act:
             y = (centred * factor + along_channels(bias, x)).astype(dtype)
@@ -127,11 +132,13 @@ def _own_backward(
 
     centred, before = parts(x, dy)
     on_gpu = dispatch.has_own_form(x, "gpu")
-    if not on_gpu:  # once, for three loops: the activation's slope costs more than to write it down
+    # On CPU, compute it once for three loops: the activation's slope costs more than writing it to memory.
+    if not on_gpu:
         before = dispatch.fusion_barrier_on_cpu(before)
     total = before.sum(axis=PIXELS, keepdims=True)
     product = (before * centred).sum(axis=PIXELS, keepdims=True)
-    if on_gpu:  # once more, where otherwise XLA would write it down and read it twice
+    # On GPU, compute it again: otherwise XLA writes it to memory and reads it twice.
+    if on_gpu:
         centred, before = parts(*lax.optimization_barrier((x, dy, total, product))[:2])
     slope = (2 * dvar - factor * jnp.square(deviation) * product) / count
     dx = before * factor + centred * slope + (dmean - factor * total) / count

@@ -1,11 +1,11 @@
 """Algorithms for convolutions, and the choice among them.
 
-An algorithm is a row of three functions: forward, input gradient, kernel gradient. On CPU, `_algorithm` chooses one
-by shape.
-Figures are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory kept, against
-what XLA does of itself (jaxlib 0.10), unless they name another machine: those are against XLA's own kernels, which
-`dispatch.compiler_options` chooses. On GPU, only strided stems are not left to cuDNN as they are
-(space_to_depth.py).
+An algorithm is three functions: forward, input gradient and kernel gradient. On CPU, `_algorithm` chooses one by
+shape. On GPU, cuDNN computes all convolutions; only strided stems are reshaped first (space_to_depth.py).
+
+Times in the comments are medians on two cores of an AMD EPYC (Zen 4, AVX-512), float32, batch 16, freed memory
+kept, compared with XLA's default (jaxlib 0.10). Times that name another machine are compared with XLA's own
+kernels, which `dispatch.compiler_options` selects.
 """
 
 import math
@@ -28,7 +28,7 @@ FEW_CHANNELS = 4
 
 
 class Geometry(NamedTuple):
-    """How a kernel goes over a map, the same in both directions; as in `convolution`."""
+    """Stride, padding, dilation and groups, the same in both directions; as in `convolution`."""
 
     stride: int
     padding: int
@@ -37,7 +37,7 @@ class Geometry(NamedTuple):
 
 
 class ConvAlgorithm(NamedTuple):
-    """How a convolution is computed.
+    """One algorithm for a convolution and its gradients.
 
     Attributes:
       forward: (geometry, x, kernel) to y.
@@ -51,7 +51,7 @@ class ConvAlgorithm(NamedTuple):
 
 
 def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Convolves [N, H, W, I] with [KH, KW, I / groups, O], as the platform does it best."""
+    """Convolve [N, H, W, I] with [KH, KW, I / groups, O], with the fastest algorithm for the platform."""
     if dispatch.has_own_form(x, "cpu"):
         return _convolve(geometry, x, kernel)
     stem = geometry.stride > 1 and x.shape[-1] <= FEW_CHANNELS
@@ -71,11 +71,11 @@ def _convolve_forward(geometry: Geometry, x: Array, kernel: Array) -> tuple:
     return _convolve(geometry, x, kernel), (x, kernel)
 
 
-def _convolve_backward(geometry: Geometry, kept: tuple, dy: Array) -> tuple:
-    _, *ours = _algorithm(geometry, *kept)
+def _convolve_backward(geometry: Geometry, residuals: tuple, dy: Array) -> tuple:
+    _, *ours = _algorithm(geometry, *residuals)
     _, *xlas = PLAIN
     return tuple(
-        dispatch.on_cpu(partial(our, geometry), partial(xla, geometry), *kept, dy)
+        dispatch.on_cpu(partial(our, geometry), partial(xla, geometry), *residuals, dy)
         for our, xla in zip(ours, xlas, strict=True)
     )
 
@@ -84,26 +84,26 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _algorithm(geometry: Geometry, x: Array, kernel: Array) -> ConvAlgorithm:
-    """Chooses by shape."""
+    """Choose the algorithm on CPU by shape."""
     height, width, inputs, outputs = kernel.shape
     stride, padding, dilation, groups = geometry
     if groups > 1:
-        # One channel per group is, in every named network, a filter without gradient (blur pool): left alone.
+        # In every named network, one channel per group is a blur pool, a fixed filter: leave it to XLA.
         return BLOCKS if dispatch.pins_layout() and inputs > 1 else PLAIN
     if height == width == 1 and padding == 0:
         return POINTWISE
-    # XLA runs a 3x3 on a 2x2 map of 256 or more channels at 1 GFLOP/s (1.8 s for 512 channels at batch
-    # 64, against 8 ms as a dot); on a 1x1 map eight of nine taps only ever see padding.
+    # XLA runs a 3x3 on a 2x2 map of 256 or more channels at 1 GFLOP/s (512 channels at batch 64: 1.8 s, and 8 ms
+    # as a dot). On a 1x1 map, eight of nine taps see only padding.
     if dilation == 1 and x.shape[1] * x.shape[2] <= 4:
         return PATCHES
-    # What a kernel's transform costs, few pixels do not repay. One image, 7x7x512: 4.5 ms by Winograd, 2.2 by XLA,
-    # 1.7 as patches; 14x14x256: 2.2, 1.4, 1.5.
+    # With few pixels, the transform of the kernel costs more than it saves. One image of 7x7x512: 4.5 ms by
+    # Winograd, 2.2 by XLA, 1.7 as patches; 14x14x256: 2.2, 1.4, 1.5.
     if dilation == 1 and math.prod(x.shape[:3]) < FEW_PIXELS:
         return PATCHES
     same_3x3 = (height, width, stride, padding, dilation) == (3, 3, 1, 1, 1)
-    # The transforms then cost more than they save. On an Intel Xeon (AVX-512), by Winograd and otherwise: 32x32, 32
-    # to 32 channels, batch 128, 55 and 45 ms for all three; 64 to 64 146 and 176; 15x15, 32 to 128, batch 500, 181
-    # and 120.
+    # With few channels, Winograd's transforms cost more than they save. y, dx and dkernel together on an Intel Xeon
+    # (AVX-512), by Winograd and without: 32x32, batch 128, 32 to 32 channels, 55 and 45 ms; 64 to 64 channels, 146
+    # and 176 ms; 15x15, batch 500, 32 to 128 channels, 181 and 120 ms.
     narrow = min(inputs, outputs) < 64
     if same_3x3 and not narrow and x.dtype.itemsize <= 4 and dispatch.pins_layout():
         return WINOGRAD
@@ -114,7 +114,7 @@ def _algorithm(geometry: Geometry, x: Array, kernel: Array) -> ConvAlgorithm:
 
 
 def plain(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Convolves by XLA's own operation."""
+    """Convolve with XLA's own operation."""
     stride, padding, dilation, groups = geometry
     return lax.conv_general_dilated(
         x,
@@ -140,7 +140,7 @@ def _differentiated(forward: Callable) -> ConvAlgorithm:
 
 
 def _widened(algorithm: ConvAlgorithm) -> ConvAlgorithm:
-    """Return the algorithm computed in float32 at least, as XLA's own operation on CPU is: less loses digits."""
+    """Return the algorithm computed in at least float32, as XLA does on CPU; narrower dtypes lose digits."""
 
     def widened(function: Callable) -> Callable:
         def run(geometry: Geometry, *arrays: Array) -> Array:
@@ -154,13 +154,13 @@ def _widened(algorithm: ConvAlgorithm) -> ConvAlgorithm:
 
 PLAIN = _differentiated(plain)
 
-# --- 1x1 as a dot. 56x56, 64 to 256 channels: 20, 22, 57 ms for y, dx, dkernel become 9, 9, 13. ---
+# --- 1x1 convolutions as a dot. 56x56, 64 to 256 channels: y, dx, dkernel fall from 20, 22, 57 ms to 9, 9, 13. ---
 
 
 def _dot(x: Array, y: Array, over_x: tuple, over_y: tuple) -> Array:
     over = ((over_x, over_y), ((), ()))
-    # Asked for a bfloat16 result, XLA:CPU multiplies in float32: 160 to 190 GFLOP/s. Asked for float32, it takes
-    # the processor's bfloat16 instructions: 270 to 380 for y and dx.
+    # For a bfloat16 result, XLA:CPU multiplies in float32: 160 to 190 GFLOP/s. For a float32 result, it uses the
+    # processor's bfloat16 instructions: 270 to 380 GFLOP/s for y and dx.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, over, preferred_element_type=wide).astype(x.dtype)
 
@@ -184,7 +184,7 @@ def _pointwise_input(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> 
 def _pointwise_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Array:
     del kernel
     x, pixels = _every(geometry.stride, x), (0, 1, 2)
-    # The narrower operand is the one that is worth transposing: 120 against 84 GFLOP/s for 64 x 256 channels.
+    # Transpose the narrower operand: 120 instead of 84 GFLOP/s for 64 x 256 channels.
     if x.shape[-1] <= dy.shape[-1]:
         return _dot(x, dy, pixels, pixels)[None, None]
     return _dot(dy, x, pixels, pixels).T[None, None]
@@ -196,11 +196,11 @@ def _every(stride: int, x: Array) -> Array:
 
 POINTWISE = ConvAlgorithm(_pointwise, _pointwise_input, _pointwise_kernel)
 
-# --- tiny maps, and few pixels in all ---
+# --- tiny maps, and few pixels in total ---
 
 
 def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Gathers the taps of each output position and multiplies them with the kernel in one dot."""
+    """Gather the taps of each output position and multiply them by the kernel in one dot."""
     stride, padding = geometry.stride, geometry.padding
     batch, height, width, channels = x.shape
     kernel_height, kernel_width, _, features = kernel.shape
@@ -213,7 +213,7 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
     rows = [t for t in range(kernel_height) if sees_input(t, height, out_height)]
     columns = [t for t in range(kernel_width) if sees_input(t, width, out_width)]
     if not (_adjacent(rows) and _adjacent(columns)):
-        # A stride and padding that no network here has.
+        # No network here has such a stride and padding.
         return plain(geometry, x, kernel)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     patches = [
@@ -236,18 +236,22 @@ def _adjacent(taps: list[int]) -> bool:
 
 PATCHES = _widened(_differentiated(_patches))
 
-# --- kernel gradients of some images at a time. XLA's goes over the whole batch, and waits for memory where that
-# does not fit the cache; with few images it has little to do at once. On two cores of an Intel Xeon (AVX-512):
-# batch 500, 31x31, 24 to 32 channels takes 104 ms at once, 60 in 16 runs, 65 in 64; batch 128, 32x32, 16 to 16
-# channels 12, in 4 runs 8, in 32 16; 48 to 48 53, 38, 56; batch 16, 56x56 to 28x28, 128 to 128 23 at once, in 4
-# runs 30, in 16 64; a stem of 224x224 38, 51, 108. ---
+# --- kernel gradients of a run of images at a time. XLA's kernel gradient reads the whole batch, and waits for
+# memory when the batch does not fit the cache. A run of too few images gives it too little work. ms on two cores of
+# an Intel Xeon (AVX-512), for the whole batch at once and in more and more runs:
+#   batch 500, 31x31, 24 to 32 channels            at once 104    16 runs 60    64 runs 65
+#   batch 128, 32x32, 16 to 16 channels            at once 12      4 runs 8     32 runs 16
+#   batch 128, 32x32, 48 to 48 channels            at once 53      4 runs 38    32 runs 56
+#   batch 16, 56x56 to 28x28, 128 to 128 channels  at once 23      4 runs 30    16 runs 64
+#   batch 16, a stem of 224x224                    at once 38      4 runs 51    16 runs 108
+# ---
 
-RUN = 32  # images
-MOST = 32  # runs, each a convolution to be compiled
+RUN = 32  # images per run
+MOST = 32  # runs; each is one more convolution to compile
 
 
 def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Array:
-    """Sums the kernel gradients of runs of images."""
+    """Compute the kernel gradient as a sum over runs of images."""
     parts = min(MOST, math.ceil(len(x) / RUN))
     size = math.ceil(len(x) / parts)
     runs = [
@@ -259,11 +263,12 @@ def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Arra
 
 RUNS = _widened(PLAIN._replace(kernel_gradient=_runs_kernel))
 
-# --- groups. 56x56x128 in 32: 131, 132, 14,776 ms become 25, 22, 27; 7x7x1024: 15, 16, 1,794 become 12, 12, 10. ---
+# --- groups. ms for y, dx, dkernel in 32 groups: 56x56x128, from 131, 132, 14,776 to 25, 22, 27; 7x7x1024, from 15,
+# 16, 1,794 to 12, 12, 10. ---
 
 
 def _blocks(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Convolves blocks of neighbouring groups, each as one dense convolution."""
+    """Convolve blocks of neighbouring groups, each block as one dense convolution."""
     return _by_block(geometry, plain, x, kernel)
 
 
@@ -284,7 +289,7 @@ def _blocks_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Ar
 
 
 def _by_block(geometry: Geometry, function: Callable, x: Array, kernel: Array, *dy: Array) -> Array:
-    """Calls a function of (geometry, x, kernel, ...) for every block, and joins what it returns by channels."""
+    """Call `function(geometry, x, kernel, ...)` for every block and concatenate the results along the channels."""
     together = _groups_together(geometry.groups, kernel.shape[2])
     count, one = geometry.groups // together, geometry._replace(groups=1)
     blocks = zip(*(jnp.split(array, count, axis=-1) for array in (x, kernel, *dy)), strict=True)
@@ -305,16 +310,24 @@ def _by_block(geometry: Geometry, function: Callable, x: Array, kernel: Array, *
 
 
 def _groups_together(groups: int, channels: int) -> int:
-    """Returns how many groups of so many channels make a block: at most 16 channels, or a sixteenth of all.
+    """Return the number of groups per block: at most 16 channels, or a sixteenth of all channels.
 
-    What is dense costs arithmetic, and what is many costs compilation. 16 channels were 2 to 3 times as fast as 64.
+    Large blocks waste arithmetic on zeros; many blocks take long to compile. Blocks of 16 channels are 2 to 3 times
+    as fast as blocks of 64.
+
+    Args:
+      groups: groups of the convolution.
+      channels: input channels per group.
     """
     most = max(1, max(16, groups * channels // 16) // channels)
     return max(n for n in range(1, most + 1) if groups % n == 0)
 
 
 def _dense(kernel: Array, together: int) -> Array:
-    """Returns the kernel of so many groups [KH, KW, I, O] as one [KH, KW, together I, O], zero between groups."""
+    """Return a kernel of `together` groups [KH, KW, I, O] as one dense kernel [KH, KW, together I, O].
+
+    Weights between different groups are zero.
+    """
     height, width, inputs, outputs = kernel.shape
     by_group = kernel.reshape(height, width, 1, inputs, together, -1)
     diagonal = jnp.eye(together, dtype=kernel.dtype).reshape(1, 1, together, 1, together, 1)
@@ -323,7 +336,8 @@ def _dense(kernel: Array, together: int) -> Array:
 
 BLOCKS = ConvAlgorithm(_blocks, _blocks_input, _blocks_kernel)
 
-# --- 3x3. 56x56x64: 37, 37, 39 ms become 16, 16, 15; 14x14x256: 18, 19, 20 become 10, 12, 10. ---
+# --- 3x3. ms for y, dx, dkernel: 56x56x64, from 37, 37, 39 to 16, 16, 15; 14x14x256, from 18, 19, 20 to 10, 12, 10.
+# ---
 
 WINOGRAD = _widened(
     ConvAlgorithm(

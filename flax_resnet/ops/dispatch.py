@@ -1,22 +1,30 @@
-"""Where and how CPU and GPU get operations of their own: the switch, the branch by platform, the pinned layouts.
+"""Select our own operations on CPU and GPU: the switch, the branch by platform, and the pinned layouts.
 
-XLA's kernels for TPU are left alone. On CPU, convolutions are made otherwise in ways.py (winograd.py is one way),
-and programs are compiled with options. `python -m benchmarks.peers` compares whole networks. On GPU convolutions
-are cuDNN's, of strided stems in a shape that it is fast at (space_to_depth.py). What lies between them is memory
-traffic: the gradients in normalization.py and pooling.py make it less on both. Of the 102 GB that a textbook's
-ResNet-50 moves in a step on a GPU (batch 256, bfloat16), ours moves 95 (`benchmarks.gpu_program`).
+- CPU: conv.py replaces XLA's convolutions (winograd.py is one of the algorithms), and programs are compiled with
+  `compiler_options`. `python -m benchmarks.peers` compares whole networks.
+- GPU: cuDNN computes the convolutions; strided stems are reshaped to a form in which it is fast
+  (space_to_depth.py).
+- CPU and GPU: the gradients in batch_norm.py and max_pool.py reduce the memory traffic between convolutions. A
+  plain ResNet-50 moves 102 GB in a training step on a GPU (batch 256, bfloat16); ours moves 95 GB
+  (`benchmarks.gpu_program`).
+- TPU: XLA's own operations.
 
-On one CPU device arrays are pinned to the layout that their shape says. Left to itself, XLA chooses layouts for
-the dots that come last and transposes everything around them: the operations of a ResNet-18 step took 4.6 s
-together (224 px, batch 16, two cores), pinned 1.1 s. A pin makes XLA gather an array that is spread over
-devices, so several devices do without, and without what needs it.
+On a single CPU device, arrays are pinned to the default layout, last axis contiguous. Without the pins, XLA chooses
+layouts for the dots that come last and transposes everything around them: the operations of a ResNet-18 step
+(224 px, batch 16, two cores) take 4.6 s together, and 1.1 s with the pins. A pin makes XLA gather an array that is
+sharded over devices. So several devices use no pins, and no operation that needs them.
 
-The environment variable FLAX_RESNET_OPS turns all of it off ("plain"), or on wherever the program runs:
-that of a CPU, for several devices too ("cpu"), or that of a GPU ("gpu"). It is read when a function is traced or
-a program made; what `jit` has compiled stays as it is. What is lowered here has gradients, on CPU of any order, but
-no forward mode (`jax.jvp`), and its pinned layouts cannot be serialised for CPU by `jax.export` (for another
-platform than the one that traces, no layout is pinned, and with dimensions that are symbols nothing is lowered);
-"plain" has all.
+The environment variable FLAX_RESNET_OPS selects the operations:
+- "auto", the default: by platform, as above.
+- "plain": XLA's own operations everywhere.
+- "cpu": the CPU operations on every platform, also with several devices.
+- "gpu": the GPU operations on every platform.
+The variable is read when a function is traced or a program is built; a compiled `jit` function does not change.
+
+Limits of our operations, none of which "plain" has:
+- They have gradients (on CPU of any order), but no forward mode (`jax.jvp`).
+- `jax.export` cannot serialise the pinned layouts for CPU. An export for another platform pins no layout.
+- With symbolic dimensions, XLA's own operations are used.
 """
 
 import functools
@@ -32,9 +40,9 @@ from flax_resnet.errors import ConfigError
 
 Array = jax.Array
 
-# XLA:CPU gives convolutions to YNNPACK unless told to give it dots and sums only (jaxlib 0.10). YNNPACK runs those
-# with few output channels in one thread. Batch 500, 31x31, 24 to 32 channels, on two cores of an Intel Xeon
-# (AVX-512): 57, 71, 324 ms for y, dx, dkernel become 32, 42, 104.
+# By default, XLA:CPU gives convolutions to YNNPACK (jaxlib 0.10), which runs those with few output channels in one
+# thread. These options restrict YNNPACK to dots and sums. Batch 500, 31x31, 24 to 32 channels, on two cores of an
+# Intel Xeon (AVX-512): y, dx, dkernel fall from 57, 71, 324 ms to 32, 42, 104.
 CPU_COMPILER = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
@@ -44,18 +52,18 @@ CHOICES = ("auto", "plain", "cpu", "gpu")
 
 
 def has_own_form(x: Array, *platforms: str) -> bool:
-    """Whether an operation on x is lowered in platforms' own way: on them, unless the environment says otherwise.
+    """Return whether an operation on x uses our form for one of these platforms, instead of XLA's.
 
-    What is chosen by shape needs one: dimensions that are symbols (`jax.export`) leave everything as it is.
-
-    Elsewhere the operations stay bare, so that every transformation of JAX, jvp included, goes through them.
+    FLAX_RESNET_OPS decides; "auto" compares `platforms` with the default backend. With symbolic dimensions
+    (`jax.export`) the result is False, because algorithms are chosen by shape. XLA's form supports every JAX
+    transformation, including jvp.
 
     Args:
       x: an operand.
       *platforms: "cpu", "gpu".
 
     Raises:
-      ConfigError: the environment names no choice.
+      ConfigError: FLAX_RESNET_OPS is not one of `CHOICES`.
     """
     choice = os.environ.get(SWITCH, "auto")
     if choice not in CHOICES:
@@ -66,16 +74,16 @@ def has_own_form(x: Array, *platforms: str) -> bool:
 
 
 def pins_layout() -> bool:
-    """Whether layouts are pinned: there is one device, a CPU, or the environment says "cpu"."""
+    """Return whether layouts are pinned: the only device is a CPU, or FLAX_RESNET_OPS is "cpu"."""
     return os.environ.get(SWITCH) == "cpu" or _devices() == ("cpu", 1)
 
 
 def compiler_options() -> dict[str, str]:
-    """Returns what `jax.jit` is to compile a program with that runs a network on this platform.
+    """Return the `compiler_options` that `jax.jit` needs on this platform.
 
-    On CPU, that convolutions are XLA's own; nothing elsewhere, for "plain" and "gpu", where XLA_FLAGS has the
-    option already, and where XLA does not know it. It is for programs: JAX takes no options for a jitted function
-    that another traces.
+    On CPU they select XLA's own convolution kernels. They are empty on other platforms, for "plain" and "gpu",
+    if XLA_FLAGS sets the option already, and if XLA does not know the option. Pass them only to the outermost
+    `jit`: JAX accepts no options for a jitted function that another one traces.
     """
     if os.environ.get(SWITCH) in ("plain", "gpu") or _devices()[0] != "cpu":
         return {}
@@ -86,7 +94,7 @@ def compiler_options() -> dict[str, str]:
 
 @functools.cache
 def _compiles(options: tuple[tuple[str, str], ...]) -> bool:
-    """Whether XLA knows the options; as flags of the environment, those that it does not know end the process."""
+    """Return whether XLA knows the options. (An unknown flag in XLA_FLAGS would end the process.)"""
     try:
         jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -96,7 +104,7 @@ def _compiles(options: tuple[tuple[str, str], ...]) -> bool:
 
 @functools.cache
 def _devices() -> tuple[str, int]:
-    """Returns the platform and the number of its devices; where none answers, shapes can still be traced."""
+    """Return the platform and its number of devices; ("", 0) without a backend, so that shapes can be traced."""
     try:
         return jax.default_backend(), jax.device_count()
     except RuntimeError:
@@ -104,23 +112,24 @@ def _devices() -> tuple[str, int]:
 
 
 def pinned(x: Array) -> Array:
-    """Gives an array the layout that its shape says, the last axis contiguous; on several devices, leaves it."""
+    """Pin an array to the default layout, last axis contiguous, if `pins_layout()`; else return it unchanged."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if pins_layout() else x
 
 
 def fusion_barrier(x: Array) -> Array:
-    """Pins an array, and keeps it out of the loop that computes what it is made into.
+    """Pin an array, and keep XLA from fusing it into its consumers.
 
-    Fused, sums of shifted arrays become scalar loops.
+    When XLA fuses sums of shifted arrays, they become scalar loops.
     """
     return lax.optimization_barrier(pinned(x))
 
 
 def gradient_fusion_barrier(x: Array) -> Array:
-    """Returns x, whose gradient on CPU is `fusion_barrier` from what reads it.
+    """Return x; on CPU, keep XLA from fusing its gradient into the gradient's consumers.
 
-    A sum over it would otherwise be YNNPACK's, with all that the gradient is made of: with a GELU's slope a tenth
-    of a step (500 maps of 31x31x24, 613 ms instead of 560, two cores of an Intel Xeon).
+    Otherwise YNNPACK computes a sum over the gradient together with everything that the gradient is computed from.
+    With the slope of a GELU this costs a tenth of a step (500 maps of 31x31x24, 613 ms instead of 560, two cores of
+    an Intel Xeon).
     """
     return _gradient_fusion_barrier(x) if has_own_form(x, "cpu") else x
 
@@ -134,14 +143,14 @@ _gradient_fusion_barrier.defvjp(lambda x: (x, None), lambda _, dx: (fusion_barri
 
 
 def fusion_barrier_on_cpu(x: Array) -> Array:
-    """Does as `fusion_barrier` where the program runs on CPU, and nothing elsewhere."""
+    """Apply `fusion_barrier` if the program runs on CPU; return x unchanged on other platforms."""
     return on_cpu(lax.optimization_barrier, lambda x: x, x)
 
 
 def on_cpu(function: Callable, otherwise: Callable, *arguments: Array) -> Any:
-    """Calls one function where the program runs on CPU, with pinned layouts, and another elsewhere.
+    """Call `function`, with pinned layouts, if the program runs on CPU, and `otherwise` on other platforms.
 
-    The program may be lowered for another platform than the one it is traced on (`jax.export`).
+    The choice is made at lowering: `jax.export` may lower for another platform than the one that traces.
     """
     return lax.platform_dependent(
         *arguments,

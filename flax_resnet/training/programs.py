@@ -29,14 +29,14 @@ class Programs:
       eval_step: the sums of an evaluation batch.
       measure_statistics: as `make_statistics_measurement` makes it, or None.
       microbatches: into how many a batch is divided.
-      teacher_variables: the teacher's, on the devices, or None.
+      data: of the training step: the feed's, and the teacher's variables.
     """
 
     train_step: TrainStep
     eval_step: EvalStep
     measure_statistics: Callable[..., Any] | None
     microbatches: int
-    teacher_variables: Any
+    data: dict[str, Any]
 
 
 def make_programs(
@@ -63,7 +63,9 @@ def make_programs(
     """
     config, model, mesh = experiment.config, experiment.model, experiment.mesh
     drop = planned_drop_factor(config, experiment.plan)
-    variables = jax.device_put(teacher.variables, sharding.replicated(mesh)) if teacher else None
+    data = dict(train_feed.data)
+    if teacher:
+        data["teacher"] = jax.device_put(teacher.variables, sharding.replicated(mesh))
 
     def step_in(microbatches: int) -> Any:
         return make_train_step(
@@ -79,18 +81,18 @@ def make_programs(
         )
 
     calls = train_feed.calls(start_step, experiment.plan.total_steps)
-    arguments = (experiment.abstract_state, train_feed.data)
+    arguments = (experiment.abstract_state, data)
     microbatches = microbatches_of(config, mesh) or microbatches
     if microbatches is None and calls:
         largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
         microbatches = choose_microbatches(
-            config, mesh, lambda count: step_in(count).lower(*arguments, largest, variables)
+            config, mesh, lambda count: step_in(count).lower(*arguments, largest)
         )
     microbatches = microbatches or 1
     train_step = step_in(microbatches)
     if len(calls) > 1:
         log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
-        train_step = compiled_ahead(train_step, *arguments, calls, variables)
+        train_step = compiled_ahead(train_step, *arguments, calls)
     measure = make_statistics_measurement(
         config, model, mesh, train_feed.training_batch, microbatches=microbatches, drop=drop
     )
@@ -99,5 +101,5 @@ def make_programs(
         make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
         measure if config.ema.bn_batches else None,
         microbatches,
-        variables,
+        data,
     )

@@ -103,6 +103,7 @@ def report(
     config, plan = experiment.config, experiment.plan
     train, end = config.train, max(r["step"] for r in records)
     result = result_of(records, config, end)
+    assert result is not None  # the last step is always evaluated
     early = (
         f", stopped early: {train.early_stopping} evaluations without a better {train.monitor}"
         if end < plan.total_steps

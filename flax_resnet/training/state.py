@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +13,7 @@ from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
 from flax_resnet.models import create_model
 from flax_resnet.models.model_section import Model
+from flax_resnet.models.network import Network
 from flax_resnet.optim import ema
 from flax_resnet.optim.metrics import EMA
 from flax_resnet.training import sharding
@@ -54,7 +54,7 @@ def variables_by_prefix(state: TrainState) -> dict[str, dict[str, Any]]:
     return weights | ({EMA: state.ema} if state.ema else {})
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
+def build_model(config: Config, num_classes: int) -> Network:
     """Returns the configured network. Raises ConfigError where its options make no sense."""
     section = config.model
     options = section.options() | {"dtype": compute_dtype(section)}
@@ -84,7 +84,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def initial_state(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, model: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Returns the state that the seed gives, on every device of the mesh."""
     # It runs once, so that it is compiled fast rather than well: XLA:CPU takes 12.5 s for the random numbers of
@@ -99,7 +99,7 @@ def initial_state(
 
 
 def make_state(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array
+    config: Config, model: Network, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
     """Initialises the state, its weights drawn with the key; jit or eval_shape it."""
     size = config.data.image_size
@@ -117,7 +117,7 @@ def make_state(
     )
 
 
-def check_training(config: Config, model: nn.Module, shapes: TrainState, size: int) -> None:
+def check_training(config: Config, model: Network, shapes: TrainState, size: int) -> None:
     """Raises ConfigError where the network cannot train on batches of images of `size` px; not compiled."""
     rows = config.train.batch_size
     images = jax.ShapeDtypeStruct((rows, size, size, model.in_channels), jnp.float32)
@@ -131,7 +131,7 @@ def check_training(config: Config, model: nn.Module, shapes: TrainState, size: i
 
 
 def abstract_state(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, model: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
     shapes = jax.eval_shape(partial(make_state, config, model, optimizer), jax.random.key(0))

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -17,6 +16,7 @@ from flax_resnet.config import Config
 from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.model_section import Model
+from flax_resnet.models.network import Network
 from flax_resnet.training.pretrained import adopted, is_path, open_pretrained
 from flax_resnet.training.state import build_model
 from flax_resnet.weights import classes_of, imagenet_classes
@@ -37,7 +37,7 @@ class Teacher:
       variables: {"params", "batch_stats"}; an argument of the compiled step, not a constant in it.
     """
 
-    model: nn.Module
+    model: Network
     scale: np.ndarray
     offset: np.ndarray
     variables: dict[str, Any]
@@ -47,7 +47,7 @@ class Teacher:
         """The CRC-32 of all that the teacher's outputs depend on beside its network."""
         found = 0
         for leaf in jax.tree.leaves((self.scale, self.offset, self.variables)):
-            found = zlib.crc32(np.ascontiguousarray(leaf), found)
+            found = zlib.crc32(np.ascontiguousarray(leaf).data, found)
         return found
 
     def logits(self, variables: Any, images: Array) -> Array:

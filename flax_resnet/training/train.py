@@ -9,6 +9,7 @@ import jax
 
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
+from flax_resnet.errors import ConfigError
 from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
@@ -54,18 +55,20 @@ def train(
       Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     began = time.perf_counter()
+    if workdir is None and not dry_run:
+        raise ConfigError("workdir=None: must name the run folder, unless dry_run")
     config = with_absolute_teacher(config)
-    folder = RunFolder.at(workdir) if workdir is not None else None
+    folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # What can be refused is refused before anything is compiled or written.
-    stored = folder.read_config() if folder else None
+    stored = folder.read_config() if workdir else None
     if config.model.name:
         build_model(config, config.model.num_classes or 1)
     splits = open_splits(config, train_source, eval_source)
     pretrained = open_pretrained(config) if config.model.pretrained and not stored else None
-    if stored or pretrained:
-        config = adopted(config, stored or pretrained.about)
+    if known := stored or (pretrained and pretrained.about):
+        config = adopted(config, known)
     experiment = build_experiment(config, splits)
     teacher = _teacher_of(experiment) if not stored else None  # of a finished run, never
     experiment.check()

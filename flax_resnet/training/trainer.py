@@ -11,13 +11,13 @@ from jax.profiler import TraceAnnotation
 
 from flax_resnet.config.plan import planned_learning_rate
 from flax_resnet.data.sampling import EpochSampler
-from flax_resnet.errors import DivergedError
+from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.metrics import has_stalled, score
 from flax_resnet.optim.optimizers import updates_made
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
-from flax_resnet.training.interrupt import Interrupted, stop_requested
+from flax_resnet.training.interrupt import stop_requested
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.runs.checkpoint import Checkpoints
@@ -73,9 +73,7 @@ class Trainer:
             with stop_requested() as stop, self._explained():
                 for call in _timed(self.train_feed.training(step, plan.total_steps)):
                     with TraceAnnotation(DISPATCH):
-                        state, on_device = programs.train_step(
-                            state, self.train_feed.data, call, programs.teacher_variables
-                        )
+                        state, on_device = programs.train_step(state, programs.data, call)
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
                     stopping = bool(stop)  # asked once: a signal during what follows waits a step
@@ -97,8 +95,7 @@ class Trainer:
                         self.checkpoints.wait()
                         raise Interrupted(
                             f"interrupted after step {step}, which is saved: the same command goes on "
-                            "from there",
-                            stop[0],
+                            "from there"
                         )
                 self.checkpoints.wait()
                 if not log.has_evaluated(step):  # nothing was left to train, but this split is new
@@ -274,8 +271,9 @@ def build_trainer(
         sizes=experiment.plan.sizes,
         bad=start.bad_images,
     )
-    model, fresh = experiment.model, start.step == 0
-    if fresh and model.initializes_from_data and not config.model.pretrained:
+    model: Any = experiment.model
+    fresh = start.step == 0 and not config.model.pretrained
+    if fresh and model.initializes_from_data:
         state = initialize_from_data(start.state, model, train_feed, config, mesh)
         start = dataclasses.replace(start, state=state)
     eval_feed = make_feed(

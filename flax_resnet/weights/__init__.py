@@ -1,4 +1,4 @@
-"""Tensors of torchvision, timm, Hugging Face and BiT to Flax variables and back; builds no model."""
+"""Convert tensors of torchvision, timm, Hugging Face and BiT to Flax variables and back; builds no model."""
 
 from flax_resnet.weights.catalog import Pretrained, find, from_config, imagenet_classes
 from flax_resnet.weights.hub import fetch

@@ -1,4 +1,4 @@
-"""What weights there are and how images are to be prepared for them: tables beside this file."""
+"""The pretrained weights and their preprocessing, from tables beside this file."""
 
 import csv
 import functools
@@ -15,18 +15,18 @@ class Pretrained(NamedTuple):
 
     Attributes:
       model: the network's name, such as "resnet50".
-      tag: which weights of that network, such as "a1_in1k".
-      num_classes: 0 where the weights have no classifier.
+      tag: name of the weights among those of the network, such as "a1_in1k".
+      num_classes: number of classes; 0 if the weights have no classifier.
       image_size: side of the image, in pixels.
-      crop_fraction: side of the centre crop over the image's shorter side, in (0, 1].
+      crop_fraction: side of the centre crop / the image's shorter side, in (0, 1].
       interpolation: "bilinear" or "bicubic".
       mean: per channel, of pixels in [0, 1].
       std: per channel, of pixels in [0, 1].
-      test_image_size: the side at which the weights do best, `image_size` if none is stated.
-      test_crop_fraction: the crop that goes with it, `crop_fraction` if none is stated.
-      class_names: where the weights' own config tells them, else empty.
-      crop_mode: "center", or "squash" for the whole image whatever its aspect.
-      options: of the network, where it is not as its name says: (name, value) pairs.
+      test_image_size: the side with the best accuracy; `image_size` if none is stated.
+      test_crop_fraction: the crop fraction for `test_image_size`; `crop_fraction` if none is stated.
+      class_names: names of the classes, if the config of the weights lists them; else empty.
+      crop_mode: "center", or "squash" to resize the whole image regardless of its aspect ratio.
+      options: (name, value) pairs of `create_model` options that differ from the named network.
     """
 
     model: str
@@ -45,18 +45,18 @@ class Pretrained(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Model and tag, as `fetch` takes them."""
+        """Model and tag, in the form that `fetch` accepts."""
         return f"{self.model}.{self.tag}" if self.tag else self.model
 
 
 def find(name: str) -> Pretrained:
-    """Looks weights up by name.
+    """Look up weights by name.
 
     Args:
-      name: "resnet50.a1_in1k", or "resnet50" for the weights that timm takes by default.
+      name: "resnet50.a1_in1k", or "resnet50" for timm's default weights.
 
     Raises:
-      WeightsError: there are none of that name.
+      WeightsError: there are no weights of that name.
 
     Source: default_cfgs of timm, models/resnet.py and models/resnetv2.py.
     """
@@ -78,11 +78,11 @@ def find(name: str) -> Pretrained:
 
 
 def from_config(config: Mapping[str, Any]) -> Pretrained:
-    """Reads what a ``config.json`` of timm on the hub says of its weights.
+    """Read a ``config.json`` of timm's weights on the hub.
 
     Args:
-      config: {"architecture": ..., "num_classes": ..., "pretrained_cfg": {...}}, perhaps "label_names"; or,
-        in older files, all keys of "pretrained_cfg" at the top.
+      config: {"architecture": ..., "num_classes": ..., "pretrained_cfg": {...}}, optionally with "label_names". In
+        older files, the keys of "pretrained_cfg" are at the top level.
 
     Raises:
       WeightsError: something is missing or of the wrong kind.
@@ -108,7 +108,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
             options=tuple(
                 (str(key), tuple(value) if isinstance(value, list) else value)
                 for key, value in inner.get("options", {}).items()
-                if key not in ("name", "num_classes", "in_channels")  # told elsewhere
+                if key not in ("name", "num_classes", "in_channels")  # have fields of their own
             ),
             class_names=tuple(
                 str(x) for x in inner.get("label_names") or inner.get("labels") or ()
@@ -121,7 +121,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
 
 
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the WordNet ids of ImageNet-1k and their names, 1000 each, in the order of the logits.
+    """Return the WordNet ids and the names of the ImageNet-1k classes, 1000 each, in the order of the logits.
 
     Source: the ids in ascending order; names as in torchvision, models/_meta.py.
     """
@@ -131,7 +131,7 @@ def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @functools.cache
 def _pretrained() -> dict[str, dict[str, Pretrained]]:
-    """Returns model -> tag -> weights, the default tag first."""
+    """Return model -> tag -> weights, with the default tag first."""
     models: dict[str, dict[str, Pretrained]] = {}
     for row in sorted(_rows("pretrained.csv"), key=lambda row: row["default"] != "1"):
         size, crop = int(row["image_size"]), float(row["crop_fraction"])

@@ -1,4 +1,4 @@
-"""Weights of timm from the Hugging Face hub: from its local cache, else over the network."""
+"""Fetch timm's weights from the Hugging Face hub: from its local cache, else over the network."""
 
 import json
 import pathlib
@@ -6,24 +6,24 @@ from typing import Any
 
 from flax_resnet.errors import WeightsError, one_line
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # the second only where the first is absent
-SECONDS = 5.0  # to wait for the hub's first answer
+FILES = ("model.safetensors", "pytorch_model.bin")  # the second is used only if the first is absent
+SECONDS = 5.0  # timeout for the first response of the hub
 
 
 def fetch(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Finds the files of ``timm/{name}`` in the local cache, or downloads them into it.
+    """Find the files of ``timm/{name}`` in the local cache, or download them into it.
 
     Args:
       name: model and tag, such as "resnet50.a1_in1k".
 
     Returns:
-      The path to the weights (``.safetensors``, or ``.bin`` where there is no other) and the content of
+      The path of the weights (``.safetensors``, or ``.bin`` if there is no other file) and the content of
       ``config.json``.
 
     Raises:
-      WeightsError: they are not in the cache, and the hub has no such files or cannot be reached.
+      WeightsError: the files are not in the cache, and the hub does not have them or cannot be reached.
 
-    Source: the cache is huggingface_hub's, at $HF_HOME/hub, by default ~/.cache/huggingface/hub.
+    Note: the cache is that of huggingface_hub, at $HF_HOME/hub, by default ~/.cache/huggingface/hub.
     """
     repo = f"timm/{name}"
     weights = next(filter(None, (_cached(repo, file) for file in FILES)), None)
@@ -54,7 +54,7 @@ def _cached(repo: str, file: str) -> pathlib.Path | None:
 
 
 def _downloaded(repo: str, file: str) -> pathlib.Path | None:
-    """Returns the file, None where the hub says that there is none."""
+    """Return the downloaded file, or None if the hub has no such file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import (
@@ -64,14 +64,13 @@ def _downloaded(repo: str, file: str) -> pathlib.Path | None:
     )
 
     try:
-        # hf_hub_download alone tries an absent network six times, for half a minute
+        # Without a network, hf_hub_download retries six times, for half a minute. This call fails at once.
         get_hf_file_metadata(hf_hub_url(repo, file), timeout=SECONDS)
         return pathlib.Path(hf_hub_download(repo, file, etag_timeout=SECONDS))
     except RepositoryNotFoundError as error:
         raise WeightsError(f"there are no weights huggingface.co/{repo}") from error
-    except (
-        Exception
-    ) as error:  # connection errors are httpx's or requests', by huggingface_hub's version
+    # The version of huggingface_hub decides whether connection errors are those of httpx or requests.
+    except Exception as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         raise WeightsError(

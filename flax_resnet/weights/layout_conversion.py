@@ -1,4 +1,4 @@
-"""Tensors by name <-> Flax variables, leaf by leaf and nothing left over."""
+"""Convert named tensors to Flax variables and back, leaf by leaf; every tensor must be used."""
 
 import math
 import re
@@ -11,21 +11,21 @@ import numpy as np
 from flax_resnet.errors import WeightsError, suggestion
 from flax_resnet.weights.layouts import HEAD, HEAD_KERNELS, LAYOUTS, STEMS, Layout, Place
 
-EXPORTED = ("torch", "timm_v2")  # one for each family of networks
-NAMED = 10  # names told per kind of misfit
+EXPORTED = ("torch", "timm_v2")  # one layout per family of networks
+NAMED = 10  # names listed per kind of mismatch
 
 
 def detect(names: Iterable[str]) -> str:
-    """Returns the layout that names its first convolution as these tensors do.
+    """Detect the layout of a file by the name of its first convolution.
 
     Args:
-      names: of all tensors of a file.
+      names: names of all tensors of the file.
 
     Returns:
       "torch", "timm_v2", "huggingface" or "bit".
 
     Raises:
-      WeightsError: no layout does.
+      WeightsError: no layout matches.
     """
     names = set(names)
     for name, layout in LAYOUTS.items():
@@ -39,7 +39,7 @@ def detect(names: Iterable[str]) -> str:
 
 
 def layout_of(tree: Any) -> str:
-    """Returns the layout in which a network's variables are exported.
+    """Return the layout for the export of a network's variables.
 
     Args:
       tree: variables, or their shapes.
@@ -48,7 +48,7 @@ def layout_of(tree: Any) -> str:
       "timm_v2" for pre-activation networks, "torch" for all others.
 
     Raises:
-      WeightsError: a leaf has no counterpart in either.
+      WeightsError: both layouts lack a counterpart of some leaf.
     """
     leaves = dict(_leaves(tree))
     homeless = {name: _homeless(leaves, LAYOUTS[name]) for name in EXPORTED}
@@ -60,7 +60,7 @@ def layout_of(tree: Any) -> str:
 
 
 def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of classes of a file's classifier, 0 where it has none.
+    """Return the number of classes of a file's classifier; 0 if there is no classifier.
 
     Raises:
       WeightsError: the tensors are in no known layout.
@@ -71,7 +71,7 @@ def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def channels_of(tensors: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of input channels of a file's first convolution.
+    """Return the number of input channels of a file's first convolution.
 
     Raises:
       WeightsError: the tensors are in no known layout.
@@ -91,30 +91,31 @@ def from_torch(
     initial: Any = None,
     adapt_stem: bool = False,
 ) -> Any:
-    """Fills a Flax tree from the tensors of a file: each leaf from one tensor, each tensor used once.
+    """Fill a Flax tree from the tensors of a file: each leaf from one tensor, each tensor used once.
 
     Args:
-      tensors: name -> array, as `read_tensors` returns them.
+      tensors: name -> array, from `read_tensors`.
       abstract: {"params": ..., "batch_stats": ...} of arrays or ``jax.ShapeDtypeStruct``.
-      layout: a key of `LAYOUTS`; None: found by `detect`.
-      initial: variables whose classifier stays, the same arrays, where the file has another number of
-        classes or no classifier (if they have none, the file's is left out); None: that is an error.
-      adapt_stem: sums (to one channel) or repeats (to any other number) the input channels of the first
-        convolution where the file has another number of them; otherwise that is an error.
+      layout: a key of `LAYOUTS`; None calls `detect`.
+      initial: variables whose classifier is kept, as the same arrays, if the file has another number of classes or
+        no classifier. If `initial` has no classifier, that of the file is ignored. With None, any such mismatch is
+        an error.
+      adapt_stem: whether to adapt the first convolution if the file has another number of input channels: sum them
+        to one channel, or repeat them to any other number. If False, the mismatch is an error.
 
     Returns:
-      A tree like `abstract` of NumPy arrays, of its dtypes; they share no memory with `tensors`.
+      A tree of NumPy arrays with the structure and dtypes of `abstract`. It shares no memory with `tensors`.
 
     Raises:
-      WeightsError: tensors are missing, left over or of another shape (all of them in one line), or the
-        layout is unknown.
+      WeightsError: tensors are missing, unused or of another shape (all are listed in one line), or the layout is
+        unknown.
     """
     table = _layout(layout or detect(tensors))
     leaves = dict(_leaves(abstract))
     if homeless := _homeless(leaves, table):
         raise WeightsError(
             f"the weights are of {table.title}, which has no counterpart of {_some(homeless)}: "
-            "they are of another family of networks"
+            "they belong to another family of networks"
         )
     places = {path: _place(table, path, leaf) for path, leaf in leaves.items()}
     tensors = {k: v for k, v in tensors.items() if not re.fullmatch(table.ignored, k)}
@@ -155,23 +156,23 @@ def from_torch(
             filled.append(_copy(place.transform.from_source(source), leaf.dtype))
     misfits = {"missing": missing, "unused": sorted(tensors), "shape": shapes}
     if any(misfits.values()):
-        told = [f"{kind}: {_some(names)}" for kind, names in misfits.items() if names]
+        details = [f"{kind}: {_some(names)}" for kind, names in misfits.items() if names]
         raise WeightsError(
-            f"weights of {table.title} do not fit the network: {'; '.join([*told, *hints])}"
+            f"weights of {table.title} do not fit the network: {'; '.join([*details, *hints])}"
         )
     return jax.tree_util.tree_structure(abstract).unflatten(filled)
 
 
 def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]:
-    """Names and lays out Flax variables as other people's files do: the inverse of `from_torch`.
+    """Convert Flax variables to named tensors in another library's layout: the inverse of `from_torch`.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of arrays.
-      layout: a key of `LAYOUTS`; None: found by `layout_of`.
+      layout: a key of `LAYOUTS`; None calls `layout_of`.
 
     Returns:
-      Name -> contiguous array of the leaf's dtype, sharing no memory with `variables`. Where the layout
-      holds them, an int64 zero ``num_batches_tracked`` stands next to every ``running_mean``.
+      Name -> contiguous array of the leaf's dtype, without memory shared with `variables`. If the layout has
+      counters, every ``running_mean`` gets an int64 zero ``num_batches_tracked``.
 
     Raises:
       WeightsError: a leaf has no counterpart in the layout, or the layout is unknown.
@@ -191,11 +192,11 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
 
 
 def adapt_channels(kernel: np.ndarray, in_channels: int) -> np.ndarray:
-    """Adapts the kernel of a first convolution to another number of input channels.
+    """Adapt the kernel of a first convolution to another number of input channels.
 
-    One channel gets the sum over the kernel's I channels: a grey image then gives what it gave as R = G = B.
-    Otherwise channel c gets channel c mod I, times I / in_channels, which keeps the sum for constant input
-    where in_channels is a multiple of I.
+    A single channel gets the sum over the kernel's I channels, so that a grey image gives the same output as with
+    R = G = B. Otherwise, channel c gets channel c mod I times I / in_channels. If in_channels is a multiple of I,
+    this keeps the sum for constant input.
 
     Args:
       kernel: float [H, W, I, O].
@@ -222,7 +223,7 @@ def _layout(name: str) -> Layout:
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yields (path, leaf) in the order of the flattened tree."""
+    """Yield (path, leaf) in the order of the flattened tree."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(keys, simple=True, separator="/"), leaf
 
@@ -236,7 +237,7 @@ def _homeless(leaves: Mapping[str, Any], table: Layout) -> list[str]:
 
 
 def _classes(tensors: Mapping[str, np.ndarray], place: Place) -> int:
-    """Returns the number of classes of the file's head, 0 if it has none."""
+    """Return the number of classes of the file's head; 0 if there is no head."""
     source = tensors.get(place.name)
     if source is None or source.ndim != _source_rank(place):
         return 0
@@ -244,7 +245,7 @@ def _classes(tensors: Mapping[str, np.ndarray], place: Place) -> int:
 
 
 def _stem(tensors: Mapping[str, np.ndarray], place: Place, leaf: Any) -> np.ndarray | None:
-    """Returns the file's first kernel [H, W, I, O], None if it differs in more than its input channels."""
+    """Return the file's first kernel [H, W, I, O]; None if more than its input channels differ from the leaf."""
     source = tensors.get(place.name)
     if source is None or source.ndim != 4 or 0 in source.shape:
         return None
@@ -254,7 +255,7 @@ def _stem(tensors: Mapping[str, np.ndarray], place: Place, leaf: Any) -> np.ndar
 
 
 def _module(name: str) -> str:
-    """Returns the name of a tensor without its last part."""
+    """Return the name of a tensor without its last part."""
     return re.sub(r"[./][^./]*$", "", name)
 
 

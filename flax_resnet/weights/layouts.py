@@ -1,9 +1,10 @@
-"""Where each leaf of the Flax tree lies in other people's files: tables, and how to look a name up.
+"""Tables that map each leaf of the Flax tree to a tensor in other libraries' files, and the lookup.
 
-A module rule turns the path of a Flax module into the name of a module of the layout; a leaf rule turns the
-leaf into a tensor's name and shape. The first rule that fits is taken; a path that none fits has no
-counterpart. Patterns match whole strings. In a module's template, ``{stage}``, ``{block}``, ``{part}`` ... are
-the pattern's named groups, and ``{stage0}``, ``{block1}``, ``{part0}`` count what they name from zero or one.
+A module rule maps the path of a Flax module to the name of a module in the layout; a leaf rule maps a leaf to the
+name and shape of a tensor. The first matching rule applies; a path without a matching rule has no counterpart.
+Patterns match whole strings. In a module's template, ``{stage}``, ``{block}``, ``{part}`` ... are the named groups
+of the pattern. ``{stage0}`` and ``{part0}`` are the same numbers counted from zero, ``{block1}`` is counted from
+one.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """A leaf's shape in Flax, and how its axes are moved to the layout and back.
+    """The rank of a Flax leaf, and functions that convert its axes to the layout and back.
 
     Attributes:
       rank: number of axes of the Flax leaf.
@@ -28,7 +29,7 @@ class Transform(NamedTuple):
     from_source: Callable[[np.ndarray], np.ndarray]
 
 
-# Named by the layout's axes: o output, i input, h height, w width, k taps, 1 an axis of length one.
+# The names are the axes in the layout: o output, i input, h height, w width, k taps, 1 an axis of length one.
 TRANSFORMS = {
     "vector": Transform(1, lambda x: x, lambda x: x),
     "oihw": Transform(4, lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0)),
@@ -49,7 +50,7 @@ class LeafRule(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a leaf lies in a layout: the tensor's name, its module, and the transform of its axes."""
+    """The position of a leaf in a layout: the tensor's name, its module, and the transform of its axes."""
 
     name: str
     module: str
@@ -58,14 +59,14 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one family of files names and shapes its tensors.
+    """The names and shapes of tensors in one family of files.
 
     Attributes:
-      title: whose files these are, for messages.
+      title: origin of the files, for messages.
       modules: (pattern of a Flax module path, template of the module's name).
       leaves: rules for the leaves.
-      separator: between a module's name and a tensor's.
-      ignored: tensors that have no counterpart in Flax.
+      separator: text between the name of a module and the name of a tensor.
+      ignored: pattern of tensors without a counterpart in Flax.
       counted: whether the files hold ``num_batches_tracked`` next to every running mean.
     """
 
@@ -77,7 +78,7 @@ class Layout:
     counted: bool = True
 
     def place(self, path: str, rank: int) -> Place | None:
-        """Returns where a Flax leaf such as ``params/layer1_0/conv1/kernel`` lies, None for nowhere.
+        """Return the place of a Flax leaf such as ``params/layer1_0/conv1/kernel``; None without a counterpart.
 
         Args:
           path: collection, modules and leaf, joined by slashes.
@@ -98,7 +99,7 @@ class Layout:
 
 
 def _numbered(groups: dict[str, str]) -> dict[str, str | int]:
-    """Adds to the groups their numbers counted from the other end of the natural numbers."""
+    """Add the numbers of stage and part counted from zero, and of the block counted from one."""
     values: dict[str, str | int] = dict(groups)
     for name in groups.keys() & {"stage", "part"}:  # counted from one in Flax
         values[f"{name}0"] = int(groups[name]) - 1
@@ -134,7 +135,7 @@ LAYOUTS = {
             LeafRule(r"params/.*/se/conv/kernel", "weight", "11k"),
             LeafRule(r"params/(fc|classifier_\d+)/kernel", "weight", "oi"),
             LeafRule(KERNEL, "weight", "oihw"),
-            LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # whitening is measured
+            LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # whitening is a statistic
             *TORCH_NORM,
         ),
     ),
@@ -217,7 +218,7 @@ LAYOUTS = {
     ),
 }
 
-# The first convolution and the classifier of any tree, by their Flax paths.
+# The Flax paths of the first convolution and of the classifier in any tree.
 STEMS = ("params/conv1/kernel", "params/conv1_0/kernel", "params/features_0/kernel")
 HEAD_KERNELS = ("params/fc/kernel", "params/classifier_6/kernel")
 HEAD = r"params/(fc|classifier_6)/(kernel|bias)"

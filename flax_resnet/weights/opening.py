@@ -1,4 +1,4 @@
-"""Weights made elsewhere: by timm's name, or from a file, with the preprocessing that belongs to them."""
+"""Open pretrained weights by timm's name or from a file, with their preprocessing."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from flax_resnet.weights import (
 log = logging.getLogger("flax_resnet")
 
 
-# torchvision's, for weights that nothing is said about
+# torchvision's preprocessing, for weights without a stated one.
 USUAL = Pretrained(
     "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
 )
@@ -30,22 +30,22 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
 
 class Weights(NamedTuple):
-    """Tensors by their name in the file, and what is known about them."""
+    """Tensors by their name in the file, and the description of the weights."""
 
     tensors: dict[str, np.ndarray]
     about: Pretrained
 
 
 def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
-    """Reads weights and the preprocessing that belongs to them.
+    """Read weights and their preprocessing.
 
     Args:
-      name: of the network, or of timm's weights for it ("resnet50.a1_in1k").
-      path: file of weights; empty for the Hugging Face hub, or its local cache. What a JSON file of the
-        same stem, or a config.json beside it, says in timm's words about this network is taken over.
+      name: name of the network, or of timm's weights for it ("resnet50.a1_in1k").
+      path: file of weights; empty for the Hugging Face hub or its local cache. A JSON file beside it, with the same
+        stem or named config.json, describes the preprocessing in timm's format, if it is for the same network.
 
     Raises:
-      WeightsError: there are none of that name, or the file is not what it should be.
+      WeightsError: there are no weights of that name, or the file is invalid.
     """
     if not path:
         file, config = fetch(find(name).name)
@@ -59,7 +59,7 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
     try:
         about = find(name)
         log.info(
-            "%s: prepared for as %s is (%d px, crop %g, %s); model.TAG says otherwise",
+            "%s: images are preprocessed as for %s (%d px, crop %g, %s); name model.TAG for another preprocessing",
             path.name, about.name, about.image_size, about.crop_fraction, about.interpolation,
         )  # fmt: skip
         return Weights(tensors, about)
@@ -70,13 +70,13 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
 
 
 def network_of(path: str | pathlib.Path) -> str:
-    """Returns the network of a file of weights as a JSON file beside it has it; empty where none says."""
+    """Return the network named by a JSON file beside a file of weights; empty without such a file."""
     configs = _configs_beside(pathlib.Path(path).expanduser())
     return next((config["architecture"] for config in configs), "")
 
 
 def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields what JSON files say of the weights beside them, as far as they name a network."""
+    """Yield the content of JSON files beside the weights that name a network."""
     for file in (path.with_suffix(".json"), path.with_name("config.json")):
         if not file.is_file():
             continue

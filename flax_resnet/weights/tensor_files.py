@@ -1,4 +1,4 @@
-"""Files of tensors to NumPy arrays and back. Nothing that a file holds is ever run."""
+"""Read and write files of tensors as NumPy arrays. No code in a file is ever run."""
 
 import os
 import pathlib
@@ -13,11 +13,11 @@ import numpy as np
 
 from flax_resnet.errors import WeightsError, one_line
 
-# What training scripts wrap a model's tensors in; averaged weights come first, as in timm.
+# Keys under which training scripts store a model's tensors; averaged weights come first, as in timm.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What DataParallel, averaging and torch.compile put before every name.
+# Prefixes that DataParallel, weight averaging and torch.compile add to every name.
 PREFIXES = ("module.", "_orig_mod.")
-# safetensors' names of dtypes; bfloat16, which NumPy lacks, is widened by hand.
+# Dtypes by their name in safetensors. NumPy has no bfloat16, so it is read as uint16 and widened.
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -36,19 +36,20 @@ DTYPES = {
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a file, whose suffix tells its kind.
+    """Read all tensors of a file; the suffix selects the format.
 
     Args:
-      path: ``.safetensors``; ``.pth``, ``.pt`` or ``.bin`` (written by torch, which must be installed);
-        or ``.npz``. Of torch's training checkpoints the averaged weights are taken if there are any, else
-        the model's. A prefix ``module.`` or ``_orig_mod.`` that all names share is dropped.
+      path: ``.safetensors``; ``.pth``, ``.pt`` or ``.bin`` (written by torch, which must be installed); or
+        ``.npz``. From a torch training checkpoint, the averaged weights are read if there are any, else the
+        model's. A prefix ``module.`` or ``_orig_mod.`` that all names share is removed.
 
     Returns:
-      Name -> array, perhaps read-only. Floating ones are float64 if they were, else float32; all finite.
+      Name -> array, which may be read-only. float64 stays float64; other floating dtypes become float32. All values
+      are finite.
 
     Raises:
-      WeightsError: the file is absent, of another kind, damaged, holds something other than numbers, or
-        a number that is not finite; or torch is needed and absent.
+      WeightsError: the file is missing, of another format or corrupted; it holds something other than numbers, or a
+        number that is not finite; or torch is needed and not installed.
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix not in READERS:
@@ -72,15 +73,15 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file, whole or not at all; one that is there is replaced.
+    """Write a safetensors file atomically; an existing file is replaced.
 
     Args:
-      path: ends in ``.safetensors``; its folder exists.
+      path: ends in ``.safetensors``; its folder must exist.
       tensors: name -> array.
       metadata: text stored in the file's header.
 
     Raises:
-      WeightsError: the file cannot be written; one that was there is as it was.
+      WeightsError: the file cannot be written; an existing file is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -88,12 +89,12 @@ def write_safetensors(
     path = pathlib.Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise WeightsError(f"weights {path}: must end in .safetensors")
-    # np.ascontiguousarray would make vectors of scalars
+    # np.ascontiguousarray would turn scalars into vectors.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # safetensors 0.8 would make the file its owner's alone
+        mode = partial.stat().st_mode  # safetensors 0.8 makes the file readable by its owner only
         save_file(tensors, partial, dict(metadata) if metadata else None)
         partial.chmod(mode)
         with partial.open("rb+") as file:
@@ -133,14 +134,14 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"weights {path}: {path.suffix} files need torch: pip install 'flax_resnet[torch]'"
         ) from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error says, at length
+        with warnings.catch_warnings(action="ignore"):  # long warnings that repeat the error
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights {path}: refused, holds more than tensors, or is no file of torch (nothing of it was "
+            f"weights {path}: refused, holds more than tensors, or is not a torch file (none of its code was "
             "run): save model.state_dict() instead"
         ) from error
-    except Exception as error:  # torch raises whatever a damaged file leads it to
+    except Exception as error:  # torch raises many types for corrupted files
         raise WeightsError(f"weights {path}: no intact file of torch: {one_line(error)}") from error
     tensors = {}
     for name, value in _unwrapped(path, loaded).items():
@@ -150,7 +151,7 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             value = value.float()
         try:
             tensors[str(name)] = value.detach().numpy()
-        except (TypeError, RuntimeError) as error:  # sparse, quantized and the like
+        except (TypeError, RuntimeError) as error:  # sparse or quantized tensors
             raise WeightsError(f"weights {path}: tensor {name}: {one_line(error)}") from error
     return tensors
 
@@ -162,7 +163,7 @@ def _unwrapped(path: pathlib.Path, loaded: Any) -> dict:
             loaded = inner[0] if inner else loaded
     if not isinstance(loaded, dict):
         raise WeightsError(f"weights {path}: holds a {type(loaded).__name__}, not named tensors")
-    # the counter of torch.optim.swa_utils.AveragedModel, beside tensors that all begin with "module."
+    # "n_averaged" is the counter of torch.optim.swa_utils.AveragedModel; all its tensors start with "module.".
     return {name: value for name, value in loaded.items() if name != "n_averaged"}
 
 
@@ -189,14 +190,14 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
 
 
 def _stripped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in PREFIXES * 2:  # in either order: torch.compile around data parallel, or within
+    for prefix in PREFIXES * 2:  # in either order: torch.compile outside or inside DataParallel
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
     return tensors
 
 
 def _number(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
-    """Returns the array as float32 or float64 if it is floating, unchanged if integer or boolean."""
+    """Return a floating array as float32 or float64, and an integer or boolean array unchanged."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = getattr(array, "dtype", type(array).__name__)
         raise WeightsError(f"weights {path}: tensor {name} is of dtype {kind}, not of numbers")

@@ -77,7 +77,7 @@ def weakest(counts: np.ndarray, names: Sequence[str], most: int = 3) -> str:
     """Returns the classes found least often, and what each is taken for most; empty where all are found always."""
     totals = counts.sum(axis=1)
     shares = np.diag(counts) / np.maximum(totals, 1)
-    told = []
+    told: list[str] = []
     for place in np.argsort(shares, kind="stable"):
         if totals[place] and shares[place] < 1 and len(told) < most:
             wrong = counts[place].copy()

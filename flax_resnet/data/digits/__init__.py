@@ -1,1 +1,1 @@
-"""The embedded dataset: handwritten digits, without a network."""
+"""The embedded dataset of handwritten digits, which needs no download."""

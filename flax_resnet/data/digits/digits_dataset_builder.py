@@ -1,4 +1,4 @@
-"""TFDS builder of the handwritten digits that scikit-learn carries."""
+"""TFDS builder for the handwritten digits that scikit-learn includes."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,11 +22,11 @@ _CITATION = """
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Makes `digits` from scikit-learn's copy: image uint8 [8, 8, 1] as PNG, label 0-9."""
+    """Builder of `digits` from scikit-learn's copy: image uint8 [8, 8, 1] as PNG, label 0-9."""
 
     name = "digits"
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Every fifth image is test."}  # noqa: RUF012 - as TFDS declares it
+    RELEASE_NOTES = {"1.0.0": "Every fifth image is test."}  # noqa: RUF012 - TFDS declares it so
     pkg_dir_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:

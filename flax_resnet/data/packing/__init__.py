@@ -1,4 +1,4 @@
-"""Any source packed into a TFDS dataset of its own: JPEGs of bounded size, stored for random access."""
+"""Pack any source into a new TFDS dataset: JPEGs of bounded size, stored for random access."""
 
 from flax_resnet.data.packing.dataset import Packing, pack_dataset
 

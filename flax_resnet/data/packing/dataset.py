@@ -1,8 +1,8 @@
-"""Any source packed into a TFDS dataset of its own: JPEGs of bounded size, stored for random access.
+"""Pack any source into a new TFDS dataset: JPEGs of bounded size, stored for random access.
 
-Which image stands in which file, and every byte of it, depends on the source and the options alone. So a packing
-that was interrupted goes on behind the files that are finished, and ends as if nothing had happened. It is made
-in a folder that no reader takes for a dataset, checked, and then given its name.
+The images in each file, and all their bytes, depend only on the source and the options. So an interrupted packing
+resumes after the finished files and gives the same dataset. The dataset is built in a folder that no reader takes
+for a dataset, verified, and then renamed.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """What to pack, and how. Raises ConfigError for a value that is not allowed.
+    """The source to pack, and the options. Raises ConfigError for an invalid value.
 
     Attributes:
-      new_name: of the packed dataset: lower case letters, digits and _.
+      new_name: name of the packed dataset: lower case letters, digits and _.
       name: TFDS dataset to pack, as name, name/config or name:version; or empty.
       path: folder of images to pack; or empty.
-      data_dir: TFDS data folder of both datasets; empty for TFDS's own.
-      max_side: longer side of a stored image, pixels; at least 1.
-      quality: of JPEGs that are made, 1 to 100.
-      eval_fraction: share of a folder without train/ that becomes the split test, 0.01 to 0.99.
-      shard_size: images per file, at most; at least 1.
+      data_dir: TFDS data folder of both datasets; empty for TFDS's default.
+      max_side: maximum of the longer side of a stored image, in pixels; at least 1.
+      quality: quality of newly encoded JPEGs, 1 to 100.
+      eval_fraction: share of a folder without train/ that becomes the split `test`, 0.01 to 0.99.
+      shard_size: maximum number of images per file; at least 1.
     """
 
     new_name: str
@@ -71,7 +71,7 @@ class Packing:
             )
         if self.new_name in {*EMBEDDED, *tfds.list_builders(with_community_datasets=False)}:
             raise ConfigError(
-                f"--pack={self.new_name!r}: is the name of another TFDS dataset, which would be opened instead"
+                f"--pack={self.new_name!r}: another TFDS dataset has this name and would be opened instead"
             )
         for flag, low, high in (
             ("max_side", 1, 65535),  # JPEG's limit
@@ -93,34 +93,35 @@ class Packing:
         return data_dir.expanduser().resolve() / self.new_name
 
     def options(self) -> dict[str, Any]:
-        """Returns what the packed files depend on, besides what the source holds."""
-        kept = {"max_side": self.max_side, "quality": self.quality, "shard_size": self.shard_size}
+        """Return the options that determine the packed files, together with the content of the source."""
+        sizes = {"max_side": self.max_side, "quality": self.quality, "shard_size": self.shard_size}
         if self.path:
             path = str(pathlib.Path(self.path).expanduser().resolve())
-            return {"path": path, "eval_fraction": self.eval_fraction, **kept}
-        return {"name": self.name, **kept}
+            return {"path": path, "eval_fraction": self.eval_fraction, **sizes}
+        return {"name": self.name, **sizes}
 
     def open(self) -> dict[str, Split]:
-        """Opens the source. Raises DataError as `open_source` does."""
+        """Open the splits of the source. Raise DataError as `open_source`."""
         if self.path:
             return file_splits(self.path, self.eval_fraction)
         return tfds_splits(self.name, self.data_dir)
 
 
 def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> str:
-    """Packs a dataset, or goes on packing it.
+    """Pack a dataset, or resume an interrupted packing.
 
     Args:
-      packing: what and how.
-      threads: images decoded and encoded at once; 0 for one per core.
-      max_bad: unreadable images that are named and left out before the packing stops; at least 0.
+      packing: the source and the options.
+      threads: images decoded and encoded in parallel; 0 for one per core.
+      max_bad: number of unreadable images that are logged and left out; one more stops the packing. At least 0.
 
     Returns:
-      What was done, for a person.
+      A readable summary.
 
     Raises:
-      DataError: no such source; too many unreadable images; something else at the destination, or a packing
-        begun with other options or another source; no space; a packed record that is not what it should be.
+      DataError: there is no such source; too many images are unreadable; the destination holds another dataset, or
+        a packing started with other options or another source; the disk is full; or a packed record fails
+        verification.
     """
     folder, work = packing.root / VERSION, packing.root / f"incomplete.{VERSION}"
     threads = threads or os.cpu_count() or 1
@@ -129,7 +130,7 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
     splits = packing.open()
     try:
         with _held(work), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, large images
+            warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data and large images
             _begin(work, packing, splits)
             shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
             packed_shards.write(
@@ -153,18 +154,19 @@ def _already(folder: pathlib.Path, packing: Packing) -> str:
             f"{folder} holds a dataset that was not packed by this command: choose another name"
         ) from error
     _compare(begun["options"], packing.options(), f"{folder} was packed")
-    with contextlib.suppress(
-        DataError
-    ):  # a source that is gone is no reason to refuse what was made of it
-        found = {key: split.identity for key, split in packing.open().items()}
-        if found != begun["source"]:
+    # The packed dataset stays usable if its source is gone.
+    with contextlib.suppress(DataError):
+        identities = {key: split.identity for key, split in packing.open().items()}
+        if identities != begun["source"]:
             log.warning("%s was packed when its source held other files", folder)
-    shutil.rmtree(folder / "ledger", ignore_errors=True)  # of a packing that ended just before
+    shutil.rmtree(
+        folder / "ledger", ignore_errors=True
+    )  # left if the packing was killed at its end
     return f"{folder} is complete: {begun['result']}\n{_training(packing, list(begun['source']))}"
 
 
 def _training(packing: Packing, splits: list[str]) -> str:
-    """Returns the command that trains on the packed dataset."""
+    """Return a sentence with the command that trains on the packed dataset."""
     where = f" --data_dir={packing.root.parent}" if packing.data_dir else ""
     evaluation = next((key for key in ("test", "validation") if key in splits), "train")
     return (
@@ -184,7 +186,7 @@ def _compare(begun: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
 
 @contextlib.contextmanager
 def _held(work: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process from packing into the same folder; the system lets go when a process ends."""
+    """Lock the folder against a second packing process; the system releases the lock when a process ends."""
     work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(work, os.O_RDONLY)
     try:
@@ -198,7 +200,7 @@ def _held(work: pathlib.Path) -> Iterator[None]:
 
 
 def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> None:
-    """Writes down what is being packed; refuses to go on with something else."""
+    """Record the source and the options, or raise DataError if the folder was started with others."""
     (work / "ledger").mkdir(exist_ok=True)
     state = {
         "options": packing.options(),
@@ -228,7 +230,7 @@ def _finish(
     shards: list[Shard],
     threads: int,
 ) -> str:
-    """Adds the metadata, checks everything, and gives the folder its name."""
+    """Add the metadata, verify the dataset, and rename the folder."""
     import tensorflow_datasets as tfds
 
     from flax_resnet.data.packing.verification import verify
@@ -255,7 +257,7 @@ def _finish(
             for key in splits
         ],
         version=VERSION,
-        check_data=False,  # would read it as tfrecord; verify() reads all of it
+        check_data=False,  # it would read the files as tfrecord; verify() checks all records
         supervised_keys=("image", "label"),
         description=f"{packing.name or pathlib.Path(packing.path).resolve().name}, with images of at most "
         f"{packing.max_side} pixels a side.",

@@ -1,4 +1,4 @@
-"""Threads that work ahead, and results that come in order."""
+"""A parallel map with threads that work ahead and results in order."""
 
 import concurrent.futures
 import contextlib
@@ -10,17 +10,17 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 4  # tasks a thread, so that none waits for a slow one before it
+AHEAD = 4  # queued tasks per thread, so that no thread waits for a slow earlier task
 
 
 @contextlib.contextmanager
 def in_order(function: Callable[[T], R], tasks: Iterable[T], threads: int) -> Iterator[Iterator[R]]:
-    """Gives an iterator over the results of a function, in the order of the tasks.
+    """Return a context with an iterator over the results of a function, in the order of the tasks.
 
     Args:
-      function: called by several threads at once.
-      tasks: read no further than is worked ahead.
-      threads: at least 1.
+      function: called by several threads in parallel.
+      tasks: read at most AHEAD tasks per thread in advance.
+      threads: number of threads, at least 1.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 

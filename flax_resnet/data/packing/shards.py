@@ -1,4 +1,4 @@
-"""The files of a packed dataset: which image stands in which, and writing those that are not there yet."""
+"""The files of a packed dataset: assign images to files, and write the files that are not finished."""
 
 import itertools
 import json
@@ -18,19 +18,19 @@ from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
 
-CHUNK = 8  # images a thread takes at a time
+CHUNK = 8  # images per task of a thread
 
 
 class Shard(NamedTuple):
     """A file of a packed dataset.
 
     Attributes:
-      file: where it stands once it is finished.
-      ledger: JSON file with what is known of it then: the labels of its records, names of images left out,
-        bytes before and after, and how the images came about.
-      split: which it is part of.
-      start: its first place in the order of the split.
-      stop: the place behind its last.
+      file: path of the finished file.
+      ledger: path of a JSON file about the finished file: the labels of its records, the names of images left out,
+        the bytes before and after, and the counts of images by `Packed.how`.
+      split: name of its split.
+      start: first position in the order of the split.
+      stop: one past the last position.
     """
 
     file: pathlib.Path
@@ -41,13 +41,13 @@ class Shard(NamedTuple):
 
 
 def plan(folder: pathlib.Path, name: str, splits: dict[str, Split], size: int) -> list[Shard]:
-    """Divides splits evenly into files, named as TFDS names them.
+    """Divide splits evenly into files with TFDS's file names.
 
     Args:
-      folder: of the files; those with their ledgers are in its sub-folder ledger.
-      name: of the packed dataset.
-      splits: to pack.
-      size: images per file, at most.
+      folder: folder of the files; ledgers are in its sub-folder `ledger`.
+      name: name of the packed dataset.
+      splits: splits to pack.
+      size: maximum number of images per file.
     """
     shards = []
     for key, split in splits.items():
@@ -62,13 +62,13 @@ def plan(folder: pathlib.Path, name: str, splits: dict[str, Split], size: int) -
 
 
 def finished(shard: Shard) -> dict[str, Any] | None:
-    """Returns the ledger of a shard that is finished, else None."""
+    """Return the ledger of a finished shard; None if the shard is not finished."""
     try:
         ledger = json.loads(shard.ledger.read_text())
     except (OSError, ValueError):
         return None
-    whole = shard.file.exists() and count_records(shard.file) == len(ledger["labels"])
-    return ledger if whole else None
+    complete = shard.file.exists() and count_records(shard.file) == len(ledger["labels"])
+    return ledger if complete else None
 
 
 def write(
@@ -80,18 +80,18 @@ def write(
     threads: int,
     max_bad: int,
 ) -> None:
-    """Writes the shards that are not finished, one behind the other, each whole or not at all.
+    """Write the unfinished shards one after the other, each atomically.
 
     Args:
-      shards: of `plan`.
-      splits: to pack.
-      max_side: longer side of a stored image, pixels.
-      quality: of JPEGs that are made, 1 to 100.
-      threads: images decoded and encoded at once.
-      max_bad: unreadable images that are left out, those of finished shards among them, before it stops.
+      shards: shards from `plan`.
+      splits: splits to pack.
+      max_side: maximum of the longer side of a stored image, in pixels.
+      quality: quality of newly encoded JPEGs, 1 to 100.
+      threads: images decoded and encoded in parallel.
+      max_bad: maximum number of unreadable images, including those of finished shards.
 
     Raises:
-      DataError: too many unreadable images, or no space.
+      DataError: too many images are unreadable, or the disk is full.
     """
     ledgers = {shard: finished(shard) for shard in shards}
     waiting = [shard for shard, ledger in ledgers.items() if not ledger]
@@ -129,11 +129,13 @@ def write(
                 raise DataError(f"{shard.file}: none of its images can be read")
             shard.ledger.unlink(missing_ok=True)
             temporary.replace(shard.file)
-            replace_text(shard.ledger, json.dumps(ledger))  # last: what has one is finished
+            replace_text(
+                shard.ledger, json.dumps(ledger)
+            )  # written last: it marks the shard as finished
 
 
 class _Image(NamedTuple):
-    """An image as it will stand: a serialized example, or why there is none."""
+    """A packed image: a serialized example, or the reason why there is none."""
 
     name: str
     record: bytes
@@ -145,7 +147,7 @@ class _Image(NamedTuple):
 
 
 class _Tally:
-    """Keeps the ledger of the shard that is being written, and the count of bad images over all."""
+    """The ledger of the shard being written, and the number of bad images in all shards."""
 
     def __init__(self, max_bad: int, bad: int):
         self._max_bad, self._bad = max_bad, bad
@@ -153,12 +155,12 @@ class _Tally:
         self._ledger: dict[str, Any] = {}
 
     def new_ledger(self) -> dict[str, Any]:
-        """Begins a shard, and returns what will be filled while its records are drawn."""
+        """Start a shard; return its ledger, which `records` fills."""
         self._ledger = {"labels": [], "bad": [], "how": Counter(), "bytes_in": 0, "bytes_out": 0}
         return self._ledger
 
     def records(self, images: Iterable[_Image], bar: tqdm) -> Iterator[bytes]:
-        """Yields the records of a shard. Raises DataError at one bad image too many."""
+        """Yield the records of a shard. Raise DataError if there are too many bad images."""
         for image in images:
             if image.error:
                 self._leave_out(image)
@@ -201,7 +203,7 @@ def _make(split: Split, places: range, max_side: int, quality: int) -> list[_Ima
         example = tf.train.Example()
         example.features.feature["image"].bytes_list.value.append(packed.encoded)
         example.features.feature["label"].int64_list.value.append(int(label))
-        # Deterministic, or the two keys change places from process to process.
+        # Deterministic: otherwise the order of the two keys differs between processes.
         record = example.SerializeToString(deterministic=True)
         results.append(
             _Image(name, record, int(label), packed.how, len(image), len(packed.encoded), "")

@@ -1,4 +1,4 @@
-"""Every split of a dataset at once, with what identifies its contents."""
+"""Open all splits of a dataset, each with a digest that identifies its content."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ class Split(NamedTuple):
     """One split of a dataset.
 
     Attributes:
-      source: its examples.
+      source: the examples.
       order: int64 [n], a permutation: the order in which to write the examples.
-      identity: differs where the examples, or their order in the source, differ.
+      identity: a digest; it differs if the examples or their order in the source differ.
     """
 
     source: Source
@@ -33,14 +33,14 @@ class Split(NamedTuple):
 
 
 def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
-    """Opens all splits of a prepared TFDS dataset, in the order of their records.
+    """Open all splits of a prepared TFDS dataset, in the order of their records.
 
     Args:
       name: TFDS name, name/config or name:version.
-      data_dir: TFDS data folder; empty for TFDS's own.
+      data_dir: TFDS data folder; empty for TFDS's default.
 
     Raises:
-      DataError: as `open_source` does.
+      DataError: as `open_source`.
     """
     builder = find_builder(name, data_dir)
     infos = {key: info for key, info in builder.info.splits.items() if info.num_examples}
@@ -55,19 +55,19 @@ def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
 
 
 def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
-    """Opens all splits of a folder of images, or of a CSV file of paths and labels.
+    """Open all splits of a folder of images, or of a CSV file of paths and labels.
 
-    Files may be sorted by class; they are ordered here as by chance, the same on every call, so that a slice such
-    as ``train[:10%]`` holds all classes.
+    Files are often sorted by class. They are shuffled with a fixed seed, so that a slice such as ``train[:10%]``
+    holds all classes.
 
     Args:
-      path: folder with train/ and val/, validation/ or test/, each with one sub-folder per class; or with the
-        classes themselves, of which a share, chosen by the files' names, becomes the split ``test``. Or a
-        CSV file; its own splits, or a share chosen in the same way.
+      path: a folder or a CSV file. A folder has train/ and val/, validation/ or test/, each with one sub-folder per
+        class; or it has one sub-folder per class itself. A CSV file may have a column `split`. Without splits, a
+        share of the files, chosen by name, becomes the split ``test``.
       eval_fraction: that share, 0.01 to 0.99.
 
     Raises:
-      DataError: as `open_source` does.
+      DataError: as `open_source`.
     """
     root = pathlib.Path(path).expanduser()
     kind = "csv" if root.is_file() else "folder"
@@ -75,9 +75,11 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     names = {name: FOLDERS.get(name, name) for name in own if kind == "csv" or name in FOLDERS}
     names = names or {"train": "train", "test": "test"}
     if odd := [key for key in names.values() if not key.isidentifier()]:
-        raise DataError(f"{root}: split {odd[0]!r} is no name for TFDS: letters, digits and _ only")
+        raise DataError(
+            f"{root}: split {odd[0]!r} is not a valid TFDS name: use letters, digits and _ only"
+        )
     if len(set(names.values())) < len(names):
-        raise DataError(f"{root}: has both val and validation; leave one")
+        raise DataError(f"{root}: has both val and validation; remove one")
     config = Data(source=kind, path=path, eval_fraction=eval_fraction)
     splits = {}
     for name, key in names.items():
@@ -95,7 +97,7 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
 def _file_identity(root: pathlib.Path, file: str) -> str:
     try:
         status = os.stat(file)
-    except OSError:  # it will be named as unreadable
+    except OSError:  # the packing reports it as unreadable
         return f"{os.path.relpath(file, root)} -"
     return f"{os.path.relpath(file, root)} {status.st_size} {status.st_mtime_ns}"
 

@@ -1,4 +1,4 @@
-"""A packed dataset read once from end to end, through TFDS."""
+"""Verify a packed dataset by reading all of it through TFDS."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from flax_resnet.data.packing.parallel_map import in_order
 from flax_resnet.errors import DataError, one_line
 
-CHUNK = 32  # records a thread takes at a time
+CHUNK = 32  # records per task of a thread
 
 
 def verify(
@@ -20,24 +20,24 @@ def verify(
     class_names: Sequence[str],
     threads: int,
 ) -> None:
-    """Parses and decodes every record of a dataset.
+    """Parse and decode every record of a dataset.
 
     Args:
-      folder: of one version of a dataset, stored as array_record.
-      labels: of each split, for each of its files, the labels that its records must have.
-      class_names: that the dataset must have.
-      threads: records decoded at once.
+      folder: folder of one version of a dataset, stored as array_record.
+      labels: the expected labels of the records, by split and file.
+      class_names: the expected class names.
+      threads: records decoded in parallel.
 
     Raises:
-      DataError: the first record that cannot be read or has another label, and its file; or another number
-        of records, or other class names.
+      DataError: a record cannot be read or has another label (the message names the first such record and its
+        file); or the number of records or the class names differ.
     """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    found = tuple(builder.info.features["label"].names)
-    if found != tuple(class_names):
-        odd = next(a for a in itertools.zip_longest(found, class_names) if a[0] != a[1])
+    names = tuple(builder.info.features["label"].names)
+    if names != tuple(class_names):
+        odd = next(a for a in itertools.zip_longest(names, class_names) if a[0] != a[1])
         raise DataError(f"{folder}: class {odd[1]!r} reads as {odd[0]!r}")
     total = sum(len(file) for files in labels.values() for file in files)
     with tqdm(total=total, unit=" images", unit_scale=True, desc="verifying", disable=None) as bar:
@@ -69,10 +69,10 @@ def _fault(source: Sequence[dict], place: int, label: int) -> str:
         example = source[place]
         with Image.open(io.BytesIO(example["image"])) as image:
             image.load()
-    except Exception as error:  # of array_record, of TFDS's parser, of Pillow's decoders
+    except Exception as error:  # from array_record, TFDS's parser or Pillow's decoders
         return f"cannot be read ({one_line(error)})"
-    found = int(example["label"])
-    return "" if found == label else f"has label {found}, not {label}"
+    stored = int(example["label"])
+    return "" if stored == label else f"has label {stored}, not {label}"
 
 
 def _file_of(paths: Sequence[pathlib.Path], files: list[list[int]], place: int) -> pathlib.Path:

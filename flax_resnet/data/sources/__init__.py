@@ -1,1 +1,1 @@
-"""Where images come from, each a split that is read at random."""
+"""Sources of images; each is a dataset split with random access."""

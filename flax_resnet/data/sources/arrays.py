@@ -1,4 +1,4 @@
-"""Examples that are arrays in memory already."""
+"""A source of examples from arrays in memory."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from flax_resnet.errors import DataError
 
 
 class ArraySource:
-    """Images and labels from Python.
+    """A source of images and labels from Python.
 
     Args:
-      images: uint8 [n, H, W, 3] or [n, H, W, 1], or a sequence of such [H, W, C] of any sizes; kept, not
+      images: uint8 [n, H, W, 3] or [n, H, W, 1], or a sequence of such [H, W, C] of any sizes; referenced, not
         copied.
       labels: integers [n], 0 to K-1.
-      class_names: K names; the numbers themselves where none are given.
+      class_names: K names; empty to use the numbers.
 
     Raises:
-      DataError: another shape or dtype, no examples, or labels that do not fit.
+      DataError: a shape or dtype is wrong, there are no examples, or the labels do not match images or names.
     """
 
     orientations = False
@@ -39,7 +39,7 @@ class ArraySource:
             )
         if not len(labels) or len(labels) != len(images):
             raise DataError(
-                f"{len(images)} images and {len(labels)} labels: must be as many, and some"
+                f"{len(images)} images and {len(labels)} labels: must be equal numbers, at least 1"
             )
         for image in images[:1] if isinstance(images, np.ndarray) else images:
             if (
@@ -63,16 +63,16 @@ class ArraySource:
         return len(self._labels)
 
     def read(self, indices: Sequence[int]) -> Records:
-        """Returns the examples at these indices as BMP, which is the pixels behind a header."""
+        """Read the examples at these indices, encoded as BMP, which is a header followed by the pixels."""
         chosen = [self._images[int(i)] for i in indices]
         pixels = [np.ascontiguousarray(np.broadcast_to(c, (*c.shape[:2], 3))) for c in chosen]
         labels = self._labels[np.asarray(indices, np.int64)]
         return Records([as_bmp(Image.fromarray(image)) for image in pixels], labels)
 
     def labels(self) -> np.ndarray:
-        """Returns the label of every example, int32 [n]."""
+        """Return the label of every example, int32 [n]."""
         return self._labels
 
     def describe(self, index: int) -> str:
-        """Names an example for a person."""
+        """Return a readable name of an example."""
         return f"image {index} of the arrays"

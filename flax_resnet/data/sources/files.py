@@ -1,4 +1,4 @@
-"""Image files: a folder with one sub-folder per class, or a CSV file of paths and labels."""
+"""Sources of image files: a folder with one sub-folder per class, or a CSV file of paths and labels."""
 
 import csv
 import hashlib
@@ -15,18 +15,18 @@ from flax_resnet.errors import DataError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4
-EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
+EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP
 UNKNOWN = -1
 
 
 class FileSource:
-    """Image files and their labels.
+    """A source of image files and their labels.
 
     Args:
       files: one path per example.
-      labels: class of each, 0 to K-1.
+      labels: class of each example, 0 to K-1.
       class_names: one name per class.
-      exif: whether to turn images upright as their EXIF data say.
+      exif: whether to turn images upright by their EXIF orientation.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class FileSource:
         self._labels = np.array(labels, np.int32)
         self.class_names = class_names
         self.orientations = exif
-        self._known = np.full(len(files), UNKNOWN, np.int8)  # orientations, found when first read
+        self._known = np.full(len(files), UNKNOWN, np.int8)  # orientations, set when first read
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, indices: Sequence[int]) -> Records:
-        """Reads the examples at these indices, in this order."""
+        """Read the examples at these indices, in this order."""
         indices = np.asarray(indices, np.int64)
         images = [_contents(self._files[i]) for i in indices]
         if self.orientations:
@@ -58,37 +58,35 @@ class FileSource:
         return Records(images, self._labels[indices], turns)
 
     def labels(self) -> np.ndarray:
-        """Returns the label of every example, int32 [n]."""
+        """Return the label of every example, int32 [n]."""
         return self._labels
 
     def shared(self, other: "FileSource") -> int:
-        """Returns how many files are those of another split, too."""
+        """Return the number of files that are also in another split."""
         return len({*self._files} & {*other._files})
 
     def describe(self, index: int) -> str:
-        """Names an example for a person."""
+        """Return a readable name of an example."""
         return str(self._files[index])
 
 
 def orientation(image: bytes) -> int:
-    """Returns EXIF's orientation of an encoded image, 1 to 8, or 0 where there is none."""
-    if not any(mark in image for mark in EXIF_MARKS):  # microseconds, where Pillow takes 50
+    """Return the EXIF orientation of an encoded image, 1 to 8, or 0 if there is none."""
+    if not any(mark in image for mark in EXIF_MARKS):  # takes microseconds; Pillow takes 50
         return 0
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            found = opened.getexif().get(ORIENTATION_TAG, 0)
-    except (
-        Exception
-    ):  # Pillow meets broken EXIF data with many types, and ignores them when it turns
+            number = opened.getexif().get(ORIENTATION_TAG, 0)
+    except Exception:  # broken EXIF data raise many types; Pillow ignores them when it turns images
         return 0
-    return found if found in range(1, 9) else 0
+    return number if number in range(1, 9) else 0
 
 
 def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
-    """Opens one sub-folder of images per class; the sub-folders' sorted names are the classes.
+    """Open a folder with one sub-folder of images per class; the sorted names of the sub-folders are the classes.
 
-    Either ``path/train/CLASS/*`` with ``path/val/`` or ``path/test/`` beside it, or ``path/CLASS/*``, which
-    is then split by `held_out`.
+    The images are at ``path/train/CLASS/*``, with ``path/val/`` or ``path/test/`` beside train/; or at
+    ``path/CLASS/*``, which `held_out` splits.
 
     Raises:
       DataError: as `open_source`.
@@ -123,10 +121,10 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
 
 
 def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
-    """Opens a CSV file with the columns path and label, and split where it says so itself.
+    """Open a CSV file with the columns path and label, and optionally split.
 
-    Paths are relative to the CSV file's folder. The classes are the sorted labels, in numerical order where
-    all are whole numbers. Without a column `split`, the rows are split by `held_out`.
+    Paths are relative to the CSV file's folder. The classes are the sorted labels, in numerical order if all labels
+    are whole numbers. Without a column `split`, `held_out` splits the rows.
 
     Raises:
       DataError: as `open_source`.
@@ -140,8 +138,8 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
         raise DataError(f"data.path={config.path!r}: cannot be read: {one_line(error)}") from error
     if missing := {"path", "label"} - set(columns):
         raise DataError(
-            f"data.path={config.path!r}: its first line must name the columns path and label, and split "
-            f"if wanted; {' and '.join(sorted(missing))} missing"
+            f"data.path={config.path!r}: its first line must name the columns path and label (split is "
+            f"optional); {' and '.join(sorted(missing))} missing"
         )
     for number, row in enumerate(rows, 2):
         if not row["path"] or not row["label"]:
@@ -163,7 +161,7 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
     else:
         kept = _side([row["path"] for row in rows], config, split, train=train)
     files = [file.parent / rows[i]["path"] for i in kept]
-    for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to see a wrong folder
+    for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to detect a wrong folder
         if not path.is_file():
             raise DataError(f"{file}, line {i + 2}: no such file: {path}")
     return FileSource(
@@ -175,7 +173,7 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
 
 
 def splits_of(path: str) -> list[str]:
-    """Returns what a folder or CSV file calls its own splits; empty where it has none."""
+    """Return the names of the splits in a folder or CSV file; empty if it has none."""
     root = pathlib.Path(path).expanduser()
     if not root.is_file():
         return _class_folders(root) if (root / "train").is_dir() else []
@@ -184,22 +182,25 @@ def splits_of(path: str) -> list[str]:
 
 
 def _called(split: str, *, train: bool) -> list[str]:
-    """Returns the names to look for: an evaluation split that was not asked for may be called otherwise."""
+    """Return the split names to look for; for the default evaluation split, also val and validation."""
     return [split, "val", "validation"] if split == Data().eval_split and not train else [split]
 
 
 def held_out(name: str, share: float, seed: int) -> bool:
-    """Says whether a file is kept for evaluation: by a hash of its name, so that new files move no other."""
+    """Return whether a file is held out for evaluation, by a hash of its name.
+
+    New files do not move existing files between the splits.
+    """
     text = f"{seed}:{name}" if seed else name
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> list[int]:
-    """Returns the numbers of the files on one side of the split that we make ourselves."""
+    """Return the indices of the files in one of the two splits that `held_out` makes."""
     if split not in (config.train_split, config.eval_split):
         raise DataError(
-            f"split {split!r} of data.path={config.path!r}: there are only {config.train_split!r} and "
+            f"split {split!r} of data.path={config.path!r}: the only splits are {config.train_split!r} and "
             f"{config.eval_split!r}"
         )
     kept = [
@@ -217,7 +218,7 @@ def _contents(file: pathlib.Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError:
-        return b""  # undecodable, so named and replaced like any other bad image
+        return b""  # cannot be decoded, so it is reported and replaced like any other bad image
 
 
 def _class_folders(root: pathlib.Path) -> list[str]:

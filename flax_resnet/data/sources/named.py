@@ -1,4 +1,4 @@
-"""A dataset by how a person names it on the command line: a TFDS name, a folder, or a CSV file."""
+"""Datasets named on the command line: a TFDS name, a folder, or a CSV file."""
 
 import dataclasses
 import pathlib
@@ -9,15 +9,15 @@ from flax_resnet.errors import ConfigError, DataError
 
 
 class DatasetChoice(NamedTuple):
-    """The images that a person asks for; what is empty or 0 is left to the network's own data section.
+    """The images to use. An empty field, or 0, keeps the value of the network's data section.
 
     Attributes:
-      dataset: a TFDS dataset, a folder of images or a CSV file; empty for the section's own.
-      train_split: split to train on; empty for the section's own, or train.
-      split: split to evaluate on; empty for the section's own; of a TFDS dataset validation, or test
-        where it has none; of a folder or CSV file test, val or validation, whichever is there.
-      data_dir: TFDS data folder; empty for the section's own.
-      image_size: side in pixels; 0 for the section's own.
+      dataset: a TFDS dataset, a folder of images or a CSV file.
+      train_split: split to train on. If it is empty, a new dataset uses train.
+      split: split to evaluate on. If it is empty, a new TFDS dataset uses validation, or test if it has no
+        validation; a new folder or CSV file uses test, val or validation, the first that exists.
+      data_dir: TFDS data folder.
+      image_size: side in pixels.
     """
 
     dataset: str = ""
@@ -28,11 +28,11 @@ class DatasetChoice(NamedTuple):
 
 
 def kind_of(dataset: str) -> str:
-    """Returns the `data.source` of a dataset by how it is named: "tfds", "folder" or "csv".
+    """Return the `data.source` of a dataset name: "tfds", "folder" or "csv".
 
     Raises:
-      ConfigError: none is named.
-      DataError: it is written as a path, and nothing is there.
+      ConfigError: the name is empty.
+      DataError: the name is a path that does not exist.
     """
     if not dataset:
         raise ConfigError("--dataset is needed with --model: a TFDS dataset, or a folder of images")
@@ -45,20 +45,20 @@ def kind_of(dataset: str) -> str:
 
 
 def data_section(data: Data, choice: DatasetChoice) -> Data:
-    """Return a data section with its preprocessing kept and its images replaced.
+    """Return a data section with other images and the same preprocessing.
 
     Args:
-      data: the section that belongs to the network.
+      data: the network's data section.
       choice: the images.
 
     Raises:
-      DataError: there is no such dataset, or a split is asked of files that come without.
+      DataError: there is no such dataset, or a split is requested for files without splits.
     """
     from flax_resnet.data.sources.files import splits_of
 
     dataset, train_split, split, data_dir, image_size = choice
-    given = {"data_dir": data_dir, "eval_size": image_size}
-    data = dataclasses.replace(data, **{name: value for name, value in given.items() if value})
+    options = {"data_dir": data_dir, "eval_size": image_size}
+    data = dataclasses.replace(data, **{name: value for name, value in options.items() if value})
     if dataset:
         kind = kind_of(dataset)
         data = dataclasses.replace(
@@ -71,9 +71,8 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
             eval_split=Data().eval_split,
         )
         if kind == "tfds" and not split:
-            from flax_resnet.data.sources.tfds import (
-                evaluation_split,  # imports TFDS, which takes a second
-            )
+            # Imported here, because it imports TFDS, which takes a second.
+            from flax_resnet.data.sources.tfds import evaluation_split
 
             split = evaluation_split(dataset, data.data_dir)
     place = pathlib.Path(data.path).expanduser()

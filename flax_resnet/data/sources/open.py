@@ -1,4 +1,4 @@
-"""Opens the dataset that a configuration names."""
+"""Open the dataset of a configuration."""
 
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import StoredSource
@@ -6,25 +6,24 @@ from flax_resnet.errors import DataError
 
 
 def open_source(config: Data, *, train: bool, split: str = "") -> StoredSource:
-    """Opens the training or the evaluation split of the configured dataset.
+    """Open the training or the evaluation split of the configured dataset.
 
     Args:
       config: the data section.
-      train: which of the two configured splits; also the side of a folder's own split.
-      split: another split instead.
+      train: whether to open the training split; it also selects the side if `held_out` splits the files.
+      split: name of another split to open instead of the configured one.
 
     Raises:
-      DataError: the dataset or split is unknown, absent, empty or of the wrong kind; one line.
+      DataError: the dataset or split is unknown, missing, empty or of the wrong kind; one line.
     """
     split = split or (config.train_split if train else config.eval_split)
     if config.source == "tfds":
-        from flax_resnet.data.sources.tfds import TfdsSource  # imports TFDS, which takes a second
+        # Imported here, because it imports TFDS, which takes a second.
+        from flax_resnet.data.sources.tfds import TfdsSource
 
         return TfdsSource(config, split)
     if config.source == "python":
-        raise DataError(
-            "data.source='python': sources come from Python, as sources given to train()"
-        )
+        raise DataError("data.source='python': pass the sources to train() in Python")
     from flax_resnet.data.sources.files import csv_source, folder_source
 
     opened = {"folder": folder_source, "csv": csv_source}[config.source]

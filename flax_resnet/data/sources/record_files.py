@@ -1,6 +1,6 @@
-"""Record files read at random: array_record as it is, tfrecord through an index of offsets.
+"""Random access to record files: array_record directly, tfrecord through an index of offsets.
 
-Measured on one core, records of 61 KB in the page cache: array_record 22 us, tfrecord 5 us a record.
+On one core, with records of 61 KB in the page cache, array_record takes 22 us per record and tfrecord 5 us.
 """
 
 import bisect
@@ -23,7 +23,8 @@ from flax_resnet.errors import DataError, one_line
 log = logging.getLogger("flax_resnet")
 
 INDEX_FOLDER = pathlib.Path("~/.cache/flax_resnet/offsets")
-# A tfrecord is: length uint64, its checksum uint32, the bytes, their checksum uint32.
+# A record in a tfrecord file: length uint64, checksum of the length uint32, the bytes, checksum of the bytes
+# uint32.
 HEADER, FOOTER = 12, 4
 
 
@@ -31,7 +32,7 @@ class Shard(Protocol):
     """A file of records."""
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """Returns the records at these places of the file."""
+        """Return the records at these positions of the file."""
 
 
 class ArrayRecordShard:
@@ -41,19 +42,19 @@ class ArrayRecordShard:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self._path = path
-        if not os.path.exists(path):  # of which the reader says that it holds no records
+        if not os.path.exists(path):  # the reader would report a file without records
             raise DataError(f"{path} is missing")
         try:
-            # No read-ahead, which random reads throw away.
+            # No read-ahead: random access discards it.
             self._reader = ArrayRecordReader(path, "readahead_buffer_size:0")
-            found = self._reader.num_records()
+            records = self._reader.num_records()
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-        if found != count:
-            raise DataError(f"{path} holds {found} records, its dataset says {count}")
+        if records != count:
+            raise DataError(f"{path} holds {records} records, its dataset says {count}")
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """Returns the records at these places of the file. Raises DataError where they are damaged."""
+        """Return the records at these positions of the file. Raise DataError if they are corrupted."""
         try:
             return self._reader.read(places)
         except (RuntimeError, IndexError) as error:
@@ -61,9 +62,9 @@ class ArrayRecordShard:
 
 
 class TfrecordShard:
-    """A tfrecord file, and the offset and length of each of its records.
+    """A tfrecord file, with the offset and length of each record.
 
-    The checksums of records are not verified: what is damaged inside shows where it cannot be parsed or decoded.
+    The checksums of records are not verified. A corrupted record raises an error when it is parsed or decoded.
     """
 
     def __init__(self, path: str, count: int):
@@ -78,7 +79,7 @@ class TfrecordShard:
             raise DataError(f"{path} holds {len(self._offsets)} records, its dataset says {count}")
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """Returns the records at these places of the file."""
+        """Return the records at these positions of the file."""
         return [os.pread(self._file, self._lengths[i], self._offsets[i]) for i in places]
 
     def __del__(self) -> None:
@@ -90,11 +91,11 @@ FORMATS = {"array_record": ArrayRecordShard, "tfrecord": TfrecordShard}
 
 
 class ShardedRecords:
-    """The records of a split, in order, over its files; a file is opened when first read.
+    """The records of a split in order, over all its files; each file is opened at its first read.
 
     Args:
       kind: a key of `FORMATS`.
-      parts: path, first record, number of records used, and number of records of each file.
+      parts: for each file: path, first record used, number of records used, and number of records in the file.
     """
 
     def __init__(self, kind: str, parts: Sequence[tuple[str, int, int, int]]):
@@ -108,16 +109,16 @@ class ShardedRecords:
         return self._starts[-1]
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """Returns the records at these indices, in this order. Raises DataError for a damaged file."""
-        found: list[bytes] = []
+        """Return the records at these indices, in this order. Raise DataError for a corrupted file."""
+        records: list[bytes] = []
         for index in map(int, indices):
             number = bisect.bisect_right(self._starts, index) - 1
             skip = self._parts[number][1]
-            found += self._shard(number).read([index - self._starts[number] + skip])
-        return found
+            records += self._shard(number).read([index - self._starts[number] + skip])
+        return records
 
     def shared(self, other: "ShardedRecords") -> int:
-        """Returns how many records are those of another split, too."""
+        """Return the number of records that are also in another split."""
         used = [
             [(path, range(skip, skip + take)) for path, skip, take, _ in x._parts]
             for x in (self, other)
@@ -140,50 +141,52 @@ class ShardedRecords:
 
 
 def offsets(path: str | os.PathLike) -> np.ndarray:
-    """Scans a tfrecord file for the offset and length of each record: int64 [n, 2].
+    """Scan a tfrecord file for the offset and length of each record: int64 [n, 2].
 
     Raises:
-      DataError: the file does not end where its last record does.
+      DataError: the file does not end with its last record.
     """
     size = os.path.getsize(path)
     if not size:
         return np.zeros((0, 2), np.int64)
-    found, place = [], 0
+    records, position = [], 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        while place + HEADER <= size:
-            (length,) = struct.unpack_from("<Q", view, place)
-            found.append((place + HEADER, length))
-            place += HEADER + length + FOOTER
-    if place != size:
-        raise DataError(f"{path} is damaged: record {len(found) - 1} does not end within the file")
-    return np.array(found, np.int64)
+        while position + HEADER <= size:
+            (length,) = struct.unpack_from("<Q", view, position)
+            records.append((position + HEADER, length))
+            position += HEADER + length + FOOTER
+    if position != size:
+        raise DataError(
+            f"{path} is damaged: record {len(records) - 1} does not end within the file"
+        )
+    return np.array(records, np.int64)
 
 
 def _cached_index(path: str) -> np.ndarray:
-    """Reads the index of a tfrecord file, or builds and stores it; a changed file has another name."""
+    """Read the cached index of a tfrecord file, or build and store it; a changed file has another cache name."""
     status = os.stat(path)
     identity = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     stored = INDEX_FOLDER.expanduser() / f"{name}.npy"
     try:
         return np.load(stored)
-    except (OSError, ValueError, EOFError):  # absent, or torn
+    except (OSError, ValueError, EOFError):  # missing or truncated
         index = offsets(path)
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=stored.parent, delete=False) as part:
             np.save(part, index)
         os.replace(part.name, stored)
-    except OSError as error:  # no home, no space: it is built again next time
+    except OSError as error:  # no home folder or no space: it is built again next time
         log.warning("the index of %s cannot be stored: %s", path, one_line(error))
     return index
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the soft limit of open files, often 1,024, which is how many files ImageNet has."""
+    """Raise the soft limit of open files, which is often 1,024; ImageNet has as many files."""
     try:
         import resource
-    except ImportError:  # no such limit on Windows
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * count + 1024

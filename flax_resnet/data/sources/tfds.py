@@ -1,4 +1,4 @@
-"""Datasets of TensorFlow Datasets: found by name, read at random from whatever they are stored as."""
+"""Sources of TensorFlow Datasets: opened by name, with random access to tfrecord and array_record files."""
 
 import contextlib
 import io
@@ -21,14 +21,14 @@ class TfdsSource:
     """A split of a TFDS dataset, such as ``train``, ``train[:90%]`` or ``train+validation``.
 
     Args:
-      config: the data section: name, data_dir, and which features are image and label.
+      config: the data section: name, data_dir, and the features for image and label.
       split: TFDS split expression.
 
     Raises:
-      DataError: unknown or absent data, no such split, no image or no label; one line.
+      DataError: the dataset is unknown or not prepared, or it has no such split, no image or no label; one line.
     """
 
-    orientations = False  # what EXIF data say was settled when the dataset was made
+    orientations = False  # images are read as the dataset stores them
 
     def __init__(self, config: Data, split: str):
         self._name, self._split = config.name, split
@@ -38,7 +38,7 @@ class TfdsSource:
         self._label = _find(features, "label", config.label_feature, _is_label, config.name)
         if builder.data_path.exists():
             self._records, self._parse = _open_split(builder, config, split), self._parsed
-        else:  # refuses, but for tfds.testing.mock_data, which stands in for the files
+        else:  # raises, except under tfds.testing.mock_data, which replaces the files
             self._records, self._parse = _MockedSplit(builder, config, split), self._chosen
         if not len(self._records):
             raise DataError(f"split {split!r} of dataset {config.name!r} is empty")
@@ -49,21 +49,21 @@ class TfdsSource:
         return len(self._records)
 
     def read(self, indices: Sequence[int]) -> Records:
-        """Reads the examples at these indices, in this order. Raises DataError for a damaged file."""
+        """Read the examples at these indices, in this order. Raise DataError for a corrupted file."""
         images, labels = zip(*map(self._parse, self._records.read(indices)), strict=True)
         return Records(list(images), np.array(labels, np.int32))
 
     def labels(self) -> np.ndarray:
-        """Returns the label of every example, int32 [n]; all records are read for it."""
+        """Return the label of every example, int32 [n]; this reads all records."""
         chunks = (range(s, min(s + 512, len(self))) for s in range(0, len(self), 512))
         return np.concatenate([self.read(chunk).labels for chunk in chunks])
 
     def shared(self, other: "TfdsSource") -> int:
-        """Returns how many examples are those of another split of the dataset, too."""
+        """Return the number of examples that are also in another split of the dataset."""
         return self._records.shared(other._records)
 
     def describe(self, index: int) -> str:
-        """Names an example for a person."""
+        """Return a readable name of an example."""
         return f"example {index} of {self._name} {self._split}"
 
     def _parsed(self, record: bytes) -> tuple[bytes, int]:
@@ -99,22 +99,24 @@ def _is_label(feature: Any) -> bool:
 
 
 def _find(features: Any, role: str, wanted: str, fits: Any, name: str) -> str:
-    """Returns the key of the image or label: the one asked for, the one so called, or the only one."""
-    found = [key for key, feature in _flat(features) if fits(feature)]
+    """Return the key of the image or label: the requested key, else the key named `role`, else the only one."""
+    candidates = [key for key, feature in _flat(features) if fits(feature)]
     key = f"data.{role}_feature"
     if wanted:
-        if wanted not in found:
+        if wanted not in candidates:
             raise DataError(
-                f"{key}={wanted!r}: is no {role}; dataset {name!r} has {_listed(found)}"
+                f"{key}={wanted!r}: is no {role}; dataset {name!r} has {_listed(candidates)}"
             )
         return wanted
-    if role in found or len(found) == 1:
-        return role if role in found else found[0]
+    if role in candidates or len(candidates) == 1:
+        return role if role in candidates else candidates[0]
     kind = "images" if role == "image" else "class labels"
-    if not found:
+    if not candidates:
         everything = ", ".join(key for key, _ in _flat(features))
         raise DataError(f"data.name={name!r}: has no {kind} (features: {everything})")
-    raise DataError(f"data.name={name!r}: has several {kind}; set {key} to one of {_listed(found)}")
+    raise DataError(
+        f"data.name={name!r}: has several {kind}; set {key} to one of {_listed(candidates)}"
+    )
 
 
 def _listed(keys: Sequence[str]) -> str:
@@ -122,7 +124,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every feature by the key under which it is stored: "image", "attributes/Male"."""
+    """Yield (key, feature) for every feature; keys are those in the records: "image", "attributes/Male"."""
     import tensorflow_datasets as tfds
 
     for key, feature in features.items():
@@ -167,7 +169,7 @@ def _no_split(builder: Any, name: str, split: str, error: Exception) -> str:
 
 
 class _MockedSplit:
-    """A split behind `as_data_source`, which raises where nothing is prepared and nothing is mocked."""
+    """A split read by `as_data_source`, which raises if the dataset is neither prepared nor mocked."""
 
     def __init__(self, builder: Any, config: Data, split: str):
         import tensorflow_datasets as tfds
@@ -183,33 +185,33 @@ class _MockedSplit:
         return len(self._examples)
 
     def shared(self, other: "_MockedSplit") -> int:
-        return 0  # each is made up anew
+        return 0  # the examples of each split are random
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self._examples[int(i)] for i in indices]
 
 
 def evaluation_split(name: str, data_dir: str) -> str:
-    """Returns the split of a dataset to evaluate on: validation, or test where there is none.
+    """Return the split of a dataset to evaluate on: validation, or test if there is only test.
 
-    Args are those of `find_builder`, and so is what it raises.
+    Arguments and errors are those of `find_builder`.
     """
     splits = find_builder(name, data_dir).info.splits
     return "test" if "test" in splits and "validation" not in splits else "validation"
 
 
 def preparation(name: str, data_dir: str) -> str:
-    """Returns the command that prepares a dataset."""
+    """Return the command that prepares a dataset."""
     where = f" --data_dir={data_dir}" if data_dir else ""
     return f"python -m flax_resnet prepare --name={name}{where}"
 
 
 def find_builder(name: str, data_dir: str) -> Any:
-    """Returns the TFDS builder of a dataset; prepares an embedded one on first use.
+    """Return the TFDS builder of a dataset; prepare an embedded dataset at its first use.
 
     Args:
       name: TFDS name, name/config or name:version.
-      data_dir: TFDS data folder; empty for TFDS's own.
+      data_dir: TFDS data folder; empty for TFDS's default.
 
     Raises:
       DataError: there is no such dataset, or its folder cannot be used.
@@ -238,7 +240,7 @@ def find_builder(name: str, data_dir: str) -> Any:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
-        raise DataError(f"data.name={name!r} is no TFDS dataset: {hint}") from error
+        raise DataError(f"data.name={name!r} is not a TFDS dataset: {hint}") from error
     except OSError as error:
         raise DataError(
             f"dataset {name!r} cannot be written to {where}: {one_line(error)}"
@@ -248,10 +250,10 @@ def find_builder(name: str, data_dir: str) -> Any:
 
 
 def _with_alternatives(builder: Any) -> Any:
-    """Returns a builder that knows every format of its files.
+    """Return a builder that knows all formats of its files.
 
-    One made from a dataset's code reads the alternative formats of dataset_info.json, and then ignores them
-    (TFDS 4.9.10); one made from the folder does not.
+    A builder from a dataset's code ignores the alternative formats in dataset_info.json (TFDS 4.9.10); a builder
+    from the folder uses them.
     """
     import tensorflow_datasets as tfds
 
@@ -261,7 +263,7 @@ def _with_alternatives(builder: Any) -> Any:
 
 
 def not_prepared(builder: Any, name: str, data_dir: str) -> str:
-    """Says where a dataset was looked for, and what prepares it."""
+    """Return the message for a dataset that is not prepared, with the folder searched and the command to run."""
     message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
     if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         folder = builder.data_path.parents[1] / "downloads" / "manual"

@@ -1,1 +1,1 @@
-"""The layers that networks are made of."""
+"""Layers: convolutions, normalisation, activations, attention, pooling and dropout."""

@@ -1,4 +1,4 @@
-"""The activations by name, and a GELU that keeps little for its gradient."""
+"""The activations by name, and a GELU that stores little for its gradient."""
 
 import math
 
@@ -17,16 +17,17 @@ def _widened(x: Array) -> Array:
 
 
 def _normal_cdf(x: Array) -> Array:
-    """Returns the share of the standard normal distribution below x."""
+    """Return P(X <= x) for a standard normal X."""
     return 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
 
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """Returns ``x P(X <= x)`` for a standard normal X: the shape and dtype of x, computed in float32 at least.
+    """Return ``x P(X <= x)`` for a standard normal X, with the shape and dtype of x, computed in at least float32.
 
-    Linen's takes the complementary error function, and JAX keeps six arrays for its gradient; this keeps the slope.
-    Forward and gradient of [500, 31, 31, 24] and the 1x1 convolution behind it: 24 and 48 ms (two cores, Zen 3).
+    For linen's GELU, which uses the complementary error function, JAX stores six arrays for the gradient. This one
+    stores only the slope. Forward and gradient of [500, 31, 31, 24] and the 1x1 convolution after it take 24 and
+    48 ms (two cores, Zen 3).
 
     Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", section 2.
     """

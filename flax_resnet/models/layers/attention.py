@@ -1,4 +1,4 @@
-"""Channel attention: each channel of a block's output times a gate in (0, 1) made of all of them."""
+"""Channel attention: multiply each channel of a block's output by a gate in (0, 1) computed from all channels."""
 
 import math
 
@@ -16,16 +16,16 @@ from flax_resnet.models.layers.convolution import (
 
 
 def divisible(value: float, divisor: int = 8) -> int:
-    """Rounds to the nearest multiple of `divisor`, at least one of them."""
+    """Round to the nearest multiple of `divisor`, at least `divisor` itself."""
     return max(divisor, int(value + divisor / 2) // divisor * divisor)
 
 
 class SqueezeExcitation(nn.Module):
-    """``x * sigmoid(fc2(relu(fc1(mean_HW(x)))))``.
+    """Squeeze-and-excitation: ``x * sigmoid(fc2(relu(fc1(mean_HW(x)))))``.
 
     Attributes:
-      channels: of the input, by which the hidden layer is sized: ratio x channels, in multiples of 8.
-      ratio: width of the hidden layer over the channels.
+      channels: channels that set the width of the hidden layer: ratio x channels, rounded to a multiple of 8.
+      ratio: width of the hidden layer / channels.
       dtype: compute dtype.
 
     Source: Hu et al. 2018, "Squeeze-and-excitation networks", section 3.
@@ -37,7 +37,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Scales [N, H, W, C] by channel."""
+        """Scale each channel of [N, H, W, C]."""
         y = x.mean(axis=(1, 2)).astype(self.dtype)
         y = nn.relu(Linear(divisible(self.channels * self.ratio), self.dtype, name="fc1")(y))
         y = Linear(x.shape[-1], self.dtype, name="fc2")(y)
@@ -45,11 +45,11 @@ class SqueezeExcitation(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """``x * sigmoid(conv1d(mean_HW(x)))`` along the channels; parameter `conv/kernel` [k].
+    """Efficient channel attention: ``x * sigmoid(conv1d(mean_HW(x)))``; parameter `conv/kernel` [k].
 
     Attributes:
-      channels: of the input, by which the odd kernel size is chosen: about (log2(channels) + 1) / 2.
-      ratio: not used; one signature for all kinds of attention.
+      channels: channels that set the odd kernel size: about (log2(channels) + 1) / 2.
+      ratio: not used; all kinds of attention have the same signature.
       dtype: compute dtype.
 
     Source: Wang et al. 2020, "ECA-Net", section 3.2.
@@ -61,7 +61,7 @@ class EfficientChannelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Scales [N, H, W, C] by channel."""
+        """Scale each channel of [N, H, W, C]."""
         steps = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(steps if steps % 2 else steps + 1, 3)
         gate = ChannelConv(size, self.dtype, name="conv")(x.mean(axis=(1, 2)))
@@ -72,7 +72,7 @@ class ChannelConv(nn.Module):
     """Convolution along the channels, zero-padded to keep their number; parameter `kernel` [size].
 
     Attributes:
-      size: taps of the kernel, odd.
+      size: number of taps, odd.
       dtype: compute dtype; the parameter is at least float32.
     """
 
@@ -81,7 +81,7 @@ class ChannelConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [N, C] to [N, C]."""
+        """Map [N, C] to [N, C]."""
         init, dtype = torch_uniform_init(self.size), at_least_float32(self.dtype)
         kernel = self.param("kernel", init, (self.size,), dtype).astype(self.dtype)
         channels, x = x.shape[-1], x.astype(self.dtype)

@@ -1,7 +1,7 @@
-"""Convolution and linear layers, and the one function that every convolution goes through.
+"""Convolution and linear layers, and the one function that computes every convolution.
 
-Padding is explicit everywhere, as in torch: on even sizes XLA's ``SAME`` pads a strided convolution
-on other sides than torch does, and weights trained there then give other outputs here.
+Padding is explicit everywhere, as in torch. XLA's ``SAME`` pads strided convolutions of even sizes on other sides
+than torch, so weights trained in torch would give other outputs.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from flax_resnet.ops.conv import Geometry, convolve
 Array = jax.Array
 Dtype = Any
 
-# He et al. 2015, "Delving deep into rectifiers", section 2.2, with fan-out as torchvision uses.
+# He et al. 2015, "Delving deep into rectifiers", section 2.2, with fan-out as in torchvision.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def at_least_float32(dtype: Dtype) -> Dtype:
-    """Returns `dtype`, or float32 where it is narrower: the type of parameters and statistics."""
+    """Return `dtype`, or float32 if `dtype` is narrower: the dtype of parameters and statistics."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -36,7 +36,7 @@ def convolution(
     dilation: int = 1,
     groups: int = 1,
 ) -> Array:
-    """Convolves with symmetric zero padding, by what the platform does best.
+    """Convolve with symmetric zero padding, with the fastest algorithm for the platform.
 
     Args:
       x: [N, H, W, I].
@@ -44,13 +44,13 @@ def convolution(
       stride: step in both directions.
       padding: zeros added on every side.
       dilation: distance between two taps of the kernel.
-      groups: number of groups of channels that do not see each other.
+      groups: number of groups of channels that are convolved separately.
 
     Returns:
       [N, (H + 2 padding - dilation (KH - 1) - 1) // stride + 1, ..., O].
 
     Raises:
-      ConfigError: there is no place for the kernel: the images are too small for the network.
+      ConfigError: the padded map is smaller than the kernel, so the images are too small for the network.
     """
     spans = [dilation * (size - 1) + 1 for size in kernel.shape[:2]]
     if any(
@@ -66,7 +66,7 @@ def convolution(
 
 
 def standardized(kernel: Array, epsilon: float) -> Array:
-    """Gives every output channel of a kernel [KH, KW, I, O] zero mean and unit (biased) variance.
+    """Standardize every output channel of a kernel [KH, KW, I, O] to zero mean and unit (biased) variance.
 
     Source: Qiao et al. 2019, "Micro-batch training with batch-channel normalization and weight
     standardization", section 3; epsilon is added to the variance.
@@ -77,17 +77,17 @@ def standardized(kernel: Array, epsilon: float) -> Array:
 
 
 class Conv(nn.Module):
-    """Square convolution; parameters `kernel` [K, K, I / groups, O] and, where asked, `bias` [O].
+    """Square convolution with parameters `kernel` [K, K, I / groups, O] and, if `bias`, `bias` [O].
 
     Attributes:
       features: output channels O.
       size: kernel height and width K.
       stride: step in both directions.
       dilation: distance between two taps.
-      groups: groups of channels that do not see each other, a divisor of I and O.
+      groups: groups of channels that are convolved separately, a divisor of I and O.
       padding: zeros on every side; None for dilation (K - 1) / 2, which keeps the size at stride 1.
-      bias: whether there is one.
-      standardize: epsilon of weight standardisation, or None for weights as they are.
+      bias: whether to add a bias.
+      standardize: epsilon of weight standardisation, or None for no standardisation.
       dtype: compute dtype; parameters are at least float32.
       kernel_init: initialiser of the kernel.
     """
@@ -105,7 +105,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, I] to [N, H', W', features]."""
+        """Map [N, H, W, I] to [N, H', W', features]."""
         dtype = at_least_float32(self.dtype)
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
@@ -127,7 +127,7 @@ class Conv(nn.Module):
 
 
 def torch_uniform_init(fan_in: int) -> Callable:
-    """Returns torch's default for linear layers and convolutions: uniform in ±1/sqrt(fan_in)."""
+    """Return torch's default initialiser for linear layers and convolutions: uniform in ±1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
@@ -137,13 +137,13 @@ def torch_uniform_init(fan_in: int) -> Callable:
 
 
 class Linear(nn.Module):
-    """Linear layer; parameters `kernel` [I, O] and, unless told otherwise, `bias` [O], computed in `dtype`.
+    """Linear layer with parameters `kernel` [I, O] and, if `bias`, `bias` [O], computed in `dtype`.
 
     Attributes:
       features: output features O.
-      dtype: compute dtype; parameters are at least float32. A classifier's is at least float32.
-      kernel_init: initialiser of the kernel; None for torch's default, of the bias too.
-      bias: whether there is one.
+      dtype: compute dtype; parameters are at least float32. Classifiers use at least float32.
+      kernel_init: initialiser of the kernel, with a zero bias; None for torch's default for both.
+      bias: whether to add a bias.
     """
 
     features: int
@@ -153,7 +153,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [N, I] to [N, features]."""
+        """Map [N, I] to [N, features]."""
         dtype = at_least_float32(self.dtype)
         torchs = torch_uniform_init(x.shape[-1])
         kernel_init = self.kernel_init or torchs

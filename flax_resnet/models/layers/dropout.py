@@ -1,4 +1,4 @@
-"""What drops values at random in training, at a rate that is fixed or that the compiled step computes."""
+"""Dropout and stochastic depth, with a rate that is fixed or computed by the compiled step."""
 
 import flax.linen as nn
 import jax
@@ -8,33 +8,33 @@ from flax_resnet.models.layers.convolution import Array
 
 
 def drop(key: Array, x: Array, rate: float | Array, shape: tuple[int, ...]) -> Array:
-    """Sets values to zero at random, and scales those that are kept by 1 / (1 - rate): the mean stays.
+    """Set values to zero at random, and scale the others by 1 / (1 - rate), which keeps the mean.
 
     Args:
-      key: of the draw.
+      key: key of the draw.
       x: [N, ...], of any float dtype.
-      rate: probability of zero, from 0 to below 1: a float, or a float32 scalar, traced or not. At 0
-        each value is kept, and divided by 1: the result is x, bit for bit.
-      shape: of the draw; it broadcasts to x's, values along an axis of 1 sharing their fate.
+      rate: probability of zero, in [0, 1): a float, or a float32 scalar, traced or not. With rate 0 the result
+        equals x, bit for bit.
+      shape: shape of the draw, broadcast to x; values along an axis of length 1 are dropped together.
 
     Returns:
-      As x.
+      An array like x.
 
-    Source: Srivastava et al. 2014, "Dropout", section 4, in its inverted form; of examples, Huang et al. 2016,
-    "Deep networks with stochastic depth", section 3.
+    Source: Srivastava et al. 2014, "Dropout", section 4, in the inverted form. For whole examples: Huang et al.
+    2016, "Deep networks with stochastic depth", section 3.
     """
     keep = 1 - rate
-    kept = jax.random.bernoulli(key, keep, shape)
-    return jnp.where(kept, x / keep, 0).astype(x.dtype)
+    mask = jax.random.bernoulli(key, keep, shape)
+    return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
 def scaled(rate: float, factor: float | Array) -> Array | None:
-    """Returns rate x factor, float32 scalar; None where it is the rate itself, or nothing drops anyway.
+    """Return rate x factor as a float32 scalar; None if the rate is 0 or the factor is the number 1.
 
-    A factor of 1 that is no array leaves rates what they are, numbers of the program that is compiled.
+    None tells a layer to use its own rate, which stays a constant of the compiled program.
 
     Args:
-      rate: from 0 to below 1.
+      rate: in [0, 1).
       factor: from 0 to 1: a float, or a float32 scalar, traced or not.
     """
     if not rate or (isinstance(factor, int | float) and factor == 1):
@@ -43,24 +43,24 @@ def scaled(rate: float, factor: float | Array) -> Array | None:
 
 
 class Dropout(nn.Module):
-    """Dropout of single values, from the stream `dropout`; nn.Dropout, but for a rate that may be traced.
+    """Dropout of single values with the stream `dropout`, like nn.Dropout, but the rate may be traced.
 
-    Its automatic names are those of nn.Dropout, and so are its draws.
+    Automatic module names and random draws are the same as with nn.Dropout.
 
     Attributes:
-      rate: from 0 to below 1.
+      rate: in [0, 1).
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool, rate: Array | None = None) -> Array:
-        """Drops in training; at evaluation, or at a rate of 0, x is returned as it is.
+        """Drop values in training; return x unchanged in evaluation, or if the module's rate is 0.
 
         Args:
           x: [N, ...].
           train: whether to drop.
-          rate: in place of the module's, a float32 scalar; None for the module's own.
+          rate: a float32 scalar that overrides the module's rate; None for the module's rate.
         """
         if not train or not self.rate:
             return x

@@ -1,7 +1,7 @@
 """Normalisation layers, each with the activation that follows it.
 
-All take [N, H, W, C] and `train`; `act` is the activation applied to the result, None for none.
-Statistics are at least float32, whatever the compute dtype.
+All layers take [N, H, W, C] and `train`. `act` is the activation of the result, or None. Statistics are at least
+float32 for every compute dtype.
 """
 
 import math
@@ -16,26 +16,26 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models.layers.convolution import Array, Dtype, at_least_float32
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
 
-GROUPS = 32  # Wu and He 2018, section 4; fewer where they do not divide the channels
+GROUPS = 32  # Wu and He 2018, section 4; fewer if 32 does not divide the channels
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's running statistics, in at least float32.
 
-    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``. In training the biased variance of the
-    batch normalises and the unbiased one enters the running variance:
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``. In training, the batch is normalised by its biased
+    variance, and the running variance is updated with the unbiased variance:
     ``running = (1 - momentum) running + momentum batch``.
 
-    Under jit the batch is the global one, over all devices. `groups` makes the statistics narrower:
-    the batch is split into that many runs of consecutive examples, each normalised by its own
-    statistics ("ghost" batches; with one group per device, "local" ones, and no communication).
-    The running statistics are then the mean over groups.
+    Under jit, statistics are those of the global batch over all devices. `groups` splits the batch into runs of
+    consecutive examples, each normalised by its own statistics ("ghost" batches). With one group per device
+    ("local" statistics), the layer needs no communication. The running statistics are updated with the mean over
+    the groups.
 
     Attributes:
-      momentum: weight of the newest batch, in torch's sense (0.1, where flax would say 0.9).
+      momentum: weight of the newest batch, in torch's sense (0.1 is 0.9 in flax).
       epsilon: added to the variance.
       groups: number of groups, a divisor of the batch.
-      frozen: use the running statistics in training too, and leave them alone.
+      frozen: whether to use the running statistics in training too, without updating them.
       act: activation of the result, or None.
       dtype: dtype of the result.
       scale_init: initialiser of `scale`.
@@ -56,7 +56,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalises [N, H, W, C] over N, H, W (of each group)."""
+        """Normalise [N, H, W, C] over N, H, W (of each group)."""
         stats_dtype = at_least_float32(self.dtype)
         channels = x.shape[-1]
         if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         if batch % groups:
             raise ConfigError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
         shape = (groups, batch // groups, height, width, channels)
-        # Without groups as it is: around an axis of one, XLA for GPUs fuses less.
+        # Without groups, keep four axes: XLA on GPU fuses less around an axis of length 1.
         grouped = x.reshape(shape if groups > 1 else shape[1:])
         if train and not self.frozen:
             y, mean, var = batch_normalize(
@@ -81,8 +81,8 @@ class BatchNorm(nn.Module):
                 count = x.size // (groups * channels)
                 if count < 2:
                     raise ConfigError(
-                        "BatchNorm: one value per channel has no variance to train on: a larger "
-                        "train.batch_size, larger images, or fewer groups"
+                        "BatchNorm: one value per channel has no variance; use a larger train.batch_size, larger "
+                        "images or fewer groups"
                     )
                 mean, var = (leaf.reshape(-1, channels).mean(axis=0) for leaf in (mean, var))
                 keep = 1 - self.momentum
@@ -96,23 +96,20 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape)
 
     def _folded(self, x: Array, train: bool) -> Array:
-        """Adds what `folding.fold_batch_norm` leaves of this layer."""
+        """Add the bias, the only parameter that `folding.fold_batch_norm` keeps."""
         if train:
             raise ConfigError(
-                "BatchNorm: folded into the convolution before it, it cannot be trained"
+                "BatchNorm is folded into the convolution before it and cannot be trained"
             )
         bias = self.get_variable("params", "bias").astype(self.dtype)
         y = x + bias.reshape(1, 1, 1, -1)
         return self.act(y) if self.act else y
 
 
-# --- with a gradient written for few passes over the map: memory traffic is what a step waits for ---
-
-
 class _ExampleNorm(nn.Module):
-    """What the layers have in common that normalise each example by itself, in training and after.
+    """Base class of layers that normalise each example by itself, in training and evaluation.
 
-    Attributes are those of `BatchNorm`.
+    The attributes are those of `BatchNorm`.
     """
 
     epsilon: float = 1e-5
@@ -121,7 +118,7 @@ class _ExampleNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
 
     def _vectors(self, x: Array, **initialisers: Callable) -> list[Array]:
-        """Returns one parameter per name, of a number per channel of x, as [1, 1, 1, C]."""
+        """Return a parameter [1, 1, 1, C] per name, with one number per channel of x."""
         shape, dtype = x.shape[-1:], at_least_float32(self.dtype)
         return [
             self.param(name, init, shape, dtype).reshape(1, 1, 1, -1)
@@ -132,15 +129,15 @@ class _ExampleNorm(nn.Module):
 class GroupNorm(_ExampleNorm):
     """Group normalisation over H, W and the channels of each of 32 groups.
 
-    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with the statistics of each example
-    alone. Where 32 does not divide the channels, their greatest common divisor does.
+    ``y = act((x - mean) / sqrt(var + epsilon) * scale + bias)``, with statistics of each example. The number of
+    groups is the greatest common divisor of 32 and the channels.
 
     Source: Wu and He 2018, "Group normalization", section 3.
     """
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalises [N, H, W, C]."""
+        """Normalise [N, H, W, C]."""
         del train
         scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
         grouped = _grouped(x.astype(at_least_float32(self.dtype)))
@@ -151,17 +148,17 @@ class GroupNorm(_ExampleNorm):
 
 
 class EvoNormS0(_ExampleNorm):
-    """EvoNorm-S0: normalisation and activation in one, by the deviation of 32 groups of channels.
+    """EvoNorm-S0: normalisation and activation in one, by the standard deviation of 32 groups of channels.
 
-    ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only says whether the
-    nonlinear part is there at all: with None, ``y = x scale + bias``.
+    ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only turns the nonlinear part on or
+    off: with None, ``y = x scale + bias``.
 
     Source: Liu et al. 2020, "Evolving normalization-activation layers", table 2.
     """
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalises [N, H, W, C]."""
+        """Normalise [N, H, W, C]."""
         del train
         scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
         y = x.astype(at_least_float32(self.dtype))
@@ -174,17 +171,16 @@ class EvoNormS0(_ExampleNorm):
 
 
 class FilterResponseNorm(_ExampleNorm):
-    """Filter response normalisation with its thresholded linear unit.
+    """Filter response normalisation with the thresholded linear unit.
 
-    ``y = max(x / sqrt(mean_HW(x²) + epsilon) * scale + bias, tau)``. `act` only says whether the
-    threshold is there.
+    ``y = max(x / sqrt(mean_HW(x²) + epsilon) * scale + bias, tau)``. `act` only turns the threshold on or off.
 
     Source: Singh and Krishnan 2020, "Filter response normalization layer", section 3.
     """
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalises [N, H, W, C]."""
+        """Normalise [N, H, W, C]."""
         del train
         scale, bias = self._vectors(x, scale=self.scale_init, bias=nn.initializers.zeros)
         y = x.astype(at_least_float32(self.dtype))
@@ -197,12 +193,12 @@ class FilterResponseNorm(_ExampleNorm):
 
 
 def _grouped(x: Array) -> Array:
-    """Splits the channels: [N, H, W, C] to [N, H, W, groups, C / groups]."""
+    """Split the channels: [N, H, W, C] to [N, H, W, groups, C / groups]."""
     groups = math.gcd(GROUPS, x.shape[-1])
     return x.reshape(*x.shape[:3], groups, x.shape[-1] // groups)
 
 
 def _variance(grouped: Array) -> Array:
-    """Returns the biased variance [N, 1, 1, groups, 1] of [N, H, W, groups, C / groups]."""
+    """Return the biased variance [N, 1, 1, groups, 1] of [N, H, W, groups, C / groups]."""
     centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
     return jnp.square(centred).mean(axis=(1, 2, 4), keepdims=True)

@@ -1,4 +1,4 @@
-"""Pooling: over windows, over the whole map, and the low-pass filters against aliasing."""
+"""Pooling over windows and over the whole map, and low-pass filters against aliasing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,21 +6,16 @@ from jax import lax
 
 from flax_resnet.models.layers.convolution import Array, convolution
 
-# --- with a gradient by taps. A tap is a place in a window; they are numbered row by row. XLA's own gradient
-# searches each window again (CPU, batch 16, 112x112x64: 100 ms, and 10 so), or writes down every window's maximum
-# as float32 and its place as four int32 (GPU, batch 256, bfloat16: 3.2 GB, and 0.6 so). The winner's number, one
-# byte, says the same. ---
-
 
 def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> Array:
-    """Averages size x size windows of [N, H, W, C].
+    """Average size x size windows of [N, H, W, C].
 
     Args:
       x: [N, H, W, C].
       size: height and width of a window.
       stride: step between windows.
-      partial: whether windows that reach over the bottom or right edge count too, averaged over
-        what they cover (torch's ``ceil_mode=True, count_include_pad=False``); else they are left out.
+      partial: whether to include windows that extend over the bottom or right edge, averaged over the pixels that
+        they cover (torch's ``ceil_mode=True, count_include_pad=False``).
 
     Returns:
       [N, H', W', C] with H' = (H - size) / stride + 1, rounded up if `partial`, else down.
@@ -40,12 +35,12 @@ def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> 
 
 
 def pad_bottom_right(x: Array) -> Array:
-    """Adds a row and a column of zeros: what makes a 2x2 window at stride 1 keep the size."""
+    """Pad with a row and a column of zeros, so that a 2x2 window at stride 1 keeps the size."""
     return jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
 
 
 def blur_pool(x: Array, *, stride: int) -> Array:
-    """Low-pass filters with (1, 2, 1)² / 16, mirrored at the edges, and subsamples.
+    """Low-pass filter with (1, 2, 1)² / 16, mirrored at the edges, and subsample.
 
     Source: Zhang 2019, "Making convolutional networks shift-invariant again", section 3.
     """
@@ -57,9 +52,9 @@ def blur_pool(x: Array, *, stride: int) -> Array:
 
 
 def box_pool(x: Array, *, stride: int) -> Array:
-    """Averages stride x stride windows: the simplest filter before subsampling.
+    """Average stride x stride windows, the simplest filter before subsampling.
 
-    Odd maps are rounded up, as strided convolutions do: the shortcut has that size.
+    Odd sizes are rounded up, as in strided convolutions, so that the result has the size of the shortcut.
     """
     return average_pool(x, size=stride, stride=stride, partial=True)
 
@@ -68,7 +63,7 @@ ANTI_ALIAS = {"blur": blur_pool, "average": box_pool}
 
 
 def _mean(x: Array) -> Array:
-    # Summed in at least float32: 49 bfloat16 values would lose a digit.
+    # Sum in at least float32: a sum of 49 bfloat16 values would lose a digit.
     return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -76,7 +71,7 @@ def _max(x: Array) -> Array:
     return x.max(axis=(1, 2)).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-# [N, H, W, C] to [N, C], at least float32; "none" leaves the map.
+# [N, H, W, C] to [N, C], at least float32; "none" returns the map.
 GLOBAL_POOLS = {
     "avg": _mean,
     "max": _max,
@@ -86,7 +81,7 @@ GLOBAL_POOLS = {
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
-    """Averages [N, H, W, C] into size x size cells that cover it, as torch's AdaptiveAvgPool2d does.
+    """Average [N, H, W, C] into size x size cells that cover the map, as torch's AdaptiveAvgPool2d.
 
     Cell i covers the rows from floor(i H / size) to ceil((i + 1) H / size).
     """

@@ -34,11 +34,13 @@ class Feed(Protocol):
 
     Attributes:
       data: what does not change from call to call, on the devices; its "seed" is that of the order.
-      bad: unreadable examples, and the step at which each was found.
     """
 
     data: Batch
-    bad: dict[int, int]
+
+    @property
+    def bad(self) -> dict[int, int]:
+        """Return the unreadable examples, and the step at which each was found."""
 
     def training(self, start_step: int, total_steps: int) -> Iterator[Any]:
         """Yield what changes, for each call from a step on. Raises DataError as `HostBatches` does."""
@@ -156,7 +158,7 @@ class StreamingFeed:
         )
         return self._ahead(calls, steps=True)
 
-    def calls(self, start_step: int, total_steps: int) -> list[Batch]:
+    def calls(self, start_step: int, total_steps: int) -> list[Any]:
         """Returns the shapes of what `training` yields, each once."""
         found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
         kinds = dict.fromkeys((count, self._size(step)) for step, count in found)
@@ -165,10 +167,10 @@ class StreamingFeed:
     def _size(self, step: int) -> int:
         return next(size for start, size in reversed(self._sizes) if start <= step)
 
-    def _shapes(self, steps: int, size: int) -> Batch:
+    def _shapes(self, steps: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         several = self._config.train.steps_per_call > 1
         rows = (steps,) * several + (self._config.train.batch_size,)
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "image": ((*rows, size, size, 3), np.uint8),
             "label": (rows, np.int32),
             "index": (rows, np.int32),
@@ -291,7 +293,7 @@ def _replicated(arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:
     """Decodes the examples that are used. Raises DataError as `HostBatches` does."""
     count = len(used)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "image": np.empty((count, size, size, 3), np.uint8),
         "label": np.empty(count, np.int32),
         "index": used.astype(np.int32),

@@ -3,12 +3,12 @@
 import pathlib
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flax_resnet.config import Config
 from flax_resnet.errors import CheckpointError
+from flax_resnet.models.network import Network
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.state import build_model
@@ -27,7 +27,7 @@ class LoadedRun(NamedTuple):
     """
 
     config: Config
-    model: nn.Module
+    model: Network
     class_names: tuple[str, ...]
     variables: dict[str, Any]
     ema: dict[str, Any]
@@ -72,7 +72,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
     return LoadedRun(config, model, metadata.class_names, found, ema, step)
 
 
-def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
+def abstract_variables(model: Network, image_size: int) -> dict[str, Any]:
     """Return shapes and dtypes of a network's `params` and `batch_stats`, replicated over the devices."""
     shape = (1, image_size, image_size, model.in_channels)
     variables = jax.eval_shape(

@@ -37,17 +37,18 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gr
         narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
         early = {name: leaves for name, leaves in narrow.items() if name in ready_first}
         late = {name: leaves for name, leaves in narrow.items() if name not in ready_first}
-        early, early_tree = ravel_pytree(early)
-        late, late_tree = ravel_pytree(late)
-        early = jax.lax.psum(early, "data")
+        early_sum, early_tree = ravel_pytree(early)
+        late_sum, late_tree = ravel_pytree(late)
+        early_sum = jax.lax.psum(early_sum, "data")
         # XLA would join both sums, and wait for the last gradient.
-        late, early = jax.lax.optimization_barrier((late, early))
-        late, metrics = jax.lax.psum((late, metrics), "data")
-        narrow = early_tree(early) | late_tree(late)
+        late_sum, early_sum = jax.lax.optimization_barrier((late_sum, early_sum))
+        late_sum, metrics = jax.lax.psum((late_sum, metrics), "data")
+        narrow = early_tree(early_sum) | late_tree(late_sum)
         summed = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), narrow, grads)
         return summed, (metrics, jax.lax.pmean(batch_stats, "data"))
 
-    everywhere, rows = PartitionSpec(), PartitionSpec("data")
+    everywhere: Any = PartitionSpec()
+    rows: Any = PartitionSpec("data")
 
     def over_devices(params: Any, inputs: "LossInputs") -> tuple:
         specs = type(inputs)(*(everywhere for _ in inputs))._replace(images=rows, targets=rows)

@@ -17,7 +17,7 @@ from flax_resnet.training import sharding
 Batch = dict[str, jax.Array]
 # {"params", "batch_stats"} by the prefix of their metrics' names: "" and, where there is a moving average, "ema_".
 VariablesByPrefix = dict[str, dict[str, Any]]
-Sums = dict[str, dict[str, jax.Array]]
+Sums = dict[str, dict[str, Any]]
 
 
 class EvalStep(Protocol):

@@ -25,9 +25,9 @@ def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, An
 def several_steps(train_step: Callable, mesh: Mesh) -> Callable:
     """Return a training step that makes several updates; its call has a leading axis [steps], as its metrics."""
 
-    def train_steps(state: Any, data: Any, calls: Any, teacher_variables: Any = None) -> tuple:
+    def train_steps(state: Any, data: Any, calls: Any) -> tuple:
         def one(state: Any, call: Any) -> tuple:
-            return train_step(state, data, call, teacher_variables)
+            return train_step(state, data, call)
 
         return repeat(one, state, calls, mesh)
 

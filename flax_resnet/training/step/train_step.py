@@ -1,5 +1,6 @@
 """The training step: augment, forward, loss, gradient, update, moving average."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,16 +31,14 @@ AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 class TrainStep(Protocol):
     """The compiled updates of one call; it consumes (donates) the state it is given."""
 
-    def __call__(
-        self, state: TrainState, data: Any, call: Any, teacher_variables: Any = None
-    ) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
         """Return the state after the updates, and the metrics of each batch before its update.
 
         Args:
           state: before the updates.
-          data: a feed's `data`; its "seed" is the run's, an argument, so that one program serves every seed.
+          data: a feed's `data`, and the variables of the teacher, if there is one, as "teacher". Its "seed" is the
+            run's, an argument, so that one program serves every seed.
           call: what the feed yields for a call.
-          teacher_variables: the teacher's, or None.
         """
 
 
@@ -79,11 +78,9 @@ def make_train_step(
     """
     gradient = make_gradient(config, model, mesh, **gradient_options)
 
-    def train_step(
-        state: TrainState, data: Any, call: Any, teacher_variables: Any = None
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
         inputs = loss_inputs(config, model, state, fetch(data, call), data["seed"], drop)
-        inputs = inputs._replace(teacher_variables=teacher_variables)
+        inputs = inputs._replace(teacher_variables=data.get("teacher"))
         grads, (metrics, batch_stats) = gradient(state.params, inputs)
         grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -92,10 +89,15 @@ def make_train_step(
         averaged, variables = ema.advance(
             state.ema, {"params": params, "batch_stats": batch_stats}, step, config.ema, total_steps
         )
-        new_state = state.replace(step=step, opt_state=opt_state, ema=averaged, **variables)
+        new_state = dataclasses.replace(
+            state, step=step, opt_state=opt_state, ema=averaged, **variables
+        )
         if state.loss_scale:
             finite = loss_scale.is_finite(grads)
-            metrics |= {"loss_scale": inputs.loss_scale, "skipped": 1 - jnp.float32(finite)}
+            metrics |= {
+                "loss_scale": jnp.asarray(inputs.loss_scale),
+                "skipped": 1 - jnp.float32(finite),
+            }
             new_state = loss_scale.advance(state, new_state, finite)
         return new_state, metrics
 
@@ -105,7 +107,7 @@ def make_train_step(
     return jax.jit(
         train_step,
         # Batches are where the feed has put them.
-        in_shardings=(everywhere, everywhere, None, everywhere),
+        in_shardings=(everywhere, everywhere, None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
         compiler_options=dispatch.compiler_options(),
@@ -145,30 +147,22 @@ def loss_inputs(
     )
 
 
-def compiled_ahead(
-    train_step: Any, state: TrainState, data: Any, calls: list[Any], teacher_variables: Any = None
-) -> TrainStep:
+def compiled_ahead(train_step: Any, state: TrainState, data: Any, calls: list[Any]) -> TrainStep:
     """Compile updates for all calls to come, so that no other size or number of steps makes the run wait.
 
     Args:
       train_step: as `make_train_step` makes it.
       state: shapes of the state, with shardings.
-      data: a feed's.
+      data: as in `TrainStep`.
       calls: the shapes of every kind of call: a feed's `calls`.
-      teacher_variables: as in `TrainStep`.
     """
 
     def kind(call: Any) -> tuple:
         return tuple(leaf.shape for leaf in jax.tree.leaves(call))
 
-    programs = {
-        kind(call): train_step.lower(state, data, call, teacher_variables).compile()
-        for call in calls
-    }
+    programs = {kind(call): train_step.lower(state, data, call).compile() for call in calls}
 
-    def updates(
-        state: TrainState, data: Any, call: Any, teacher_variables: Any = None
-    ) -> tuple[TrainState, Metrics]:
-        return programs[kind(call)](state, data, call, teacher_variables)
+    def updates(state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
+        return programs[kind(call)](state, data, call)
 
     return updates

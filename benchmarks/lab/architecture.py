@@ -1,0 +1,202 @@
+"""Draws the rooms of the package and their imports: python -m benchmarks.lab.architecture
+
+Reads every file of `flax_resnet/` with `ast` and imports none of them. Writes docs/architecture.png and prints the
+number of import statements between each pair of rooms. Fails when an import runs against the order of the rooms.
+"""
+
+import argparse
+import ast
+import pathlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "flax_resnet"
+
+# From top to bottom of the picture: a room imports from lower levels only.
+LEVELS = (
+    ("cli",),
+    ("inference",),
+    ("training",),
+    ("config",),
+    ("optim",),
+    ("weights",),
+    ("models",),
+    ("augment", "data", "ops"),
+    ("settings", "errors"),
+)
+HOLDS = {
+    "cli": "commands, plots",
+    "inference": "classifier, evaluation, probes",
+    "training": "experiment, trainer, step, feeds, run folder",
+    "config": "the whole configuration, the plan",
+    "optim": "optimizers, schedules, losses, metrics, EMA",
+    "weights": "torch tensors <-> variables",
+    "models": "registry, ResNet, layers",
+    "augment": "uint8 batch -> float images",
+    "data": "sources, sampling, decoding, packing",
+    "ops": "convolution, BatchNorm, max-pool",
+    "settings": "rules of a setting",
+    "errors": "one-line errors",
+}
+# Nearly every room imports these two; their arrows stand on the left, in grey.
+COMMON = LEVELS[-1]
+COLOURS = {
+    "config": "#d62728",
+    "optim": "#9467bd",
+    "weights": "#8c564b",
+    "models": "#1f77b4",
+    "augment": "#bcbd22",
+    "data": "#2ca02c",
+    "ops": "#17becf",
+    "training": "#ff7f0e",
+    "inference": "#e377c2",
+}
+
+
+def room_of(file: pathlib.Path) -> str:
+    """Return the room of a file: its top folder, or its name at the root of the package."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(file: pathlib.Path) -> Iterator[str]:
+    """Yield the room of each import statement of the package in a file, those inside functions included."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+            if node.module == PACKAGE.name:
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            top, *rest = module.split(".")
+            if top == PACKAGE.name and rest:
+                yield rest[0]
+
+
+def count_imports() -> Counter[tuple[str, str]]:
+    """Return the number of import statements by (importing room, imported room)."""
+    counts = Counter(
+        (room_of(file), room) for file in PACKAGE.rglob("*.py") for room in imported_rooms(file)
+    )
+    return Counter({(a, b): n for (a, b), n in counts.items() if a != b and {a, b} <= HOLDS.keys()})
+
+
+def backward(counts: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pairs of rooms whose imports run against the order."""
+    level = {room: place for place, rooms in enumerate(LEVELS) for room in rooms}
+    return [pair for pair in counts if level[pair[0]] >= level[pair[1]]]
+
+
+def sizes() -> dict[str, tuple[int, int]]:
+    """Return the number of files and of lines of each room."""
+    files = [file for file in PACKAGE.rglob("*.py") if room_of(file) in HOLDS]
+    lines = {file: file.read_text().count("\n") for file in files}
+    return {
+        room: (
+            sum(room_of(file) == room for file in files),
+            sum(count for file, count in lines.items() if room_of(file) == room),
+        )
+        for room in HOLDS
+    }
+
+
+def draw(counts: Counter[tuple[str, str]], output: pathlib.Path) -> None:
+    """Draw the rooms from top to bottom, and the imports as arrows beside them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+    from matplotlib.path import Path
+
+    gap, level_gap, half_width, height = 1.0, 0.2, 2.6, 0.74
+    where, y = {}, 0.0
+    for rooms in LEVELS:
+        for room in rooms:
+            where[room] = y
+            y -= gap
+        y -= level_gap
+    figure, axes = plt.subplots(figsize=(11, 9.4))
+    measured = sizes()
+    for room, y in where.items():
+        corner = (-half_width, y - height / 2)
+        edge = "#888888" if room in COMMON else COLOURS.get(room, "#444444")
+        axes.add_patch(
+            FancyBboxPatch(
+                corner, 2 * half_width, height, boxstyle="round,pad=0.04", fc="white", ec=edge, lw=2
+            )
+        )
+        files, lines = measured[room]
+        axes.text(-half_width + 0.1, y + 0.15, room, weight="bold", size=12, va="center")
+        size = f"{files} file{'s' * (files > 1)}, {lines:,} lines"
+        axes.text(
+            half_width - 0.1, y + 0.15, size, size=8.5, color="#555555", ha="right", va="center"
+        )
+        axes.text(-half_width + 0.1, y - 0.18, HOLDS[room], size=9, color="#333333", va="center")
+
+    for importer, imported in sorted(counts, key=lambda pair: counts[pair]):
+        count, left = counts[importer, imported], imported in COMMON
+        side = -1 if left else 1
+        x, y, end = side * (half_width + 0.1), where[importer], where[imported]
+        # Arrows leave from the lower half of a box and arrive at the upper half, the longest outermost.
+        leaving = [b for (a, b) in counts if a == importer and (b in COMMON) == left]
+        arriving = [a for (a, b) in counts if b == imported]
+        y -= 0.36 * _rank(imported, leaving, where, nearest_first=False)
+        end += 0.34 * _rank(importer, arriving, where, nearest_first=True)
+        bulge = x + side * (0.45 + 0.42 * (y - end))
+        arrow = FancyArrowPatch(
+            path=Path([(x, y), (bulge, y), (bulge, end), (x, end)], [1, 4, 4, 4]),
+            arrowstyle="-|>",
+            mutation_scale=7 + 0.3 * count,
+            lw=0.7 + 0.24 * count,
+            color="#999999" if left else COLOURS[imported],
+            alpha=0.6 if left else 0.8,
+            shrinkA=0,
+            shrinkB=0,
+        )
+        axes.add_patch(arrow)
+    axes.text(
+        0,
+        where["cli"] + 0.95,
+        "An arrow points from the importing room to the imported one. Its colour is that of the imported room;\n"
+        "its width is the number of import statements "
+        f"(1 to {max(counts.values())}). Grey, on the left: errors and settings.",
+        ha="center",
+        va="center",
+        size=10,
+    )
+    axes.set_xlim(-7.2, 7.2)
+    axes.set_ylim(min(where.values()) - 0.7, where["cli"] + 1.4)
+    axes.axis("off")
+    figure.savefig(output, dpi=110, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def _rank(room: str, rooms: list[str], where: dict[str, float], *, nearest_first: bool) -> float:
+    """Return the place of a room among others in the order of the picture, from 0 to below 1."""
+    order = sorted(rooms, key=lambda other: where[other], reverse=not nearest_first)
+    return order.index(room) / len(order)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the imports between rooms, draw them, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs/architecture.png")
+    output = parser.parse_args(argv).output
+    counts = count_imports()
+    for (importer, imported), count in sorted(counts.items(), key=lambda item: -item[1]):
+        print(f"{importer:>10} imports {imported:<10} {count:3d}")
+    if wrong := backward(counts):
+        print(f"imports against the order of the rooms: {wrong}", file=sys.stderr)
+        return 1
+    draw(counts, output)
+    print(f"wrote {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
