@@ -15,6 +15,7 @@ import re
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -70,7 +71,7 @@ class Row(NamedTuple):
     bytes: int
 
     def behind(self, bandwidth: float) -> float:
-        """Returns by how many seconds they are slower than a copy of as many bytes."""
+        """Return by how many seconds they are slower than a copy of as many bytes."""
         return self.seconds - self.bytes / bandwidth
 
 
@@ -99,7 +100,7 @@ class Profile(NamedTuple):
 
 
 def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
-    """Puts times and bytes together, those of one step.
+    """Put times and bytes together, those of one step.
 
     Args:
       runs: of one step.
@@ -130,12 +131,20 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     return found
 
 
-def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
-    """Compiles and runs a work's step; on a CPU, a kernel is an instruction.
+class Step(NamedTuple):
+    """A compiled training step.
 
-    Returns:
-      The kernels of a step, the program, and the seconds that a step takes without a profiler.
+    Attributes:
+      program: what XLA made of it.
+      run: runs it so many times; returns the seconds of one.
     """
+
+    program: hlo.Program
+    run: Callable[[int], float]
+
+
+def compiled(work: Work) -> Step:
+    """Compile a work's step, and run it twice."""
     step, state, data, steps = training(work)
     program = step.lower(state, data, steps).compile()
     held = [state]
@@ -148,13 +157,21 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
         return (time.perf_counter() - began) / number
 
     run(2)
-    seconds = run(STEPS)
+    return Step(hlo.parse(program.as_text()), run)
+
+
+def profiled(step: Step) -> list[Run]:
+    """Run a step under the profiler, and return its kernels, of one step; on a CPU, a kernel is an instruction."""
     with tempfile.TemporaryDirectory() as place:
         with jax.profiler.trace(place):
-            run(PROFILED)
-        file = next(pathlib.Path(place).rglob("*.xplane.pb"))
-        planes = jax.profiler.ProfileData.from_file(str(file)).planes
-        runs = [
+            step.run(PROFILED)
+        files = pathlib.Path(place).rglob("*.xplane.pb")
+        planes = [
+            plane
+            for file in files
+            for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+        ]
+        return [
             Run(str(dict(event.stats).get("hlo_op", "")), event.name, event.duration_ns / PROFILED, 1 / PROFILED)
             for plane in planes
             for line in plane.lines
@@ -162,11 +179,10 @@ def profiled(work: Work) -> tuple[list[Run], hlo.Program, float]:
             for event in line.events
             if plane.name.startswith("/device:GPU:") or "hlo_op" in dict(event.stats)
         ]  # fmt: skip
-    return runs, hlo.parse(program.as_text()), seconds
 
 
 def measure(args: argparse.Namespace) -> Profile:
-    """Profiles what the arguments say.
+    """Profile what the arguments say.
 
     Raises:
       ConfigError: there is no such model, or not one GPU.
@@ -181,13 +197,15 @@ def measure(args: argparse.Namespace) -> Profile:
     classes = summary.layers[-1].output_shape[-1]
     work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
     bandwidth = roofline.limits(args.dtype).bandwidth
-    runs, program, seconds = profiled(work)
+    step = compiled(work)
+    seconds = step.run(STEPS)
+    found = rows(profiled(step), step.program)
     size = work.image_size, work.batch_size
-    return Profile(device(), work.model, *size, work.dtype, seconds, bandwidth, rows(runs, program))
+    return Profile(device(), work.model, *size, work.dtype, seconds, bandwidth, found)
 
 
 def read(file: str) -> Profile:
-    """Reads a record.
+    """Read a record.
 
     Raises:
       ConfigError: it is none.
@@ -201,7 +219,7 @@ def read(file: str) -> Profile:
 
 
 def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
-    """Returns runs, seconds and bytes of the kinds that there are."""
+    """Return runs, seconds and bytes of the kinds that there are."""
     kinds = {}
     for kind in (*kernels.KINDS, OTHER):
         some = [(row.runs, row.seconds, row.bytes) for row in found if row.kind == kind]
@@ -211,13 +229,13 @@ def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
 
 
 def headline(profile: Profile) -> str:
-    """Returns what was measured, on a line."""
+    """Return what was measured, on a line."""
     size = f"{profile.image_size} px, batch {profile.batch_size}, {profile.dtype}"
     return f"{profile.model}, {size}, {profile.device}"
 
 
 def table(profile: Profile, most: int = 12) -> str:
-    """Lays out the kinds of kernels, and those that are furthest behind a copy."""
+    """Lay out the kinds of kernels, and those that are furthest behind a copy."""
     found, bandwidth = profile.kernels, profile.bandwidth
     total = sum(row.seconds for row in found)
     step = f"{1e3 * profile.seconds:.2f} ms a step"
@@ -240,7 +258,7 @@ def table(profile: Profile, most: int = 12) -> str:
 
 
 def draw(profile: Profile, file: pathlib.Path) -> None:
-    """Draws the time of each kind of kernel, beside that of a copy of as many bytes."""
+    """Draw the time of each kind of kernel, beside that of a copy of as many bytes."""
     from matplotlib.figure import Figure
 
     kinds = by_kind(profile.kernels)
@@ -266,7 +284,7 @@ def draw(profile: Profile, file: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Profiles, or reads a profile, and prints."""
+    """Profile, or read a profile, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image_size", type=count, default=0,

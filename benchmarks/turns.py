@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.gpu.parent import end_with_parent
+
 Turn = Callable[[int], float]  # of a turn's number, 0 to warm up; returns a speed
 
 
 def interleave(
     systems: dict[str, Callable[[], Turn]], rounds: int
 ) -> Iterator[tuple[str, float | None]]:
-    """Lets the systems take turns, and yields (name, speed) of each turn that counts.
+    """Let the systems take turns, and yield (name, speed) of each turn that counts.
 
     Args:
       systems: by name; each is called in its process and returns what takes a turn.
@@ -47,7 +49,7 @@ def interleave(
 def measure(
     systems: dict[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
 ) -> dict[str, Any]:
-    """Lets the systems take turns; prints and returns medians, and the first's ratio to each.
+    """Let the systems take turns; print and return medians, and the first's ratio to each.
 
     Args:
       systems: as of `interleave`.
@@ -78,7 +80,8 @@ def _digits(value: float) -> float:
 
 
 def _serve(connection: Any, make: Callable[[], Turn]) -> None:
-    """Measures a turn of a system whenever asked, until told to stop."""
+    """Measure a turn of a system whenever asked, until told to stop."""
+    end_with_parent()
     turn = make()
     while (number := connection.recv()) is not None:
         connection.send(turn(number))

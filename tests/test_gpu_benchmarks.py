@@ -12,12 +12,12 @@ import time
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import full, quick, runner
 from benchmarks.gpu import record as records
-from benchmarks.gpu.compare import compare
-from benchmarks.gpu.record import Check, Measurement, Recorder, StageRecord, read_stage
-from benchmarks.gpu.report import Report, as_html, as_text
-from benchmarks.gpu.runner import Machine
+from benchmarks.gpu import runner
+from benchmarks.gpu.folder import claim, read
+from benchmarks.gpu.machine import Machine, find_machine
+from benchmarks.gpu.pool import each
+from benchmarks.gpu.record import Check, Measurement, StageRecord, read_stage
 from benchmarks.gpu.stage import Stage
 from flax_resnet.errors import ConfigError, WorkdirError
 
@@ -51,9 +51,9 @@ def make_stage(tmp_path, monkeypatch):
 
 
 def run(folder, *stages, deadline=FOREVER):
-    runner.claim(folder, MACHINE)
-    runner.run_all(stages, stages, folder, MACHINE, deadline)
-    return {stage.stage: stage for stage in runner.read(folder)[1]}
+    claim(folder, MACHINE)
+    runner.run_all(stages, folder, MACHINE, deadline)
+    return {stage.stage: stage for stage in read(folder)[1]}
 
 
 def test_what_failed_keeps_what_was_measured_and_the_next_stage_runs(
@@ -118,146 +118,189 @@ def test_the_same_command_goes_on_behind_what_is_measured(tmp_path, make_stage, 
 
 def test_without_time_left_a_stage_is_skipped_and_runs_the_next_time(tmp_path, make_stage):
     folder, stage = tmp_path / "records", make_stage("short", "pass")
-    assert run(folder, stage, deadline=time.monotonic() + 1)["short"].state == records.SKIPPED
+    assert run(folder, stage, deadline=time.monotonic() + 1)["short"].state == records.NOT_RUN
     assert run(folder, stage)["short"].state == records.DONE
 
 
-def test_a_killed_command_leaves_no_process_and_keeps_its_items(tmp_path, make_stage):
-    """SIGKILL, as a scheduler sends it; then the next start goes on."""
-    folder = tmp_path / "records"
-    body = "if not recorder.has('first'):\n    recorder.measure('first', [1.0], 'ms')\n    time.sleep(600)"
-    stage = make_stage("sleeping", f"{PID}{body}")
-    runner.claim(folder, MACHINE)
-    code = (
-        "import pathlib; from benchmarks.gpu import runner; from benchmarks.gpu.stage import Stage; "
-        f"stage = Stage('sleeping', '', 600.0, ('sleeping',)); folder = pathlib.Path({str(folder)!r}); "
-        "machine, _ = runner.read(folder); "
-        "runner.run_all([stage], [stage], folder, machine, float('inf'))"
-    )
-    run(folder)  # writes the machine
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-    file = folder / "stages" / "sleeping.json"
-    while not ((one := read_stage(file)) and one.measurements):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+WAITING = f"{PID}if not recorder.has('first'):\n    recorder.measure('first', [1.0], 'ms')\n    time.sleep(600)"
+# The command, with one stage that tests have made.
+ALONE = """
+import sys
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.stage import Stage
+command.find_machine = lambda *_: Machine(*{machine})
+command.quick.STAGES = [Stage("{name}", "", 600.0, ("{name}",))]
+sys.argv = ["gpu", "--quick", "--platform=cpu", "--tiny", "--folder={folder}"]
+sys.exit(command.main())
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the command with one stage, and waits until the stage has measured something."""
+
+    def started(name):
+        folder = tmp_path / "records"
+        code = ALONE.format(machine=tuple(MACHINE), name=name, folder=folder)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,  # not the repository: the command works from anywhere
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        file = folder / "stages" / f"{name}.json"
+        while not (file.exists() and (one := read_stage(file)).measurements):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        return folder, process, one
+
+    return started
+
+
+def ended(pid):
     deadline = time.monotonic() + 30
-    while is_running(one.details["pid"]):
-        assert time.monotonic() < deadline
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return not is_running(pid)
+
+
+def test_a_killed_command_leaves_no_process_and_a_reader_finds_its_items(make_stage, start, capsys):
+    """SIGKILL, as a scheduler sends it; then the next start goes on."""
+    stage = make_stage("sleeping", WAITING)
+    folder, process, one = start("sleeping")
+    process.kill()
+    process.communicate()
+    assert ended(one.details["pid"])
+    _, (found,) = read(folder)
+    assert (found.state, [item.name for item in found.measurements]) == ("stopped", ["first"])
+    assert found.seconds > 0
     assert run(folder, stage)["sleeping"].state == records.DONE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_reports_what_it_measured(make_stage, start, number):
+    make_stage("sleeping", WAITING)
+    folder, process, one = start("sleeping")
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "sleeping: stopped" in said
+    assert errors.splitlines()[-1] == "stopped; run the same command to continue"
+    assert ended(one.details["pid"])
+    (stage,) = json.loads((folder / "record.json").read_text())["stages"]
+    assert (stage["state"], stage["measurements"][0]["name"]) == ("stopped", "first")
+    assert "first" in (folder / "report.html").read_text()
+
+
+def test_a_reader_that_leaves_does_not_stop_a_stage(make_stage, start):
+    body = """
+    recorder.measure('first', [1.0], 'ms')
+    for number in range(20_000):  # more than a pipe holds
+        print('a line that nobody reads', flush=True)
+    """
+    make_stage("talking", body)
+    folder, process, _ = start("talking")
+    process.stdout.close()
+    assert process.wait(timeout=30) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == ""
+    assert read(folder)[1][0].state == records.DONE
+
+
+def test_a_folder_keeps_the_stages_of_both_modes(tmp_path, make_stage):
+    one, two = make_stage("one", "recorder.measure('a', [1.0], 'ms')"), make_stage("two", "pass")
+    run(tmp_path, one)
+    assert list(run(tmp_path, two)) == ["one", "two"]
+    assert [stage.stage for stage in read(tmp_path / "record.json")[1]] == ["one", "two"]
+
+
+def test_what_failed_runs_again_and_what_was_measured_does_not(tmp_path, make_stage):
+    body = """
+    if not recorder.has('sound'):
+        recorder.measure('sound', [time.time()], 's')
+    with recorder.attempt('weak'):
+        import os
+        assert os.path.exists(recorder.file.with_suffix('.mended')), 'not mended'
+        recorder.measure('weak', [1.0], 's')
+    """
+    folder, stage = tmp_path / "records", make_stage("weak", body)
+    first = run(folder, stage)["weak"]
+    assert ([one.reason for one in first.failures], first.is_good) == (["not mended"], False)
+    (folder / "stages" / "weak.mended").touch()
+    second = run(folder, stage)["weak"]
+    assert second.measurements[0] == first.measurements[0]
+    assert ([one.name for one in second.measurements], second.is_good) == (["sound", "weak"], True)
+
+
+def test_a_case_that_aborts_does_not_take_others_with_it():
+    aborts = "__import__('os').abort()"  # as a fault in a library does
+    cases = {
+        "one": "1",
+        "aborts": aborts,
+        "two": "2",
+        "refused": "1 / 0",
+        "aborts too": aborts,
+        "four": "4",
+    }
+    found = dict(each(eval, cases, 2))
+    assert found.keys() == cases.keys()
+    assert {name: type(future.exception()).__name__ for name, future in found.items()} == {
+        **dict.fromkeys(("one", "two", "four"), "NoneType"),
+        **dict.fromkeys(("aborts", "aborts too"), "BrokenProcessPool"),
+        "refused": "ZeroDivisionError",
+    }
+    assert found["four"].result() == 4
+
+
+def test_a_stage_takes_the_time_that_earlier_ones_leave(tmp_path, make_stage, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        runner, "_run_or_skip", lambda *args: given.append(args[-1]) or StageRecord("x")
+    )
+    stages = [
+        make_stage(name, "pass", seconds=limit)
+        for name, limit in {"a": 20, "b": 30, "c": 9}.items()
+    ]
+    run(tmp_path, *stages)
+    assert given == pytest.approx([20, 50, 18], abs=0.5)  # of c, twice its own
+    given.clear()
+    run(tmp_path, *stages, deadline=time.monotonic() + 40)
+    assert given == pytest.approx([20, 40, 18], abs=0.5)
+
+
+def test_a_broken_record_of_a_stage_is_set_aside(tmp_path, make_stage, capfd):
+    stage = make_stage("short", "pass")
+    run(tmp_path, stage)
+    file = tmp_path / "stages" / "short.json"
+    file.write_text("{")
+    assert run(tmp_path, stage)["short"].state == records.DONE
+    assert file.with_suffix(".broken").read_text() == "{"
+    assert "short.broken" in capfd.readouterr().err
+
+
+def test_a_file_that_is_not_as_expected_fails_its_stage_only(tmp_path, make_stage, monkeypatch):
+    stage = make_stage("short", "pass")
+    (tmp_path / "plain.py").write_text(
+        "import sys; open(sys.argv[sys.argv.index('--output') + 1], 'w').write('{}')"
+    )
+    plain = Stage("plain", "", 60.0, ("plain",), read=lambda found: found["results"])
+    found = run(tmp_path, plain, stage)
+    assert (found["plain"].state, found["short"].state) == (records.FAILED, records.DONE)
+    assert "KeyError: 'results'" in found["plain"].reason
+
+
+def test_what_looks_for_devices_has_a_limit(monkeypatch):
+    monkeypatch.setattr("benchmarks.gpu.machine.SECONDS", 0.01)
+    with pytest.raises(ConfigError, match="did not answer"):
+        find_machine("cpu", True)
 
 
 def test_records_of_another_machine_are_not_mixed_in(tmp_path):
     run(tmp_path)
     other = MACHINE._replace(device="another processor")
     with pytest.raises(WorkdirError, match="another processor"):
-        runner.claim(tmp_path, other)
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"machine": {}, "stages": [1]}', "[]"])
-def test_what_is_no_record_is_refused(tmp_path, text):
-    file = tmp_path / "record.json"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=r"record\.json"):
-        runner.read(file)
-
-
-@pytest.mark.parametrize(
-    ("now", "former", "larger_is_better", "verdict"),
-    [
-        ((110, 111, 112), (100, 101, 102), True, "better"),
-        ((110, 111, 112), (100, 101, 102), False, "worse"),
-        ((100, 105, 110), (95, 100, 106), True, "noise"),  # rounds overlap
-        ((100.5, 100.6), (100.1, 100.2), True, "noise"),  # 0.4 %
-        ((103,), (100,), True, "noise"),  # of one round
-        ((120,), (100,), True, "better"),
-        ((0,), (100,), True, "noise"),
-    ],
-)
-def test_a_change_is_told_from_noise(now, former, larger_is_better, verdict):
-    pair = [Measurement("x", values, "u", larger_is_better) for values in (now, former)]
-    assert compare(*pair).verdict == verdict
-
-
-def test_the_report_shows_checks_changes_and_failures(tmp_path):
-    recorder = Recorder(tmp_path / "one.json", "one")
-    recorder.measure("speed <fast>", [99.0, 101.0, 100.0], "images/s")
-    recorder.check("gradient", float("nan"), 1.0, "NaN does not pass")
-    recorder.fail("torch", "not installed")
-    recorder.finish()
-    former = StageRecord("one", measurements=[Measurement("speed <fast>", (49, 51), "images/s")])
-    report = Report(MACHINE, [read_stage(tmp_path / "one.json")], (MACHINE, [former]))
-    text, page = as_text(report), as_html(report)
-    assert "2.000 better" in text
-    assert "FAILED gradient" in text
-    assert "FAILED torch: not installed" in text
-    assert "speed &lt;fast&gt;" in page
-    assert "<fast>" not in page
-    assert page.count("FAILED") == 1
-
-
-@pytest.mark.parametrize("gpus", [0, 1, 2, 6, 8])
-def test_full_measures_one_two_four_and_all_gpus(gpus, tmp_path):
-    stages = list(full.stages(tmp_path, gpus, False, tmp_path / "photographs", "cifar"))
-    counts = [int(stage.name.rpartition("_")[2]) for stage in stages if "_speed_" in stage.name]
-    expected = {0: [1], 1: [1], 2: [1, 2], 6: [1, 2, 4, 6], 8: [1, 2, 4, 8]}[gpus]
-    assert counts == [count for count in expected for _ in range(2)]
-    assert len({stage.name for stage in stages}) == len(stages)
-    last = next(stage for stage in stages if stage.name == f"train_speed_{max(1, gpus)}")
-    assert f"--config.train.batch_size={256 * max(1, gpus)}" in last.command
-    assert ("gpu_profile" in [stage.name for stage in stages]) == bool(gpus)
-
-
-def test_the_quick_stages_fit_into_their_time():
-    *fitting, last = quick.STAGES
-    assert last.packages  # runs where there is time left, or alone
-    assert sum(stage.seconds for stage in fitting) <= quick.SECONDS
-    for stage in quick.STAGES:
-        assert (ROOT / f"{stage.command[0].replace('.', '/')}.py").is_file()
-
-
-@pytest.mark.parametrize(
-    ("read", "file", "expected"),
-    [
-        (full.read_model_speed, "h100_model_speed_before", ("ms", 42.4)),
-        (full.read_train_speed, "h100_train_speed", ("images/s", 6202.5)),
-        (full.read_peers, "h100_peers", ("images/s", 6380.0)),
-        (full.read_profile, "h100_profile", ("ms", 40.2)),
-        (full.read_accuracy, "accuracy_airbench94", ("%", 90.56)),
-    ],
-)
-def test_records_of_other_benchmarks_become_measurements(read, file, expected):
-    stored = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
-    found = read(stored)
-    unit, value = expected
-    assert any(one.unit == unit and one.median == pytest.approx(value, rel=2e-3) for one in found)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--quick"], "no GPU: JAX sees none"),  # the tests' JAX is told to use the CPU
-        (["--full", "--cifar=nowhere"], "--cifar=nowhere: must be a folder with train/ and test/"),
-        (["--quick", "--platform=cpu", "--stages", "steps"], "did you mean 'step'?"),
-        (["--read", "nowhere"], "nowhere: holds no record"),
-        (["--quick", "--seconds=0"], "0: must be seconds"),
-        ([], "--quick --full --read"),
-    ],
-)
-def test_a_mistake_is_one_line(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", f"--folder={tmp_path / 'runs'}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert not list(pathlib.Path(tmp_path).iterdir())
+        claim(tmp_path, other)
 
 
 @pytest.mark.slow
@@ -273,7 +316,7 @@ def test_the_rehearsal_runs_from_end_to_end_and_resumes_what_was_killed(tmp_path
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM
     assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
-    _, stages = runner.read(tmp_path)
+    _, stages = read(tmp_path)
     assert [stage.state for stage in stages] == [records.DONE] * 4
     assert all(check.passed for stage in stages for check in stage.checks)
     assert (tmp_path / "report.html").read_text().count("<h2") == 4

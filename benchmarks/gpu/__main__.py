@@ -1,4 +1,4 @@
-"""Measures a machine with GPUs, in stages: python -m benchmarks.gpu --quick --folder runs/gpu
+"""Measure a machine with GPUs, in stages: python -m benchmarks.gpu --quick --folder runs/gpu
 
     --quick                     eight minutes: right gradients, exact resume, speed, profile, variants
     --full                      hours: all networks, beside PyTorch, training end to end, on one GPU to all
@@ -6,28 +6,50 @@
     --read runs/gpu             print the report again, and write its page; --against FORMER compares
     --platform cpu --tiny       a rehearsal of tiny sizes, without a GPU
 
-Each stage is a command of its own with a time limit. Its record is on disk after every item; the same command goes
-on after a stop. Leaves FOLDER/record.json (all stages), report.html, log.txt, and stages/*.json.
+Each stage is a command of its own with a time limit. Its record is on disk after every item: after a stop, run the
+same command to continue. Leaves FOLDER/record.json (all stages), report.html, log.txt, and stages/*.json.
 """
 
 import argparse
+import os
 import pathlib
 import signal
 import sys
 import time
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks.arguments import count, duration, folder
-from benchmarks.gpu import full, quick, runner
+from benchmarks.gpu import full, quick
+from benchmarks.gpu.folder import RECORD, claim, read
+from benchmarks.gpu.machine import PLATFORMS, Machine, find_machine, first_gpus
 from benchmarks.gpu.report import Report, as_html, as_text
+from benchmarks.gpu.runner import run_all
 from benchmarks.gpu.stage import Stage
 from benchmarks.input_data import make_photographs
-from flax_resnet.errors import ConfigError, UserError, suggestion
+from flax_resnet.errors import ConfigError, UserError, one_line
 
 PAGE = "report.html"
 
 
 def main() -> int:
-    """Runs what is not done, and reports; returns the exit code: 1 where a check or a stage failed."""
+    """Run what is not complete, and report; return the exit code: 0 where every stage is good."""
+    args = _arguments()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        return _run_and_report(args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:  # before there is anything to report
+        return 128 + stop.args[0]
+    except BrokenPipeError:  # as of `| head`; Python flushes at its end, to nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
@@ -40,37 +62,71 @@ def main() -> int:
     parser.add_argument("--folder", type=folder, help="where all is kept (default: runs/gpu)",
                         default=pathlib.Path("runs/gpu"))  # fmt: skip
     parser.add_argument("--against", type=pathlib.Path, help="a former folder or record.json")
-    parser.add_argument("--platform", choices=tuple(runner.PLATFORMS), default="gpu")
+    parser.add_argument("--platform", choices=tuple(PLATFORMS), default="gpu")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a rehearsal")
     parser.add_argument("--stages", nargs="+", default=[], help="these stages only, by name")
     parser.add_argument("--seconds", type=duration, help="of --quick in all (default: 480)")
     parser.add_argument("--cifar", default="", help="CIFAR-10 as a folder of images, for --full")
     parser.add_argument("--images", type=count, default=20_000, help="photographs, for --full")
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        former = runner.read(args.against) if args.against else None
-        if not args.read:
+    return parser.parse_args()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Stop at a signal; leave the next one of its kind alone, while what was measured is written."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def _run_and_report(args: argparse.Namespace) -> int:
+    """Run and report as the arguments say; return the exit code.
+
+    Raises:
+      UserError: the arguments, the machine or the folder do not allow it.
+      KeyboardInterrupt: a signal came before there was anything to report.
+    """
+    former = read(args.against) if args.against else None
+    stopped = 0
+    if args.read:
+        _refuse_for_reading(args)
+    else:
+        try:
             run(args)
-        where = args.read or args.folder
-        report = Report(*runner.read(where), former)
-    except UserError as error:
-        parser.exit(2, f"error: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        parser.exit(128 + signal.SIGINT, "stopped; the same command goes on\n")
-    print(f"\n{as_text(report)}")
-    page = (where if where.is_dir() else where.parent) / PAGE
-    page.write_text(as_html(report))
-    print(f"\n{page} shows this")
-    stages = report.stages
-    good = all(check.passed for stage in stages for check in stage.checks)
-    return (
-        0 if good and not any(stage.failures or stage.state == "failed" for stage in stages) else 1
-    )
+        except KeyboardInterrupt as stop:
+            if not (args.folder / RECORD).exists():
+                raise
+            stopped = 128 + stop.args[0]
+    where = args.read or args.folder
+    report = Report(*read(where), former)
+    page = _write_page(where, report)
+    print(f"\n{as_text(report)}\n\n{page}", flush=True)
+    if stopped:
+        print("stopped; run the same command to continue", file=sys.stderr)
+        return stopped
+    good = report.stages and all(stage.is_good for stage in report.stages)
+    return 0 if good else 1
+
+
+def _refuse_for_reading(args: argparse.Namespace) -> None:
+    for name in ("seconds", "stages"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name}: is of --quick and --full, not of --read")
+
+
+def _write_page(where: pathlib.Path, report: Report) -> str:
+    """Write the report's page into a folder, if it is one; return a line that says so."""
+    if not where.is_dir():
+        return f"{where} holds this"
+    page = where / PAGE
+    try:
+        page.write_text(as_html(report))
+    except OSError as error:
+        return f"{page} cannot be written: {one_line(error)}"
+    return f"{page} shows this"
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the stages that the arguments ask for.
+    """Run the stages that the arguments ask for.
 
     Raises:
       UserError: there is no GPU, the folder holds another machine's records, or a name is none.
@@ -78,24 +134,35 @@ def run(args: argparse.Namespace) -> None:
     began = time.monotonic()
     if args.cifar and not pathlib.Path(args.cifar, "train").is_dir():
         raise ConfigError(f"--cifar={args.cifar}: must be a folder with train/ and test/")
-    machine = runner.find_machine(args.platform, args.tiny)
-    stages: list[Stage] = list(quick.STAGES)
-    deadline = began + (args.seconds or quick.SECONDS)
-    if args.full:
-        gpus = machine.count if machine.platform == "gpu" else 0
-        photographs = args.folder.resolve() / "photographs"
-        stages = list(full.stages(args.folder, gpus, args.tiny, photographs, args.cifar))
-        deadline = float("inf")
+    if args.full and args.seconds:
+        raise ConfigError("--seconds: is of --quick, not of --full")
+    machine = find_machine(args.platform, args.tiny)
+    photographs = args.folder.resolve() / "photographs"
+    stages = _stages(args, machine, photographs)
     names = [stage.name for stage in stages]
     for name in args.stages:
         if name not in names:
-            raise ConfigError(f"--stages={name}: {suggestion(name, names)}")
+            raise ConfigError(f"no such stage: {name}; stages are {', '.join(names)}")
     print(f"on {machine}; records go to {args.folder}", flush=True)
-    runner.claim(args.folder, machine)
+    claim(args.folder, machine)
+    deadline = began + (args.seconds or quick.SECONDS)
     if args.full:
         make_photographs(photographs, 64 if args.tiny else args.images)
+        deadline = float("inf")
+    elif machine.platform == "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = first_gpus(1)
     chosen = [stage for stage in stages if not args.stages or stage.name in args.stages]
-    runner.run_all(chosen, stages, args.folder, machine, deadline)
+    run_all(chosen, args.folder, machine, deadline)
+
+
+def _stages(
+    args: argparse.Namespace, machine: Machine, photographs: pathlib.Path
+) -> tuple[Stage, ...]:
+    if args.quick:
+        return quick.STAGES
+    gpus = machine.count if machine.platform == "gpu" else 0
+    cifar = str(pathlib.Path(args.cifar).resolve()) if args.cifar else ""
+    return tuple(full.stages(args.folder, gpus, args.tiny, photographs, cifar))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
 
 def compare(now: Measurement, former: Measurement) -> Change:
-    """Returns how a measurement changed: "noise" where rounds overlap, or medians hardly differ."""
+    """Return how a measurement changed: "noise" where rounds overlap, or medians hardly differ."""
     if not now.median or not former.median:
         return Change(former.median, 1.0, "noise")
     ratio = now.median / former.median
@@ -38,7 +38,7 @@ def compare(now: Measurement, former: Measurement) -> Change:
 
 
 def changes(now: list[StageRecord], former: list[StageRecord]) -> dict[tuple[str, str], Change]:
-    """Returns the changes of all measurements that both have in one unit, by stage and name."""
+    """Return the changes of all measurements that both have in one unit, by stage and name."""
     before = {(stage.stage, one.name): one for stage in former for one in stage.measurements}
     return {
         key: compare(one, before[key])

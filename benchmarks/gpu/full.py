@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from benchmarks.gpu.machine import first_gpus
 from benchmarks.gpu.record import Measurement
 from benchmarks.gpu.stage import Stage
 
@@ -71,7 +72,7 @@ TINY = Sizes(
 def stages(
     folder: pathlib.Path, gpus: int, tiny: bool, photographs: pathlib.Path, cifar: str
 ) -> Iterator[Stage]:
-    """Yields the stages, on one GPU, two, four ... and all.
+    """Yield the stages, on one GPU, two, four ... and all.
 
     Args:
       folder: of the records.
@@ -83,36 +84,49 @@ def stages(
     sizes = TINY if tiny else SIZES
     counts = sorted({2**n for n in range(gpus.bit_length()) if 2**n <= gpus} | {max(1, gpus)})
     for number in counts:
-        visible = ",".join(map(str, range(number)))
-        environment = {"CUDA_VISIBLE_DEVICES": visible, "XLA_FLAGS": XLA_FLAGS} if gpus else {}
-        of = f"{number} GPU{'s' if number > 1 else ''}" if gpus else "the CPU"
-        batches = [str(number * batch) for batch in sizes.batches]
-        command = ("benchmarks.model_speed", "--models", *sizes.models, "--batch_size", *batches)
-        yield Stage(
-            f"model_speed_{number}",
-            f"How fast are steps and their parts on {of}?",
-            2 * HOURS,
-            (*command, *sizes.speed),
-            environment=environment,
-            read=read_model_speed,
-        )
-        yield Stage(
-            f"train_speed_{number}",
-            f"How near does training on photographs come to the bare step on {of}?",
-            HOURS,
-            (
-                "benchmarks.train_speed",
-                f"--config=configs/torchvision_v1.py:{sizes.network}",
-                "--config.data.source=folder",
-                f"--config.data.path={photographs}",
-                f"--config.train.batch_size={number * sizes.batch}",
-                f"--profile={folder.resolve() / f'profile_{number}'}",
-                *sizes.training,
-            ),
-            environment=environment,
-            read=read_train_speed,
-        )
-    one = {"CUDA_VISIBLE_DEVICES": "0"} if gpus else {}
+        yield from _on_several(folder.resolve(), number, bool(gpus), sizes, photographs)
+    environment = {"CUDA_VISIBLE_DEVICES": first_gpus(1)} if gpus else {}
+    yield from _on_one(sizes, environment)
+    if cifar:
+        yield from _recipes(folder.resolve(), tiny, cifar, environment)
+
+
+def _on_several(
+    folder: pathlib.Path, number: int, gpus: bool, sizes: Sizes, photographs: pathlib.Path
+) -> Iterator[Stage]:
+    environment = (
+        {"CUDA_VISIBLE_DEVICES": first_gpus(number), "XLA_FLAGS": XLA_FLAGS} if gpus else {}
+    )
+    of = f"{number} GPU{'s' if number > 1 else ''}" if gpus else "the CPU"
+    batches = [str(number * batch) for batch in sizes.batches]
+    command = ("benchmarks.model_speed", "--models", *sizes.models, "--batch_size", *batches)
+    yield Stage(
+        f"model_speed_{number}",
+        f"How fast are steps and their parts on {of}?",
+        2 * HOURS,
+        (*command, *sizes.speed),
+        environment=environment,
+        read=read_model_speed,
+    )
+    yield Stage(
+        f"train_speed_{number}",
+        f"How near does training on photographs come to the bare step on {of}?",
+        HOURS,
+        (
+            "benchmarks.train_speed",
+            f"--config=configs/torchvision_v1.py:{sizes.network}",
+            "--config.data.source=folder",
+            f"--config.data.path={photographs}",
+            f"--config.train.batch_size={number * sizes.batch}",
+            f"--profile={folder / f'profile_{number}'}",
+            *sizes.training,
+        ),
+        environment=environment,
+        read=read_train_speed,
+    )
+
+
+def _on_one(sizes: Sizes, environment: dict[str, str]) -> Iterator[Stage]:
     systems = [f"{name}, bfloat16" for name in SYSTEMS]
     for work in sizes.works:
         yield Stage(
@@ -120,33 +134,38 @@ def stages(
             f"How fast is {work}'s step beside PyTorch's?",
             HOURS,
             ("benchmarks.peers", "--works", work, "--systems", *systems, *sizes.speed),
-            environment=one,
+            environment=environment,
             read=read_peers,
         )
-    if gpus:
+    if environment:
         yield Stage(
             "gpu_profile",
             "Where do the step's milliseconds go?",
             HOURS,
             ("benchmarks.gpu_profile", "--model", sizes.works[0]),
-            environment=one,
+            environment=environment,
             read=read_profile,
         )
-    for name, (seeds, hours) in EXPERIMENTS.items() if cifar else ():
-        where = ("--folder", str(folder.resolve() / "runs"), "--data", cifar)
+
+
+def _recipes(
+    folder: pathlib.Path, tiny: bool, cifar: str, environment: dict[str, str]
+) -> Iterator[Stage]:
+    for name, (seeds, hours) in EXPERIMENTS.items():
+        where = ("--folder", str(folder / "runs"), "--data", cifar)
         less = ("--limit=2048", "--epochs=1", "--seeds=0") if tiny else ()
         yield Stage(
             name,
             f"Which accuracy does {name} reach, and when?",
             hours * HOURS,
             ("benchmarks.accuracy", name, *where, "--seeds", *map(str, seeds), *less),
-            environment=one,
+            environment=environment,
             read=read_accuracy,
         )
 
 
 def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
-    """Returns milliseconds of the parts of each network's step."""
+    """Return milliseconds of the parts of each network's step."""
     return [
         Measurement(
             f"{row['model']}, {row['batch_size']} images: {part}",
@@ -160,13 +179,13 @@ def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
 
 
 def read_train_speed(record: dict[str, Any]) -> list[Measurement]:
-    """Returns images a second, end to end and of the bare step."""
+    """Return images a second, end to end and of the bare step."""
     rates = record["images_per_second"]
     return [Measurement(name, (value,), "images/s") for name, value in rates.items()]
 
 
 def read_peers(record: dict[str, Any]) -> list[Measurement]:
-    """Returns images a second of each system."""
+    """Return images a second of each system."""
     return [
         Measurement(system, (row["spread"][0], row["median"], row["spread"][1]), "images/s")
         for table in record["images_per_second"].values()
@@ -175,7 +194,7 @@ def read_peers(record: dict[str, Any]) -> list[Measurement]:
 
 
 def read_profile(record: dict[str, Any]) -> list[Measurement]:
-    """Returns milliseconds of the step."""
+    """Return milliseconds of the step."""
     return [Measurement("a step", (1e3 * record["seconds"],), "ms", larger_is_better=False)]
 
 

@@ -10,7 +10,7 @@ ROUNDS = 5
 
 
 def rates(call: Callable[[], Any], images: int, seconds: float) -> list[float]:
-    """Runs a program in rounds, after two calls that do not count.
+    """Run a program in rounds, after two calls that do not count.
 
     Args:
       call: starts the program once more and returns what to wait for; calls are queued, as in training.

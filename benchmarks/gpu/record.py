@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import statistics
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any
 
 from flax_resnet.errors import ConfigError, one_line
 
-# States of a stage. A stage whose record is not DONE runs again, and goes on behind the items that it has.
-RUNNING, DONE, TIMED_OUT, FAILED, SKIPPED = "running", "done", "timed out", "failed", "skipped"
+# States of a stage. NOT_RUN: there was no time, or it is not its turn yet. SKIPPED: a package is missing. A reader
+# calls a running stage STOPPED. A stage runs again unless it is complete, and keeps the items that it has.
+NOT_RUN, RUNNING, STOPPED, DONE = "not run", "running", "stopped", "done"
+TIMED_OUT, FAILED, SKIPPED = "timed out", "failed", "skipped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +84,11 @@ class StageRecord:
       stage: its name.
       question: that it answers.
       state: one of the states above.
-      reason: why it timed out, failed or was skipped.
+      reason: why it timed out, failed or was skipped, or what it left out.
       seconds: it took, over all its starts.
+      created: when its record was made, in seconds since 1970: the order of stages.
+      commit: of the code that measured it.
+      versions: of packages that measured it, by name.
       measurements: what was measured.
       checks: what was checked.
       failures: what could not be measured.
@@ -91,9 +97,12 @@ class StageRecord:
 
     stage: str
     question: str = ""
-    state: str = RUNNING
+    state: str = NOT_RUN
     reason: str = ""
     seconds: float = 0.0
+    created: float = dataclasses.field(default_factory=time.time)
+    commit: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
     checks: list[Check] = dataclasses.field(default_factory=list)
     failures: list[Failure] = dataclasses.field(default_factory=list)
@@ -101,16 +110,43 @@ class StageRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "StageRecord":
-        """Reads what `dataclasses.asdict` wrote. Raises TypeError or KeyError: it is something else."""
+        """Read what `dataclasses.asdict` wrote.
+
+        Raises:
+          TypeError, KeyError, ValueError or AttributeError: it is something else.
+        """
         rows = {"measurements": Measurement, "checks": Check, "failures": Failure}
         lists = {name: [row(**value) for value in values[name]] for name, row in rows.items()}
         lists["measurements"] = [
-            dataclasses.replace(one, values=tuple(one.values)) for one in lists["measurements"]
+            dataclasses.replace(one, values=tuple(map(float, one.values)))
+            for one in lists["measurements"]
         ]
-        return cls(**{**values, **lists})
+        record = cls(**{**values, **lists})
+        if not all(one.values for one in record.measurements):
+            raise ValueError("a measurement has no values")
+        numbers = [record.seconds, record.created]
+        numbers += [number for one in record.checks for number in (one.value, one.limit)]
+        items = (*record.measurements, *record.checks, *record.failures)
+        texts = [record.stage, record.question, record.state, record.reason, record.commit]
+        texts += [text for item in items for text in (item.name, getattr(item, "unit", ""))]
+        if not all(isinstance(text, str) for text in texts) or not all(map(_is_number, numbers)):
+            raise TypeError("a field has the wrong type")
+        record.details.keys(), record.versions.keys()
+        return record
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to measure."""
+        return self.state == DONE and not self.failures
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is complete, or lacks a package, and no check failed."""
+        complete = self.is_complete or self.state == SKIPPED
+        return complete and all(check.passed for check in self.checks)
 
     def summary(self) -> str:
-        """Returns what the stage found in a few words."""
+        """Return what the stage found in a few words."""
         failed = [check.name for check in self.checks if not check.passed]
         parts = [
             f"{len(self.measurements)} measured" if self.measurements else "",
@@ -123,8 +159,12 @@ class StageRecord:
         return ", ".join(part for part in parts if part)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
 def read_stage(file: pathlib.Path) -> StageRecord | None:
-    """Reads the record of a stage; None where there is none.
+    """Read the record of a stage; None where there is none.
 
     Raises:
       ConfigError: the file holds something else.
@@ -133,12 +173,12 @@ def read_stage(file: pathlib.Path) -> StageRecord | None:
         return StageRecord.from_json(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: is not the record of a stage: {one_line(error)}") from error
 
 
 def write_json(file: pathlib.Path, values: Any) -> None:
-    """Writes a JSON file in one step: a reader finds the old one or the new one."""
+    """Write a JSON file in one step: a reader finds the old one or the new one."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(unfinished, file)
@@ -155,12 +195,14 @@ class Recorder:
     def __init__(self, file: pathlib.Path, stage: str):
         self.file = file
         self.record = read_stage(file) or StageRecord(stage)
+        self._former, self._began = self.record.seconds, time.monotonic()
         # What failed is tried again: the reason may be gone.
         self.record.failures, self.record.reason, self.record.state = [], "", RUNNING
         self.save()
 
     def save(self) -> None:
-        """Writes the record."""
+        """Write the record."""
+        self.record.seconds = self._former + time.monotonic() - self._began
         write_json(self.file, dataclasses.asdict(self.record))
 
     def has(self, name: str) -> bool:
@@ -176,7 +218,7 @@ class Recorder:
         larger_is_better: bool = True,
         show: bool = True,
     ) -> None:
-        """Records a measurement, instead of an earlier one of its name, and prints it with `show`."""
+        """Record a measurement, instead of an earlier one of its name, and print it with `show`."""
         kept = [one for one in self.record.measurements if one.name != name]
         item = Measurement(name, tuple(values), unit, larger_is_better)
         self.record.measurements = [*kept, item]
@@ -185,7 +227,7 @@ class Recorder:
             print(f"{name:42}{item.median:12.5g} {unit:10} {item.spread}", flush=True)
 
     def check(self, name: str, value: float, limit: float, note: str = "") -> None:
-        """Records a check, instead of an earlier one of its name, and prints it."""
+        """Record a check, instead of an earlier one of its name, and print it."""
         item = Check(name, float(value), float(limit), note)
         self.record.checks = [*(one for one in self.record.checks if one.name != name), item]
         self.save()
@@ -193,14 +235,14 @@ class Recorder:
         print(f"{verdict}  {name:42}{value:10.3g}, limit {limit:.3g}  {note}", flush=True)
 
     def fail(self, name: str, reason: str) -> None:
-        """Records that an item could not be measured, and prints why."""
+        """Record that an item could not be measured, and print why."""
         self.record.failures.append(Failure(name, reason))
         self.save()
         print(f"FAILED  {name}: {reason}", flush=True)
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Records what is raised within as the failure of an item, so that the next item has its turn."""
+        """Record what is raised within as the failure of an item, so that the next item has its turn."""
         try:
             yield
         except Exception as error:
@@ -209,6 +251,6 @@ class Recorder:
             self.fail(name, "out of memory" if memory else one_line(error))
 
     def finish(self) -> None:
-        """Marks the stage as done."""
+        """Mark the stage as done."""
         self.record.state = DONE
         self.save()

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from benchmarks.gpu.compare import Change, changes
-from benchmarks.gpu.record import DONE, SKIPPED, Check, Measurement, StageRecord
-from benchmarks.gpu.runner import Machine
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.record import DONE, NOT_RUN, SKIPPED, Check, Measurement, StageRecord
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -48,21 +48,46 @@ class Report(NamedTuple):
     def facts(self) -> list[str]:
         """The machine and the versions, a line each."""
         known = self.machine.environment
-        versions = [f"{name} {number}" for name, number in known["versions"].items() if number]
         rows = [
             f"{self.machine}{', tiny sizes: a rehearsal' if self.machine.tiny else ''}",
             f"processor {known['cpu']}, {known['cores']} cores; commit {known['commit'] or 'unknown'}",
-            ", ".join(versions),
+            _versions(known["versions"]),
         ]
-        if self.former:
-            rows.append(
-                f"compared with {self.former[0]}, commit {self.former[0].environment['commit']}"
-            )
-        return rows  # fmt: skip
+        rows += _differences("commit", {one.stage: one.commit for one in self.stages})
+        rows += _differences(
+            "versions", {one.stage: _versions(one.versions) for one in self.stages}
+        )
+        return rows + (self._compared() if self.former else [])
+
+    def _compared(self) -> list[str]:
+        """Return what is compared, and what makes the comparison doubtful."""
+        former = self.former[0]
+        rows = [f"compared with {former}, commit {former.environment['commit'] or 'unknown'}"]
+        if former.device != self.machine.device:
+            rows.append("the former record is of another machine: its speeds are not comparable")
+        if former.tiny != self.machine.tiny:
+            rows.append("the former record is of other sizes: its speeds are not comparable")
+        return rows
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+
+
+def _differences(what: str, found: Mapping[str, str]) -> list[str]:
+    """Return a line that names the stages of each value, where stages that ran differ."""
+    stages: dict[str, list[str]] = {}
+    for stage, value in found.items():
+        if value:
+            stages.setdefault(value, []).append(stage)
+    if len(stages) < 2:
+        return []
+    groups = [f"{', '.join(names)}: {value}" for value, names in stages.items()]
+    return [f"stages differ in {what}: {'; '.join(groups)}"]
 
 
 def as_text(report: Report) -> str:
-    """Returns the report for a terminal."""
+    """Return the report for a terminal."""
     lines, since = list(report.facts), report.changes
     for stage in report.stages:
         lines += ["", f"{stage.stage}: {stage.state}, {stage.seconds:.0f} s. {stage.summary()}"]
@@ -79,7 +104,7 @@ def as_text(report: Report) -> str:
 
 
 def as_html(report: Report) -> str:
-    """Returns the report as a page."""
+    """Return the report as a page."""
     head = "".join(f"<p class=quiet>{html.escape(line)}</p>" for line in report.facts)
     rows = "".join(
         f"<tr><td><a href='#{stage.stage}'>{stage.stage}</a><td>{_state(stage)}"
@@ -95,7 +120,9 @@ def as_html(report: Report) -> str:
 
 def _state(stage: StageRecord) -> str:
     faulty = stage.failures or not all(one.passed for one in stage.checks)
-    tone = "quiet" if stage.state == SKIPPED else "good" if stage.state == DONE else "bad"
+    tone = (
+        "quiet" if stage.state in (SKIPPED, NOT_RUN) else "good" if stage.state == DONE else "bad"
+    )
     return f"<span class={'bad' if faulty else tone}>{stage.state}</span>"
 
 

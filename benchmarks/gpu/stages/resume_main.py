@@ -4,9 +4,8 @@ Trains on the digits. Needs what the input pipeline and the command need: Tensor
 """
 
 import pathlib
-import shutil
 
-from benchmarks.gpu.killed import checksums, differing, killed, undisturbed
+from benchmarks.gpu.killed import check_killed, reference, remove_where_passed
 from benchmarks.gpu.process import run_stage
 from benchmarks.gpu.record import Recorder
 
@@ -14,7 +13,7 @@ TINY = ("--config.model.depths=(1,1)", "--config.model.widths=(8,16)")
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Checks that a killed run ends with the arrays of an undisturbed one."""
+    """Check that a killed run ends with the arrays of an undisturbed one."""
     folder = recorder.file.parents[1].resolve() / "resume_main"
 
     def command(workdir: pathlib.Path) -> list[str]:
@@ -22,13 +21,11 @@ def measure(recorder: Recorder, tiny: bool) -> None:
         start = ["-m", "flax_resnet.main", "--config=configs/resnet18.py", f"--workdir={workdir}"]
         return [*start, *options, *(TINY if tiny else ())]
 
-    with recorder.attempt("a killed run"):
-        seconds = undisturbed(command, folder / "undisturbed")
-        wanted = checksums(folder / "undisturbed")
-        moment = killed(command, folder / "killed", 0.7 * seconds)
-        note = f"of {len(wanted)} arrays differ; killed {moment:.2f} s after its first checkpoint"
-        recorder.check("killed and resumed", differing(folder / "killed", wanted), 0, note)
-    shutil.rmtree(folder)
+    with recorder.attempt("an undisturbed run"):
+        wanted = reference(recorder, command, folder / "undisturbed")
+        with recorder.attempt("a killed run"):
+            check_killed(recorder, command, folder, wanted)
+        remove_where_passed(recorder, folder)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """How fast is ResNet-50's training step beside plain linen's and torch.compile's? In turns, bfloat16."""
 
-import os
 from functools import partial
 
 from benchmarks.arguments import absent
 from benchmarks.gpu.measuring import ROUNDS
-from benchmarks.gpu.process import run_stage
+from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
 from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
 from benchmarks.turns import interleave
+from flax_resnet.training.memory import computes_on_cpu
 
 SYSTEMS = {
     "flax_resnet": ours,
@@ -18,19 +18,18 @@ SYSTEMS = {
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Measures the systems in turns, a process each; what one start measured, the next does not add to."""
-    import jax
-
-    on_gpu = jax.default_backend() == "gpu"
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the systems share a GPU
+    """Measure the systems in turns, a process each, unless all of them have all their rounds."""
     work = Work("resnet20", 32, 8, 10) if tiny else Work("resnet50", batch_size=256)
-    work = work._replace(dtype="bfloat16" if on_gpu else "float32")
+    work = work._replace(dtype=training_dtype())
     systems = dict(SYSTEMS)
     if missing := absent("torch", "torchvision", "timm"):
-        recorder.fail("torch.compile", f"not installed: {', '.join(missing)}")
+        recorder.record.reason = f"torch.compile is left out: no {', '.join(missing)}"
         del systems["torch.compile"]
+    rounds = {one.name: len(one.values) for one in recorder.record.measurements}
+    if all(rounds.get(name) == ROUNDS for name in systems):
+        return
     turns = {
-        name: partial(take_turns, make, work, 0.1 if tiny else 1.0, keep=True)
+        name: partial(take_turns, make, work, 0.1 if tiny else 1.0, keep=computes_on_cpu())
         for name, make in systems.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in systems}

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from benchmarks.gpu.measuring import rates
-from benchmarks.gpu.process import run_stage
+from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
 from benchmarks.programs import Work, batch, network
 from flax_resnet.training.step.train_step import make_train_step
@@ -34,18 +34,18 @@ class Variant:
     compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# In the order of what a decision hangs on: time may run out.
+# The most useful first: time may run out.
 VARIANTS = {
     "as it is": Variant(),
     "XLA's own operations": Variant(form="plain"),
-    "deterministic operations": Variant(compiler={"xla_gpu_deterministic_ops": True}),
-    "128 images": Variant(batch_size=128),
     "512 images": Variant(batch_size=512),
     "latency hiding": Variant(compiler={"xla_gpu_enable_latency_hiding_scheduler": True}),
-    "no autotuning": Variant(compiler={"xla_gpu_autotune_level": 0}),
-    "no Triton products": Variant(compiler={"xla_gpu_enable_triton_gemm": False}),
+    "deterministic operations": Variant(compiler={"xla_gpu_deterministic_ops": True}),
     "no CUDA graphs": Variant(compiler={"xla_gpu_enable_command_buffer": ""}),
+    "no Triton products": Variant(compiler={"xla_gpu_enable_triton_gemm": False}),
+    "128 images": Variant(batch_size=128),
     "4 steps a call": Variant(steps=4),
+    "no autotuning": Variant(compiler={"xla_gpu_autotune_level": 0}),
     "blocks computed again": Variant(settings=("model.remat=block",)),
     "all tilings tried": Variant(compiler={"xla_gpu_exhaustive_tiling_search": True}),
 }
@@ -53,7 +53,7 @@ TINY_VARIANTS = ("as it is", "XLA's own operations", "latency hiding", "4 steps 
 
 
 def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
-    """Compiles a variant, and returns what runs it once more and how many images that takes."""
+    """Compile a variant, and return what runs it once more and how many images that takes."""
     os.environ["FLAX_RESNET_OPS"] = variant.form
     work = work._replace(batch_size=variant.batch_size or work.batch_size)
     config, model, optimizer, mesh, state = network(work, variant.settings)
@@ -71,10 +71,9 @@ def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Measures each variant."""
-    on_gpu = jax.default_backend() == "gpu"
+    """Measure each variant."""
     work = Work("resnet20", 32, 8, 10) if tiny else Work("resnet50", batch_size=256)
-    work = work._replace(dtype="bfloat16" if on_gpu else "float32")
+    work = work._replace(dtype=training_dtype())
     for name in TINY_VARIANTS if tiny else VARIANTS:
         if recorder.has(name):
             continue

@@ -1,0 +1,103 @@
+"""A folder of records: stages/*.json are the truth, and record.json is all of them in one file to carry."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.record import RUNNING, STOPPED, StageRecord, read_stage, write_json
+from flax_resnet.errors import ConfigError, WorkdirError, one_line
+
+RECORD, LOG, STAGES = "record.json", "log.txt", "stages"
+KNOWN = ("cpu", "cores", "commit", "versions")  # that reports need of an environment
+
+
+def stage_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the file of a stage's record."""
+    return folder / STAGES / f"{name}.json"
+
+
+def claim(folder: pathlib.Path, machine: Machine) -> None:
+    """Make the folder, or find that its records are of this machine; set aside stage files that are none.
+
+    Raises:
+      WorkdirError: they are of another machine, or the folder cannot be written.
+    """
+    try:
+        (folder / STAGES).mkdir(parents=True, exist_ok=True)
+        if (folder / RECORD).exists():
+            _compare(folder, read_json(folder / RECORD)[0], machine)
+        for file in (folder / STAGES).glob("*.json"):
+            _set_aside_broken(file)
+        write_record(folder, machine)
+    except OSError as error:
+        raise WorkdirError(f"--folder={folder}: cannot be written: {one_line(error)}") from error
+
+
+def _compare(folder: pathlib.Path, former: Machine, machine: Machine) -> None:
+    if (str(former), former.tiny) != (str(machine), machine.tiny):
+        raise WorkdirError(
+            f"--folder={folder}: holds records of {former}{', tiny' if former.tiny else ''}; this is "
+            f"{machine}{', tiny' if machine.tiny else ''}: name another folder"
+        )
+
+
+def _set_aside_broken(file: pathlib.Path) -> None:
+    try:
+        read_stage(file)
+    except ConfigError as error:
+        broken = file.with_suffix(".broken")
+        file.rename(broken)
+        print(
+            f"warning: {one_line(error)}; it is {broken.name} now, and the stage runs again",
+            file=sys.stderr,
+        )
+
+
+def write_record(folder: pathlib.Path, machine: Machine) -> None:
+    """Write the record of all stages, those of earlier starts and of the other mode included."""
+    rows = [dataclasses.asdict(record) for record in _read_stages(folder)]
+    write_json(folder / RECORD, {"machine": machine._asdict(), "stages": rows})
+
+
+def read(path: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
+    """Read the record of all stages: of a folder, or a file that was taken from one.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    if not path.is_dir():
+        return read_json(path)
+    machine, stages = read_json(path / RECORD)
+    return machine, _read_stages(path) or stages
+
+
+def _read_stages(folder: pathlib.Path) -> list[StageRecord]:
+    """Read the stages of a folder, in the order in which they were first named; one that runs is stopped."""
+    found = filter(None, map(read_stage, (folder / STAGES).glob("*.json")))
+    return [_stopped(one) for one in sorted(found, key=lambda one: one.created)]
+
+
+def _stopped(record: StageRecord) -> StageRecord:
+    state = STOPPED if record.state == RUNNING else record.state
+    return dataclasses.replace(record, state=state)
+
+
+def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
+    """Read a record of all stages.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    try:
+        values = json.loads(file.read_text())
+        machine = Machine(**values["machine"])
+        if lacking := [name for name in KNOWN if name not in machine.environment]:
+            raise ValueError(f"its machine has no {', '.join(lacking)}")
+        machine.environment["versions"].keys()
+        return machine, [_stopped(StageRecord.from_json(one)) for one in values["stages"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file}: holds no record of these benchmarks: {type(error).__name__}: {one_line(error)}"
+        ) from error

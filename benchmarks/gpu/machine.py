@@ -1,0 +1,86 @@
+"""The machine that a folder of records is of, and the GPUs that a command may use."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+from flax_resnet.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLATFORMS = {"gpu": "cuda,cpu", "cpu": "cpu"}
+SECONDS = 60.0  # a driver that hangs must not take all of the time
+CURES = {
+    "gpu": "It needs an NVIDIA GPU with its driver and `pip install '.[cuda13]'`. "
+    "`--platform cpu --tiny` rehearses on the CPU",
+    "cpu": "It needs `pip install .`",
+}
+ASKED = """
+import json, jax
+from benchmarks.record import environment
+devices = jax.devices()
+found = [devices[0].platform, devices[0].device_kind, len(devices), environment()]
+print(json.dumps(found))
+"""
+
+
+class Machine(NamedTuple):
+    """The device that everything in a folder was measured on.
+
+    Attributes:
+      platform: "gpu" or "cpu".
+      device: its name, such as "NVIDIA H100 80GB HBM3".
+      count: number of devices that JAX sees.
+      tiny: whether sizes are those of a rehearsal.
+      environment: processor, versions, commit.
+    """
+
+    platform: str
+    device: str
+    count: int
+    tiny: bool
+    environment: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return number and name, as "1 x NVIDIA H100 80GB HBM3"."""
+        return f"{self.count} x {self.device}"
+
+
+def find_machine(platform: str, tiny: bool) -> Machine:
+    """Ask JAX for its devices, in a process of its own, which leaves them free.
+
+    Raises:
+      ConfigError: there are none of the platform.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASKED],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={**os.environ, "JAX_PLATFORMS": PLATFORMS[platform]},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"JAX did not answer within {SECONDS:.0f} s, asked for a {platform.upper()}"
+        ) from error
+    if not done.returncode:
+        found, device, count, known = json.loads(done.stdout.strip().rpartition("\n")[2])
+        if found == platform:
+            return Machine(
+                platform, known["cpu"] if platform == "cpu" else device, count, tiny, known
+            )
+    said = done.stderr.strip().rpartition("\n")[2]
+    raise ConfigError(
+        f"no {platform.upper()}: JAX sees none{f' ({said})' if said else ''}. {CURES[platform]}"
+    )
+
+
+def first_gpus(number: int) -> str:
+    """Return the first so many of the GPUs that this command may use, as CUDA_VISIBLE_DEVICES has them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    devices = [name.strip() for name in given if name.strip()] or map(str, range(number))
+    return ",".join([*devices][:number])
