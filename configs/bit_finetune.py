@@ -1,13 +1,14 @@
-"""Fine-tuning of BiT's R50x1 by its authors' BiT-HyperRule; the size of the task after the colon, then the images.
+"""Fine-tuning of BiT's R50x1 by BiT-HyperRule. After the colon: the size of the task, a comma, the dataset.
 
 python -m flax_resnet.main --config configs/bit_finetune.py:small,folder=/data/flowers --workdir /tmp/flowers
-    small is for fewer than 20,000 images, medium for fewer than 500,000, large for more. folder=/path, csv=/path,
-    or tfds=NAME, as in configs/finetune.py. Fewer than 512 images need a smaller --config.train.batch_size.
+    Sizes: small for fewer than 20,000 images, medium for fewer than 500,000, large for more.
+    Datasets: folder=/path, csv=/path or tfds=NAME, as in configs/finetune.py.
+    With fewer than 512 images, set a smaller --config.train.batch_size.
+    With images of at most 96 px, set --config.data.image_size=128.
 
 Expected: depends on the images; not yet run here.
-Source: Kolesnikov et al. 2020, "Big Transfer", section 3.3. For images of at most 96 px:
---config.data.image_size=128.
-Cost: 500, 10,000 or 20,000 steps of 512 images of 480 px. Needs BiT's weights, from the hub.
+Source: Kolesnikov et al. 2020, "Big Transfer", section 3.3.
+Cost: 500, 10,000 or 20,000 steps of 512 images of 480 px. Needs BiT's weights from the Hugging Face hub.
 """
 
 from flax_resnet.config import default_config
@@ -17,7 +18,7 @@ STEPS = {"small": 500, "medium": 10_000, "large": 20_000}
 
 
 def get_config(task: str = ""):
-    """Returns the configuration of a task, such as "small,folder=/path"."""
+    """Return the configuration for a size and a dataset, such as "small,folder=/path"."""
     size, _, dataset = task.partition(",")
     source, _, place = dataset.partition("=")
     if size not in STEPS or source not in ("folder", "csv", "tfds") or not place:
@@ -37,7 +38,7 @@ def get_config(task: str = ""):
     config.augment.std = (0.5, 0.5, 0.5)
     config.data.image_size = 480
     config.data.train_crop = "random_resized"
-    config.data.crop_area = (0.75, 1.0)  # there, 480 px of 512, anywhere
+    config.data.crop_area = (0.75, 1.0)  # the paper takes a random 480 px crop of 512 px
     config.data.crop_aspect = (1.0, 1.0)
     config.data.eval_crop = "resize"
     config.augment.flip = True
@@ -53,7 +54,7 @@ def get_config(task: str = ""):
     config.train.batch_size = 512
     config.train.microbatch_size = "auto"
     config.train.steps = STEPS[size]
-    # Of a small set an epoch is a step or a few.
+    # Small datasets have only a few steps per epoch.
     every = {"small": 25.0, "medium": 10.0, "large": 1.0}[size]
     config.train.eval_every = config.train.checkpoint_every = every
     return config

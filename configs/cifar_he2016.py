@@ -1,11 +1,14 @@
-"""Networks on CIFAR-10 as the papers of He et al. trained them; the network after the colon.
+"""Networks on CIFAR-10, trained as in the papers of He et al. After the colon: the network.
 
 python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir runs/resnet20
 
-Expected: error on the test images (published; not yet run here in full) of
-    resnet20 8.75 %, resnet56 6.97, resnet110 6.43 (best of five), preact164 5.46.
-    plain20 and plain56 lack shortcuts: the degradation experiment, in which plain56 ends worse than plain20, and
-    resnet56 better than resnet20 (figure 6).
+Expected: error on the test images (published; not yet run here in full)
+    resnet20     8.75 %
+    resnet56     6.97 %
+    resnet110    6.43 % (best of five)
+    preact164    5.46 %
+    plain20 and plain56 have no shortcuts. They reproduce the degradation experiment (figure 6): plain56 ends worse
+    than plain20, but resnet56 ends better than resnet20.
 Source: He et al. 2016, "Deep residual learning", section 4.2; preact164: He et al. 2016, "Identity mappings in deep
 residual networks", appendix.
 Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet prepare --name=cifar10`.
@@ -19,9 +22,9 @@ WARMED_UP = ("resnet110", "preact164")
 
 
 def get_config(network: str = "resnet20"):
-    """Returns the configuration for one of the networks.
+    """Return the configuration for one of the networks.
 
-    164 epochs of 390 steps are the papers' 64,000 steps, less 40.
+    The papers train for 64,000 steps; 164 epochs of 390 steps are 40 steps fewer.
     """
     if network not in NETWORKS:
         raise ConfigError(f"configs/cifar_he2016.py:{network}: {suggestion(network, NETWORKS)}")
@@ -39,7 +42,8 @@ def get_config(network: str = "resnet20"):
     config.schedule.name = "multi_step"
     config.schedule.unit = "steps"
     config.schedule.milestones = (32_000.0, 48_000.0)
-    if network in WARMED_UP:  # the papers: at 0.01 for about 400 steps; here a rise from there
+    # The papers train at learning rate 0.01 for about 400 steps; here the learning rate rises from 0.01 to 0.1.
+    if network in WARMED_UP:
         config.schedule.warmup = 400.0
         config.schedule.warmup_from = 0.1
     config.train.batch_size = 128

@@ -1,26 +1,28 @@
-"""ResNets on ImageNet-1k in few epochs, as FFCV trained them; network and epochs after the colon.
+"""ResNets on ImageNet-1k in few epochs, trained as in FFCV. After the colon: network and epochs.
 
 python -m flax_resnet.main --config configs/ffcv.py:resnet50_16 --workdir runs/resnet50_16
 
-Expected: top-1 (published: FFCV's own; not yet run here) after so many epochs of
-              16      24      32      40      56      88
-    resnet18  66.9 %  68.8    70.0    70.6    71.3    72.4
+Expected: top-1 in % by the number of epochs (published by FFCV; not yet run here)
+    epochs    16      24      32      40      56      88
+    resnet18  66.9    68.8    70.0    70.6    71.3    72.4
     resnet50  73.8    75.6    76.6    77.2    78.0    78.4
-Source: ffcv-imagenet, rn18_configs and rn50_configs: a triangle of a learning rate, 160 px and 192 px for the last
-quarter, 256 px with flips to evaluate. There a blur goes before each strided convolution, here after it.
-Cost: 312 steps of 4,096 images an epoch (resnet18: 1,251 of 1,024). Needs
-`python -m flax_resnet prepare --name=imagenet2012`, and for speed its --pack.
+Source: ffcv-imagenet, rn18_configs and rn50_configs. The learning rate is a triangle. Training images have 160 px,
+and 192 px in the last quarter. Evaluation uses 256 px and horizontal flips. FFCV blurs before each strided
+convolution; this package blurs after it.
+Cost: 312 steps of 4,096 images per epoch (resnet18: 1,251 steps of 1,024). Needs
+`python -m flax_resnet prepare --name=imagenet2012`; add --pack for faster input.
 """
 
 from flax_resnet.config import default_config
 from flax_resnet.errors import ConfigError, suggestion
 
-GROWS = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}  # epochs, and the first of larger images
+# {number of epochs: first epoch with 192 px images}
+GROWS = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
 NETWORKS = tuple(f"{name}_{epochs}" for name in ("resnet18", "resnet50") for epochs in GROWS)
 
 
 def get_config(run: str = "resnet50_16"):
-    """Returns the configuration of one of the runs."""
+    """Return the configuration of one of the runs."""
     if run not in NETWORKS:
         raise ConfigError(f"configs/ffcv.py:{run}: {suggestion(run, NETWORKS)}")
     name, epochs = run.split("_")

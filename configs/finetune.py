@@ -1,20 +1,24 @@
-"""Fine-tuning: a network that has learned elsewhere, on one's own images.
+"""Fine-tuning of a pretrained network on your own images. After the colon: the dataset.
 
 python -m flax_resnet.main --config configs/finetune.py:folder=/data/flowers --workdir /tmp/flowers \\
     --config.model.pretrained=resnet50.a1_in1k
-    /data/flowers/train/CLASS/*.jpg beside test/ or val/, or /data/flowers/CLASS/*.jpg; csv=/data/table.csv for a
-    table of path and label, tfds=NAME for a TFDS dataset.
 
-model.pretrained is a name of timm's weights, a run folder of this package, or a file of weights (which needs
---config.model.name, unless a JSON file lies beside it, as convert writes one, that says whose they are). Network,
-image size and normalisation are those of the weights; the head is new.
+Datasets:
+    folder=/data/flowers    /data/flowers/train/CLASS/*.jpg beside test/ or val/, or /data/flowers/CLASS/*.jpg
+    csv=/data/table.csv     a table of path and label
+    tfds=NAME               a TFDS dataset
 
-Expected: depends on the images. Five classes of CIFAR-10, 50 images each, from a resnet20 that had learned the five
-others: 66.1 %, and 59.5 from scratch (five seeds; docs/results.md). No photographs were yet run here.
-Source: two stages, the head first, then all, Howard and Ruder 2018, "Universal language model fine-tuning for text
-classification", section 3.3; lower rates for lower layers, ibid.; a short schedule with little regularisation,
-Kolesnikov et al. 2020, "Big Transfer", section 3.3.
-Cost: 20 epochs. For a network that must keep its batch statistics (tiny sets): --config.model.norm=frozen.
+model.pretrained names timm's weights, a run folder of this package, or a weights file. A weights file also needs
+--config.model.name, unless a JSON file beside it names the network (`convert` writes such a file). The network, the
+image size and the normalisation are those of the weights. The head is new.
+
+Expected: depends on the images. We fine-tuned a resnet20, pretrained on five classes of CIFAR-10, on the other five
+    with 50 images each: 66.1 % top-1, and 59.5 % from scratch (five seeds; docs/results.md). We have not yet run
+    this recipe on photographs.
+Source: Howard and Ruder 2018, "Universal language model fine-tuning for text classification", section 3.3: train
+the head first, then all layers, with lower learning rates for lower layers. Kolesnikov et al. 2020, "Big Transfer",
+section 3.3: a short schedule with little regularisation.
+Cost: 20 epochs. For tiny datasets, --config.model.norm=frozen keeps the batch statistics of the weights.
 """
 
 from flax_resnet.config import default_config
@@ -22,7 +26,7 @@ from flax_resnet.errors import ConfigError
 
 
 def get_config(dataset: str = "folder="):
-    """Returns the configuration for folder=/path, csv=/path or tfds=NAME."""
+    """Return the configuration for folder=/path, csv=/path or tfds=NAME."""
     source, _, place = dataset.partition("=")
     if source not in ("folder", "csv", "tfds") or not place:
         raise ConfigError(
@@ -34,7 +38,8 @@ def get_config(dataset: str = "folder="):
         config.data.name = place
     else:
         config.data.path = place
-    config.model.name = ""  # this, and what else is empty here, is that of the weights
+    # Empty settings are taken from the pretrained weights.
+    config.model.name = ""
     config.data.image_size = 0
     config.augment.mean = ()
     config.augment.std = ()
@@ -45,9 +50,8 @@ def get_config(dataset: str = "folder="):
     config.optimizer.learning_rate = 0.01
     config.optimizer.nesterov = True
     config.optimizer.layer_decay = 0.9
-    config.optimizer.unfreeze_at = (
-        (r"^(?!(fc|classifier_6)/)", 2.0),
-    )  # all but the head, which is new
+    # Train only the new head for 2 epochs, then all layers.
+    config.optimizer.unfreeze_at = ((r"^(?!(fc|classifier_6)/)", 2.0),)
     config.schedule.warmup = 1.0
     config.train.batch_size = 32
     config.train.epochs = 20

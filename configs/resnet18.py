@@ -1,12 +1,12 @@
-"""ResNet-18, on the dataset named after the colon.
+"""ResNet-18. After the colon: the dataset.
 
 python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
-    The embedded digits: 1,437 to train on, 360 to test on, no network needed. Expected: 98.3 % top-1 after
-    8 epochs (final checkpoint, median of seeds 0 to 4, which span 97.8 to 98.9), 40-90 s on two CPU cores.
+    The embedded digits: 1,437 training and 360 test images; no download needed. Expected: 98.3 % top-1 after
+    8 epochs (final checkpoint; median of seeds 0 to 4, which span 97.8 to 98.9 %), in 40-90 s on two CPU cores.
 
 python -m flax_resnet.main --config configs/resnet18.py:cifar10 --workdir /tmp/cifar10
-    CIFAR-10, 3x3 stem, 200 epochs. Expected: about 95 % top-1 (published for this network and recipe:
-    github.com/kuangliu/pytorch-cifar, 95.47 %); not yet run here in full. Needs
+    CIFAR-10, 3x3 stem, 200 epochs. Expected: about 95 % top-1 (published: 95.47 % for this network and recipe,
+    github.com/kuangliu/pytorch-cifar); not yet run here in full. Needs
     `python -m flax_resnet prepare --name=cifar10`.
 
 python -m flax_resnet.main --config configs/resnet18.py:imagenet2012 --workdir /tmp/imagenet
@@ -15,9 +15,9 @@ python -m flax_resnet.main --config configs/resnet18.py:imagenet2012 --workdir /
     ILSVRC2012_img_val.tar, and `python -m flax_resnet prepare --name=imagenet2012`.
 
 python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images --workdir /tmp/mine
-    One's own images: /path/train/CLASS/*.jpg beside val/ or test/, or /path/CLASS/*.jpg. 64 px unless
-    --config.data.image_size says otherwise. csv=/path/table.csv is the same for a table of path and label,
-    and tfds=NAME for a TFDS dataset of photographs.
+    Your own images: /path/train/CLASS/*.jpg beside val/ or test/, or /path/CLASS/*.jpg. Or use csv=/path/table.csv
+    for a table of path and label, or tfds=NAME for a TFDS dataset of photographs. Images are 64 px unless
+    --config.data.image_size is set.
 """
 
 from flax_resnet.config import default_config
@@ -25,7 +25,7 @@ from flax_resnet.errors import ConfigError, suggestion
 
 
 def get_config(dataset: str = "digits"):
-    """Returns the configuration for digits, cifar10, imagenet2012, folder=/path, csv=/path or tfds=NAME."""
+    """Return the configuration for digits, cifar10, imagenet2012, folder=/path, csv=/path or tfds=NAME."""
     config = default_config()
     config.model.name = "resnet18"
     name, _, path = dataset.partition("=")
@@ -43,9 +43,13 @@ def get_config(dataset: str = "digits"):
 
 
 def digits(config):
-    """8x8 grey digits: a 3x3 stem. They fill their image to the edge, so shifting them costs accuracy."""
+    """Set up the 8x8 grey digits.
+
+    The digits fill their images to the edge, so shifts would reduce the accuracy; they are not augmented.
+    """
     config.model.stem = "cifar"
-    config.augment.mean = (0.305, 0.305, 0.305)  # of the 1,437 training images
+    # Measured on the 1,437 training images.
+    config.augment.mean = (0.305, 0.305, 0.305)
     config.augment.std = (0.376, 0.376, 0.376)
     config.train.batch_size = 64
     config.train.epochs = 8
@@ -57,7 +61,10 @@ def digits(config):
 
 
 def cifar10(config):
-    """Source: He et al. 2016, section 4.2, for the augmentation; pytorch-cifar for the schedule."""
+    """Set up CIFAR-10.
+
+    Source: He et al. 2016, section 4.2, for the augmentation; pytorch-cifar for the schedule.
+    """
     config.model.stem = "cifar"
     config.data.image_size = 32
     config.augment.mean = (0.4914, 0.4822, 0.4465)
@@ -74,7 +81,11 @@ def cifar10(config):
 
 
 def imagenet2012(config):
-    """Source: torchvision references/classification, defaults: SGD 0.1, step 30, decay on everything."""
+    """Set up ImageNet-1k.
+
+    Source: torchvision references/classification, its defaults: SGD with learning rate 0.1, a drop every 30 epochs,
+    weight decay on all parameters.
+    """
     config.data.image_size = 224
     config.data.eval_split = "validation"
     config.data.train_crop = "random_resized"
@@ -91,7 +102,7 @@ def imagenet2012(config):
 
 
 def photographs(config):
-    """Photographs: random-resized crop and flip, evaluated on the centre."""
+    """Set up photographs: random resized crops and flips for training, centre crops for evaluation."""
     config.data.image_size = 64
     config.data.train_crop = "random_resized"
     config.data.crop_area = (0.25, 1.0)

@@ -1,20 +1,20 @@
-"""BiT's R50x1 on ImageNet-1k, taught by R152x2 and no labels: function matching.
+"""BiT's R50x1 on ImageNet-1k, distilled from R152x2 without labels (function matching).
 
 python -m flax_resnet.main --config configs/resnet50_funmatch.py --workdir runs/funmatch
 
 Expected: 82.82 % top-1 (published: timm, resnetv2_50x1_bit.goog_distilled_in1k); not yet run here.
 Source: Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", section 4, and its
-configuration bit_i1k.py in big_vision. Teacher and student see the same crop and the same mixup. Weight decay there
-is not multiplied by the learning rate of 0.03: 3e-4 is 0.01 here.
-Cost: 375,600 steps of 4,096 images, with the teacher's forward pass. Needs the teacher's weights (from the hub) and
-`python -m flax_resnet prepare --name=imagenet2012`.
+configuration bit_i1k.py in big_vision. Teacher and student see the same crop and the same mixup. big_vision does
+not multiply the weight decay by the learning rate of 0.03; its 3e-4 is 0.01 here.
+Cost: 375,600 steps of 4,096 images, each with the teacher's forward pass. Needs the teacher's weights (from the
+Hugging Face hub) and `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     config = default_config()
     config.model.name = "resnetv2_50x1_bit"
     config.data.name = "imagenet2012"

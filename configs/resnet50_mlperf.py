@@ -3,8 +3,8 @@
 python -m flax_resnet.main --config configs/resnet50_mlperf.py --workdir runs/resnet50_mlperf
 
 Expected: 75.9 % top-1, the target of MLPerf training, by epoch 36 (published: 75.996 %); not yet run here.
-Source: MLPerf training, results v3.0, ResNet: LARS, 3,200 images a step, learning rate 11, a fall of power 2,
-weight decay 5e-5, label smoothing 0.1.
+Source: MLPerf training, results v3.0, ResNet: LARS, 3,200 images per step, learning rate 11, polynomial decay of
+power 2, weight decay 5e-5, label smoothing 0.1.
 Cost: 14,400 steps of 3,200 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
@@ -12,7 +12,7 @@ from flax_resnet.config import default_config
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     config = default_config()
     config.model.name = "resnet50"
     config.data.name = "imagenet2012"

@@ -1,13 +1,15 @@
-"""ResNet-50 on ImageNet-1k as "ResNet strikes back" trained it; the procedure after the colon: a1, a2 or a3.
+"""ResNet-50 on ImageNet-1k, trained as in "ResNet strikes back". After the colon: the procedure a1, a2 or a3.
 
 python -m flax_resnet.main --config configs/resnet50_rsb.py:a3 --workdir runs/resnet50_a3
 
-Expected: top-1 (published: timm's weights; not yet run here) of
-    a1 80.38 % after 600 epochs, a2 79.83 after 300, a3 78.05 after 100 at 160 px; all evaluated at 224 px.
-Source: Wightman et al. 2021, "ResNet strikes back", table 2, and commands for timm's training script that cite it,
-where labels above 0.2 count as 1. RandAugment there is timm's, of magnitude 7 (a3: 6) of 10 with noise; here it is
-torchvision's, of 21 (18) of 30.
-Cost: 625 steps of 2,048 images an epoch. Needs `python -m flax_resnet prepare --name=imagenet2012`.
+Expected: top-1 at 224 px (published: timm's weights; not yet run here)
+    a1    80.38 % after 600 epochs
+    a2    79.83 % after 300 epochs
+    a3    78.05 % after 100 epochs at 160 px
+Source: Wightman et al. 2021, "ResNet strikes back", table 2, and the commands for timm's training script that cite
+it; these round labels above 0.2 to 1. timm's RandAugment has magnitude 7 (a3: 6) of 10, with noise; here it is
+torchvision's, with magnitude 21 (a3: 18) of 30.
+Cost: 625 steps of 2,048 images per epoch. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
 from flax_resnet.config import default_config
@@ -17,7 +19,7 @@ NETWORKS = ("a1", "a2", "a3")
 
 
 def get_config(procedure: str = "a3"):
-    """Returns the configuration of one of the procedures."""
+    """Return the configuration of one of the procedures."""
     if procedure not in NETWORKS:
         raise ConfigError(f"configs/resnet50_rsb.py:{procedure}: {suggestion(procedure, NETWORKS)}")
     config = default_config()

@@ -4,7 +4,8 @@ python -m flax_resnet.main --config configs/resnet_rs50.py --workdir runs/resnet
 
 Expected: 79.93 % top-1 at 224 px (published: timm, resnetrs50.tf_in1k); not yet run here.
 Source: Bello et al. 2021, "Revisiting ResNets: improved training and scaling strategies", section 7, appendix.
-RandAugment there is TensorFlow's, of 2 operations and magnitude 10; here it is torchvision's, of 30 of 30.
+The source's RandAugment is TensorFlow's, with 2 operations of magnitude 10; here it is torchvision's, with
+magnitude 30 of 30.
 Cost: 109,200 steps of 4,096 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 
@@ -12,7 +13,7 @@ from flax_resnet.config import default_config
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     config = default_config()
     config.model.name = "resnetrs50"
     config.model.dropout = 0.25

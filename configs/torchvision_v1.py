@@ -1,10 +1,11 @@
-"""Networks on ImageNet-1k as torchvision trained their first weights; the network after the colon.
+"""Networks on ImageNet-1k, trained as torchvision's V1 weights. After the colon: the network.
 
 python -m flax_resnet.main --config configs/torchvision_v1.py:resnet50 --workdir runs/resnet50
 
-Expected: top-1 after 90 epochs (published: torchvision, the IMAGENET1K_V1 weights; not yet run here) of
-    resnet34 73.31 %, resnet50 76.13, resnet101 77.37, resnet152 78.31 (resnet18: configs/resnet18.py:imagenet2012),
-    and what they are measured against: alexnet 56.52, vgg16_bn 73.36.
+Expected: top-1 after 90 epochs (published: torchvision, the IMAGENET1K_V1 weights; not yet run here)
+    resnet34 73.31 %, resnet50 76.13 %, resnet101 77.37 %, resnet152 78.31 %
+    baselines: alexnet 56.52 %, vgg16_bn 73.36 %
+    For resnet18, use configs/resnet18.py:imagenet2012.
 Source: torchvision references/classification, its defaults; He et al. 2016, "Deep residual learning", section 3.4.
 Cost: 450,360 steps of 256 images. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
@@ -12,7 +13,8 @@ Cost: 450,360 steps of 256 images. Needs `python -m flax_resnet prepare --name=i
 from flax_resnet.config import default_config
 from flax_resnet.errors import ConfigError, suggestion
 
-NETWORKS = {  # and the learning rate of each
+# {network: learning rate}
+NETWORKS = {
     "resnet34": 0.1,
     "resnet50": 0.1,
     "resnet101": 0.1,
@@ -23,7 +25,7 @@ NETWORKS = {  # and the learning rate of each
 
 
 def get_config(network: str = "resnet50"):
-    """Returns the configuration for one of the networks."""
+    """Return the configuration for one of the networks."""
     if network not in NETWORKS:
         raise ConfigError(f"configs/torchvision_v1.py:{network}: {suggestion(network, NETWORKS)}")
     config = default_config()

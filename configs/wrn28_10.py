@@ -11,7 +11,7 @@ from flax_resnet.config import default_config
 
 
 def get_config():
-    """Returns the configuration."""
+    """Return the configuration."""
     config = default_config()
     config.model.name = "wrn28_10"
     config.data.name = "cifar10"

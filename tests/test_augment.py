@@ -74,9 +74,6 @@ def test_shift_moves_by_at_most_its_pixels(padding, mode):
     assert len(moves) == 9
 
 
-# Colour
-
-
 # Erasing
 
 

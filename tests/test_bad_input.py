@@ -203,7 +203,8 @@ def test_the_console_script(capsys):
     assert "evaluate" in capsys.readouterr().out
     assert commands.main(["evalute"]) == 2
     assert "did you mean 'evaluate'" in capsys.readouterr().err
-    assert commands.main(["main", "--config=nowhere"]) == 2
+    for name in ("train", "main"):
+        assert commands.main([name, "--config=nowhere"]) == 2
     assert commands.main(["evaluate", "--help"]) == 0
     assert "--checkpoint" in capsys.readouterr().out
     assert commands.main(["evaluate", "--workdir=/nowhere"]) == 2

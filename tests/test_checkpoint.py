@@ -220,7 +220,7 @@ def run(tmp_path):
 def test_a_damaged_description_is_one_line_wherever_it_is_read(run, damage):
     damage(run)
     for read in (flax_resnet.load, load_run, lambda run: load_run(run, "best")):
-        with pytest.raises(CheckpointError, match="^checkpoint 5 cannot be read: its description"):
+        with pytest.raises(CheckpointError, match=r"^checkpoint 5 cannot be read: its description"):
             read(run)
     assert not (run / "checkpoints.bad").exists()  # reading moves nothing
 
@@ -265,7 +265,9 @@ def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"error: workdir {run} {OLDER}"
     file.write_text(json.dumps({"schema": 3, **values}))
-    with pytest.raises(WorkdirError, match=r"has schema 3, .* a flax_resnet newer than .* reads it"):
+    with pytest.raises(
+        WorkdirError, match=r"has schema 3, .* a flax_resnet newer than .* reads it"
+    ):
         RunFolder.at(run).read_config()
 
 

@@ -95,8 +95,8 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
 
 
 def test_a_converted_run_takes_imagenets_ids_for_its_words():
-    from flax_resnet.inference.evaluation import _check_classes
     from flax_resnet.errors import DataError
+    from flax_resnet.inference.evaluation import _check_classes
     from flax_resnet.weights import imagenet_classes
 
     wnids, words = imagenet_classes()

@@ -37,9 +37,7 @@ def test_divergence_is_the_formula():
     expected = temperature**2 * (p * np.log(p / q)).sum()
     found = divergence_sum(jnp.asarray(student), jnp.asarray(teacher), temperature)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert float(divergence_sum(teacher, teacher, temperature)) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert float(divergence_sum(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -113,9 +113,7 @@ def steps_of(feed, start, total, *, several=False):
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
-@pytest.mark.parametrize(
-    "options", [{}, {"kept": 40, "repeats": 2}], ids=["all", "subset"]
-)
+@pytest.mark.parametrize("options", [{}, {"kept": 40, "repeats": 2}], ids=["all", "subset"])
 def test_both_feeds_give_the_same_bits(per_call, options):
     source = pixels()
     stream = EpochSampler(len(source), seed=4, **options)

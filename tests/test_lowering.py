@@ -11,8 +11,9 @@ from conftest import AS_USERS
 
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
-from flax_resnet.models.layers import convolution, pooling
+from flax_resnet.models.layers import convolution
 from flax_resnet.ops import conv, dispatch, winograd
+from flax_resnet.ops.max_pool import max_pool
 
 # 80 and 72 tiles of 4x4 outputs, then 64, 60 and 44: as many as there are channels and more, and fewer.
 WINOGRAD_LARGE = {
@@ -188,7 +189,7 @@ def test_several_devices_gather_nothing(monkeypatch):
 
         def loss(x, kernel, size=size):
             y = convolution.convolution(jnp.sin(x), kernel, padding=size // 2)
-            return jnp.sin(pooling.max_pool(y, size=3, stride=2, padding=1)).sum()
+            return jnp.sin(max_pool(y, size=3, stride=2, padding=1)).sum()
 
         found = operations(jax.grad(loss, (0, 1)), x, kernel)
         assert found["all-reduce"]
@@ -258,7 +259,7 @@ def test_kernels_whose_taps_see_little(name, monkeypatch):
 
 def test_a_window_larger_than_its_map_gives_an_empty_map(monkeypatch):
     monkeypatch.setenv(dispatch.SWITCH, "cpu")
-    assert pooling.max_pool(jnp.zeros((1, 1, 1, 2)), size=3, stride=2).shape == (1, 0, 0, 2)
+    assert max_pool(jnp.zeros((1, 1, 1, 2)), size=3, stride=2).shape == (1, 0, 0, 2)
     model = create_model("alexnet", num_classes=3)
     init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
     with pytest.raises(ConfigError, match="images of 32x32 px are too small"):

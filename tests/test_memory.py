@@ -5,13 +5,12 @@ import sys
 
 import pytest
 
-from flax_resnet.training import memory
-from flax_resnet.training.step import microbatches
+from flax_resnet.training import memory, microbatch_size
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from flax_resnet.memory import prepare_cpu
+from flax_resnet.training.memory import prepare_cpu
 assert prepare_cpu() if sys.argv[1] == "kept" else True
 counts = []
 for _ in range(3):
@@ -23,7 +22,7 @@ print(counts[-1])
 
 WAITED = """
 import sys
-from flax_resnet import memory
+from flax_resnet.training import memory
 if sys.argv[1] == "prepared":
     memory.prepare_cpu()
 import jax, jax.numpy as jnp
@@ -107,4 +106,4 @@ def test_what_is_left_is_within_the_limits_of_control_groups(tmp_path, kind):
 
 def test_microbatches_fit_into_what_is_left(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1234)
-    assert microbatches.available_memory() == 1234
+    assert microbatch_size.available_memory() == 1234

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_resnet.models.layers import pooling
 from flax_resnet.ops import dispatch
+from flax_resnet.ops.max_pool import max_pool, plain_max_pool
 from tests.test_lowering import SWITCHES, normal, results
 
 # size, stride, padding
@@ -25,10 +25,10 @@ def test_max_pools_equal_xlas_own(switch, shape, size, stride, padding, monkeypa
     )  # many windows hold several zeros: the first wins
 
     def plain(x):
-        return pooling.plain_max_pool(x, size, stride, padding)
+        return plain_max_pool(x, size, stride, padding)
 
     def ours(x):
-        return pooling.max_pool(x, size=size, stride=stride, padding=padding)
+        return max_pool(x, size=size, stride=stride, padding=padding)
 
     got, wanted = results(jax.jit(ours), x), results(plain, x)
     np.testing.assert_array_equal(got[0], wanted[0])
@@ -44,7 +44,7 @@ def test_second_derivatives_of_max_pools_are_those_of_the_first(size, stride, pa
         monkeypatch.setenv(dispatch.SWITCH, switch)
 
         def value(x):
-            return (pooling.max_pool(x, size=size, stride=stride, padding=padding) ** 3).sum()
+            return (max_pool(x, size=size, stride=stride, padding=padding) ** 3).sum()
 
         return jax.jit(jax.grad(lambda x: jnp.sin(jax.grad(value)(x)).sum()))(x)
 
@@ -57,8 +57,8 @@ def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
     monkeypatch.setenv(dispatch.SWITCH, "cpu")
     with jax.enable_x64(True):
         x = normal((2, 19, 18, 4), dtype)
-        run = lambda x: pooling.max_pool(x, size=size, stride=size)  # noqa: E731
-        plain = lambda x: pooling.plain_max_pool(x, size, size, 0)  # noqa: E731
+        run = lambda x: max_pool(x, size=size, stride=size)  # noqa: E731
+        plain = lambda x: plain_max_pool(x, size, size, 0)  # noqa: E731
         got, wanted = results(jax.jit(run), x), results(plain, x)
     for a, b in zip(got, wanted, strict=True):
         assert a.dtype == b.dtype
@@ -69,7 +69,7 @@ def test_max_pools_of_other_dtypes_and_large_windows(size, dtype, monkeypatch):
 def test_what_is_no_number_stays_so_in_a_max_pool(switch, monkeypatch):
     monkeypatch.setenv(dispatch.SWITCH, switch)
     x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, 0, 1, 0].set(jnp.nan)
-    y, dx = results(jax.jit(lambda x: pooling.max_pool(x, size=2, stride=2)), x)
+    y, dx = results(jax.jit(lambda x: max_pool(x, size=2, stride=2)), x)
     assert np.isnan(y[0, 0, 0, 0])
     assert np.isfinite(y).sum() == 3
     assert dx[0, 0, 1, 0] != 0

@@ -57,11 +57,11 @@ def pictures(photographs):
 
 @pytest.fixture
 def refuse(capsys):
-    """Runs the command, expects exit code 2 and one line with these words."""
+    """Runs the command, expects an exit code and one line with these words."""
 
-    def run(call, *words):
+    def run(call, *words, code=4):
         capsys.readouterr()
-        assert prepare.main(call) == 2
+        assert prepare.main(call) == code
         *before, line = capsys.readouterr().err.splitlines()
         assert all(x.startswith(("warning: cannot decode", "going on: ")) for x in before)
         assert line.startswith("error: ")
@@ -212,7 +212,7 @@ def test_an_image_that_ends_early_is_no_image():
     buffer = io.BytesIO()
     Image.effect_noise((60, 40), 50).save(buffer, "JPEG")
     for encoded in (buffer.getvalue()[:-300], buffer.getvalue()[:100], b""):
-        with pytest.raises(ValueError, match=r"(?i)truncated|no image"):
+        with pytest.raises(ValueError, match=r"(?i)truncated|not an image"):
             pack_image(encoded, max_side=100, quality=90, upright=True)
 
 
@@ -305,10 +305,10 @@ def test_unreadable_images_and_changed_minds(pictures, tmp_path, refuse, capsys)
     last.write_bytes(b"not an image")
     call = arguments(tmp_path, *small("--shard_size=5"), path=pictures)
     for _ in range(2):  # the first is counted when the packing goes on behind it
-        refuse([*call, "--max_bad=1"], f"cannot decode {last} (no image", "--max_bad=1")
+        refuse([*call, "--max_bad=1"], f"cannot decode {last} (not an image", "--max_bad=1")
     work = tmp_path / "small_pictures" / "incomplete.1.0.0"
     assert work.is_dir()
-    for change in ("max_side=151", "quality=91", "shard_size=6", "holdout=0.3"):
+    for change in ("max_side=151", "quality=91", "shard_size=6", "eval_fraction=0.3"):
         refuse([*call, f"--{change}"], change.split("=")[0], change.split("=")[1], "begun")
     shutil.copytree(pictures, tmp_path / "elsewhere")
     elsewhere = arguments(tmp_path, *small("--shard_size=5"), path=tmp_path / "elsewhere")
@@ -441,19 +441,32 @@ def test_results_come_in_order_and_no_further_than_asked():
         (["--pack=small", "--path=x", "--max_side=many"], ["max_side", "many"]),
         (["--pack=small", "--path=x", "--quality=0"], ["--quality=0", "between 1 and 100"]),
         (["--pack=small", "--path=x", "--quality=101"], ["--quality=101", "between 1 and 100"]),
-        (["--pack=small", "--path=x", "--holdout=1"], ["--holdout=1", "between 0.01 and 0.99"]),
+        (
+            ["--pack=small", "--path=x", "--eval_fraction=1"],
+            ["--eval_fraction=1", "between 0.01 and 0.99"],
+        ),
         (["--pack=small", "--path=x", "--shard_size=0"], ["--shard_size=0"]),
         (["--pack=small", "--path=x", "--threads=-1"], ["--threads=-1", "at least 0"]),
         (["--pack=small", "--path=x", "--max_bad=-1"], ["--max_bad=-1", "at least 0"]),
+        (["--pack=small", "--path=x", "--pck=x"], ["--pck is unknown", "did you mean 'pack'"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(refuse, tmp_path, call, words):
+    refuse([*call, f"--data_dir={tmp_path / 'data'}"], *words, code=2)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
         (["--pack=small", "--name=digitz"], ["did you mean 'digits'"]),
         (["--pack=small", "--name=cifar10"], ["not prepared", "--name=cifar10"]),
         (["--pack=small", "--path=/nowhere"], ["/nowhere", "is not a folder"]),
         (["--pack=small", "--path=EMPTY"], ["found none"]),
         (["--pack=small", "--path=HOLLOW"], ["holds no images"]),
-        (["--pack=small", "--path=HOLLOW", "--pck=x"], ["--pck is unknown", "did you mean 'pack'"]),
     ],
 )
-def test_a_wrong_flag_is_one_line(refuse, tmp_path, call, words):
+def test_no_such_images_is_one_line(refuse, tmp_path, call, words):
     (tmp_path / "empty").mkdir()
     for name in "ab":
         (tmp_path / "hollow" / name).mkdir(parents=True)

@@ -40,6 +40,6 @@ def test_data_dir_is_where_every_command_with_a_configuration_looks(tmp_path, ca
         lambda *flags: main.main([*flags, "--dry_run"]),
         lambda *flags: preview.main([*flags, f"--output={tmp_path / 'x.png'}"]),
     ):
-        assert run("--config=resnet18:cifar10", f"--data_dir={tmp_path / 'data'}") == 2
+        assert run("--config=resnet18:cifar10", f"--data_dir={tmp_path / 'data'}") == 4
         (line,) = capsys.readouterr().err.splitlines()
         assert f"looked in {tmp_path / 'data' / 'cifar10'}" in line

@@ -316,19 +316,18 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
     assert json.loads((copy / "probes.jsonl").read_text())["dataset"] == str(photographs)
     (copy / "probes.jsonl").unlink()
     (copy / "probes.jsonl").mkdir()
-    assert commands.main([*common, f"--workdir={copy}"]) == 2
+    assert commands.main([*common, f"--workdir={copy}"]) == 5
     assert "cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+# By exit code: a mistake in the command, data that do not fit, no run.
+REFUSED = {
+    2: [
         ([], "--workdir or --model is needed"),
         (["--model=x", "--workdir=y"], "one only: the run, or the network, to probe"),
         (["--model=test_resnet", "--weights=WEIGHTS"], "--dataset is needed with --model"),
         (["--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
         (["--workdir=RUN", "--weights=x"], "--weights=x: goes with --model"),
-        (["--workdir=TMP"], "no run folder"),
         (["--workdir=RUN", "--k=many"], "--k=many"),
         (["--workdir=RUN", "--k=0"], "--k=0"),
         (["--workdir=RUN", "--k=1438"], "k=1438: must be between 1 and the 1437 training images"),
@@ -336,6 +335,8 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
         (["--workdir=RUN", "--temperature=-1"], "temperature=-1.0"),
         (["--workdir=RUN", "--limit=-1"], "--limit=-1"),
         (["--workdir=RUN", "--image_size=big"], "--image_size=big"),
+    ],
+    4: [
         (["--workdir=RUN", "--split=train"], "--split=train: have images in common (1,437)"),
         (
             ["--workdir=RUN", "--train_split=test+train[:80%]", "--split=train[1100:]"],
@@ -350,8 +351,17 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
         (["--workdir=RUN", "--dataset=TMP/plain", "--split=val"], "--split=val: "),
         (["--workdir=RUN", "--dataset=TMP/plain", "--train_split=x"], "has no splits of its own"),
     ],
+    5: [
+        (["--workdir=TMP"], "no run folder"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "words"),
+    [(code, *row) for code, rows in REFUSED.items() for row in rows],
 )
-def test_what_the_command_refuses(arguments, words, run, weights, tmp_path, capsys):
+def test_what_the_command_refuses(code, arguments, words, run, weights, tmp_path, capsys):
     for folder in ("untrained/test/a", "untrained/val/a", "one/a", "plain/a", "plain/b"):
         (tmp_path / folder).mkdir(parents=True)
     twice = "path,label,split\na.png,0,train\nb.png,1,train\nc.png,0,test\nb.png,1,test\n"
@@ -363,7 +373,7 @@ def test_what_the_command_refuses(arguments, words, run, weights, tmp_path, caps
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     capsys.readouterr()
-    assert commands.main(["probe", *arguments]) == 2
+    assert commands.main(["probe", *arguments]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line

@@ -64,7 +64,8 @@ def test_a_recipe_plans_its_dataset(names):
     config = recipe(*names)
     images, tests, classes = EXAMPLES[config.data.name]
     made = plan(config, num_train=images, num_eval=tests, num_classes=classes)
-    model, optimizer = build_model(config, classes), planned_optimizer(config, made)
+    model = build_model(config, classes)
+    optimizer = planned_optimizer(config, made, model)
     # Rules that match nothing are refused here.
     shapes = abstract_state(config, model, optimizer, sharding.make_mesh())
     assert config.model.name in describe(config, made, shapes, resident=False)
@@ -86,7 +87,7 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypa
     schedule = sections["schedule"]
     schedule |= {"unit": "steps", "warmup": float(schedule["warmup"] > 0), "milestones": (1.0, 2.0)}
     sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
-    sections["data"]["repeats"] = min(2, config.data.augmentation_repeats)
+    sections["data"]["augmentation_repeats"] = min(2, config.data.augmentation_repeats)
     if stages:
         sections["model"]["widths"] = (16, 16, 32, 32)[:stages]
     if hasattr(model, "depths"):
@@ -111,7 +112,7 @@ def test_a_network_of_another_name_is_refused(name):
 def test_norms_of_the_second_weights_do_not_decay():
     config = recipe("resnet50_v2")
     made = plan(config, num_train=1_281_167, num_eval=1, num_classes=1000)
-    optimizer = planned_optimizer(config, made)
+    optimizer = planned_optimizer(config, made, build_model(config, 1000))
     params = {
         "bn1": {"scale": np.ones(2)},
         "fc": {"bias": np.ones(2)},

@@ -48,7 +48,7 @@ def test_falls_after_a_rise(name, warmup, cooldown, final):
 
 
 def test_multi_step_drops_at_its_milestones():
-    found = rates({"name": "multi_step", "milestones": (3, 6), "factor": 0.1, "warmup": 1})
+    found = rates({"name": "multi_step", "milestones": (3, 6), "gamma": 0.1, "warmup": 1})
     expected = [
         0.4 * (step / 10 if step < 10 else 0.1 ** ((step >= 30) + (step >= 60)))
         for step in range(101)

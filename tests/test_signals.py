@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, records_of, saved
 
 from flax_resnet import main
+from flax_resnet.errors import INTERRUPTED
 from flax_resnet.training import trainer
 
 
@@ -69,7 +70,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     wait_for_step(workdir, 6, process)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == INTERRUPTED
     step = int(re.search(r"interrupted after step (\d+)", err).group(1))
     assert "Traceback" not in err
     assert (workdir / "checkpoints" / str(step)).is_dir()
@@ -86,7 +87,7 @@ def test_a_signal_during_an_evaluation_saves_the_next_step(tiny, tmp_path, monke
 
     monkeypatch.setattr(trainer, "evaluate", interrupted)
     command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.checkpoint_every=10"]
-    assert main.main(command) == 128 + signal.SIGTERM
+    assert main.main(command) == INTERRUPTED
     assert "interrupted after step 6, which is saved" in capfd.readouterr().err
     folders = (tmp_path / "run" / "checkpoints").iterdir()
     assert [folder.name for folder in folders if folder.name.isdigit()] == ["6"]

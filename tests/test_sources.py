@@ -35,7 +35,7 @@ def test_a_folder_with_train_and_test(tmp_path, photographs):
 
 
 def test_a_folders_split_is_stable(photographs):
-    data = Data(source="folder", path=str(photographs), holdout=0.4)
+    data = Data(source="folder", path=str(photographs), eval_fraction=0.4)
     sides = [
         {s.describe(i) for i in range(len(s))}
         for s in (open_source(data, train=t) for t in (True, False))
@@ -79,7 +79,7 @@ def table(tmp_path, photographs):
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        return Data(source="csv", path=str(tmp_path / name), holdout=0.4)
+        return Data(source="csv", path=str(tmp_path / name), eval_fraction=0.4)
 
     return rows, write
 
@@ -142,7 +142,7 @@ def test_another_split_seed_keeps_other_files(photographs):
         for seed in (0, 1, 1)
         for s in [
             open_source(
-                Data(source="folder", path=str(photographs), holdout=0.5, split_seed=seed),
+                Data(source="folder", path=str(photographs), eval_fraction=0.5, split_seed=seed),
                 train=True,
             )
         ]
@@ -200,7 +200,7 @@ def test_every_format_and_mode_is_what_pillow_converts_it_to(name, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"x.{suffix}").write_bytes(variety()[name])
     source = folder_source(
-        Data(source="folder", path=str(tmp_path), holdout=1.0), "test", train=False
+        Data(source="folder", path=str(tmp_path), eval_fraction=1.0), "test", train=False
     )
     expected = np.asarray(Image.open(io.BytesIO(variety()[name])).convert("RGB"))
     (image,) = source.read([1]).images
@@ -261,7 +261,7 @@ def test_orientation_is_used_for_folders_unless_told_not_to(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 4)).save(tmp_path / name / "x.jpg", exif=exif)
     for wanted in (True, False):
-        data = Data(source="folder", path=str(tmp_path), holdout=1.0, exif=wanted)
+        data = Data(source="folder", path=str(tmp_path), eval_fraction=1.0, exif=wanted)
         source = open_source(data, train=False)
         assert source.orientations is wanted
         turns = source.read([1, 0]).orientations

@@ -1,4 +1,4 @@
-"""Runs a command of flax_resnet: flax-resnet COMMAND ..., or python -m flax_resnet COMMAND ..."""
+"""Run a command of flax_resnet: flax-resnet COMMAND ..., or python -m flax_resnet COMMAND ..."""
 
 import importlib
 import sys
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from flax_resnet.errors import suggestion
 from flax_resnet.version import __version__
 
-# Each is a module of this folder with a `main(argv)` that returns the exit code.
+# Each command is a module of this folder with a `main(argv)` that returns the exit code.
 COMMANDS = {
     "train": "train a network, or resume training",
     "evaluate": "evaluate a run, or pretrained weights, on any split",
-    "probe": "measure how good a network's features are on a dataset, without training it",
-    "summary": "print layers, parameters and multiply-adds of a network, or of many",
+    "probe": "measure the quality of a network's features on a dataset, without training the network",
+    "summary": "print layers, parameters and multiply-adds of one network or many",
     "convert": "convert weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
-    "preview": "draw a batch as training sees it, augmented",
+    "preview": "draw an augmented training batch",
     "report": "draw a run's curves and some of its predictions",
     "env": "print versions, devices and caches, for a bug report",
 }
@@ -23,10 +23,10 @@ ALIASES = {"main": "train"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names, and return its exit code.
+    """Run the command named by the first argument, and return its exit code.
 
     Args:
-      argv: arguments without the program's name; None for those of the process.
+      argv: arguments without the program's name; None for `sys.argv[1:]`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """Return the list of commands, a line each."""
+    """Return the list of commands, one per line."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()]
     head = "flax-resnet COMMAND [--help] ..., or flax-resnet --version"

@@ -1,9 +1,9 @@
-"""Converts weights, either way: python -m flax_resnet convert SOURCE DEST
+"""Convert weights to a run, or a run to weights: python -m flax_resnet convert SOURCE DEST
 
-SOURCE is a file of weights in torch's layout (.safetensors, .pth; or BiT's .npz), with --model saying whose, or
-the name of timm's weights (resnet50.a1_in1k); DEST is then a new run folder that flax_resnet.load opens.
-Or SOURCE is a run folder, and DEST a new .safetensors file that timm or torchvision loads; beside it comes a
-.json file with classes and preprocessing, in the words of timm's config.json.
+Import: SOURCE is the name of timm's weights (resnet50.a1_in1k), or a weights file in torch's layout (.safetensors,
+.pth) or BiT's (.npz) together with --model. DEST is a new run folder, for flax_resnet.load.
+Export: SOURCE is a run folder. DEST is a new .safetensors file, for timm or torchvision. A .json file beside it
+holds the classes and the preprocessing, with the keys of timm's config.json.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run(
         "flax-resnet convert", __doc__, _define, _convert, argv, positional=("source", "dest")
     )
@@ -28,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
-    flags.DEFINE_string("source", "", "a file, a name, or a run folder", flag_values=values)
-    flags.DEFINE_string("dest", "", "run folder or .safetensors file to make", flag_values=values)
-    flags.DEFINE_string("model", "", "network of a file of weights", flag_values=values)
-    flags.DEFINE_string("checkpoint", "last", "of a run: last, best, or a step", flag_values=values)
+    flags.DEFINE_string("source", "", "weights file, name, or run folder", flag_values=values)
+    flags.DEFINE_string("dest", "", "run folder or .safetensors file to write", flag_values=values)
+    flags.DEFINE_string("model", "", "network of a weights file", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint", "last", "checkpoint of a run: last, best, or a step", flag_values=values
+    )
 
 
 def _convert(values: flags.FlagValues) -> None:
@@ -50,15 +52,15 @@ def _convert(values: flags.FlagValues) -> None:
 
 
 def import_weights(source: str, dest: str, *, model: str = "") -> None:
-    """Makes a run folder of weights in another layout.
+    """Write pretrained weights as a run folder.
 
     Args:
-      source: file of weights, or name of timm's.
+      source: weights file, or the name of timm's weights.
       dest: the run folder, new or empty.
-      model: the network, for a file; may carry the tag whose preprocessing is meant.
+      model: the network of a weights file; may include the timm tag that selects the preprocessing.
 
     Raises:
-      UserError: no such weights, they do not fit, or `dest` is not free.
+      UserError: there are no such weights, they do not fit the network, or `dest` holds a run already.
     """
     import jax
     import jax.numpy as jnp
@@ -80,14 +82,14 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
         raise WeightsError(f"SOURCE={source}: there is no such file or folder")
     if folder.path.suffix in SUFFIXES:
         raise ConfigError(
-            f"DEST={dest}: is a run folder to be made, which {folder.path.suffix} is no name for"
+            f"DEST={dest}: is a run folder to be made; its name must not end in {folder.path.suffix}"
         )
     if is_file(source) and not model:
         raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
     if model and not is_file(source):
         raise ConfigError(f"--model={model}: {source!r} is no file of weights")
     classifier = load_pretrained(model or source, weights=source if model else "")
-    # Without momentum the optimizer has no state that weights could come without.
+    # With momentum 0 the optimizer has no momentum state, which pretrained weights do not include.
     optimizer = dataclasses.replace(classifier.config.optimizer, momentum=0.0)
     config = freeze(dataclasses.asdict(dataclasses.replace(classifier.config, optimizer=optimizer)))
     state = TrainState(
@@ -125,15 +127,15 @@ def _optimizer_state(config: Any, classifier: Any) -> Any:
 
 
 def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
-    """Writes a run's weights as .safetensors in torch's layout, and what belongs to them as .json.
+    """Write a run's weights as .safetensors in torch's layout, and their network and preprocessing as .json.
 
     Args:
       source: the run folder.
-      dest: the .safetensors file, which must not exist.
+      dest: the .safetensors file; it must not exist.
       checkpoint: "last", "best" or a step.
 
     Raises:
-      UserError: no such run or checkpoint, or `dest` is not free or cannot be written.
+      UserError: there is no such run or checkpoint, or `dest` exists or cannot be written.
     """
     import jax
 

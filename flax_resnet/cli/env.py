@@ -1,7 +1,7 @@
-"""Prints what a bug report needs: flax-resnet env
+"""Print the environment for a bug report: flax-resnet env
 
-Versions of flax_resnet and of the packages it uses, Python and platform, the devices that JAX sees, memory, caches,
-and the environment variables that change what runs.
+Shows the versions of flax_resnet and its dependencies, Python, the platform, JAX's devices, free memory, the
+compilation cache, and the environment variables that affect a run.
 """
 
 import importlib.metadata
@@ -45,10 +45,10 @@ def _print(values: flags.FlagValues) -> None:
 
 
 def facts(compilation_cache: str) -> list[tuple[str, str]]:
-    """Return (name, value) pairs of the environment.
+    """Return (name, value) pairs that describe the environment.
 
     Args:
-      compilation_cache: the folder of compiled programs, or "off".
+      compilation_cache: the folder of JAX's compilation cache, or "off".
     """
     from flax_resnet.training import memory
 

@@ -1,10 +1,10 @@
-"""Evaluates a saved run, or a network with weights made elsewhere.
+"""Evaluate a saved run, or a network with pretrained weights.
 
 python -m flax_resnet evaluate --workdir /tmp/run
-    loss, top-1, top-5, calibration and the weakest classes over every example of the run's split; appended to
-    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png: how often each class is taken for each.
+    Prints loss, top-1, top-5, calibration error and the weakest classes on the run's evaluation split, and appends
+    the metrics to evaluations.jsonl in the workdir. --confusion=FILE.csv or .png also writes the confusion matrix.
 python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
-    timm's weights, or a file of weights (--weights), on a TFDS dataset or a folder of images.
+    Evaluates timm's weights, or a weights file (--weights), on a TFDS dataset or a folder of images.
 """
 
 import sys
@@ -18,7 +18,7 @@ from flax_resnet.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet evaluate", __doc__, _define, _evaluate, argv)
 
 
@@ -28,14 +28,17 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     network_flags.define(values)
     for name, help in (
         ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
-        ("split", "split to evaluate on (default: the run's own; or validation, or test)"),
-        ("confusion", "file for the confusion matrix: .csv, or .png (which needs matplotlib)"),
+        (
+            "split",
+            "split to evaluate (default: the run's evaluation split; with --model validation or test)",
+        ),
+        ("confusion", "file for the confusion matrix: .csv, or .png (needs matplotlib)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
     flags.DEFINE_integer(
         "image_size",
         0,
-        "side in pixels (default: the run's own, or that of the weights)",
+        "image size in pixels (default: that of the run or of the weights)",
         lower_bound=0,
         flag_values=values,
     )
@@ -44,28 +47,28 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _evaluate(values: flags.FlagValues) -> None:
     model_only = ("weights", "dataset")
     network_flags.check(values, purpose="evaluate", model_only=model_only)
-    given = {name: app.flag(values, name) for name in ("workdir", "model")}
+    sources = {name: app.flag(values, name) for name in ("workdir", "model")}
     file = confusion.checked(app.flag(values, "confusion"))
-    own = model_only if given["model"] else ("checkpoint",)
+    own = model_only if sources["model"] else ("checkpoint",)
     names = ("split", "data_dir", "batch_size", "image_size", *own)
     options = {name: app.flag(values, name) for name in names}
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
     from flax_resnet.optim.metrics import EMA, monitored, shown
 
-    run = evaluate_model if given["model"] else evaluate_run
-    record, counts, names = run(given["model"] or given["workdir"], **options)
+    run = evaluate_model if sources["model"] else evaluate_run
+    record, counts, names = run(sources["model"] or sources["workdir"], **options)
     if file and counts is None:
         raise ConfigError(
-            f"--confusion={file}: not of {len(names)} classes; at most {MOST_CLASSES}"
+            f"--confusion={file}: not for {len(names)} classes; at most {MOST_CLASSES}"
         )
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     where = f"{record['split']} ({record['count']} images), {what}"
     print(f"{shown(record)} on {where}")
     if f"{EMA}top1" in record:
         print(f"moving average: {shown(record, EMA)}")
-    if counts is not None and (told := confusion.weakest(counts, names)):
-        print(f"weakest classes: {told}")
+    if counts is not None and (weakest := confusion.weakest(counts, names)):
+        print(f"weakest classes: {weakest}")
     if file and counts is not None:
         confusion.write(file, counts, names, f"{monitored(record):.2%} top-1 on {where}")
         print(file)

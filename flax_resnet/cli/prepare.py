@@ -1,12 +1,12 @@
-"""Stores a dataset for random access: python -m flax_resnet prepare --name=cifar10
+"""Store a dataset for random access: python -m flax_resnet prepare --name=cifar10
 
-Downloads a TFDS dataset and writes it as array_record into the TFDS data folder, once. One that is there as
-tfrecord is converted: the array_record files come beside the others. (TFDS's own `tfds build` and `tfds
-convert_format` do the same, but need apache_beam even for datasets that do not.)
+Downloads a TFDS dataset and writes it as array_record files into the TFDS data folder, once. If the dataset is
+there as tfrecord files, it converts them and keeps both. (TFDS's `tfds build` and `tfds convert_format` do the
+same, but need apache_beam even for datasets that do not.)
 
-With --pack=NEW_NAME, a TFDS dataset, or a folder or CSV file of images (--path), becomes a TFDS dataset of its
-own, of JPEGs whose longer side is at most --max_side: smaller to store, and faster to decode. Packing
-that was interrupted goes on where it was.
+With --pack=NEW_NAME, packs a TFDS dataset, a folder or a CSV file of images (--path) into a new TFDS dataset of
+JPEGs with a longer side of at most --max_side. Such files are smaller and faster to decode. Run the same command
+again to resume interrupted packing.
 """
 
 import sys
@@ -22,7 +22,7 @@ PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_ba
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet prepare", __doc__, _define, _prepare, argv)
 
 
@@ -36,23 +36,25 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         flags.DEFINE_integer(name, default, help, flag_values=values)
 
     text("name", "TFDS dataset, as name, name/config or name:version")
-    text("data_dir", "TFDS data folder (default: TFDS's own)")
-    integer("threads", 0, "images, or files, worked on at once; 0 for one per core")
-    text("pack", "name of a new TFDS dataset, to pack --name or --path into")
+    text("data_dir", "TFDS data folder (default: that of TFDS)")
+    integer("threads", 0, "images or files to process in parallel; 0 for one per core")
+    text("pack", "name of the new TFDS dataset to pack --name or --path into")
     text(
         "path",
-        "to pack: a folder of one sub-folder per class, or of such as train/ and test/; or a CSV file",
+        "to pack: a folder with one sub-folder per class, or with such folders in train/ and test/; or a CSV file",
     )
-    integer("max_side", 400, "an image whose longer side is longer is made smaller, pixels")
-    integer("quality", 90, "of JPEGs that are made, 1 to 100; a JPEG that fits is stored as it is")
+    integer("max_side", 400, "longest side in pixels; larger images are downsampled")
+    integer(
+        "quality", 90, "JPEG quality, 1 to 100; JPEGs that are small enough are stored unchanged"
+    )
     flags.DEFINE_float(
         "eval_fraction",
         Data().eval_fraction,
-        "share of a folder without train/ that becomes the split test",
+        "for a folder without train/: share of the images in the test split",
         flag_values=values,
     )
-    integer("shard_size", 2048, "images per file, at most")
-    integer("max_bad", 10, "unreadable images named and left out before packing stops")
+    integer("shard_size", 2048, "largest number of images per file")
+    integer("max_bad", 10, "number of unreadable images to skip before packing fails")
 
 
 def _prepare(values: flags.FlagValues) -> None:

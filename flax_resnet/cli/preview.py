@@ -1,7 +1,7 @@
-"""Draws what training sees: python -m flax_resnet preview --config configs/resnet18.py --output batch.png
+"""Draw a training batch: python -m flax_resnet preview --config configs/resnet18.py --output batch.png
 
-The first images of a step's batch, decoded, cut and augmented as they are in training, and their labels. Needs
-matplotlib: pip install 'flax_resnet[plot]'.
+Shows the first images of a step's batch and their labels, after decoding, cropping and augmentation as in training.
+Needs matplotlib: pip install 'flax_resnet[plot]'.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ SHOWN = (4, 8)  # rows and columns of images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet preview", __doc__, _define, _preview, argv)
 
 
@@ -29,7 +29,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_common(values)
     flags.DEFINE_string("output", "batch.png", "picture to write", flag_values=values)
     flags.DEFINE_integer(
-        "step", 0, "whose batch", lower_bound=0, upper_bound=10**9, flag_values=values
+        "step", 0, "step of the batch", lower_bound=0, upper_bound=10**9, flag_values=values
     )
 
 
@@ -45,10 +45,10 @@ def _preview(values: flags.FlagValues) -> None:
 
 
 def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
-    """Draws the batch of a step into the picture `output`.
+    """Draw the batch of a step into the picture `output`.
 
     Raises:
-      UserError: the data are not there, or fewer than a batch.
+      UserError: the data are missing, or hold fewer images than a batch.
       OSError: the picture cannot be written.
     """
     import jax
@@ -93,7 +93,7 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
 
 
 def described(label: np.ndarray, names: Sequence[str]) -> str:
-    """Names the classes of a soft label [K], the largest part first."""
+    """Format the two largest classes of a soft label [K], the largest first."""
     parts = [i for i in np.argsort(-label, kind="stable")[:2] if label[i] >= 0.005]
     if len(parts) == 1:
         return names[parts[0]]

@@ -1,10 +1,10 @@
-"""Measures how good a network's features are for a dataset, without training the network.
+"""Measure the quality of a network's features on a dataset, without training the network.
 
 python -m flax_resnet probe --workdir /tmp/run
-    top-1 of k nearest neighbours, and of a linear classifier, on what the head of the network sees: both learn from
-    the training split and are judged on the evaluation split; appended to probes.jsonl in the workdir.
+    Fits k nearest neighbours and a linear classifier to the features before the head, on the training split. Prints
+    their top-1 on the evaluation split, and appends it to probes.jsonl in the workdir.
 python -m flax_resnet probe --model resnet50.a1_in1k --dataset cifar10 --limit 10000
-    timm's weights, or a file of weights (--weights). The classes of the dataset need not be the network's.
+    Probes timm's weights, or a weights file (--weights). The dataset may have other classes than the network.
 """
 
 import sys
@@ -17,7 +17,7 @@ from flax_resnet.cli import app, network_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet probe", __doc__, _define, _probe, argv)
 
 
@@ -26,15 +26,15 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_common(values)
     network_flags.define(values)
     for name, help in (
-        ("dataset", "a TFDS dataset, a folder of images, or a CSV file (default: the run's own)"),
-        ("train_split", "split to learn from (default: the run's own, or train)"),
-        ("split", "split to be judged on (default: the run's own; or validation, or test)"),
+        ("dataset", "a TFDS dataset, a folder of images, or a CSV file (default: that of the run)"),
+        ("train_split", "split to fit the probes on (default: that of the run, or train)"),
+        ("split", "split to evaluate (default: that of the run; with --model validation or test)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
     for name, default, least, help in (
-        ("k", 20, 1, "neighbours that vote"),
-        ("limit", 0, 0, "most training images, chosen at random; 0 for all"),
-        ("image_size", 0, 0, "side in pixels (default: that of the run, or of the weights)"),
+        ("k", 20, 1, "number of nearest neighbours that vote"),
+        ("limit", 0, 0, "largest number of training images, a random subset; 0 for all"),
+        ("image_size", 0, 0, "image size in pixels (default: that of the run or of the weights)"),
     ):
         flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=values)
     flags.DEFINE_float(

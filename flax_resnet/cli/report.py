@@ -1,7 +1,7 @@
-"""Draws a run: python -m flax_resnet report --workdir /tmp/run
+"""Draw a run: python -m flax_resnet report --workdir /tmp/run
 
-Writes report.png into the workdir: loss and top-1 over the epochs, and test images with what the network
-makes of them, the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
+Writes report.png into the workdir: loss and top-1 over the epochs, and evaluation images with their predictions,
+mistakes and the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
 """
 
 import pathlib
@@ -19,14 +19,14 @@ SHOWN = (3, 8)  # rows and columns of example images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet report", __doc__, _define, _report, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_common(values)
-    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    flags.DEFINE_string("workdir", "", "run folder", flag_values=values)
     flags.DEFINE_string(
         "output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values
     )
@@ -46,10 +46,10 @@ def _report(values: flags.FlagValues) -> None:
 
 
 def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> None:
-    """Draws the run in `workdir` into the picture `output`.
+    """Draw the run in `workdir` into the picture `output`.
 
     Raises:
-      UserError: no such run, or its data is not there.
+      UserError: there is no such run, or its data are missing.
       OSError: the picture cannot be written.
     """
     import dataclasses
@@ -120,17 +120,17 @@ def _draw_examples(
     prediction: Any,
     names: Sequence[str],
 ) -> None:
-    """Draw mistakes, then the images that the network is least certain of, with what it makes of them."""
+    """Draw images with their predictions: mistakes first, then the least certain ones."""
     certainty = prediction.probabilities.max(axis=1)
     certainty[prediction.labels != labels] -= 1  # mistakes come first
     rows, columns = SHOWN
     grid = figure.subplots(rows, columns).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, place in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
-        axes.imshow(images[place], interpolation="nearest")
-        guess, truth = prediction.labels[place], labels[place]
-        text = f"{names[guess]} ({prediction.probabilities[place].max():.0%})"
+    for axes, index in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
+        axes.imshow(images[index], interpolation="nearest")
+        guess, truth = prediction.labels[index], labels[index]
+        text = f"{names[guess]} ({prediction.probabilities[index].max():.0%})"
         right = guess == truth
         axes.set_title(
             text if right else f"{text}, is {names[truth]}",

@@ -1,10 +1,11 @@
-"""Shows a network: python -m flax_resnet summary --model resnet18 --image_size 224
+"""Show a network: python -m flax_resnet summary --model resnet18 --image_size 224
 
-A row per layer that has parameters, with its output and its multiply-adds, and the totals. With --list 'seresnet*'
-instead, a row per network. Nothing is allocated or compiled: everything follows from the shapes.
+Prints one row per layer with parameters: its output shape, parameters and multiply-adds, and the totals. With
+--list 'seresnet*' instead of --model, prints one row per network. The numbers are computed from shapes; nothing is
+allocated or compiled.
 
 python -m flax_resnet summary --config configs/resnet50_mlperf.py --schedule rate.png --num_train 1281167
-    The learning rate of a configuration over its run, as a picture. Needs matplotlib.
+    Draws the learning rate of a configuration over its run. Needs matplotlib.
 """
 
 import csv
@@ -25,7 +26,7 @@ from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize
 
 FORMATS = ("table", "csv", "json")
 MODES = ("model", "list", "schedule")
-GOES_WITH = {  # flags -> the modes that heed them
+GOES_WITH = {  # flags -> the modes that use them
     ("config", "data_dir", "num_train"): ("schedule",),
     ("batch_size", "depth"): ("model",),
     ("image_size", "num_classes", "in_channels", "dtype", "format", "output"): ("model", "list"),
@@ -33,7 +34,7 @@ GOES_WITH = {  # flags -> the modes that heed them
 
 
 def format_table(summary: Summary, layers: Sequence[Layer]) -> str:
-    """Lays the layers and totals of a network out for a person."""
+    """Format the layers and totals of a network as a table."""
     rows = [
         [x.name, x.kind, str(list(x.output_shape)), f"{x.parameters:,}", f"{x.macs:,}"]
         for x in layers
@@ -61,19 +62,19 @@ def _macs(macs: int) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Aligns columns, the first `left` of them to the left."""
+    """Format rows as aligned columns: the first `left` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet summary", __doc__, _define, _summary, argv)
 
 
@@ -81,11 +82,14 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_config(values, argv)
     app.define_data_dir(values)
     for name, help in (
-        ("model", "the network to show"),
-        ("list", "instead, a pattern of names: one row for each network"),
-        ("schedule", "instead, with --config, a picture of its learning rate over the run"),
+        ("model", "network to print"),
+        ("list", "instead of --model: pattern of network names; prints one row per network"),
+        (
+            "schedule",
+            "instead of --model, with --config: picture file for the learning rate over the run",
+        ),
         ("dtype", "compute dtype (default: float32)"),
-        ("output", "file to write (default: the terminal)"),
+        ("output", "file to write (default: standard output)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
     flags.DEFINE_string("format", "table", f"one of {', '.join(FORMATS)}", flag_values=values)
@@ -94,13 +98,18 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
             "image_size",
             0,
             0,
-            "height and width in pixels (default: 224, or 32 behind a cifar stem)",
+            "height and width in pixels (default: 224, or 32 for networks with a cifar stem)",
         ),
-        ("batch_size", 1, 1, "images in the batch, for the sizes"),
-        ("num_classes", -1, -1, "size of the logits (default: the network's own)"),
+        ("batch_size", 1, 1, "images in the batch, for the memory sizes"),
+        ("num_classes", -1, -1, "number of classes (default: that of the network)"),
         ("in_channels", 0, 0, "channels of the images (default: 3)"),
-        ("num_train", 0, 0, "with --schedule: images to train on (default: the dataset's)"),
-        ("depth", 0, 0, "sum layers below so many names of the path, such as 1 for blocks"),
+        (
+            "num_train",
+            0,
+            0,
+            "with --schedule: number of training images (default: that of the dataset)",
+        ),
+        ("depth", 0, 0, "sum the layers below this depth of the path; 1 for one row per block"),
     ):
         flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
 
@@ -171,16 +180,16 @@ def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> lis
             summary = summarize(name, **shape, **options)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-        kept = totals(summary)
+        sums = totals(summary)
         rows.append({
             "model": name, "image_size": summary.input_shape[1],
-            **{key: kept[key] for key in ("parameters", "running_statistics", "gmacs")},
+            **{key: sums[key] for key in ("parameters", "running_statistics", "gmacs")},
         })  # fmt: skip
     return rows
 
 
 def _written(format: str, rows: list[dict[str, Any]], facts: dict[str, Any], table: str) -> str:
-    """Returns rows and totals in the asked format; CSV has the rows alone."""
+    """Return rows and totals in the given format; CSV has only the rows."""
     if format == "table":
         return table
     if format == "json":

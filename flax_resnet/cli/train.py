@@ -1,7 +1,7 @@
-"""Trains a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
+"""Train a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
 
-The same command again goes on from the last good checkpoint, or says that the run is finished; a larger
---config.train.epochs extends it (the schedule is stretched to the new end).
+Run the same command again to resume an interrupted run from its last good checkpoint; a finished run says so and
+exits. A larger --config.train.epochs extends a run and stretches its schedule to the new end.
 """
 
 import sys
@@ -14,23 +14,23 @@ from flax_resnet.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and returns its exit code; `argv` without the program's name."""
     return app.run("flax-resnet train", __doc__, _define, _train, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_config(values, argv)
     app.define_common(values)
-    flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
+    flags.DEFINE_string("workdir", "", "run folder; created if absent", flag_values=values)
     flags.DEFINE_bool(
-        "dry_run", False, "print the plan and stop; nothing is written", flag_values=values
+        "dry_run", False, "print the plan and exit; write nothing", flag_values=values
     )
     flags.DEFINE_enum(
         "resume",
         "auto",
         ["auto", "force"],
-        "auto: refuse a workdir trained with another configuration; force: take it over, that is store "
-        "the new configuration and go on from the last checkpoint under it",
+        "auto: refuse a workdir that was trained with another configuration; force: store the new configuration "
+        "and resume from the last checkpoint",
         flag_values=values,
     )
 

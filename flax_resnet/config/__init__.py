@@ -1,4 +1,4 @@
-"""The configuration of a run: the rooms' sections put together, checked and frozen; and the plan it means."""
+"""The configuration of a run, checked and frozen, and the plan that follows from it."""
 
 from flax_resnet.config.config import Config, default_config, differences, flatten, settings
 from flax_resnet.config.freeze import freeze

@@ -1,4 +1,4 @@
-"""Settings that are each allowed but do not go together."""
+"""Checks of settings that are valid alone but not in combination."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from flax_resnet.optim.distillation import Distill
 
 
 def check_together(config: Config) -> None:
-    """Refuse values that are each allowed but do not go together. Raises ConfigError."""
+    """Raise ConfigError for settings that are valid alone but not in combination."""
     for check in CHECKS:
         check(config)
 
@@ -22,16 +22,17 @@ def _check_source(config: Config) -> None:
     if config.train.feed == "resident" and config.data.train_crop == "random_resized":
         raise ConfigError(
             "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
-            "'random_resized', which cuts an image anew every time"
+            "'random_resized', which takes a new random crop each time"
         )
     if config.train.feed == "resident" and config.data.progressive:
         raise ConfigError(
-            f"train.feed='resident': keeps images of one size; not with data.progressive={config.data.progressive}"
+            f"train.feed='resident': keeps images of one size; cannot be used with data.progressive="
+            f"{config.data.progressive}"
         )
 
 
 def _check_left_open(config: Config) -> None:
-    """Refuse what is left open to pretrained weights where there are none."""
+    """Raise for settings left empty, to be taken from pretrained weights, when no weights are named."""
     model = config.model
     left_open = {
         "model.name": (model.name, "a network's name"),
@@ -47,7 +48,7 @@ def _check_left_open(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    """Refuse augmentations that are larger than the images."""
+    """Raise for augmentations that are larger than the images."""
     least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
     size = config.data.image_size
     if size and config.augment.pad_crop >= least:
@@ -79,11 +80,11 @@ def _check_mixing(config: Config) -> None:
 def _check_channels(config: Config) -> None:
     model = config.model
     for key in ("mean", "std"):
-        given = getattr(config.augment, key)
-        if given and model.name and len(given) != model.in_channels:
+        per_channel = getattr(config.augment, key)
+        if per_channel and model.name and len(per_channel) != model.in_channels:
             raise ConfigError(
                 f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
-                f"numbers, as model.in_channels={config.model.in_channels}"
+                f"numbers, one per channel (model.in_channels={config.model.in_channels})"
             )
 
 
@@ -93,7 +94,7 @@ def _check_distill(config: Config) -> None:
         value = getattr(config.distill, field.name)
         if not config.distill.teacher and value != getattr(unset, field.name):
             raise ConfigError(
-                f"distill.{field.name}={value!r}: goes with distill.teacher; there is none"
+                f"distill.{field.name}={value!r}: goes with distill.teacher, which is not set"
             )
 
 
@@ -101,22 +102,22 @@ def _check_ema(config: Config) -> None:
     if config.ema.bn_batches and config.data.progressive:
         raise ConfigError(
             f"ema.bn_batches={config.ema.bn_batches}: measures on the run's first images, whose size "
-            "data.progressive changes; allowed: 0, which averages the statistics as the weights"
+            "data.progressive changes; allowed: 0, which averages the statistics like the weights"
         )
     if config.ema.bn_batches and not config.ema.decay:
         raise ConfigError(
-            f"ema.bn_batches={config.ema.bn_batches}: goes with ema.decay above 0; there is no mean"
+            f"ema.bn_batches={config.ema.bn_batches}: goes with ema.decay above 0; there is no moving average"
         )
     ema = config.ema
     for key in ("decay_power", "lookahead"):
         if getattr(ema, key) and not ema.decay:
             raise ConfigError(
-                f"ema.{key}={getattr(ema, key):g}: goes with ema.decay above 0; there is no mean"
+                f"ema.{key}={getattr(ema, key):g}: goes with ema.decay above 0; there is no moving average"
             )
     if ema.lookahead and ema.bn_batches:
         raise ConfigError(
-            f"ema.lookahead={ema.lookahead}: the weights go on from the mean and its statistics; allowed: "
-            "0, or ema.bn_batches=0"
+            f"ema.lookahead={ema.lookahead}: the weights go on from the moving average and its statistics; "
+            "allowed: 0, or ema.bn_batches=0"
         )
 
 

@@ -1,8 +1,11 @@
-"""A whole configuration, frozen and validated once.
+"""The configuration of a run: one frozen dataclass per section.
 
-`default_config()` gives the settings of sections.py as a locked `ConfigDict`, a file in configs/ changes what its
-recipe changes, the command line overrides single keys, and `freeze()` turns the result into the dataclasses, once.
-Nothing behind that line reads a default or a `ConfigDict`.
+    default_config()    the default settings of all sections, a locked `ConfigDict`
+    configs/*.py        a recipe changes some of them
+    --config.KEY=...    the command line overrides single keys
+    freeze()            checks the result and converts it to `Config`, once
+
+Code after `freeze()` reads no defaults and no `ConfigDict`.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """The settings of a run, by section."""
 
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
@@ -37,29 +40,34 @@ class Config:
     train: Train = dataclasses.field(default_factory=Train)
 
     def evaluating(self) -> "Config":
-        """Returns the configuration with the image size of evaluation as that of its images."""
+        """Return the configuration for evaluation: `data.image_size` is the size of evaluation images."""
         size = self.data.eval_size or self.data.image_size
         data = dataclasses.replace(self.data, image_size=size, progressive=())
         return dataclasses.replace(self, data=data)
 
     def keeps_resident(self, examples: int, crop: str) -> bool:
-        """Says whether a split of so many examples, cut so, is decoded once and kept on the device."""
-        anew = crop == "random_resized" or self.data.progressive
-        if anew or self.train.feed != "auto":
-            return not anew and self.train.feed == "resident"
+        """Return whether to decode a split once and keep it on the device.
+
+        Args:
+          examples: number of examples of the split.
+          crop: how its images are cropped, as `data.train_crop`.
+        """
+        crops_vary = crop == "random_resized" or self.data.progressive
+        if crops_vary or self.train.feed != "auto":
+            return not crops_vary and self.train.feed == "resident"
         size = 3 * examples * self.data.image_size**2
         return size <= self.train.resident_gib * 2**30
 
 
 def default_config() -> "ConfigDict":
-    """Returns every setting at its default; locked, so that an unknown key is refused."""
-    from ml_collections import ConfigDict  # what trains and measures steps does without it
+    """Return all settings at their defaults; the ConfigDict is locked, so setting an unknown key raises."""
+    from ml_collections import ConfigDict  # imported here: training itself does not need it
 
     return ConfigDict(dataclasses.asdict(Config())).lock()
 
 
 def settings() -> dict[str, dataclasses.Field]:
-    """Returns every field by its dotted key, such as ``train.batch_size``."""
+    """Return {dotted key: field} of all settings; a key is such as ``train.batch_size``."""
     return {
         f"{name}.{field.name}": field
         for name, section in sections().items()
@@ -68,12 +76,12 @@ def settings() -> dict[str, dataclasses.Field]:
 
 
 def sections() -> dict[str, Any]:
-    """Return the class of every section by its name."""
+    """Return {name: class} of all sections."""
     return {section.name: section.type for section in dataclasses.fields(Config)}
 
 
 def differences(stored: Config, wanted: Config) -> list[str]:
-    """Returns ``key: stored -> wanted`` for every setting that changes the result, bar the length of the run."""
+    """Return ``key: stored -> wanted`` for each difference that changes the result, except the run's length."""
     flat_stored, flat_wanted = flatten(stored), flatten(wanted)
     return [
         f"{key}: {flat_stored[key]!r} -> {flat_wanted[key]!r}"
@@ -85,7 +93,7 @@ def differences(stored: Config, wanted: Config) -> list[str]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns every value by its dotted key."""
+    """Return {dotted key: value} of all settings."""
     return {
         f"{section}.{key}": value
         for section, values in dataclasses.asdict(config).items()

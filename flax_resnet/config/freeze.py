@@ -1,4 +1,4 @@
-"""A nested mapping of settings, checked, as the frozen configuration."""
+"""Conversion of a nested mapping of settings to the frozen configuration, with all checks."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
-    """Makes the frozen configuration of a nested mapping (a ConfigDict, or parsed config.json).
+    """Convert a nested mapping (a ConfigDict, or parsed config.json) to the frozen configuration.
 
     Missing keys keep their defaults.
 
     Raises:
-      ConfigError: an unknown key, a wrong type, or a value out of range; one line with key, value and
-        what is allowed.
+      ConfigError: a key is unknown, or a value has a wrong type or is out of range. The message is one line: the
+        key, the value and the allowed values.
     """
     if not isinstance(values, Mapping):
         values = values.to_dict()

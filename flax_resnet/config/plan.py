@@ -1,4 +1,4 @@
-"""The plan: what a configuration means for a dataset of a given size."""
+"""The plan of a run: the steps that a configuration and the size of its dataset determine."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from flax_resnet.optim.optimizers import make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a configuration means for a dataset of a given size; all in optimizer steps."""
+    """The plan of a run. All lengths and positions are in optimizer steps."""
 
     num_train: int
     num_eval: int
@@ -25,8 +25,8 @@ class Plan:
     warmup_steps: int
     cooldown_steps: int
     milestones: tuple[int, ...]
-    unit: int  # steps of a schedule.unit
-    sizes: tuple[tuple[int, int], ...]  # first step, and size of training images from there on
+    unit: int  # steps per schedule.unit
+    sizes: tuple[tuple[int, int], ...]  # (first step, size of training images from that step on)
     eval_every: int
     checkpoint_every: int
     eval_batch_size: int
@@ -34,12 +34,14 @@ class Plan:
 
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
-        """Returns a plan of one step, for a state whose schedule does not matter."""
+        """Return a plan of one step, for states that need no schedule."""
         return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, ((0, 1),), 1, 1, 1, 0)
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
-    """Derives steps from epochs. The remainder of an epoch is dropped: no batch crosses an epoch.
+    """Compute the plan of a run.
+
+    Each epoch drops its last partial batch, so no batch crosses an epoch.
 
     Args:
       config: the frozen configuration.
@@ -48,9 +50,9 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
       num_classes: classes of the dataset.
 
     Raises:
-      ConfigError: `model.num_classes` is set to fewer classes than the dataset has, or another number that does
-        not go with its size.
-      DataError: the dataset has no examples, or fewer than one batch.
+      ConfigError: `model.num_classes` is below the dataset's number of classes, or another setting does not fit
+        the size of the dataset.
+      DataError: the evaluation split is empty.
     """
     _check_data(config, num_train, num_eval, num_classes)
     batch = config.train.batch_size
@@ -62,7 +64,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         )
 
     def in_steps(epochs: float) -> int:
-        """Whole calls, so that a run and its resumption make the same ones."""
+        """Convert epochs to steps, rounded up to whole calls so that a resumed run makes the same calls."""
         calls = math.ceil(max(1, round(epochs * steps)) / config.train.steps_per_call)
         return calls * config.train.steps_per_call
 
@@ -107,7 +109,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
 
 
 def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int) -> None:
-    """Refuse a configuration that does not go with the size of the data."""
+    """Raise for a configuration that does not fit the size of the data."""
     batch = config.train.batch_size
     if num_train < batch:
         raise ConfigError(
@@ -120,7 +122,7 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
     if config.model.num_classes and config.model.num_classes < num_classes:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
-            f"{num_classes} classes, or 0 for exactly these"
+            f"{num_classes} classes, or 0 for that number"
         )
     logits = config.model.num_classes or num_classes
     if config.loss.class_weights and len(config.loss.class_weights) != logits:
@@ -130,31 +132,32 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
 
 
 def _check_starts(config: Config, unit: int, total: int, drop_until: int, length: str) -> None:
-    """Refuse what would begin or end outside of the run.
+    """Raise for settings that begin or end outside the run.
 
     Args:
       config: the configuration.
-      unit: steps of a `schedule.unit`.
+      unit: steps per `schedule.unit`.
       total: steps of the run.
-      drop_until: step at which dropping ends, or begins.
-      length: the setting that the length comes from, for the message.
+      drop_until: `schedule.drop_until` in steps.
+      length: the setting that determines `total`, for the message.
     """
     schedule = config.schedule
     for pattern, start in config.optimizer.unfreeze_at:
         if round(start * unit) >= total:
             raise ConfigError(
                 f"optimizer.unfreeze_at: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps "
-                f"of {length}; to freeze for good, optimizer.learning_rate_rules with 0"
+                f"of {length}; to freeze parameters for the whole run, set their factor in "
+                "optimizer.learning_rate_rules to 0"
             )
     if schedule.drop_until and not 0 < drop_until < total:
         raise ConfigError(
-            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must come to at least 1 step, and be "
-            f"below the {total} steps of {length}"
+            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must be at least 1 step and below the "
+            f"{total} steps of {length}"
         )
 
 
 def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[int, int], ...]:
-    """Return first step and size of the training images; arguments are those of `_check_starts`."""
+    """Return `Plan.sizes`, with starts rounded to whole calls. The arguments are those of `_check_starts`."""
     calls = config.train.steps_per_call
     sizes = tuple(
         (round(start * unit / calls) * calls, int(size))
@@ -163,14 +166,14 @@ def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[in
     starts = [start for start, _ in sizes]
     if starts[-1] >= total or len(set(starts)) < len(starts):
         raise ConfigError(
-            f"data.progressive={config.data.progressive} {config.schedule.unit}: starts must be apart by a call of "
-            f"the step, and below the {total} steps of {length}"
+            f"data.progressive={config.data.progressive} {config.schedule.unit}: starts must be apart by a call "
+            f"(train.steps_per_call steps) or more, and below the {total} steps of {length}"
         )
     return sizes
 
 
 def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the learning rate of a run by update, from 0."""
+    """Return the run's learning rate by update, from 0."""
     return schedules.learning_rate(
         config.schedule,
         peak=plan.peak_learning_rate,
@@ -182,12 +185,12 @@ def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
 
 
 def planned_drop_factor(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the factor of a run's rates of dropping by step, from 0."""
+    """Return the run's factor on the rates of dropout and stochastic depth by step, from 0."""
     return schedules.drop_factor(
         config.schedule, total_steps=plan.total_steps, drop_until=plan.drop_until
     )
 
 
 def planned_optimizer(config: Config, plan: Plan, model: Network) -> optax.GradientTransformation:
-    """Return the optimizer of a run, with its learning rate."""
+    """Return the run's optimizer, including its learning rate."""
     return make_optimizer(config.optimizer, planned_learning_rate(config, plan), model, plan.unit)

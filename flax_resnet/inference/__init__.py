@@ -1,1 +1,1 @@
-"""What a trained network is used for: predictions, evaluation, features, probes."""
+"""Use of trained networks: predictions, evaluation, features, probes."""

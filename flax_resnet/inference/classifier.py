@@ -1,4 +1,4 @@
-"""A trained network with all that belongs to it: what `flax_resnet.load` returns."""
+"""A trained network with its classes and preprocessing, as `flax_resnet.load` returns it."""
 
 import dataclasses
 import functools
@@ -29,11 +29,11 @@ from flax_resnet.weights.opening import open_weights
 
 
 class Prediction(NamedTuple):
-    """What a network makes of N images.
+    """The predictions of a network for N images.
 
     Attributes:
       labels: int32 [N], the most probable class.
-      probabilities: float32 [N, K], rows sum to 1.
+      probabilities: float32 [N, K]; each row sums to 1.
     """
 
     labels: np.ndarray
@@ -48,8 +48,8 @@ class Classifier:
       model: the linen module.
       variables: {"params": ..., "batch_stats": ...}.
       class_names: one name per class.
-      config: the configuration it was trained with; holds size, crop, mean and std.
-      step: the number of updates behind the variables.
+      config: the configuration of its training; it holds image size, crop, mean and std.
+      step: number of updates made.
     """
 
     model: Network
@@ -59,12 +59,12 @@ class Classifier:
     step: int
 
     def predict(self, images: np.ndarray | Sequence, *, batch_size: int = 64) -> Prediction:
-        """Classifies images, as the run's evaluation does (`data.eval_size`, `augment.eval_flip`, `eval_shift`).
+        """Classify images like the run's evaluation (`data.eval_size`, `augment.eval_flip`, `eval_shift`).
 
         Args:
-          images: uint8 [N, H, W, 3] of any size, or a sequence of such arrays, file paths or Pillow
-            images; or a single path.
-          batch_size: most images per call of the compiled network; the last batch is padded.
+          images: uint8 [N, H, W, 3] of any size; a sequence of arrays [H, W, 3], file paths or Pillow images; or a
+            single path.
+          batch_size: largest number of images per call of the compiled network; the last batch is padded.
 
         Raises:
           DataError: a file cannot be read, or an array is not uint8 [H, W, 3].
@@ -82,19 +82,19 @@ class Classifier:
         *,
         batch_size: int = 64,
     ) -> dict[str, np.ndarray]:
-        """Computes features of images, such as the vectors that the head sees.
+        """Compute features of images, such as the vectors before the head.
 
         Args:
-          images: as `predict` takes them.
-          names: names of ``model.feature_info()``: stem, stage1, ..., pre_logits, logits.
+          images: as in `predict`.
+          names: keys of ``model.feature_info()``: stem, stage1, ..., pre_logits, logits.
           batch_size: as in `predict`.
 
         Returns:
-          One array per name: maps [N, H, W, C], or vectors [N, C].
+          {name: array}; arrays are maps [N, H, W, C] or vectors [N, C].
 
         Raises:
-          ConfigError: there is no feature of that name, none is asked for, or `batch_size` is below 1.
-          DataError: as `predict`.
+          ConfigError: a name is unknown, `names` is empty, or `batch_size` is below 1.
+          DataError: as in `predict`.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names:
@@ -112,20 +112,23 @@ class Classifier:
         batch_size: int,
         views: Augment,
     ) -> dict[str, np.ndarray]:
-        """Computes features of prepared images, uint8 [N, S, S, 3], as their mean over `evaluation_views`."""
-        # Few images are padded to a power of two: one costs one, yet few sizes are compiled.
+        """Compute features of prepared images, uint8 [N, S, S, 3], averaged over `evaluation_views`."""
+        # Pad small inputs to a power of two: one image costs one, and only a few sizes are compiled.
         batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
         starts = range(0, max(len(pixels), 1), batch_size)
         parts = []
         for batch in (pixels[start : start + batch_size] for start in starts):
             padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            found = self._forward(self._folded, np.pad(batch, padding), names, views)
-            parts.append({name: np.asarray(x)[: len(batch)] for name, x in found.items()})
+            features = self._forward(self._folded, np.pad(batch, padding), names, views)
+            parts.append({name: np.asarray(x)[: len(batch)] for name, x in features.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     @functools.cached_property
     def _folded(self) -> dict[str, Any]:
-        """The variables as inference has them: a ResNet-50 then takes 0.85 of the time (batch 16, two cores)."""
+        """The variables with folded batch normalisation.
+
+        A ResNet-50 then takes 0.85 of the time (batch 16, two cores).
+        """
         return jax.jit(lambda variables: fold_batch_norm(self.model, variables))(self.variables)
 
     @functools.cached_property
@@ -134,22 +137,22 @@ class Classifier:
             variables: dict, pixels: jax.Array, names: tuple[str, ...], views: Augment
         ) -> dict:
             images = evaluation_images(pixels, self.config.augment)
-            shares, seen = zip(*evaluation_views(images, views), strict=True)
-            found = [self.model.apply(variables, v, train=False, features=names) for v in seen]
-            return jax.tree.map(lambda *x: sum(map(operator.mul, shares, x)), *found)
+            shares, inputs = zip(*evaluation_views(images, views), strict=True)
+            outputs = [self.model.apply(variables, v, train=False, features=names) for v in inputs]
+            return jax.tree.map(lambda *x: sum(map(operator.mul, shares, x)), *outputs)
 
         options = dispatch.compiler_options()
         return jax.jit(forward, static_argnums=(2, 3), compiler_options=options)
 
 
 class NetworkChoice(NamedTuple):
-    """The network that a person asks for: a run, or a network with weights made elsewhere.
+    """The network that a user selects: a run, or a network with pretrained weights.
 
     Attributes:
       workdir: the run folder, or empty.
       checkpoint: with `workdir`: "last", "best" or a step.
-      model: where there is no run, a network, or timm's weights for one.
-      weights: with `model`, file of weights; empty for timm's on the Hugging Face hub.
+      model: without `workdir`: a network, or timm's weights for one.
+      weights: with `model`: a weights file; empty for timm's weights on the Hugging Face hub.
     """
 
     workdir: str = ""
@@ -172,15 +175,15 @@ def _check_batch_size(batch_size: int) -> None:
 def load(
     path: str | pathlib.Path, checkpoint: str | int = "last", *, ema: bool = True
 ) -> Classifier:
-    """Loads a trained network from its run folder, which is all it needs.
+    """Load a trained network from its run folder. No other file is needed.
 
     Args:
-      path: the run's workdir.
-      checkpoint: "last", "best" (by `train.monitor` of its evaluations), or a saved step.
-      ema: take the averaged weights where the run kept them (`config.ema`), or else the last.
+      path: the run folder.
+      checkpoint: "last", "best" (by the run's `train.monitor`), or a saved step.
+      ema: load the moving average if the run kept one (`config.ema`); otherwise load the weights.
 
     Raises:
-      CheckpointError: there is no such run or checkpoint, or it is not what was saved.
+      CheckpointError: there is no such run or checkpoint, or the checkpoint is corrupted.
     """
     run = load_run(path, checkpoint)
     variables = run.best_variables(ema=ema)
@@ -195,31 +198,31 @@ def load_pretrained(
     in_channels: int | None = None,
     **options: Any,
 ) -> Classifier:
-    """Loads a network with weights made by timm, torchvision, Hugging Face or BiT.
+    """Load a network with weights made by timm, torchvision, Hugging Face or BiT.
 
     Args:
-      name: of the network, or of timm's weights for it: "resnet50.a1_in1k".
-      weights: a file (.safetensors, .pth, .npz); empty for timm's on the Hugging Face hub, from its
-        local cache where they are there.
-      num_classes: asks for a fresh head of that many classes where the weights have another number; 0
-        for no head; None for the head of the weights.
-      in_channels: adapts the first convolution to images of so many channels, as timm does; None for
-        those of the weights.
-      **options: of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
+      name: the network, or timm's weights for it, such as "resnet50.a1_in1k".
+      weights: a weights file (.safetensors, .pth, .npz); empty for timm's weights on the Hugging Face hub or in its
+        local cache.
+      num_classes: number of classes. If the weights have another number, the head is freshly initialized. 0 for no
+        head; None for the head of the weights.
+      in_channels: number of channels of the images; the first convolution is adapted as in timm. None for that of
+        the weights.
+      **options: options of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
 
     Returns:
-      What `load` returns; its `config` holds the preprocessing that belongs to the weights.
+      The `Classifier`. Its `config` holds the preprocessing of the weights.
 
     Raises:
-      ConfigError: the network or an option is unknown, or makes no sense.
-      WeightsError: there are no such weights, or they do not fit the network; all misfits in one line.
+      ConfigError: the network or an option is unknown or invalid.
+      WeightsError: there are no such weights, or they do not fit the network; one line lists all mismatches.
     """
     if not isinstance(name, str):
         raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
     architecture = name.partition(".")[0]
     asked = {"num_classes": num_classes, "in_channels": in_channels}
     asked = {key: value for key, value in asked.items() if value is not None}
-    create_model(architecture, **asked, **options)  # a wrong name costs no download
+    create_model(architecture, **asked, **options)  # raises for a wrong name before any download
     tensors, about = open_weights(name, weights)
     options = {**dict(about.options), **options}
     classes = classes_of(tensors)
@@ -245,12 +248,12 @@ def load_pretrained(
 
 
 def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any]) -> Config:
-    """Returns the configuration under which weights are used as their makers use them."""
+    """Return the configuration with the preprocessing of pretrained weights."""
     known = {field.name for field in dataclasses.fields(Model)}
-    kept = {key: value for key, value in options.items() if key in known}
-    kept["dtype"] = model.dtype.name
-    if kept.get("norm_groups", 1) > 1:
-        kept["norm_scope"] = "ghost"
+    settings = {key: value for key, value in options.items() if key in known}
+    settings["dtype"] = model.dtype.name
+    if settings.get("norm_groups", 1) > 1:
+        settings["norm_scope"] = "ghost"
     mean, std = about.mean, about.std
     if model.in_channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
@@ -266,6 +269,6 @@ def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any
         ),
         augment=Augment(mean=mean, std=std, flip=True),
         model=Model(
-            name=name, num_classes=model.num_classes, in_channels=model.in_channels, **kept
+            name=name, num_classes=model.num_classes, in_channels=model.in_channels, **settings
         ),
     )

@@ -1,6 +1,6 @@
-"""Classifiers on top of features that stay as they are: k nearest neighbours, and a linear one.
+"""Classifiers on frozen features: k nearest neighbours, and a linear classifier.
 
-How well they do says how good the features are, whatever classes the network was trained on.
+Their accuracy measures the quality of the features, independent of the classes that the network was trained on.
 """
 
 import logging
@@ -19,14 +19,14 @@ from flax_resnet.errors import ConfigError, DataError
 
 log = logging.getLogger("flax_resnet")
 
-# Similarities are held in blocks of so many images to classify by so many known ones: 64 MiB.
+# Similarities are computed in blocks of QUERIES vectors to classify by KNOWN known vectors: 64 MiB.
 QUERIES, KNOWN = 1024, 16384
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MAX_ITERATIONS = 1000
 
 
 def check_neighbours(k: int, temperature: float, known: int) -> None:
-    """Raises ConfigError unless `k` is from 1 to the number of `known` images, and `temperature` above 0."""
+    """Raise ConfigError unless `k` is between 1 and `known`, and `temperature` is finite and above 0."""
     if not 1 <= k <= known:
         raise ConfigError(f"k={k}: must be between 1 and the {known} training images")
     if not 0 < temperature < math.inf:
@@ -36,7 +36,7 @@ def check_neighbours(k: int, temperature: float, known: int) -> None:
 def nearest_neighbours(
     vectors: np.ndarray, known: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the k known vectors most similar to each vector, block by block.
+    """Find the k known vectors most similar to each vector, block by block.
 
     Args:
       vectors: float32 [n, C].
@@ -44,8 +44,8 @@ def nearest_neighbours(
       k: 1 to m.
 
     Returns:
-      Cosine similarities, float32 [n, k], in descending order; and places in `known`, int32 [n, k]. Of equally
-      similar ones the first comes first. A vector of zeros is similar to none: 0.
+      Cosine similarities, float32 [n, k], in descending order; and indices into `known`, int32 [n, k]. Ties keep
+      the order of `known`. The similarity to a vector of zeros is 0.
     """
     similarities = np.full((len(vectors), k), -np.inf, np.float32)
     places = np.zeros((len(vectors), k), np.int32)
@@ -66,12 +66,12 @@ def _merged(
     block: jax.Array,
     start: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the nearest of those found so far and of a block that begins at place `start`."""
-    # As float32 on every device: TF32 would exchange neighbours.
-    found = jnp.matmul(_unit(vectors), _unit(block).T, precision=jax.lax.Precision.HIGHEST)
-    new = jnp.broadcast_to(start + jnp.arange(len(block), dtype=jnp.int32), found.shape)
-    # Those found so far stand first, and top_k takes the first of equals.
-    best, where = jax.lax.top_k(jnp.concatenate([similarities, found], 1), places.shape[1])
+    """Merge the neighbours so far with those in a block of known vectors that begins at index `start`."""
+    # Full float32 precision on every device: TF32 would swap neighbours.
+    scores = jnp.matmul(_unit(vectors), _unit(block).T, precision=jax.lax.Precision.HIGHEST)
+    new = jnp.broadcast_to(start + jnp.arange(len(block), dtype=jnp.int32), scores.shape)
+    # Earlier neighbours come first, because top_k takes the first of equal values.
+    best, where = jax.lax.top_k(jnp.concatenate([similarities, scores], 1), places.shape[1])
     return best, jnp.take_along_axis(jnp.concatenate([places, new], 1), where, 1)
 
 
@@ -87,17 +87,17 @@ def knn_predict(
     k: int = 20,
     temperature: float = 0.07,
 ) -> np.ndarray:
-    """Classifies vectors by a vote of their k nearest neighbours, each with weight exp(similarity / temperature).
+    """Classify vectors by a vote of their k nearest neighbours, weighted by exp(similarity / temperature).
 
     Args:
       vectors: float32 [n, C].
       known: float32 [m, C].
-      labels: of the known ones, int [m], 0 or more.
-      k: neighbours that vote, 1 to m.
-      temperature: above 0; the smaller, the more the nearest count.
+      labels: labels of `known`, int [m], 0 or more.
+      k: number of neighbours that vote, 1 to m.
+      temperature: above 0; smaller values give the nearest neighbours more weight.
 
     Returns:
-      int32 [n]; of classes with equally many votes the first.
+      Predicted labels, int32 [n]; ties go to the smallest label.
 
     Raises:
       ConfigError: `k` or `temperature` is out of range.
@@ -112,7 +112,7 @@ def knn_predict(
     predicted = np.empty(len(vectors), np.int32)
     for rows in _slices(len(vectors), QUERIES):
         near = similarities[rows].astype(np.float64)
-        # Relative to the nearest: the vote is the same, and no weight overflows.
+        # Subtract the largest similarity: the result is the same, and no weight overflows.
         weights = np.exp((near - near[:, :1]) / temperature)
         ballots = np.arange(len(near))[:, None] * classes + labels[places[rows]]
         votes = np.bincount(ballots.ravel(), weights.ravel(), minlength=len(near) * classes)
@@ -123,15 +123,15 @@ def knn_predict(
 def linear_predict(
     vectors: np.ndarray, known: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Classifies vectors by multinomial logistic regression on standardised features.
+    """Classify vectors by multinomial logistic regression on standardised features.
 
-    C, the inverse strength of regularisation, is the one of GRID that classifies a held-out fifth of the known
-    vectors best, of equals the smallest; the regression is then fitted to all of them.
+    C, the inverse strength of regularisation, is the value of GRID with the best accuracy on a held-out fifth of
+    the known vectors; ties go to the smallest C. The regression is then fitted to all known vectors.
 
     Args:
       vectors: float32 [n, C].
       known: float32 [m, C].
-      labels: of the known ones, int [m], 0 or more.
+      labels: labels of `known`, int [m], 0 or more.
 
     Returns:
       Predicted labels, int32 [n], and C.
@@ -143,12 +143,12 @@ def linear_predict(
         raise DataError(f"all {len(labels)} training images are of one class; two are needed")
     held = held_out(labels)
     fitted = ~held
-    judged = held if held.any() else fitted  # so few that none can be spared
+    tested = held if held.any() else fitted  # with very few vectors, none can be held out
     scores, model = [], _regression(GRID[0])
-    for strength in GRID:  # ascending, each fit from where the last ended
+    for strength in GRID:  # ascending; each fit starts from the previous one
         model.set_params(logisticregression__C=strength)
         _fit(model, known[fitted], labels[fitted])
-        scores.append((_predicted(model, known[judged]) == labels[judged]).mean())
+        scores.append((_predicted(model, known[tested]) == labels[tested]).mean())
     best = GRID[int(np.argmax(scores))]
     model = _regression(best)
     if not _fit(model, known, labels):
@@ -157,9 +157,9 @@ def linear_predict(
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
-    """Returns which examples are held out: bool [m], every fifth of those sorted by class, chosen at random.
+    """Return a mask of held-out examples, bool [m]: about a fifth of each class, chosen at random.
 
-    At least one of each class is not, and every class gives about its fifth.
+    At least one example of each class is not held out.
     """
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     first = np.diff(labels[order], prepend=-1) != 0
@@ -175,7 +175,7 @@ def _regression(strength: float) -> Pipeline:
 
 
 def _fit(model: Pipeline, vectors: np.ndarray, labels: np.ndarray) -> bool:
-    """Fits the regression and says whether it has converged."""
+    """Fit the regression, and return whether it has converged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(vectors, labels)
@@ -183,7 +183,7 @@ def _fit(model: Pipeline, vectors: np.ndarray, labels: np.ndarray) -> bool:
 
 
 def _predicted(model: Pipeline, vectors: np.ndarray) -> np.ndarray:
-    """Predicts in blocks: standardising copies what it is given."""
+    """Predict labels in blocks, because the standardisation copies its input."""
     parts = [model.predict(vectors[rows]) for rows in _slices(len(vectors), QUERIES)]
     return np.concatenate(parts).astype(np.int32)
 

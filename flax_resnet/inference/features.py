@@ -1,4 +1,4 @@
-"""The features of a whole split: what the head sees of every image, computed on all devices."""
+"""The features of a split: the input of the head for every image, computed on all devices."""
 
 import itertools
 import sys
@@ -43,39 +43,39 @@ def compute_features(
     limit: int = 0,
     description: str = "features",
 ) -> Features:
-    """Shows a network every image of a split, cut as for evaluation, once.
+    """Compute the features of every image of a split, with the crop of evaluation.
 
     Args:
-      model: the network; its head, if it has one, is not computed.
+      model: the network; its head, if any, is not computed.
       variables: its params and batch_stats.
-      config: the configuration: how images are cut and normalised.
+      config: the configuration; it sets crop and normalisation of images.
       source: the split.
       batch_size: images per step.
-      limit: most images, a random subset; 0 for all.
-      description: what the progress bar says; it is drawn on a terminal only.
+      limit: largest number of images, a random subset; 0 for all.
+      description: text of the progress bar, which is shown only on a terminal.
 
     Returns:
-      The features; images that cannot be decoded are left out.
+      The features, without images that cannot be decoded.
 
     Raises:
       DataError: too many images cannot be decoded, or some have no label (below 0, as in the test splits of
         competitions).
-      WeightsError: features are not finite numbers.
+      WeightsError: features are not finite.
     """
     mesh = sharding.make_mesh()
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     folded = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
 
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = evaluation_images(batch["image"], config.augment)
-        found: Any = model.apply(variables, images, train=False, features=(NAME,))
-        return {"vectors": found[NAME], "labels": batch["label"], "mask": batch["mask"]}
+        features: Any = model.apply(variables, images, train=False, features=(NAME,))
+        return {"vectors": features[NAME], "labels": batch["label"], "mask": batch["mask"]}
 
-    # Replicated, so that every process has all of them: they are few bytes beside the images.
+    # The features are replicated so that every process has all of them; they are small compared to the images.
     forward = jax.jit(
         forward,
-        in_shardings=(whole, None),
-        out_shardings=whole,
+        in_shardings=(replicated, None),
+        out_shardings=replicated,
         compiler_options=dispatch.compiler_options(),
     )
     count = min(limit or len(source), len(source))
@@ -86,12 +86,12 @@ def compute_features(
     results = (forward(folded, batch) for batch in batches)
     shown = sys.stderr.isatty()
     with tqdm(total=count, unit="img", desc=description, leave=False, disable=not shown) as bar:
-        # In pairs, so that the device is at work on the next batch while this one is read.
+        # pairwise dispatches the next batch before this one is read.
         for result, _ in itertools.pairwise(itertools.chain(results, [None])):
             part = {name: np.asarray(x.addressable_data(0)) for name, x in result.items()}
-            kept = part["mask"]
-            rows = slice(filled, filled + int(kept.sum()))
-            vectors[rows], labels[rows] = part["vectors"][kept], part["labels"][kept]
+            mask = part["mask"]
+            rows = slice(filled, filled + int(mask.sum()))
+            vectors[rows], labels[rows] = part["vectors"][mask], part["labels"][mask]
             filled = rows.stop
             bar.update(rows.stop - rows.start)
             if not np.isfinite(vectors[rows]).all():

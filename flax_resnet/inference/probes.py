@@ -1,4 +1,4 @@
-"""Probes: how well the features of a trained network classify other images, without training it."""
+"""Probes: the accuracy of simple classifiers on the frozen features of a network."""
 
 import dataclasses
 from typing import Any
@@ -17,25 +17,25 @@ def probe(
     limit: int = 0,
     batch_size: int = 0,
 ) -> dict:
-    """Probe a run, and append the record to its probes.jsonl; or a network with weights made elsewhere.
+    """Probe a run, or a network with pretrained weights. For a run, append the record to its probes.jsonl.
 
     Args:
-      network: the run, or the network. Of a run that keeps a moving average, that is probed.
-      images: of any classes; by default the run's own. Files that come without splits are split as the data section
-        says: a fixed fifth is kept for evaluation.
-      k: neighbours that vote.
-      temperature: of the vote.
-      limit: most training images, a random subset; 0 for all.
-      batch_size: images per step; 0 for the run's own, or 64.
+      network: the run, or the network. If the run keeps a moving average, the moving average is probed.
+      images: the dataset, with any classes; by default that of the run. Folders and files without splits are split
+        by the data section: a fixed fifth is held out for evaluation.
+      k: number of neighbours that vote.
+      temperature: temperature of the vote.
+      limit: largest number of training images, a random subset; 0 for all.
+      batch_size: images per step; 0 for that of the run, or 64.
 
     Returns:
-      What `measure` returns, with step or model, dataset, train_split and split.
+      The record of `measure`, with step or model, dataset, train_split and split.
 
     Raises:
-      UserError: no such run, network, weights, dataset or split; or as `measure`.
+      UserError: there is no such run, network, weights, dataset or split; or as `measure`.
     """
     if not network.workdir:
-        kind_of(images.dataset)  # a wrong path costs no download
+        kind_of(images.dataset)  # raises for a wrong path before any download
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training.runs.folder import PROBES, RunFolder
 
@@ -50,7 +50,7 @@ def probe(
         )
     own = config.train.eval_batch_size or config.train.batch_size if workdir else 64
     classifier = dataclasses.replace(classifier, config=dataclasses.replace(config, data=data))
-    found = measure(
+    measured = measure(
         classifier,
         train,
         test,
@@ -61,7 +61,7 @@ def probe(
     )
     record: dict[str, Any] = {"step": classifier.step} if workdir else {"model": network.model}
     record |= {"dataset": data.name if data.source == "tfds" else data.path}
-    record |= {"train_split": data.train_split, "split": data.eval_split, **found}
+    record |= {"train_split": data.train_split, "split": data.eval_split, **measured}
     if workdir:
         RunFolder.at(workdir).append_record(PROBES, record)
     return record
@@ -77,24 +77,24 @@ def measure(
     limit: int = 0,
     batch_size: int = 64,
 ) -> dict:
-    """Classifies one set of images by the features of another.
+    """Fit both probes to the features of one split, and measure their accuracy on another.
 
     Args:
-      classifier: a `Classifier`; its configuration says how images are cut and normalised.
-      train: the `Source` to learn from.
-      test: the `Source` to be judged on, of the same classes.
-      k: neighbours that vote.
-      temperature: of the vote, above 0.
-      limit: most training images, a random subset; 0 for all.
+      classifier: a `Classifier`; its configuration sets crop and normalisation of images.
+      train: the `Source` to fit the probes on.
+      test: the `Source` to evaluate on, with the same classes.
+      k: number of neighbours that vote.
+      temperature: temperature of the vote, above 0.
+      limit: largest number of training images, a random subset; 0 for all.
       batch_size: images per step.
 
     Returns:
-      knn_top1 and linear_top1 (0 to 1), linear_c (of the linear classifier's regularisation, chosen on a held-out
-      fifth of the training images), k, temperature, train_count and count (images).
+      knn_top1 and linear_top1 (0 to 1), linear_c (C of the linear classifier, chosen on a held-out fifth of the
+      training images), k, temperature, train_count and count (numbers of images).
 
     Raises:
-      ConfigError: `k` is not between 1 and the number of training images, or `temperature` not above 0.
-      DataError: the classes differ, or the training images are of one class only; or as `compute_features`.
+      ConfigError: `k` is not between 1 and the number of training images, or `temperature` is not above 0.
+      DataError: the classes differ, or all training images have the same class; or as `compute_features`.
     """
     from flax_resnet.inference.feature_classifiers import (
         check_neighbours,
@@ -108,7 +108,7 @@ def measure(
         raise DataError("the classes of the split learnt from and of the one judged on differ")
     if len(train.class_names) < 2:
         raise DataError(f"the only class is {train.class_names[0]!r}: two are needed")
-    known, judged = (
+    known, tested = (
         compute_features(
             classifier.model,
             classifier.variables,
@@ -123,14 +123,14 @@ def measure(
             (test, 0, classifier.config.data.eval_split),
         )
     )
-    neighbours = knn_predict(judged.vectors, *known, k=k, temperature=temperature)
-    linear, c = linear_predict(judged.vectors, *known)
+    neighbours = knn_predict(tested.vectors, *known, k=k, temperature=temperature)
+    linear, c = linear_predict(tested.vectors, *known)
     return {
-        "knn_top1": float((neighbours == judged.labels).mean()),
-        "linear_top1": float((linear == judged.labels).mean()),
+        "knn_top1": float((neighbours == tested.labels).mean()),
+        "linear_top1": float((linear == tested.labels).mean()),
         "linear_c": c,
         "k": k,
         "temperature": temperature,
         "train_count": len(known.labels),
-        "count": len(judged.labels),
+        "count": len(tested.labels),
     }

@@ -1,1 +1,1 @@
-"""Losses, metrics, optimizers, schedules, and averages of the weights."""
+"""Losses, metrics, optimizers, schedules, and the moving average (EMA) of the weights."""

@@ -1,4 +1,4 @@
-"""Distillation: the settings, and the divergence from the outputs of a teacher."""
+"""Distillation: the settings, and the divergence between the teacher's and the student's outputs."""
 
 import dataclasses
 
@@ -17,31 +17,34 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """A teacher, whose outputs for the same augmented images are learned beside, or in place of, the labels."""
+    """The teacher. The network learns its outputs for the same augmented images, with or without the labels."""
 
     teacher: str = setting(
         "",
         ANY,
-        "as model.pretrained: a timm name, a run folder, or a file of weights; '' for none",
-        changes_result=False,  # its weights do, whose checksum the checkpoint has
+        "the teacher: a timm name, a run folder, or a weights file, as model.pretrained; '' for no teacher",
+        # The weights change the result, not their path; the checkpoint holds the checksum of the weights.
+        changes_result=False,
     )
     teacher_model: str = setting(
-        "", ANY, "of a file: the network that it holds, where no JSON file beside it says so"
+        "",
+        ANY,
+        "network of a teacher given as a weights file; needed if no JSON file beside it names the network",
     )
-    temperature: float = setting(1.0, above(0), "by which both networks' logits are divided")
+    temperature: float = setting(1.0, above(0), "divides the logits of teacher and student")
     weight: float = setting(
-        1.0, within(0, 1), "share of the teacher in the loss; the rest is the labels'"
+        1.0, within(0, 1), "weight of the teacher's term in the loss; 1 - weight for the labels"
     )
 
 
 def divergence_sum(logits: Array, teacher_variables: Array, temperature: float) -> Array:
-    """Returns ``T^2 sum_n KL(softmax(teacher_variables / T) || softmax(logits / T))``, float32 [].
+    """Return ``T^2 sum_n KL(softmax(teacher_variables / T) || softmax(logits / T))``, float32 [].
 
-    T^2 keeps the size of the gradient from one temperature to another.
+    The factor T^2 keeps the gradient's scale independent of the temperature.
 
     Args:
-      logits: the student's, [N, K].
-      teacher_variables: the teacher's, [N, K].
+      logits: the student's logits, [N, K].
+      teacher_variables: the teacher's logits, [N, K].
       temperature: T.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.

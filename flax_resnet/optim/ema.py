@@ -1,4 +1,7 @@
-"""The running mean of the weights, kept beside them, evaluated with them, and what `load` then returns."""
+"""The moving average (EMA) of the weights.
+
+Training keeps it beside the weights and evaluates both. `flax_resnet.load` returns the moving average by default.
+"""
 
 import dataclasses
 from typing import Any
@@ -16,28 +19,28 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """A running mean of the weights, evaluated beside them, and what `load` returns."""
+    """The moving average of the weights; `load` returns it by default."""
 
     decay: float = setting(
-        0.0, within(0, 0.999999), "share of the mean that a step leaves; 0 for no mean"
+        0.0, within(0, 0.999999), "decay of the moving average per step; 0 for no moving average"
     )
-    warmup: bool = setting(True, ANY, "at most (1 + step) / (10 + step) of it, in the beginning")
+    warmup: bool = setting(True, ANY, "limit the decay to (1 + step) / (10 + step)")
     decay_power: float = setting(
         0.0,
         at_least(0),
-        "power of the share of the run done, by which decay is multiplied; 0 for 1",
+        "multiply decay by (step / total steps) to this power; 0 for a constant decay",
     )
     lookahead: int = setting(
         0,
         at_least(0),
-        "steps after which the mean is moved, and the weights go on from it; 0 for a mean of every step that "
-        "only watches",
+        "steps between updates of the moving average, each of which also copies it to the weights (lookahead); "
+        "0 to update it every step and leave the weights alone",
     )
     bn_batches: int = setting(
         0,
         at_least(0),
-        "training batches from which its batch statistics are measured before it is used; 0 averages them "
-        "as the weights",
+        "training batches to measure the moving average's batch statistics on, before each evaluation and "
+        "checkpoint; 0 to average the statistics like the weights",
     )
 
 
@@ -45,29 +48,33 @@ Variables = dict[str, Any]
 
 
 def start(variables: Variables, section: Ema) -> Variables:
-    """Returns the mean before the first step: the variables themselves, copied; {} where none is kept."""
+    """Return the moving average before the first step: a copy of the variables, or {} if `decay` is 0."""
     return jax.tree.map(jnp.copy, variables) if section.decay else {}
 
 
 def advance(
     ema: Variables, variables: Variables, step: jax.Array, section: Ema, total_steps: int
 ) -> tuple[Variables, Variables]:
-    """Returns the mean after a step, ``d ema + (1 - d) variables``, and the variables to go on from.
+    """Return the moving average after a step, ``d ema + (1 - d) variables``, and the variables to continue with.
 
-    These are the same but with `lookahead`: every so many steps the variables become the mean, which stands still
-    in between.
+    The decay d is computed from `section.decay` in this order:
+
+        warmup         d = min(d, (1 + step) / (10 + step)), so that the first weights are soon forgotten
+        decay_power    d = d (step / total_steps)^decay_power
+
+    Without `lookahead` the variables are returned unchanged. With it, the moving average changes only every
+    `lookahead` steps, and the variables are then set to it. With `bn_batches` above 0, "batch_stats" of the moving
+    average stay unchanged here.
 
     Args:
       ema: {"params", "batch_stats"}, or {}.
-      variables: the same after the update.
+      variables: {"params", "batch_stats"} after the update.
       step: int32 [], 1 after the first update.
-      section: d is its `decay`, with its `warmup` at most (1 + step) / (10 + step), so that the first weights
-        are soon forgotten, and times (step / total_steps) to the power of its `decay_power`. Statistics that are
-        recalibrated stay as they are.
-      total_steps: of the run.
+      section: the settings.
+      total_steps: number of updates of the run.
 
-    Source: lookahead, Zhang et al. 2019, "Lookahead optimizer: k steps forward, 1 step back", algorithm 1; with a
-    decay that rises, Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.4.
+    Source: lookahead, Zhang et al. 2019, "Lookahead optimizer: k steps forward, 1 step back", algorithm 1; with
+    increasing decay, Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.4.
     """
     if not ema:
         return ema, variables

@@ -1,4 +1,4 @@
-"""What training minimises: the loss of a batch."""
+"""The training loss of a batch."""
 
 import dataclasses
 
@@ -17,35 +17,37 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What training minimises."""
+    """The loss that training minimises."""
 
     name: str = setting(
         "softmax",
         one_of("softmax", "sigmoid"),
-        "cross-entropy over all classes, or binary cross-entropy of each",
+        "softmax for cross-entropy over all classes; sigmoid for binary cross-entropy of each class",
     )
-    label_smoothing: float = setting(0.0, within(0, 0.99), "share of the label spread over all")
+    label_smoothing: float = setting(
+        0.0, within(0, 0.99), "share of the label spread over all classes"
+    )
     class_weights: tuple = setting(
-        (), CLASS_WEIGHTS, "one per class, in their order; none for equal"
+        (), CLASS_WEIGHTS, "one weight per class, in the order of the classes; () for equal weights"
     )
     threshold: float = setting(
         1.0,
         within(0, 1),
-        "for sigmoid: soft labels above it count as 1, others as 0; 1 for as they are",
+        "for sigmoid: round soft labels above the threshold to 1, others to 0; 1 to keep them soft",
     )
-    sum_classes: bool = setting(False, ANY, "for sigmoid: the sum over the classes, not the mean")
+    sum_classes: bool = setting(False, ANY, "for sigmoid: sum over the classes instead of the mean")
 
 
 Array = jax.Array
 
 
 def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
-    """Returns the sum of the losses of a batch, float32 []; over `loss_weight`, it is what training minimises.
+    """Return the sum of the losses of a batch, float32 []; training minimises this sum / `loss_weight`.
 
     Args:
       logits: [N, K], float32.
-      targets: soft labels [N, K], not smoothed.
-      config: which loss. Class weights w [K] weigh each class's term.
+      targets: soft labels [N, K], before label smoothing.
+      config: the settings. Class weights w [K] multiply the terms of their classes.
     """
     weights = _class_weights(targets, config)
     smooth = optax.smooth_labels(targets, config.label_smoothing)
@@ -58,10 +60,10 @@ def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
 
 
 def loss_weight(targets: Array, config: Loss) -> Array:
-    """Returns what the sum of a batch's losses is divided by, float32 [].
+    """Return the divisor of `loss_sum`, float32 [].
 
-    With softmax the weights of the examples, each that of its label (torch's CrossEntropyLoss): N where all
-    classes weigh 1; with sigmoid, N.
+    For softmax: the sum of the class weights of the examples' labels, as in torch's CrossEntropyLoss; this is N if
+    all class weights are 1. For sigmoid: N.
     """
     if config.name == "softmax":
         return jnp.maximum((_class_weights(targets, config) * targets).sum(), 1e-8)
@@ -73,7 +75,7 @@ def _class_weights(targets: Array, config: Loss) -> Array:
 
 
 def cross_entropy(logits: Array, targets: Array, weights: Array | float = 1.0) -> Array:
-    """Softmax cross-entropy ``-sum_k w_k y_k log p_k`` [N] of logits [N, K] and soft labels y [N, K].
+    """Return the softmax cross-entropy ``-sum_k w_k y_k log p_k`` [N] of logits [N, K] and soft labels y [N, K].
 
     Source: for smoothed labels, Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation measures: sums over its batches, the numbers made of them, and by which a run is judged."""
+"""Evaluation metrics: sums over batches, the metrics computed from them, and the monitored metric of a run."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from flax_resnet.optim.losses import cross_entropy
 
 Array = jax.Array
 
-BINS = 15  # of the confidence, as in Guo et al. 2017
+BINS = 15  # bins of the confidence, as in Guo et al. 2017
 
 
 class Metric(NamedTuple):
-    """A number of an evaluation: how a person reads it, and which way is better."""
+    """A metric: its format for printing, and whether larger values are better."""
 
     words: str
     larger_is_better: bool
@@ -29,16 +29,16 @@ METRICS = {
     "macro_f1": Metric("macro F1 {:.2%}", True),
     "ece": Metric("calibration error {:.2%}", False),
 }
-EMA = "ema_"  # before the names of the averaged weights' metrics
+EMA = "ema_"  # prefix of the moving average's metrics
 
 
 def is_top1(logits: Array, labels: Array) -> Array:
-    """Returns 1 where the largest logit is the label's, else 0: float32 [N]."""
+    """Return 1 where the label has the largest logit, else 0: float32 [N]."""
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def is_top5(logits: Array, labels: Array) -> Array:
-    """Returns 1 where the label's logit is among the five largest, else 0: float32 [N]."""
+    """Return 1 where the label has one of the five largest logits, else 0: float32 [N]."""
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     return (best == labels[:, None]).any(axis=-1).astype(jnp.float32)
 
@@ -46,17 +46,17 @@ def is_top5(logits: Array, labels: Array) -> Array:
 def batch_sums(
     logits: Array, labels: Array, mask: Array, *, confusion: bool = False
 ) -> dict[str, Array]:
-    """Returns the sums of a batch over its unmasked examples, float32; those of all batches are added.
+    """Return the sums over the unmasked examples of a batch, float32. Add the sums of all batches for a split.
 
     Args:
       logits: [N, K], float32.
       labels: int32 [N].
-      mask: bool [N], False for what does not count.
-      confusion: whether to count every pair of classes, [K, K], as well.
+      mask: bool [N], False for examples that do not count.
+      confusion: also count each (label, prediction) pair, [K, K].
 
     Returns:
-      count, loss, top1 and top5 []; hits, labelled and predicted [K]; calibration [BINS]: confidence less
-      correctness, of the examples whose confidence lies in each of the bins.
+      count, loss, top1 and top5, each []; hits, labelled and predicted, each [K]; calibration [BINS]: the sum of
+      (confidence - correctness) over the examples with their confidence in the bin.
     """
     counted = mask.astype(jnp.float32)
     guesses = jnp.argmax(logits, axis=-1)
@@ -82,11 +82,11 @@ def batch_sums(
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the METRICS of added sums: loss as it is, all others from 0 to 1.
+    """Return the METRICS of the sums over a split. All but the loss are between 0 and 1.
 
-    `class_accuracy` is the mean over the classes that occur of the share found of each; `macro_f1` the mean of
-    2 hits / (labelled + predicted) over those that occur or are predicted; `ece` the mean over the examples of the
-    distance between confidence and accuracy of their bin.
+    - `class_accuracy`: the mean of hits / labelled over the classes that occur.
+    - `macro_f1`: the mean of 2 hits / (labelled + predicted) over the classes that occur or are predicted.
+    - `ece`: the mean over the examples of abs(confidence - accuracy) of their bin.
 
     Source: calibration, Guo et al. 2017, "On calibration of modern neural networks", section 2.
     """
@@ -103,13 +103,13 @@ def means(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the means of a pass in one dictionary, the averaged weights' as ema_NAME, and count.
+    """Return the metrics of an evaluation and `count` in one dictionary; the moving average's as ema_NAME.
 
     Args:
-      sums: {"": sums, "ema_": sums}, the latter only where averaged weights were evaluated.
+      sums: {"": sums, "ema_": sums}; "ema_" only if a moving average was evaluated.
     """
-    found = {prefix + name: v for prefix, part in sums.items() for name, v in means(part).items()}
-    return found | {"count": int(sums[""]["count"])}
+    metrics = {prefix + name: v for prefix, part in sums.items() for name, v in means(part).items()}
+    return metrics | {"count": int(sums[""]["count"])}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -117,25 +117,25 @@ def _mean(values: np.ndarray) -> float:
 
 
 def monitored(metrics: dict[str, float], name: str = "top1") -> float:
-    """Returns the value that a run is judged by: the averaged weights', where there are such."""
+    """Return the monitored value of a metric: the moving average's if there is one, else the weights'."""
     return metrics.get(EMA + name, metrics[name])
 
 
 def score(metrics: dict[str, float], name: str) -> float:
-    """Returns what is larger the better the evaluation was, by one of the METRICS."""
+    """Return the monitored value with the sign chosen so that larger is better; `name` is one of METRICS."""
     value = monitored(metrics, name)
     return value if METRICS[name].larger_is_better else -value
 
 
 def has_stalled(scores: list[float], evaluations: int) -> bool:
-    """Returns whether the best of the scores lies `evaluations` (0: any number) or more before the last."""
+    """Return whether the last `evaluations` scores brought no new best; False for `evaluations` = 0."""
     if not evaluations or not scores:
         return False
     return len(scores) - 1 - scores.index(max(scores)) >= evaluations
 
 
 def shown(metrics: dict[str, float], prefix: str = "") -> str:
-    """Returns an evaluation's metrics as a person reads them."""
+    """Format the metrics of an evaluation for printing."""
     return ", ".join(
         metric.words.format(metrics[prefix + name])
         for name, metric in METRICS.items()

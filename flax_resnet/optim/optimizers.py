@@ -1,4 +1,4 @@
-"""Optimizers, as compositions of Optax."""
+"""Optimizers, composed of Optax transformations."""
 
 import dataclasses
 import operator
@@ -28,56 +28,65 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes an update; training/optimizer.py has the formulas.
+    """The optimizer; `make_optimizer` gives the order of its operations.
 
-    Rules are pairs of a regular expression and a factor. A parameter, named like layer1_0/conv1/kernel, takes the
-    factor of the first expression found in its name, and 1 where there is none.
+    Rules are `(regex, factor)` pairs over parameter names, such as layer1_0/conv1/kernel. The first match sets the
+    factor of a parameter; without a match it is 1.
     """
 
     name: str = setting(
-        "sgd", one_of("sgd", "lars", "lamb", "adamw", "rmsprop", "muon"), "what scales the gradient"
+        "sgd", one_of("sgd", "lars", "lamb", "adamw", "rmsprop", "muon"), "name of the optimizer"
     )
-    learning_rate: float = setting(0.1, above(0), "peak, reached at the end of the warm-up")
+    learning_rate: float = setting(
+        0.1, above(0), "peak learning rate, reached at the end of the warm-up"
+    )
     momentum: float = setting(
-        0.9, within(0, 0.9999), "of the gradient's running sum, but for lamb and adamw"
+        0.9, within(0, 0.9999), "momentum coefficient; lamb and adamw use betas instead"
     )
-    nesterov: bool = setting(False, ANY, "look ahead by one momentum step")
+    nesterov: bool = setting(False, ANY, "use Nesterov momentum")
     betas: tuple = setting(
-        (0.9, 0.999), BETAS, "for lamb, adamw: of the gradient's running mean, and of its square's"
+        (0.9, 0.999),
+        BETAS,
+        "for lamb, adamw and muon: decay of the running means of the gradient and of its square",
     )
-    rms_decay: float = setting(0.9, within(0, 0.9999), "for rmsprop: of the square's running mean")
-    epsilon: float = setting(1e-8, above(0), "added to what is divided by; sgd divides by nothing")
+    rms_decay: float = setting(
+        0.9, within(0, 0.9999), "for rmsprop: decay of the squared gradient's mean"
+    )
+    epsilon: float = setting(1e-8, above(0), "added to the optimizer's divisors; unused by sgd")
     trust_coefficient: float = setting(
-        0.001, above(0), "for lars: the update's norm over the weights' at learning rate 1"
+        0.001, above(0), "for lars: norm of update / norm of weights, at learning rate 1"
     )
-    weight_decay: float = setting(1e-4, at_least(0), "times the weights")
+    weight_decay: float = setting(1e-4, at_least(0), "weight decay coefficient")
     weight_decay_form: str = setting(
         "auto",
         one_of("auto", "coupled", "decoupled"),
-        "added to the gradient, or to what the optimizer makes of it (then times the learning rate); auto is "
-        "coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
+        "coupled adds weight decay to the gradient; decoupled adds it to the optimizer's update, before the "
+        "learning rate; auto is coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
     )
     weight_decay_rules: tuple = setting(
         (("kernel$", 1.0), ("", 0.0)),
         PARAMETER_RULES,
-        "rules for the weight decay: as it stands, of kernels only",
+        "(regex, factor) rules for the weight decay of parameters; by default kernels only",
     )
     learning_rate_rules: tuple = setting(
-        (), PARAMETER_RULES, "rules for the learning rate; 0 freezes"
+        (), PARAMETER_RULES, "(regex, factor) rules for the learning rate of parameters; 0 freezes"
     )
     unfreeze_at: tuple = setting(
         (),
         PARAMETER_RULES,
-        "rules for when a parameter begins to learn, in schedule.unit: until then its learning rate is 0",
+        "(regex, start) rules to unfreeze parameters, in schedule.unit; before start their learning rate is 0",
     )
     layer_decay: float = setting(
-        1.0, within(0.01, 1), "factor on the learning rate for each block further from the head"
+        1.0, within(0.01, 1), "factor on the learning rate per block of distance from the head"
     )
-    clip_norm: float = setting(0.0, at_least(0), "largest norm of the whole gradient; 0 for any")
+    clip_norm: float = setting(
+        0.0, at_least(0), "largest global norm of the gradient; 0 for no limit"
+    )
     agc: float = setting(
         0.0,
         at_least(0),
-        "largest norm of a unit's gradient over its weights', but the head's; 0 for any",
+        "adaptive gradient clipping: largest norm of gradient / norm of weights per unit, head excluded; "
+        "0 for no limit",
     )
 
 
@@ -85,13 +94,15 @@ Rules = tuple[tuple[str, float], ...]
 
 
 class Kind(NamedTuple):
-    """One optimizer; what stands between the parts is the same for all (`make_optimizer`).
+    """The parts of one optimizer; `make_optimizer` adds the parts that all optimizers share.
 
     Attributes:
-      direction: makes of the settings what scales the gradient.
-      coupled: whether weight decay, of itself, enters the gradient.
-      trust: as `direction`, for what fits each layer's update to its weights; where the weights decay only.
-      finish: as `direction`, for what comes after the learning rate: momentum that holds it (TensorFlow's way).
+      direction: settings -> the transformation that scales the gradient.
+      coupled: whether weight decay is coupled by default.
+      trust: settings -> the transformation that scales each layer's update by its trust ratio, or None. It applies
+        only to parameters with weight decay.
+      finish: settings -> the transformation after the learning rate, or None: momentum that includes the learning
+        rate, as in TensorFlow.
     """
 
     direction: Callable[[Optimizer], optax.GradientTransformation]
@@ -111,7 +122,7 @@ def _adam(section: Optimizer) -> optax.GradientTransformation:
 
 
 def _rms(section: Optimizer) -> optax.GradientTransformation:
-    # TensorFlow's: epsilon within the root, and a mean square of 1 to begin with.
+    # As in TensorFlow: epsilon is inside the root, and the mean square starts at 1.
     return optax.scale_by_rms(section.rms_decay, section.epsilon, initial_scale=1.0)
 
 
@@ -129,11 +140,11 @@ def _muon(section: Optimizer) -> optax.GradientTransformation:
         eps=section.epsilon,
         muon_weight_dimension_numbers=flattened,
     )
-    return optax.chain(muon, optax.scale(-1.0))  # of rate 1, it descends already
+    return optax.chain(muon, optax.scale(-1.0))  # contrib.muon includes the minus sign; undo it
 
 
 KINDS = {
-    # Sutskever et al. 2013, section 2, in torch's form: v = momentum v + g; w -= rate v.
+    # Sutskever et al. 2013, section 2, in PyTorch's form: v = momentum v + g; w -= rate v.
     "sgd": Kind(_momentum, coupled=True),
     # You et al. 2017, "Large batch training of convolutional networks", algorithm 1.
     "lars": Kind(
@@ -160,18 +171,25 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return the configured optimizer.
 
-    In order: the gradient is clipped; coupled decay adds ``weight_decay w``; the optimizer scales; decoupled decay
-    adds ``weight_decay w``; layers' updates are fitted to their weights (lars, lamb); all is multiplied by the
-    learning rate, and each parameter's own factor of it, which is 0 until it thaws.
+    The operations, in order:
+
+    1. Clip the gradient.
+    2. Coupled weight decay: add ``weight_decay w``.
+    3. Scale the gradient (`Kind.direction`).
+    4. Decoupled weight decay: add ``weight_decay w``.
+    5. Scale each layer's update by its trust ratio (lars, lamb).
+    6. Multiply by the learning rate and by each parameter's own factor. The result is 0 before the parameter
+       unfreezes.
+    7. Apply momentum that includes the learning rate (lars, rmsprop).
 
     Args:
-      section: which optimizer, with its settings.
-      learning_rate: by update, from 0.
-      model: the network, which says what its head and its blocks are.
-      steps_per_unit: updates in a unit of `unfreeze_at`.
+      section: the settings.
+      learning_rate: the learning rate by update, from 0.
+      model: the network; it names its head and its blocks.
+      steps_per_unit: updates in one unit of `unfreeze_at`.
 
-    Raises (where it is initialised):
-      ConfigError: a rule matches no parameter, or layer_decay meets a network without numbered blocks.
+    Raises (from the transformation's `init`):
+      ConfigError: a rule matches no parameter, or `layer_decay` is set for a network without numbered blocks.
 
     Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
     """
@@ -195,8 +213,8 @@ def make_optimizer(
         return update + strength * param if strength else update
 
     def starts(params: optax.Params) -> Any:
-        found = factors(params, section.unfreeze_at, "optimizer.unfreeze_at", otherwise=0)
-        return jax.tree.map(lambda start: round(start * steps_per_unit), found)
+        units = factors(params, section.unfreeze_at, "optimizer.unfreeze_at", otherwise=0)
+        return jax.tree.map(lambda start: round(start * steps_per_unit), units)
 
     decay = _with_params(decayed, decay_factors)
     return optax.chain(
@@ -216,22 +234,22 @@ def make_optimizer(
 
 
 def updates_made(opt_state: Any) -> int:
-    """Returns how many updates an optimizer has made: the step of its learning rate."""
+    """Return the number of updates that an optimizer has made: the step of its learning rate."""
     counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
     return max(int(count.addressable_data(0)) for _, count in counts)
 
 
 def decays_coupled(section: Optimizer) -> bool:
-    """Whether weight decay enters the gradient."""
+    """Return whether weight decay is added to the gradient."""
     forms = {"auto": KINDS[section.name].coupled, "coupled": True, "decoupled": False}
     return forms[section.weight_decay_form]
 
 
 def _with_params(change: Callable, of_params: Callable) -> optax.GradientTransformation:
-    """A transformation without state: ``change(update, parameter, factor)``, leaf by leaf."""
+    """Return a stateless transformation that applies ``change(update, parameter, factor)`` to each leaf."""
 
     def init(params: optax.Params) -> optax.EmptyState:
-        of_params(params)  # a rule that makes no sense is refused here, before anything is computed
+        of_params(params)  # raises for invalid rules before anything is computed
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple:
@@ -241,7 +259,7 @@ def _with_params(change: Callable, of_params: Callable) -> optax.GradientTransfo
 
 
 def _from_step(of_params: Callable) -> optax.GradientTransformation:
-    """Makes updates 0 before the step that `of_params` has for each parameter."""
+    """Return a transformation that zeroes updates before each parameter's start step, `of_params(params)`."""
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         of_params(params)
@@ -258,15 +276,15 @@ def _from_step(of_params: Callable) -> optax.GradientTransformation:
 
 
 def names(params: optax.Params) -> Any:
-    """Returns a tree of the parameters' names, such as layer1_0/conv1/kernel."""
+    """Return a tree of the parameters' names, such as layer1_0/conv1/kernel."""
     return jax.tree.map_with_path(lambda path, _: "/".join(part.key for part in path), params)
 
 
 def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) -> Any:
-    """Returns a tree of numbers: that of the first rule found in each parameter's name, or `otherwise`.
+    """Return a tree of numbers: the value of the first rule that matches each parameter's name, or `otherwise`.
 
     Raises:
-      ConfigError: a rule is found in no name, earlier rules apart.
+      ConfigError: a rule matches no parameter that the earlier rules leave.
     """
     matched = [False] * len(rules)
 
@@ -277,15 +295,15 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
                 return float(value)
         return float(otherwise)
 
-    found = jax.tree.map(factor, names(params))
-    for (pattern, value), one in zip(rules, matched, strict=True):
-        if not one:
+    values = jax.tree.map(factor, names(params))
+    for (pattern, value), is_matched in zip(rules, matched, strict=True):
+        if not is_matched:
             some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
             raise ConfigError(
                 f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; there are "
                 f"{some} and so on (python -m flax_resnet summary lists them)"
             )
-    return found
+    return values
 
 
 def outside_head(params: optax.Params, head: str) -> Any:
@@ -294,13 +312,16 @@ def outside_head(params: optax.Params, head: str) -> Any:
 
 
 def block_factors(params: optax.Params, layer_decay: float, model: Network) -> Any:
-    """Return a tree of factors: 1 for the head, and `layer_decay` to the power of the blocks up to it.
+    """Return a tree of learning rate factors: ``layer_decay^distance``, by the distance from the head.
 
-    The last block, and a normalisation after it, have the power 1, the block before 2, and the stem one more than
-    the first block.
+        module                                         distance
+        the head                                       0
+        the last block, and normalisation after it     1
+        the block before the last                      2
+        the stem                                       distance of the first block + 1
 
     Raises:
-      ConfigError: the network has no blocks, or its blocks are stacked.
+      ConfigError: the network has no blocks, or its blocks are stacked (`scan_blocks`).
 
     Source: Clark et al. 2020, "ELECTRA", appendix A; for images, Bao et al. 2022, "BEiT", appendix.
     """

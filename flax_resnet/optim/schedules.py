@@ -1,4 +1,4 @@
-"""What changes over time: the learning rate, as compositions of Optax, and the rates of dropping."""
+"""Schedules: the learning rate, composed of Optax schedules, and the rates of dropout and stochastic depth."""
 
 import dataclasses
 
@@ -18,44 +18,46 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time: a rise to the peak, a shape, and what it ends on. And the rates of dropping.
+    """The schedules of the learning rate and of the drop rates (dropout and stochastic depth).
 
-    A warm-up and a linear fall are together the triangle of fast recipes.
+    The learning rate rises linearly to its peak, decays by the named shape, and stays at its final value for the
+    cooldown. A warm-up with name="linear" is the triangle of fast recipes.
     """
 
     name: str = setting(
         "cosine",
         one_of("cosine", "linear", "polynomial", "multi_step", "constant"),
-        "shape after the warm-up",
+        "shape of the learning rate after the warm-up",
     )
     unit: str = setting(
         "epochs",
         one_of("epochs", "steps", "fraction"),
-        "of warmup, cooldown, milestones, drop_until, optimizer.unfreeze_at, data.progressive; fraction of the run",
+        "unit of warmup, cooldown, milestones, drop_until, optimizer.unfreeze_at and data.progressive; fraction "
+        "is of the run's steps",
     )
-    warmup: float = setting(0.0, at_least(0), "length of the linear rise")
-    warmup_from: float = setting(0.0, within(0, 1), "share of the peak it rises from")
-    cooldown: float = setting(0.0, at_least(0), "length of the end at the final learning rate")
-    final: float = setting(0.0, within(0, 1), "share of the peak that a fall ends on")
-    power: float = setting(2.0, above(0), "for polynomial: of the share of the fall that is left")
-    milestones: tuple = setting((30.0, 60.0), ASCENDING, "for multi_step: when it drops")
-    gamma: float = setting(0.1, within(0, 1), "for multi_step: what a drop multiplies by")
+    warmup: float = setting(0.0, at_least(0), "length of the linear warm-up")
+    warmup_from: float = setting(0.0, within(0, 1), "warm-up starts at this share of the peak")
+    cooldown: float = setting(0.0, at_least(0), "length at the final learning rate")
+    final: float = setting(0.0, within(0, 1), "decay ends at this share of the peak")
+    power: float = setting(2.0, above(0), "for polynomial: exponent of the decay")
+    milestones: tuple = setting((30.0, 60.0), ASCENDING, "for multi_step: when the rate drops")
+    gamma: float = setting(0.1, within(0, 1), "for multi_step: factor of each drop")
     batch_scaling: str = setting(
         "none",
         one_of("none", "linear", "sqrt"),
-        "the peak times train.batch_size / base_batch_size, or the square root of that",
+        "scale the peak by train.batch_size / base_batch_size (linear), or by its square root (sqrt)",
     )
     base_batch_size: int = setting(
-        256, at_least(1), "the batch size that learning_rate is meant for"
+        256, at_least(1), "batch size for which optimizer.learning_rate is given"
     )
     drop_rates: str = setting(
         "constant",
         one_of("constant", "linear", "early", "late"),
-        "model.dropout and model.drop_path over the run: as they are, rising from 0, or only before or only "
-        "after drop_until",
+        "schedule of model.dropout and model.drop_path: constant, linear from 0 to their values over the run, "
+        "early (0 from drop_until on) or late (0 until drop_until)",
     )
     drop_until: float = setting(
-        0.0, at_least(0), "for drop_rates=early and late: when dropping ends, or begins"
+        0.0, at_least(0), "for drop_rates=early: when dropout ends; for late: when it begins"
     )
 
 
@@ -68,9 +70,9 @@ def learning_rate(
     cooldown_steps: int = 0,
     milestones: tuple[int, ...] = (),
 ) -> optax.Schedule:
-    """Return the learning rate by step (from 0): a linear rise to the peak, the chosen shape, a level end.
+    """Return the learning rate by step, from 0: linear warm-up, decay by `section.name`, constant cooldown.
 
-    With t the share of the fall that is over, and f the share of the peak that it ends on:
+    As a share of the peak, with t from 0 to 1 over the decay, and f = `section.final`:
 
         cosine       f + (1 - f) (1 + cos(pi t)) / 2
         linear       f + (1 - f) (1 - t)
@@ -78,12 +80,12 @@ def learning_rate(
         multi_step   gamma^(milestones passed)
 
     Args:
-      section: shape, and the share of the peak that it starts from and ends on.
+      section: the settings.
       peak: the largest learning rate.
       total_steps: updates of the run.
-      warmup_steps: of the linear rise.
-      cooldown_steps: of the level end.
-      milestones: steps at which multi_step drops.
+      warmup_steps: updates of the linear warm-up.
+      cooldown_steps: updates at the final learning rate.
+      milestones: steps at which the rate drops, for multi_step.
 
     Source: warm-up, Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2; cosine, Loshchilov and Hutter
     2017, "SGDR", equation 5; triangle, Smith 2017, "Cyclical learning rates".
@@ -107,16 +109,16 @@ def learning_rate(
 
 
 def drop_factor(section: Schedule, *, total_steps: int, drop_until: int) -> optax.Schedule:
-    """Return the factor of dropout's and stochastic depth's rates by step (from 0), between 0 and 1.
+    """Return the factor on the rates of dropout and stochastic depth by step, from 0; between 0 and 1.
 
-        constant     1, a float: rates stay numbers of the compiled program
-        linear       step / (steps of the run - 1)
+        constant     1, a Python float: the rates stay constants of the compiled program
+        linear       step / (total_steps - 1)
         early        1 before step `drop_until`, then 0
         late         0 before step `drop_until`, then 1
 
-    All but constant give a float32 scalar, computed in the compiled step where its step is.
+    All but constant return a float32 scalar, computed inside the compiled step from its step.
 
-    Source: linear, Tan and Le 2021, "EfficientNetV2", algorithm 1, of each step instead of a few stages; early and
+    Source: linear, Tan and Le 2021, "EfficientNetV2", algorithm 1, at each step instead of a few stages; early and
     late, Liu et al. 2023, "Dropout reduces underfitting", section 4.
     """
     last = max(1, total_steps - 1)
@@ -129,6 +131,6 @@ def drop_factor(section: Schedule, *, total_steps: int, drop_until: int) -> opta
 
 
 def constant(step: jax.Array) -> float:
-    """Is the schedule of what does not change."""
+    """Return 1.0: the constant schedule."""
     del step
     return 1.0

@@ -1,1 +1,1 @@
-"""State, step, feed, checkpoint, writers, and the loop that reads as prose."""
+"""Training: the state, the compiled step, the feeds, the run folder, and the training loop."""

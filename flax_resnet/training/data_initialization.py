@@ -1,4 +1,4 @@
-"""A layer that is made of the training images, before the first step."""
+"""Initialization of a network from training images, before the first step."""
 
 import dataclasses
 from typing import Any
@@ -19,12 +19,12 @@ from flax_resnet.training.state import TrainState
 def initialize_from_data(
     state: TrainState, model: DataInitializedNetwork, feed: Feed, config: Config, mesh: Mesh
 ) -> TrainState:
-    """Return a state whose network has seen the images of the first training batch, as before augmentation.
+    """Return the state with the network initialized from the first training batch, without augmentation.
 
     Args:
-      state: freshly initialised.
+      state: the freshly initialised state.
       model: the network.
-      feed: of the training split.
+      feed: the feed of the training split.
       config: the configuration.
       mesh: the devices.
     """
@@ -36,11 +36,11 @@ def initialize_from_data(
         return model.data_statistics(evaluation_images(images, config.augment))
 
     compiled = jax.jit(statistics, out_shardings=sharding.replicated(mesh))
-    found = np.asarray(compiled(feed.data, next(iter(feed.training(0, 1)))))
+    measured = np.asarray(compiled(feed.data, next(iter(feed.training(0, 1)))))
 
     def initialized(batch_stats: Any) -> Any:
-        new = model.initialized(jax.device_get(batch_stats), found)
-        new = multihost_utils.broadcast_one_to_all(new)  # other processors may round otherwise
+        new = model.initialized(jax.device_get(batch_stats), measured)
+        new = multihost_utils.broadcast_one_to_all(new)  # rounding may differ between hosts
         return jax.tree.map(lambda leaf, old: jax.device_put(leaf, old.sharding), new, batch_stats)
 
     ema = state.ema

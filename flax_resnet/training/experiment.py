@@ -1,4 +1,4 @@
-"""An experiment: what a configuration comes to for its data, before anything is compiled or written."""
+"""An experiment: data, plan, network and optimizer of a configuration, before compilation and any writes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -25,8 +25,8 @@ class Splits(NamedTuple):
 
     Attributes:
       train: the training split.
-      eval: the evaluation split, of the same classes.
-      sampler: which training example stands at which position.
+      eval: the evaluation split, with the same classes.
+      sampler: the order of the training examples.
     """
 
     train: Source
@@ -41,16 +41,16 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a configuration comes to for its data; see `build_experiment`.
+    """Everything that a configuration and its data determine; see `build_experiment`.
 
     Attributes:
-      config: the configuration, complete.
+      config: the configuration, without open settings.
       splits: the data.
-      plan: its steps.
+      plan: the steps of the run.
       mesh: the devices.
       model: the network.
-      optimizer: of its parameters.
-      abstract_state: shapes and dtypes of the training state, on the devices of the mesh.
+      optimizer: the optimizer of the network's parameters.
+      abstract_state: shapes, dtypes and shardings of the training state.
     """
 
     config: Config
@@ -62,29 +62,29 @@ class Experiment:
     abstract_state: TrainState
 
     def check(self) -> None:
-        """Raise every mistake that can be known before the start. Raises ConfigError."""
+        """Raise ConfigError for errors that can be found before training starts."""
         sharding.check_batch(self.mesh, self.config.train.batch_size, "train.batch_size")
         microbatches_of(self.config, self.mesh)
         for size in {size for _, size in self.plan.sizes}:
             check_training(self.config, self.model, self.abstract_state, size)
 
     def summary(self) -> str:
-        """Return the plan in a few lines for a person."""
+        """Format the plan as a few lines for printing."""
         examples = self.splits.sampler.epoch_size
         resident = self.config.keeps_resident(examples, self.config.data.train_crop)
         return describe(self.config, self.plan, self.abstract_state, resident=resident)
 
 
 def build_experiment(config: Config, splits: Splits) -> Experiment:
-    """Return the experiment of a configuration; nothing is compiled or written.
+    """Return the experiment of a configuration. Nothing is compiled or written.
 
     Args:
-      config: the configuration, complete: what it left open, pretrained weights have filled in.
-      splits: as `open_splits` returns them.
+      config: the configuration; `adopted` has filled its open settings from pretrained weights.
+      splits: the data, from `open_splits`.
 
     Raises:
-      ConfigError: network, optimizer or plan make no sense, or not for these data.
-      DataError: there are fewer examples than a batch.
+      ConfigError: the network, the optimizer or the plan is invalid, or does not fit the data.
+      DataError: the evaluation split is empty.
     """
     plan = make_plan(
         config,
@@ -93,7 +93,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         num_classes=len(splits.class_names),
     )
     mesh = sharding.make_mesh()
-    padded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads, so any size will do
+    padded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads its batches anyway
     plan = dataclasses.replace(plan, eval_batch_size=padded)
     model = build_model(config, plan.num_classes)
     optimizer = planned_optimizer(config, plan, model)
@@ -109,12 +109,12 @@ def open_splits(
 
     Args:
       config: the configuration.
-      train_source: with ``data.source='python'``, the examples to train on.
-      eval_source: with ``data.source='python'``, the examples to evaluate on.
+      train_source: the training examples; only with ``data.source='python'``.
+      eval_source: the evaluation examples; only with ``data.source='python'``.
 
     Raises:
-      ConfigError: sources are given for another `data.source`, or are missing.
-      DataError: a dataset or split is unknown, absent or empty, or the classes of the two splits differ.
+      ConfigError: `data.source` is "python" and a source is missing, or it is not and a source is passed.
+      DataError: a dataset or split is unknown, missing or empty, or the classes of the two splits differ.
     """
     from_python = config.data.source == "python"
     if any((source is not None) != from_python for source in (train_source, eval_source)):
@@ -131,7 +131,7 @@ def open_splits(
 
 
 def make_sampler(source: Source, config: Config) -> EpochSampler:
-    """Return the order in which a configuration goes through the training examples."""
+    """Return the sampler of the training examples for a configuration."""
     data, size = config.data, len(source)
     used = max(1, round(data.fraction * size))
     return EpochSampler(

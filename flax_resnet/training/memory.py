@@ -1,14 +1,14 @@
-"""A machine's memory: how much is left, and that a step's temporaries are allocated once.
+"""Host memory: the amount available, and the reuse of memory between training steps on CPU.
 
-A training step allocates its temporaries anew each time, hundreds of megabytes of them. glibc maps such blocks and
-unmaps them when they are freed, so that every step waits for the kernel to zero its pages again: filling 51 MB took
-15 ms, and 0.7 ms where the memory was kept in large pages (two cores of an AMD EPYC, virtual machine).
+Each training step allocates hundreds of megabytes of temporaries. By default glibc maps such blocks and unmaps them
+when they are freed, so in every step the kernel zeroes the pages again. Filling 51 MB took 15 ms, and 0.7 ms when
+the memory was kept in large pages (two cores of an AMD EPYC, virtual machine).
 
-JAX allocates a step's temporaries when it is dispatched, and may free those of the step before later than that:
-then there are two sets of them. A request is a little larger than its block, for alignment, so that the next set
-does not fit into the hole that one of two leaves, and glibc takes new memory. Waiting for each step leaves one
-set: ResNet-50 at batch 8 trains in 2.9 GB instead of 7.8, and takes none after its first step, where it did in
-six of them (docs/cpu.md).
+JAX allocates a step's temporaries at dispatch, which may be before it frees those of the previous step. Then two
+sets exist at once. For alignment, a request is a little larger than its block. So the next set does not fit into
+the hole that a freed set leaves, and glibc takes new memory. If the host waits for each step, only one set exists:
+ResNet-50 at batch 8 trains in 2.9 GB instead of 7.8 GB, and takes no new memory after its first step; without the
+wait, it took new memory in six steps (docs/cpu.md).
 """
 
 import ctypes
@@ -23,8 +23,8 @@ MADV_HUGEPAGE = 14
 MIB = 2**20
 HUGE_PAGE = 2 * MIB
 
-# Of control groups without and with controllers, versions 2 and 1: where they are, and the files and line that tell
-# limit, use, and how much of it are files' pages that the kernel would drop.
+# Control groups by controller: "" is version 2, "memory" version 1. Each has its folder, the files of its limit and
+# its usage, and the field in memory.stat that counts the file pages that the kernel can drop.
 GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": (
@@ -40,20 +40,20 @@ ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")  # device files 
 
 
 def available(root: pathlib.Path = pathlib.Path("/")) -> int:
-    """Returns the bytes that Linux has left for this process; elsewhere no limit.
+    """Return the bytes of memory available to this process on Linux; elsewhere `sys.maxsize`.
 
-    The least of what is left of the machine, and of the limits of the control groups that the process is in: a
-    container's, or a job's of a cluster.
+    This is the minimum of the machine's free memory and the free memory of the process's control groups, such as
+    those of a container or a cluster job.
 
     Args:
-      root: where proc/ and sys/ are.
+      root: the folder that holds proc/ and sys/.
     """
     left = [1024 * _field(root / "proc/meminfo", "MemAvailable:", sys.maxsize)]
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         for name in GROUPS.keys() & set(controllers.split(",")):
             top, *files = GROUPS[name]
-            own = root / top / path.lstrip("/")  # in a container perhaps a path of the host's
+            own = root / top / path.lstrip("/")  # in a container this may be a path of the host
             above = (folder for folder in own.parents if folder.is_relative_to(root / top))
             left += [_left(folder, *files) for folder in (own, *above)]
     return min(left)
@@ -62,7 +62,7 @@ def available(root: pathlib.Path = pathlib.Path("/")) -> int:
 def _left(group: pathlib.Path, limit: str, used: str, cache: str) -> int:
     try:
         most, now = (int((group / name).read_text()) for name in (limit, used))
-    except (OSError, ValueError):  # there is no such group, or it says "max"
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
         return sys.maxsize
     return max(0, most - now + _field(group / "memory.stat", cache, 0))
 
@@ -80,30 +80,30 @@ def _lines(file: pathlib.Path) -> list[str]:
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX will compute on the CPU: it was told to, or there is nothing else."""
+    """Return whether JAX will compute on the CPU: JAX_PLATFORMS is "cpu", or there is no accelerator."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" or not any(any(DEVICES.glob(name)) for name in ACCELERATORS)
 
 
 @functools.cache
 def prepare_cpu() -> bool:
-    """Makes a process that computes on the CPU hold one step's temporaries, and keep them.
+    """Reuse the memory of a step's temporaries when computing on the CPU.
 
-    To be called before JAX computes, as it reads the setting when it starts the CPU.
+    Call this before JAX computes anything: JAX reads the setting when it initializes the CPU backend.
 
-    Calls of compiled functions wait for their results, where their arguments are there. Of glibc, freed blocks
-    stay in one heap: no mmap, no trimming, no arenas of single threads; as much as half the machine's memory is
-    marked for large pages before it is used. Elsewhere than under glibc, memory is given back as the system's
-    library does it.
+    - JAX: calls of compiled functions block until their results are ready (no asynchronous dispatch).
+    - glibc: freed blocks stay in one heap, without mmap, trimming or per-thread arenas. Up to half the machine's
+      memory is marked for large pages before its first use.
+    - Other C libraries: unchanged.
 
     Returns:
-      Whether freed memory is kept.
+      Whether the process keeps freed memory.
     """
-    kept = _keep_freed()
+    keeps_freed = _keep_freed()
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return kept
+    return keeps_freed
 
 
 def _keep_freed() -> bool:
@@ -123,7 +123,7 @@ def _keep_freed() -> bool:
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    if block := libc.malloc(size):  # addresses only: no page is there before it is written
+    if block := libc.malloc(size):  # reserves addresses only; pages exist after the first write
         start = -(-block // HUGE_PAGE) * HUGE_PAGE
         libc.madvise(start, (block + size - start) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
         libc.free(block)

@@ -1,4 +1,4 @@
-"""How many images' gradient is computed at once: the whole batch, a number, or as many as memory holds."""
+"""The microbatch size: the whole batch, a fixed number, or the largest size that fits in memory."""
 
 import logging
 import math
@@ -17,15 +17,15 @@ from flax_resnet.training import memory
 
 log = logging.getLogger("flax_resnet")
 
-# Share of the memory: the rest goes to what no analysis counts, such as convolutions' workspace.
+# Usable share of the memory. XLA's analysis misses the rest, such as the workspace of convolutions.
 USABLE = 0.9
 
 
 def microbatches_of(config: Config, mesh: Mesh) -> int | None:
-    """Return into how many microbatches `train.microbatch_size` divides a batch; None for "auto".
+    """Return the number of microbatches per batch that `train.microbatch_size` gives; None for "auto".
 
     Raises:
-      ConfigError: it does not divide the batch, or the devices or groups not it.
+      ConfigError: the size does not divide the batch, or is no multiple of the devices or normalisation groups.
     """
     train, text = config.train, config.train.microbatch_size
     if text == "auto":
@@ -44,35 +44,35 @@ def _divides(config: Config, mesh: Mesh, size: int) -> bool:
 
 
 def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
-    """Return the least number of microbatches, a power of two, whose compiled step fits into memory.
+    """Return the smallest number of microbatches, a power of two, with a compiled step that fits in memory.
 
     Args:
       config: the configuration.
       mesh: the devices.
-      lower: number of microbatches -> the training step, lowered.
+      lower: number of microbatches -> the lowered training step.
 
     Raises:
-      ConfigError: not even the smallest does.
+      ConfigError: not even the smallest microbatch fits.
     """
     count, size, limit = 1, config.train.batch_size, USABLE * -_most(-available_memory())
     while True:
         need = _most(_need(lower(count)) * (len(mesh.local_devices) if _shared() else 1))
-        told = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
+        usage = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
         if need <= limit:
-            log.info("microbatch: %d images, %s", size // count, told)
+            log.info("microbatch: %d images, %s", size // count, usage)
             return count
-        log.info("microbatch: %d images would take %s", size // count, told)
+        log.info("microbatch: %d images would take %s", size // count, usage)
         if size % (2 * count) or not _divides(config, mesh, size // (2 * count)):
             raise ConfigError(
                 f"train.microbatch_size='auto': even {size // count} images, the fewest that {mesh.size} devices "
-                f"and model.norm_groups={config.model.norm_groups} divide, take {told}: a smaller data.image_size "
-                "or model, or model.remat='block'"
+                f"and model.norm_groups={config.model.norm_groups} divide, take {usage}: use a smaller "
+                "data.image_size or model, or model.remat='block'"
             )
         count *= 2
 
 
 def _most(amount: float) -> float:
-    """Returns the most of all processes' amounts, so that all choose alike."""
+    """Return the maximum over all processes, so that all processes make the same choice."""
     if jax.process_count() == 1:
         return amount
     return float(multihost_utils.process_allgather(np.float32(amount)).max())
@@ -81,31 +81,30 @@ def _most(amount: float) -> float:
 def _need(lowered: Any) -> float:
     try:
         return needed_memory(lowered.compile())
-    except (
-        jax.errors.JaxRuntimeError
-    ) as error:  # where what is tried out while compiling does not fit
+    except jax.errors.JaxRuntimeError as error:
+        # Compilation runs trial kernels, which may not fit in memory.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return math.inf
 
 
 def needed_memory(compiled: Any) -> int:
-    """Returns the bytes that a compiled function takes on each device."""
-    found = compiled.memory_analysis()
+    """Return the bytes of memory that a compiled function takes on each device."""
+    analysis = compiled.memory_analysis()
     return (
-        found.temp_size_in_bytes
-        + found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
     )
 
 
 def _shared() -> bool:
-    return jax.default_backend() == "cpu"  # where all devices are one machine's memory
+    return jax.default_backend() == "cpu"  # all CPU devices share the machine's memory
 
 
 def available_memory() -> int:
-    """Returns the bytes that a GPU gives to JAX, or that the machine has left for this process."""
+    """Return the bytes available to JAX: a GPU's limit, or on CPU the free memory of the machine."""
     if _shared():
         return memory.available()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]

@@ -1,4 +1,4 @@
-"""The plan of a run in words, as it is shown before the run and by --dry_run."""
+"""The text of a run's plan, printed before training and by --dry_run."""
 
 import jax
 
@@ -13,7 +13,7 @@ from flax_resnet.training.state import TrainState, compute_dtype
 
 
 def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
-    """Returns the plan as a few lines for a person; `resident` says whether the training set stays decoded."""
+    """Format the plan as a few lines of text; `resident`: whether the decoded training set stays on the device."""
     data = config.data
     where = {"tfds": data.name, "python": "sources from Python"}.get(data.source, data.path)
     sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
@@ -65,7 +65,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
 
 
 def loss_terms(config: Loss, distill: Distill) -> list[str]:
-    """Names the loss, with what it is told."""
+    """Describe the loss and its settings."""
     name = {"softmax": "softmax cross-entropy", "sigmoid": "binary cross-entropy of each class"}
     sigmoid = config.name == "sigmoid"
     rows = [
@@ -86,11 +86,13 @@ def loss_terms(config: Loss, distill: Distill) -> list[str]:
 
 
 def optimizer_terms(section: Optimizer) -> list[str]:
-    """Names the optimizer, with what it is told."""
+    """Describe the optimizer and its settings."""
     form = "coupled" if decays_coupled(section) else "decoupled"
     with_momentum = section.name not in ("lamb", "adamw")
     rates = _rule_terms(section.learning_rate_rules)
-    thaws = ", ".join(f"{pattern or 'all'} at {start:g}" for pattern, start in section.unfreeze_at)
+    unfreezing = ", ".join(
+        f"{pattern or 'all'} at {start:g}" for pattern, start in section.unfreeze_at
+    )
     decaying = _rule_terms(section.weight_decay_rules) or "of all"
     rows = [
         (True, section.name),
@@ -105,7 +107,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
             f"weight decay {section.weight_decay:g} ({form}; {decaying})",
         ),
         (rates, f"learning rate of {rates}"),
-        (thaws, f"learning begins for {thaws}"),
+        (unfreezing, f"learning begins for {unfreezing}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
         (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
         (section.agc, f"clipped to {section.agc:g} of each unit's weights"),
@@ -118,7 +120,7 @@ def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
 
 
 def ema_terms(section: Ema) -> list[str]:
-    """Says what mean of the weights is kept."""
+    """Describe the moving average; [] without one."""
     if not section.decay:
         return []
     rises = (
@@ -135,7 +137,7 @@ def ema_terms(section: Ema) -> list[str]:
 
 
 def schedule_terms(config: Config, plan: Plan) -> list[str]:
-    """Says what the learning rate does over the run."""
+    """Describe the learning rate over the run."""
     schedule, peak = config.schedule, plan.peak_learning_rate
     falls = schedule.name in ("cosine", "linear", "polynomial")
     scaled = (
@@ -164,7 +166,7 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
 
 
 def drop_words(config: Config, plan: Plan) -> str:
-    """Says what the rates of dropping do over the run, where they are not constant."""
+    """Describe the rates of dropout and stochastic depth over the run; they must not be constant."""
     return {
         "linear": f"rates rise from 0 over the {plan.total_steps:,} steps",
         "early": f"in the first {plan.drop_until:,} steps only",
@@ -173,7 +175,7 @@ def drop_words(config: Config, plan: Plan) -> str:
 
 
 def augmentations(config: Augment) -> list[str]:
-    """Names the operations that are on, with what they are told."""
+    """Describe the enabled augmentations and their settings."""
     jitter = ("brightness", "contrast", "saturation", "hue")
     mixing = f"{config.mix_mode}, probability {config.mix_prob:g}"
     rows = [

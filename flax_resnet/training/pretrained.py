@@ -1,4 +1,4 @@
-"""Weights made elsewhere, as the variables of a network: by timm's name, or from a file."""
+"""Pretrained weights as the variables of a network: from timm's hub, a weights file, or a run folder."""
 
 import dataclasses
 import logging
@@ -30,7 +30,7 @@ from flax_resnet.weights.opening import SUFFIXES, Weights, network_of, open_weig
 
 log = logging.getLogger("flax_resnet")
 
-# Options that are no part of a network's shape, or that the description holds elsewhere.
+# Options that do not change the network's shape, or that the description holds elsewhere.
 SEPARATE = (
     "drop_path",
     "dropout",
@@ -44,7 +44,7 @@ SEPARATE = (
 
 
 def described(config: Config, model: Network, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns network, classes and preprocessing of a run in timm's words: what `from_config` reads."""
+    """Return network, classes and preprocessing of a run with timm's keys, as `from_config` reads them."""
     data, size = config.data, config.data.image_size
     whole = data.eval_crop == "resize"
     return {
@@ -67,7 +67,7 @@ def described(config: Config, model: Network, class_names: Sequence[str]) -> dic
 
 
 def open_run(path: str | pathlib.Path) -> Weights:
-    """Reads the weights of a run's last checkpoint, as a file of them would hold them."""
+    """Read the weights of a run's last checkpoint, in the form of a weights file."""
     run = load_run(path)
     variables = unstack_blocks(jax.device_get(run.best_variables()))
     about = from_config(described(run.config, run.model, run.class_names))
@@ -77,15 +77,15 @@ def open_run(path: str | pathlib.Path) -> Weights:
 def open_pretrained(
     config: Config, keys: tuple[str, str] = ("model.pretrained", "model.name")
 ) -> Weights:
-    """Reads the weights that `model.pretrained` names: a run's, a file's, or timm's.
+    """Read the weights that `model.pretrained` names: a run folder, a weights file, or timm's weights.
 
     Args:
-      config: whose section `model` names weights, and their network or "" for what a run or a JSON file beside
-        them says.
-      keys: what errors call the two.
+      config: the configuration. `model.name` is the network of the weights, or "" to take it from the run or from
+        the JSON file beside the weights file.
+      keys: the names of the two settings in error messages.
 
     Raises:
-      ConfigError: they are of another network than `model.name`.
+      ConfigError: the weights belong to another network than `model.name`.
       UserError: there are no such weights.
     """
     (key, name_key), name, text = keys, config.model.name, config.model.pretrained
@@ -120,10 +120,14 @@ def open_pretrained(
 
 
 def adopted(config: Config, source: Pretrained | Config) -> Config:
-    """Takes what the configuration leaves open from weights, or, to resume a run, from what it had taken.
+    """Return the configuration with its open settings filled in.
 
-    That is the network, with its options, where `model.name` is empty; `data.image_size` where it is 0; and
-    `augment.mean` and `augment.std` where they are empty.
+    Open settings are the network and its options if `model.name` is empty, `data.image_size` if it is 0, and
+    `augment.mean` and `augment.std` if they are empty.
+
+    Args:
+      config: the configuration.
+      source: the description of pretrained weights; or, to resume a run, its stored configuration.
     """
     model, data, augment = config.model, config.data, config.augment
     if isinstance(source, Config):
@@ -138,29 +142,32 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
         unset = dataclasses.asdict(Model(name=""))
         own = {k: v for k, v in dataclasses.asdict(model).items() if v != unset[k]}
         model = Model(**{**options, **own})
-    whole = dataclasses.replace(
+    filled = dataclasses.replace(
         config,
         model=model,
         data=dataclasses.replace(data, image_size=data.image_size or size),
         augment=dataclasses.replace(augment, mean=augment.mean or mean, std=augment.std or std),
     )
-    return freeze(dataclasses.asdict(whole))
+    return freeze(dataclasses.asdict(filled))
 
 
 def is_file(text: str) -> bool:
-    """Whether a text names a file of weights rather than weights of the hub."""
+    """Return whether a text names a weights file, not weights of the hub."""
     return text.endswith(SUFFIXES) or pathlib.Path(text).expanduser().is_file()
 
 
 def is_path(text: str) -> bool:
-    """Whether a text names a place, where a run or a file is or should be, rather than weights of the hub."""
+    """Return whether a text is the path of a run folder or weights file, existing or not, not a name of the hub."""
     return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
 def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[str, Any]:
-    """Returns the weights as variables of the network; shapes alone for a head of other classes.
+    """Return the weights as variables of the network; only shapes for a head with another number of classes.
 
-    Says where their preprocessing is not the configured one. Raises WeightsError.
+    Logs a warning if the weights were trained with another normalisation than the configured one.
+
+    Raises:
+      WeightsError: the weights do not fit the network.
     """
     (tensors, about), text, augment = weights, config.model.pretrained, config.augment
     variables = fill(
@@ -179,11 +186,11 @@ def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[st
 
 
 def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:
-    """Puts variables into a fresh state, which keeps what they are only shapes of."""
+    """Copy weights into a fresh state; leaves given only as shapes keep their fresh initialization."""
 
     def chosen(new: Any, fresh: jax.Array) -> jax.Array:
-        whole = sharding.replicated(mesh)
-        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, whole)
+        replicated = sharding.replicated(mesh)
+        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, replicated)
 
     own = {"params": state.params, "batch_stats": state.batch_stats}
     filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}

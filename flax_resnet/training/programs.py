@@ -25,11 +25,11 @@ class Programs:
     """The compiled functions of a run.
 
     Attributes:
-      train_step: the updates of a call.
-      eval_step: the sums of an evaluation batch.
-      measure_statistics: as `make_statistics_measurement` makes it, or None.
-      microbatches: into how many a batch is divided.
-      data: of the training step: the feed's, and the teacher's variables.
+      train_step: computes the updates of a call.
+      eval_step: computes the sums of an evaluation batch.
+      measure_statistics: the result of `make_statistics_measurement`, or None if `ema.bn_batches` is 0.
+      microbatches: number of microbatches per batch.
+      data: the training step's `data` argument: the feed's data, and the teacher's variables.
     """
 
     train_step: TrainStep
@@ -48,18 +48,19 @@ def make_programs(
     microbatches: int | None,
     teacher: Teacher | None,
 ) -> Programs:
-    """Return the compiled functions of a run; those of calls of several shapes are compiled here.
+    """Return the compiled functions of a run. If its calls have several shapes, all are compiled here.
 
     Args:
-      experiment: what is trained.
-      train_feed: of the training split.
-      eval_feed: of the evaluation split.
-      start_step: from which step it is trained.
-      microbatches: of the run that is resumed; None for what the configuration says, or as many as fit into memory.
+      experiment: the experiment.
+      train_feed: the feed of the training split.
+      eval_feed: the feed of the evaluation split.
+      start_step: the step from which training starts.
+      microbatches: number of microbatches of a resumed run; used if `train.microbatch_size` is "auto". None: choose
+        it by the available memory.
       teacher: the teacher network, or None.
 
     Raises:
-      ConfigError: not even the smallest microbatch fits into memory.
+      ConfigError: not even the smallest microbatch fits in memory.
     """
     config, model, mesh = experiment.config, experiment.model, experiment.mesh
     drop = planned_drop_factor(config, experiment.plan)

@@ -1,4 +1,4 @@
-"""How a run ended, read off its records."""
+"""The result of a run, computed from its records."""
 
 import dataclasses
 import logging
@@ -18,13 +18,13 @@ Records = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
       step: number of updates made.
-      final_top1: share of the evaluation split, 0 to 1, at the last step.
-      best_top1: the same at the best evaluation by `train.monitor`.
-      best_step: at which that was.
+      final_top1: top-1 accuracy on the evaluation split at the last step, 0 to 1.
+      best_top1: top-1 accuracy at the best evaluation by `train.monitor`.
+      best_step: the step of that evaluation.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Result:
 
 
 def result_of(records: Records, config: Config, step: int) -> Result | None:
-    """Return the result of a run that ended at a step; None where that step was not evaluated."""
+    """Return the result of a run that ended at `step`, or None if that step was not evaluated."""
     evaluated = {r["step"]: r for r in records if r["split"] == config.data.eval_split}
     if step not in evaluated:
         return None
@@ -45,16 +45,18 @@ def result_of(records: Records, config: Config, step: int) -> Result | None:
 def finished_result(
     experiment: Experiment, restored: Restored, folder: RunFolder, scores_from: int
 ) -> Result | None:
-    """Return the result of a run whose last checkpoint is the end of its plan, or an early end; else None.
+    """Return the result of a finished run, or None if training must resume.
+
+    A run is finished if its last checkpoint is at the end of the plan, or if early stopping ended it.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment.
       restored: the last checkpoint.
-      folder: of the run.
-      scores_from: evaluations before this step do not count for an early end.
+      folder: the run folder.
+      scores_from: early stopping ignores evaluations before this step.
 
     Raises:
-      WorkdirError: the run has been trained for longer than the plan says.
+      WorkdirError: the run has been trained for longer than the plan.
     """
     config, plan = experiment.config, experiment.plan
     split, train = config.data.eval_split, config.train
@@ -89,14 +91,14 @@ def finished_result(
 def report(
     records: Records, experiment: Experiment, folder: RunFolder, start_step: int, began: float
 ) -> Result:
-    """Write summary.txt, show it, and return the result.
+    """Write summary.txt, print it, and return the result.
 
     Args:
-      records: of the run.
-      experiment: what was trained.
-      folder: of the run.
-      start_step: from which step this start trained.
-      began: of `time.perf_counter`, when it began.
+      records: the records of the run.
+      experiment: the experiment.
+      folder: the run folder.
+      start_step: the step at which this process started to train.
+      began: the value of `time.perf_counter()` at the start.
     """
     from flax_resnet.training.runs.writers import clock
 

@@ -1,8 +1,8 @@
-"""The stages of the training loop, by the names of their spans in a profile.
+"""The stages of the training loop: the names of their spans in a profile.
 
-The host waits for a batch, hands the step to the device, and then waits for the results of the call before: that is
-where a GPU's time shows. On a CPU it waits for those of the same call, and the time shows where the step is handed
-over, or there.
+The host waits for a batch ("input"), dispatches the step ("dispatch"), and waits for results ("step"). On GPU it
+waits for the results of the previous call, so the device's time appears in "step". On CPU it waits for the results
+of the same call, and the time appears in "dispatch" or "step".
 """
 
 INPUT, DISPATCH, STEP, RECORDS, EVALUATION, CHECKPOINT = STAGES = (

@@ -1,4 +1,4 @@
-"""Where a run starts: from fresh or pretrained weights, or from its last good checkpoint."""
+"""The start of a run: from fresh weights, pretrained weights, or the last good checkpoint."""
 
 import dataclasses
 import itertools
@@ -19,14 +19,14 @@ log = logging.getLogger("flax_resnet")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """The start of a run.
 
     Attributes:
       step: number of updates made before.
-      state: of the training.
-      bad_images: unreadable images known so far, and the step at which each was found.
-      microbatches: of the run that is resumed; None for what the configuration says.
-      scores_from: evaluations before this step do not count for an early stop.
+      state: the training state.
+      bad_images: {index of a known unreadable image: step at which it was found}.
+      microbatches: number of microbatches of a resumed run; None to take it from the configuration.
+      scores_from: early stopping ignores evaluations before this step.
     """
 
     step: int
@@ -40,7 +40,7 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
     """Return the start of a new run.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment.
       weights: pretrained variables, as `read_pretrained` returns them, or None.
     """
     state = initial_state(
@@ -52,12 +52,13 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
 
 
 def resumed_start(experiment: Experiment, restored: Restored, *, forced: bool) -> Start:
-    """Return the start of a run that is resumed.
+    """Return the start of a resumed run.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment.
       restored: the last good checkpoint.
-      forced: under another configuration, or on other data: what the run has learnt about itself does not hold.
+      forced: the configuration or the data may have changed (--resume=force). Discard the checkpoint's unreadable
+        images and number of microbatches, and ignore earlier evaluations for early stopping.
     """
     epoch = restored.step / experiment.plan.steps_per_epoch
     log.info("going on from checkpoint %d (epoch %.3g)", restored.step, epoch)
@@ -69,7 +70,7 @@ def resumed_start(experiment: Experiment, restored: Restored, *, forced: bool) -
 
 
 def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
-    """Raise WorkdirError where a run was trained on other data than these."""
+    """Raise WorkdirError if a run was trained on other data than `source`."""
     was, now = restored.metadata.class_names, source.class_names
     change = ""
     if was != now:
@@ -88,7 +89,7 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
 def check_teacher(
     restored: Restored, teacher: Teacher | None, name: str, folder: RunFolder
 ) -> None:
-    """Raise WorkdirError where a run has learnt from another teacher, named `name`, than this."""
+    """Raise WorkdirError if a run was trained with another teacher; `name` is the configured teacher's name."""
     if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
         raise WorkdirError(
             f"distill.teacher={name!r}: its weights are not those that workdir {folder} has learnt from: bring "

@@ -1,4 +1,4 @@
-"""What training changes from step to step, and nothing else."""
+"""The training state: everything that changes from step to step."""
 
 from functools import partial
 from typing import Any
@@ -22,15 +22,15 @@ from flax_resnet.training.step import loss_scale
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step reads and writes. Random keys are not here: they are made of seed and step.
+    """Everything that a step reads and writes. Random keys are derived from seed and step, so they are not stored.
 
     Attributes:
       step: int32 scalar, number of updates made.
       params: weights, at least float32.
       batch_stats: running statistics, at least float32; empty without batch normalisation.
-      opt_state: of the optimizer, such as the momentum.
-      ema: running mean of params and batch_stats, by these names; {} where none is kept.
-      loss_scale: as loss_scale.py has it; {} but for float16.
+      opt_state: state of the optimizer, such as the momentum.
+      ema: moving average, {"params", "batch_stats"}; {} without one.
+      loss_scale: state of the loss scaling (loss_scale.py) for float16; otherwise {}.
     """
 
     step: jax.Array
@@ -42,20 +42,20 @@ class TrainState:
 
 
 def compute_dtype(section: Model) -> str:
-    """Returns the dtype to compute in: of "auto", bfloat16 on GPU and TPU, and float32 on CPU."""
+    """Return the compute dtype; "auto" is bfloat16 on GPU and TPU, and float32 on CPU."""
     if section.dtype != "auto":
         return section.dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def variables_by_prefix(state: TrainState) -> dict[str, dict[str, Any]]:
-    """Return {"params", "batch_stats"} by the prefix of their metrics: "", and "ema_" of a moving average."""
+    """Return {metric prefix: {"params", "batch_stats"}}; the prefix is "", and "ema_" for the moving average."""
     weights = {"": {"params": state.params, "batch_stats": state.batch_stats}}
     return weights | ({EMA: state.ema} if state.ema else {})
 
 
 def build_model(config: Config, num_classes: int) -> Network:
-    """Returns the configured network. Raises ConfigError where its options make no sense."""
+    """Return the configured network. Raises ConfigError for invalid options."""
     section = config.model
     options = section.options() | {"dtype": compute_dtype(section)}
     groups = options.pop("norm_groups", 1)
@@ -64,7 +64,7 @@ def build_model(config: Config, num_classes: int) -> Network:
     if config.ema.bn_batches and not normalises:
         raise ConfigError(
             f"ema.bn_batches={config.ema.bn_batches}: {section.name} with "
-            f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; 0 is for none"
+            f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; must be 0"
         )
     if config.schedule.drop_rates != "constant" and not (
         getattr(model, "dropout", 0.0) or getattr(model, "drop_path", 0.0)
@@ -77,8 +77,8 @@ def build_model(config: Config, num_classes: int) -> Network:
         return model
     if not normalises:
         raise ConfigError(
-            f"model.norm_scope={section.norm_scope!r}: only batch normalisation takes statistics of a "
-            f"scope, and {section.name} has norm={getattr(model, 'norm', 'none')!r}"
+            f"model.norm_scope={section.norm_scope!r}: goes with batch normalisation only, and "
+            f"{section.name} has norm={getattr(model, 'norm', 'none')!r}"
         )
     return model.clone(norm_groups=jax.device_count() if section.norm_scope == "local" else groups)
 
@@ -86,10 +86,11 @@ def build_model(config: Config, num_classes: int) -> Network:
 def initial_state(
     config: Config, model: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Returns the state that the seed gives, on every device of the mesh."""
-    # It runs once, so that it is compiled fast rather than well: XLA:CPU takes 12.5 s for the random numbers of
-    # ResNet-50's kernels at its usual level, 3, and 7.2 s at this one (for four small blocks, whose loops it writes
-    # out, 11.9 and 2.5 s). The numbers are the same on CPU, and drawn in 0.3 s either way.
+    """Return the initial state for the configured seed, replicated over the mesh."""
+    # This program runs once, so fast compilation matters more than fast code. For the random numbers of ResNet-50's
+    # kernels, XLA:CPU compiles for 12.5 s at its default level 3, and for 7.2 s at level 1. For four small blocks,
+    # whose loops it unrolls, it takes 11.9 s and 2.5 s. On CPU the numbers are the same, and drawn in 0.3 s at
+    # either level.
     init = jax.jit(
         partial(make_state, config, model, optimizer),
         out_shardings=sharding.replicated(mesh),
@@ -101,24 +102,24 @@ def initial_state(
 def make_state(
     config: Config, model: Network, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """Initialises the state, its weights drawn with the key; jit or eval_shape it."""
+    """Return the initial state with weights drawn from the key. Call it under `jax.jit` or `jax.eval_shape`."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, model.in_channels), jnp.float32)
     variables = model.init(key, image, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    kept = {"params": params, "batch_stats": batch_stats}
+    weights = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=ema.start(kept, config.ema),
+        ema=ema.start(weights, config.ema),
         loss_scale=loss_scale.start(config.model),
     )
 
 
 def check_training(config: Config, model: Network, shapes: TrainState, size: int) -> None:
-    """Raises ConfigError where the network cannot train on batches of images of `size` px; not compiled."""
+    """Raise ConfigError if the network cannot train on images of `size` px. Nothing is compiled."""
     rows = config.train.batch_size
     images = jax.ShapeDtypeStruct((rows, size, size, model.in_channels), jnp.float32)
 
@@ -133,9 +134,9 @@ def check_training(config: Config, model: Network, shapes: TrainState, size: int
 def abstract_state(
     config: Config, model: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Returns the state's shapes and dtypes, replicated over the mesh, without allocating it."""
+    """Return the state's shapes and dtypes, with the sharding that replicates it, without allocating arrays."""
     shapes = jax.eval_shape(partial(make_state, config, model, optimizer), jax.random.key(0))
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
     )

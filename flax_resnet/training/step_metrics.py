@@ -1,4 +1,4 @@
-"""Metrics of training steps: read from the device late, checked, and averaged into records."""
+"""Metrics of training steps: read from the device with a delay, checked, and averaged into records."""
 
 import math
 import time
@@ -19,38 +19,39 @@ class StepMetrics:
     """The metrics of the steps since the last record.
 
     Args:
-      updates: made before, fewer than the steps where float16 skipped some.
+      updates: number of updates made before; below the number of steps if float16 skipped some.
       batch_size: images per step.
 
     Attributes:
-      updates: made so far.
+      updates: number of updates made so far.
     """
 
     def __init__(self, updates: int, batch_size: int):
         self.updates = updates
         self._batch_size = batch_size
-        self._overflows = 0  # steps in a row
-        self._values: list[dict[str, float]] = []  # of each step since the last record
-        self._seconds: list[float] = []  # of each of these steps
-        self._unread: deque[tuple[int, dict[str, Any]]] = deque()  # first step and metrics of calls
+        self._overflows = 0  # consecutive overflows at the smallest loss scale
+        self._values: list[dict[str, float]] = []  # metrics of each step since the last record
+        self._seconds: list[float] = []  # duration of each of these steps
+        self._unread: deque[tuple[int, dict[str, Any]]] = deque()  # (first step, metrics) of calls
         self._read_at = time.perf_counter()
-        # Calls that may run while the next is dispatched. A CPU would hold the temporaries of both (memory.py).
+        # Calls that may still run when the next one is dispatched. On CPU none: the temporaries of both calls would
+        # be in memory (memory.py).
         self._running = 0 if jax.default_backend() == "cpu" else 1
 
     def add(self, step: int, on_device: dict[str, jax.Array]) -> int:
-        """Queue the metrics of a call that begins at a step, and return the step after it."""
+        """Queue the metrics of a call that begins at `step`, and return the step after the call."""
         self._unread.append((step, on_device))
         return step + on_device["loss"].size
 
     def read(self, note: Callable[[int], None], *, all_calls: bool = False) -> None:
-        """Read the metrics of the calls that must have ended, or of all calls.
+        """Read the queued metrics, except those of a call that may still run.
 
         Args:
-          note: called with each step whose metrics were read.
-          all_calls: also those that may still run: the host waits for them.
+          note: called with each step after its metrics are read.
+          all_calls: also wait for calls that still run, and read their metrics.
 
         Raises:
-          DivergedError: a loss is not finite, or the gradient overflows without end.
+          DivergedError: a loss is not finite, or the gradient overflows at the smallest loss scale.
         """
         while len(self._unread) > (0 if all_calls else self._running):
             step, on_device = self._unread.popleft()
@@ -66,7 +67,7 @@ class StepMetrics:
                 note(step + number + 1)
 
     def _check(self, step: int) -> None:
-        """Count the update, and raise DivergedError where training makes no sense any more."""
+        """Count the update, and raise DivergedError if training has diverged."""
         values = self._values[-1]
         if not math.isfinite(values["loss"]):
             raise DivergedError(f"the loss is {values['loss']} at step {step}")
@@ -89,10 +90,10 @@ class StepMetrics:
         return means | {"images_per_second": count * self._batch_size / sum(self._seconds)}
 
     def clear(self) -> None:
-        """Begin a new record."""
+        """Start a new record."""
         self._values.clear()
         self._seconds.clear()
 
     def skip_time(self, seconds: float) -> None:
-        """Leave time out of the steps' own: an evaluation, or a checkpoint."""
+        """Exclude time from the duration of steps: that of an evaluation or a checkpoint."""
         self._read_at += seconds

@@ -1,4 +1,4 @@
-"""Distillation: a network learns what another, the teacher, makes of the same augmented images."""
+"""Distillation: the teacher, a trained network, computes the targets for the same augmented images."""
 
 import dataclasses
 import functools
@@ -28,13 +28,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained network that stays as it is.
+    """A trained, frozen network.
 
     Attributes:
       model: the network.
-      scale: float32 [1, 1, 1, C]; with `offset`, turns images as the student sees them into the teacher's.
+      scale: float32 [1, 1, 1, C]. ``images * scale + offset`` converts the student's normalisation to the
+        teacher's.
       offset: float32 [1, 1, 1, C].
-      variables: {"params", "batch_stats"}; an argument of the compiled step, not a constant in it.
+      variables: {"params", "batch_stats"}; the compiled step takes them as an argument, not as a constant.
     """
 
     model: Network
@@ -44,20 +45,20 @@ class Teacher:
 
     @functools.cached_property
     def checksum(self) -> int:
-        """The CRC-32 of all that the teacher's outputs depend on beside its network."""
-        found = 0
+        """The CRC-32 of `scale`, `offset` and `variables`."""
+        checksum = 0
         for leaf in jax.tree.leaves((self.scale, self.offset, self.variables)):
-            found = zlib.crc32(np.ascontiguousarray(leaf).data, found)
-        return found
+            checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
+        return checksum
 
     def logits(self, variables: Any, images: Array) -> Array:
-        """Returns what the teacher makes, [N, K], of images [N, S, S, C] normalised for the student."""
-        seen = images * self.scale + self.offset
-        return jax.lax.stop_gradient(self.model.apply(variables, seen, train=False))
+        """Return the teacher's logits [N, K] for images [N, S, S, C] normalised for the student."""
+        normalised = images * self.scale + self.offset
+        return jax.lax.stop_gradient(self.model.apply(variables, normalised, train=False))
 
 
 def with_absolute_teacher(config: Config) -> Config:
-    """Return the configuration with an absolute path to its teacher, if it names one by a path."""
+    """Return the configuration with `distill.teacher` as an absolute path, if it is a path."""
     text = config.distill.teacher
     if not text or not is_path(text):
         return config
@@ -69,7 +70,7 @@ def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -
     """Read the configured teacher; its variables are NumPy arrays.
 
     Raises:
-      ConfigError: it has other classes, or takes images of other channels.
+      ConfigError: the teacher has other classes, or takes images with another number of channels.
       UserError: there are no such weights.
     """
     section, own = config.distill, config.augment
@@ -101,8 +102,8 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _same(theirs: Sequence[str], own: Sequence[str]) -> bool:
-    """Whether classes are the same in the same order, so far as the teacher names them."""
+    """Return whether the classes and their order match; True if the teacher's classes have no names."""
     theirs, own = tuple(theirs), tuple(own)
     unnamed = theirs in ((), tuple(map(str, range(len(theirs)))))
-    # The hub's ImageNet weights have names in words, or the like, for what datasets name by WordNet's ids.
+    # ImageNet datasets name classes by WordNet ids, but weights on the hub use words.
     return unnamed or theirs == own or own == imagenet_classes()[0]

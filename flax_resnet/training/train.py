@@ -1,4 +1,4 @@
-"""Training, from a configuration to a finished run, in the order in which it happens."""
+"""Training, from a configuration to a finished run, in the order of execution."""
 
 import logging
 import pathlib
@@ -35,24 +35,24 @@ def train(
     eval_source: Source | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result | None:
-    """Train a network, resume its training, or find that there is nothing left to do.
+    """Train a network, or resume its training. A finished run returns its result at once.
 
     Args:
-      config: what to train.
-      workdir: the run folder, made where absent (None for a dry run only). Afterwards it holds checkpoints/,
+      config: the configuration.
+      workdir: the run folder, created if absent; None only for a dry run. Afterwards it holds checkpoints/,
         config.json, metrics.jsonl, TensorBoard event files and summary.txt.
       resume: "auto" or "force"; see `RunFolder.claim`.
-      dry_run: show the plan and stop; nothing is written.
-      train_source: with ``data.source='python'``, the examples to train on, such as an `ArraySource`.
-      eval_source: the same for evaluation.
-      observers: told of every record.
+      dry_run: print the plan and return; nothing is written.
+      train_source: the training examples, such as an `ArraySource`; only with ``data.source='python'``.
+      eval_source: the evaluation examples; only with ``data.source='python'``.
+      observers: receive every record.
 
     Returns:
       The result, or None after a dry run.
 
     Raises:
-      UserError: see errors.py. Whatever was saved stays as it was.
-      Interrupted: SIGINT or SIGTERM came; the state was saved.
+      UserError: see errors.py. Saved files are unchanged.
+      Interrupted: the process received SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
     if workdir is None and not dry_run:
@@ -61,7 +61,7 @@ def train(
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
-    # What can be refused is refused before anything is compiled or written.
+    # Check everything that can be checked before anything is compiled or written.
     stored = folder.read_config() if workdir else None
     if config.model.name:
         build_model(config, config.model.num_classes or 1)
@@ -70,7 +70,7 @@ def train(
     if known := stored or (pretrained and pretrained.about):
         config = adopted(config, known)
     experiment = build_experiment(config, splits)
-    teacher = _teacher_of(experiment) if not stored else None  # of a finished run, never
+    teacher = _teacher_of(experiment) if not stored else None  # a finished run needs no teacher
     experiment.check()
     weights = read_pretrained(config, experiment.model, pretrained) if pretrained else None
     if dry_run:
@@ -90,7 +90,7 @@ def train(
         teacher = teacher or _teacher_of(experiment)
         if restored and not forced:
             check_teacher(restored, teacher, config.distill.teacher, folder)
-        folder.store_config(config)  # only now: a refused command changes nothing
+        folder.store_config(config)  # after all checks: a command that fails changes nothing
         log.info("%s", experiment.summary())
         if restored:
             start = resumed_start(experiment, restored, forced=forced)
@@ -100,7 +100,7 @@ def train(
             start = fresh_start(experiment, weights)
             if stored is not None:
                 log.info("no checkpoint yet: starting from the beginning")
-        from flax_resnet.training.trainer import build_trainer  # imports TensorFlow: seconds
+        from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
         records = trainer.run(start)

@@ -1,4 +1,4 @@
-"""The training loop: updates, records, evaluations and checkpoints, in the order in which they happen."""
+"""The training loop: updates, records, evaluations and checkpoints."""
 
 import dataclasses
 import math
@@ -34,17 +34,17 @@ from flax_resnet.training.teacher import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Trains an experiment from a start to the end of its plan; see `build_trainer`.
+    """Trains an experiment to the end of its plan; see `build_trainer`.
 
     Attributes:
-      experiment: what is trained.
+      experiment: the experiment.
       programs: the compiled functions.
-      train_feed: of the training split.
-      eval_feed: of the evaluation split.
-      folder: of the run.
-      checkpoints: of the run folder.
-      teacher_checksum: of the teacher, or None.
-      observers: told of every record.
+      train_feed: the feed of the training split.
+      eval_feed: the feed of the evaluation split.
+      folder: the run folder.
+      checkpoints: the checkpoints of the run folder.
+      teacher_checksum: the checksum of the teacher, or None.
+      observers: receive every record.
     """
 
     experiment: Experiment
@@ -57,11 +57,11 @@ class Trainer:
     observers: Sequence[Observer]
 
     def run(self, start: Start) -> list[dict[str, Any]]:
-        """Train from `start` to the last step, or to an early stop, and return all records of the run.
+        """Train from `start` to the last step or an early stop, and return all records of the run.
 
         Raises:
-          Interrupted: a signal came; the state was saved.
-          UserError: data, disk or numbers failed; whatever was saved stays as it was.
+          Interrupted: the process received a signal; the state was saved.
+          UserError: the data, the disk or the numerics failed; saved files are unchanged.
         """
         plan, programs = self.experiment.plan, self.programs
         state, step = start.state, start.step
@@ -76,7 +76,8 @@ class Trainer:
                         state, on_device = programs.train_step(state, programs.data, call)
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
-                    stopping = bool(stop)  # asked once: a signal during what follows waits a step
+                    # Read once per call: a later signal takes effect after the next call.
+                    stopping = bool(stop)
                     evaluates = step == plan.total_steps or step % plan.eval_every == 0
                     saves = stopping or step % plan.checkpoint_every == 0
                     if not (evaluates or saves):
@@ -98,23 +99,24 @@ class Trainer:
                             "from there"
                         )
                 self.checkpoints.wait()
-                if not log.has_evaluated(step):  # nothing was left to train, but this split is new
+                # No step was left to train, and the evaluation split has no record yet.
+                if not log.has_evaluated(step):
                     self._evaluate(state, step, log)
         finally:
             log.close()
         return log.records
 
     def _with_measured_statistics(self, state: TrainState, metrics: StepMetrics) -> TrainState:
-        """Measure the batch statistics of the moving average: always on the first batches of the run."""
+        """Measure the moving average's batch statistics, always on the first batches of the run."""
         if not self.programs.measure_statistics:
             return state
         with _left_out(metrics, EVALUATION):
             count = min(self.experiment.config.ema.bn_batches, self.experiment.plan.total_steps)
             calls = self.train_feed.training(0, count)
-            found = self.programs.measure_statistics(
+            batch_stats = self.programs.measure_statistics(
                 state.ema, self.train_feed.data, calls, state.step
             )
-        return dataclasses.replace(state, ema={**state.ema, "batch_stats": found})
+        return dataclasses.replace(state, ema={**state.ema, "batch_stats": batch_stats})
 
     def _evaluate(self, state: TrainState, step: int, log: "_Log") -> dict[str, float]:
         with _left_out(log.metrics, EVALUATION):
@@ -148,7 +150,7 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add to a DivergedError what was saved, and its usual causes."""
+        """Add the last good checkpoint and the usual causes to the message of a DivergedError."""
         try:
             yield
         except DivergedError as error:
@@ -162,7 +164,7 @@ class Trainer:
 
 
 class _Log:
-    """The records of a run: written, shown, and told to observers."""
+    """Writes and prints the records of a run, and passes them to the observers."""
 
     def __init__(
         self, trainer: Trainer, writer: RecordWriter, progress: Progress, metrics: StepMetrics
@@ -179,7 +181,7 @@ class _Log:
         return self._writer.records
 
     def record(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Write a record, show it, and tell the observers."""
+        """Write and print a record, and pass it to the observers."""
         epoch = step / self._trainer.experiment.plan.steps_per_epoch
         self._writer.write(step, epoch, split, values)
         self._progress.record(step, split, values)
@@ -187,14 +189,14 @@ class _Log:
             observer.on_record(step, epoch, split, values)
 
     def note(self, step: int) -> None:
-        """Move the progress bar by a step, and write the record of training when it is due."""
+        """Advance the progress bar by a step, and write the training record when it is due."""
         self._progress.advance(self.metrics.means())
         experiment = self._trainer.experiment
         if step % experiment.config.train.log_every == 0 or step == experiment.plan.total_steps:
             self.write(step)
 
     def write(self, step: int) -> None:
-        """Write the record of the training steps since the last one, if there were any."""
+        """Write a record of the training steps since the last record, if there are any."""
         if values := self.metrics.means():
             with TraceAnnotation(RECORDS):
                 rate = float(self._learning_rate(max(0, self.metrics.updates - 1)))
@@ -207,7 +209,7 @@ class _Log:
         return (step, split) in {(record["step"], record["split"]) for record in self.records}
 
     def has_stalled(self, start: Start) -> bool:
-        """Return whether `train.early_stopping` evaluations went by without a better one."""
+        """Return whether the last `train.early_stopping` evaluations brought no new best."""
         config = self._trainer.experiment.config
         train, split = config.train, config.data.eval_split
         scores = [
@@ -218,14 +220,14 @@ class _Log:
         return has_stalled(scores, train.early_stopping)
 
     def close(self) -> None:
-        """Leave the progress bar, and write out what is buffered."""
+        """Close the progress bar, and flush buffered records."""
         self._progress.close()
         self._writer.close()
 
 
 @contextmanager
 def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
-    """Give a stage its span in the profile, and leave its time out of the steps' own."""
+    """Record a stage as a span of the profile, and exclude its time from the duration of steps."""
     began = time.perf_counter()
     with TraceAnnotation(stage):
         yield
@@ -233,7 +235,7 @@ def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
 
 
 def _timed(calls: Iterable[Any]) -> Iterator[Any]:
-    """Yield from a feed, each wait a span of the profile."""
+    """Yield from a feed; record each wait as a span of the profile."""
     calls, nothing = iter(calls), object()
     while True:
         with TraceAnnotation(INPUT):
@@ -251,15 +253,15 @@ def build_trainer(
     teacher: Teacher | None,
     observers: Sequence[Observer] = (),
 ) -> tuple[Trainer, Start]:
-    """Open the feeds, compile what needs to be, and return the trainer and where it starts.
+    """Open the feeds, make the compiled functions, and return the trainer and its start.
 
     Args:
-      experiment: what is trained.
-      start: of the run; a network that must see data first is initialized here.
-      folder: of the run.
-      checkpoints: of the run folder.
+      experiment: the experiment.
+      start: the start of the run; a network that is initialized from data is initialized here.
+      folder: the run folder.
+      checkpoints: the checkpoints of the run folder.
       teacher: the teacher network, or None.
-      observers: told of every record.
+      observers: receive every record.
     """
     config, splits, mesh = experiment.config, experiment.splits, experiment.mesh
     train_feed = make_feed(

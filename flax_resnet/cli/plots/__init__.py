@@ -1,1 +1,1 @@
-"""Pictures that commands draw."""
+"""Plots drawn by the commands."""

@@ -1,4 +1,4 @@
-"""Which classes a network takes for which: the matrix as a table, a picture, and a sentence."""
+"""The confusion matrix of an evaluation, as a CSV file, a picture, or a line of text."""
 
 import csv
 import pathlib
@@ -9,11 +9,11 @@ import numpy as np
 from flax_resnet.cli import app
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
 
-NAMED, NUMBERED = 60, 20  # most classes whose names, and whose shares, a picture has room for
+NAMED, NUMBERED = 60, 20  # largest number of classes to draw with names, and with percentages
 
 
 def checked(file: str) -> pathlib.Path | None:
-    """Returns where to write the matrix, or None for the empty text. Raises ConfigError: another suffix."""
+    """Return the path to write the matrix to, or None if `file` is empty. Raises ConfigError: unknown suffix."""
     if not file:
         return None
     path = pathlib.Path(file).expanduser()
@@ -25,16 +25,16 @@ def checked(file: str) -> pathlib.Path | None:
 
 
 def write(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
-    """Writes the matrix as a table (.csv: a row per class, a column per guess) or as a picture.
+    """Write the matrix as a CSV table (a row per class, a column per prediction) or as a picture.
 
     Args:
       path: as `checked` returns it.
-      counts: [K, K], how often the class of the row was taken for that of the column.
-      names: of the K classes.
-      title: of the picture.
+      counts: [K, K], number of examples by (label, prediction).
+      names: names of the K classes.
+      title: title of the picture.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,16 +74,16 @@ def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
 
 
 def weakest(counts: np.ndarray, names: Sequence[str], most: int = 3) -> str:
-    """Returns the classes found least often, and what each is taken for most; empty where all are found always."""
+    """Describe the `most` classes of lowest accuracy, each with its most frequent mistake; "" without mistakes."""
     totals = counts.sum(axis=1)
     shares = np.diag(counts) / np.maximum(totals, 1)
-    told: list[str] = []
-    for place in np.argsort(shares, kind="stable"):
-        if totals[place] and shares[place] < 1 and len(told) < most:
-            wrong = counts[place].copy()
-            wrong[place] = 0
+    descriptions: list[str] = []
+    for label in np.argsort(shares, kind="stable"):
+        if totals[label] and shares[label] < 1 and len(descriptions) < most:
+            wrong = counts[label].copy()
+            wrong[label] = 0
             other = names[int(wrong.argmax())]
-            told.append(
-                f"{names[place]} {shares[place]:.1%} of {totals[place]:,.0f} (taken for {other})"
+            descriptions.append(
+                f"{names[label]} {shares[label]:.1%} of {totals[label]:,.0f} (taken for {other})"
             )
-    return ", ".join(told)
+    return ", ".join(descriptions)

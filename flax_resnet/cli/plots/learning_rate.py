@@ -1,4 +1,4 @@
-"""Draws what a configuration changes over a run: the learning rate, and when things happen."""
+"""Draw what a configuration changes over a run: the learning rate, unfreezing and image sizes."""
 
 import pathlib
 
@@ -11,15 +11,15 @@ POINTS = 2000  # most steps drawn
 
 
 def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
-    """Draws the learning rate over the epochs into the picture `output`.
+    """Draw the learning rate over the epochs into the picture `output`.
 
     Args:
       config: the configuration.
       output: the picture.
-      num_train: images of the training set; 0 to ask the dataset.
+      num_train: number of training images; 0 to read it from the dataset.
 
     Raises:
-      UserError: the dataset is not there, the plan makes no sense, or the picture cannot be written.
+      UserError: the dataset is missing, the plan is invalid, or the picture cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -1,9 +1,11 @@
-"""Batches for the compiled step: streamed ahead of it, or gathered inside it from a set on the device.
+"""Batches for the compiled step: streamed from the host, or gathered from a decoded split on the device.
 
-A feed yields what changes from call to call, and holds in `data` what does not; its two pure functions turn
-both into batches inside the compiled step: ``{"image": uint8 [N, S, S, 3], "label": int32 [N], "index": int32 [N],
-"mask": bool [N]}``, the global batch. With `train.steps_per_call` above 1, what it yields has a leading axis
-[steps]. Both feeds give the same bits.
+    feed.data                      arrays that stay the same in all calls
+    feed.training(...)             yields the arrays that change from call to call
+    feed.training_batch(data, x)   combines both into a batch, inside the compiled step
+
+A batch is global: ``{"image": uint8 [N, S, S, 3], "label": int32 [N], "index": int32 [N], "mask": bool [N]}``. With
+`train.steps_per_call` above 1, `training` yields arrays with a leading axis [steps]. Both feeds give the same bits.
 """
 
 import itertools
@@ -33,26 +35,26 @@ class Feed(Protocol):
     """The batches of a split.
 
     Attributes:
-      data: what does not change from call to call, on the devices; its "seed" is that of the order.
+      data: arrays on the devices that stay the same in all calls; "seed" is the seed of the order.
     """
 
     data: Batch
 
     @property
     def bad(self) -> dict[int, int]:
-        """Return the unreadable examples, and the step at which each was found."""
+        """Return {index of an unreadable example: step at which it was found}."""
 
     def training(self, start_step: int, total_steps: int) -> Iterator[Any]:
-        """Yield what changes, for each call from a step on. Raises DataError as `HostBatches` does."""
+        """Yield the input of each call, from `start_step` on. Raises DataError as `HostBatches` does."""
 
     def calls(self, start_step: int, total_steps: int) -> list[Any]:
-        """Return the shapes of what `training` yields, each once."""
+        """Return the distinct shapes of the inputs that `training` yields."""
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yield what changes for each batch of a pass over the split. Raises as `training`."""
+        """Yield the input of each batch of one pass over the split. Raises DataError as `HostBatches` does."""
 
     def training_batch(self, data: Batch, call: Any) -> Batch:
-        """Return the batch of a step; traced inside the compiled step."""
+        """Return the training batch of a step; traced inside the compiled step."""
 
     def evaluation_batch(self, data: Batch, batch: Any) -> Batch:
         """Return an evaluation batch; traced inside the compiled step."""
@@ -68,16 +70,16 @@ def make_feed(
     sizes: tuple[tuple[int, int], ...] = (),
     bad: dict[int, int] | None = None,
 ) -> Feed:
-    """Returns the configured feed of a split.
+    """Return the configured feed of a split.
 
     Args:
       source: the split.
-      sampler: its order in training, and which of its examples are used.
+      sampler: the order of the examples in training, and the examples in use.
       config: the configuration.
-      mesh: where batches go.
-      crop: how the split's images are cut; what is cut at random cannot be resident.
-      sizes: of training images: `Plan.sizes`.
-      bad: unreadable images known from a checkpoint.
+      mesh: the devices to place batches on.
+      crop: how the split's images are cropped; random crops cannot be resident.
+      sizes: sizes of the training images, as `Plan.sizes`.
+      bad: known unreadable images, from a checkpoint.
     """
     if config.keeps_resident(sampler.epoch_size, crop):
         return ResidentFeed(source, sampler, config, mesh, crop=crop, bad=bad)
@@ -87,29 +89,29 @@ def make_feed(
 def every_example(
     source: Source, config: Config, mesh: Mesh, *, batch_size: int, limit: int = 0
 ) -> Iterator[Batch]:
-    """Streams a split once, cut as for evaluation, for a pass outside a run.
+    """Return the batches of one pass over a split outside a run, with the crop of evaluation.
 
     Args:
       source: the split.
       config: the configuration.
-      mesh: where batches go.
-      batch_size: images per batch; rounded up to divide over the devices.
-      limit: most examples, the random subset that `data.limit` takes; 0 for all.
+      mesh: the devices to place batches on.
+      batch_size: images per batch; rounded up to a multiple of the number of devices.
+      limit: largest number of examples, the same random subset as for `data.limit`; 0 for all.
 
     Returns:
-      Batches as `StreamingFeed.evaluation` yields them, which raises what `HostBatches` does.
+      The batches of `StreamingFeed.evaluation`. Iterating over them raises as `HostBatches` does.
     """
     kept = min(limit, len(source))
-    order = EpochSampler(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
-    feed = StreamingFeed(source, order, config.evaluating(), mesh)
+    sampler = EpochSampler(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
+    feed = StreamingFeed(source, sampler, config.evaluating(), mesh)
     return feed.evaluation(sharding.round_up(mesh, batch_size))
 
 
 class StreamingFeed:
-    """Decodes batches on the host while the device works on the ones before.
+    """A feed that decodes batches on the host while the device works on earlier ones.
 
     Attributes:
-      data: seed uint32 [], of the order: the run's in training, 0 in evaluation.
+      data: "seed", uint32 []: the run's seed in training, 0 in evaluation.
       bad: as in `HostBatches`.
     """
 
@@ -130,11 +132,11 @@ class StreamingFeed:
 
     @property
     def bad(self) -> dict[int, int]:
-        """Returns the unreadable examples and the step at which each was found."""
+        """Return {index of an unreadable example: step at which it was found}."""
         return self._host.bad
 
     def training(self, start_step: int, total_steps: int) -> Iterator[Batch]:
-        """Yields the batches of each call: arrays [N, ...], or [steps, N, ...]; raises as `HostBatches` does."""
+        """Yield the batches of each call, arrays [N, ...] or [steps, N, ...]. Raises as `HostBatches` does."""
         train = self._config.train
         ends = [start for start, _ in self._sizes[1:]] + [total_steps]
         parts = (
@@ -159,9 +161,9 @@ class StreamingFeed:
         return self._ahead(calls, steps=True)
 
     def calls(self, start_step: int, total_steps: int) -> list[Any]:
-        """Returns the shapes of what `training` yields, each once."""
-        found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
-        kinds = dict.fromkeys((count, self._size(step)) for step, count in found)
+        """Return the distinct shapes of the inputs that `training` yields."""
+        calls = calls_of(start_step, total_steps, self._config.train.steps_per_call)
+        kinds = dict.fromkeys((count, self._size(step)) for step, count in calls)
         return [self._shapes(count, size) for count, size in kinds]
 
     def _size(self, step: int) -> int:
@@ -183,21 +185,21 @@ class StreamingFeed:
         }
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yields every example once, padded and masked to full batches; raises as `HostBatches` does."""
+        """Yield every example once; the last batch is padded, and masked. Raises as `HostBatches` does."""
         rows = sharding.local_rows(batch_size)
         batches = self._host.evaluation(self._sampler.used, batch_size=batch_size, rows=rows)
         return self._ahead(batches, steps=False)
 
     def training_batch(self, data: Any, batch: Batch) -> Batch:
-        """Returns the batch of a step inside the compiled function: it is there already."""
+        """Return `batch` unchanged: it is complete already."""
         return batch
 
     def evaluation_batch(self, data: Any, batch: Batch) -> Batch:
-        """Returns the batch, as `training_batch` does."""
+        """Return `batch` unchanged: it is complete already."""
         return batch
 
     def _ahead(self, batches: Iterable[dict[str, np.ndarray]], *, steps: bool) -> Iterator[Batch]:
-        """Places batches on the device before they are asked for."""
+        """Place `train.prefetch` batches on the device ahead of the consumer, and yield them."""
         waiting: deque[Batch] = deque()
         for batch in batches:
             waiting.append(sharding.place(batch, self._mesh, steps=steps))
@@ -207,12 +209,12 @@ class StreamingFeed:
 
 
 class ResidentFeed:
-    """Keeps the whole split on every device as uint8; order and gather are part of the compiled step.
+    """A feed that keeps the decoded split on every device; the compiled step computes the order and gathers.
 
     Attributes:
-      data: seed uint32 [], of the order; of the examples used image uint8 [n, S, S, 3], label and index int32 [n],
-        where at the place of an unreadable one stands its substitute.
-      bad: the unreadable examples, all found at step 0.
+      data: "seed", uint32 []; and for the n examples in use "image", uint8 [n, S, S, 3], "label" and "index",
+        int32 [n]. A substitute takes the row of each unreadable example.
+      bad: {index of an unreadable example: 0}; all are found at step 0.
     """
 
     def __init__(
@@ -232,27 +234,27 @@ class ResidentFeed:
         known = frozenset(self.bad)
         for index in known & set(sampler.used.tolist()):
             good = sampler.substitute(index, known)
-            place, other = np.searchsorted(sampler.used, [index, good])
+            bad_row, good_row = np.searchsorted(sampler.used, [index, good])
             for array in arrays.values():
-                array[place] = array[other]
+                array[bad_row] = array[good_row]
         self.data = _replicated({"seed": np.uint32(sampler.seed), **arrays}, mesh)
 
     def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
-        """Yields the number of each call's step: uint32 []; or of its steps: uint32 [steps]."""
+        """Yield the number of each call's step, uint32 [], or the numbers of its steps, uint32 [steps]."""
         per_call = self._config.train.steps_per_call
         for first, count in calls_of(start_step, total_steps, per_call):
             steps = np.arange(first, first + count, dtype=np.uint32)
             yield steps if per_call > 1 else steps.reshape(())
 
     def calls(self, start_step: int, total_steps: int) -> list[jax.ShapeDtypeStruct]:
-        """Returns the shapes of what `training` yields, each once."""
-        found = calls_of(start_step, total_steps, self._config.train.steps_per_call)
-        counts = dict.fromkeys(count for _, count in found)
+        """Return the distinct shapes of the inputs that `training` yields."""
+        calls = calls_of(start_step, total_steps, self._config.train.steps_per_call)
+        counts = dict.fromkeys(count for _, count in calls)
         several = self._config.train.steps_per_call > 1
         return [jax.ShapeDtypeStruct((count,) * several, np.uint32) for count in counts]
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yields place and mask of every example once, padded to full batches; the unreadable are masked."""
+        """Yield the row ("place") and "mask" of every example once; padding and unreadable examples are masked."""
         used, rows = self._sampler.used, sharding.local_rows(batch_size)
         for start in range(0, len(used), batch_size):
             place = start + np.arange(batch_size, dtype=np.int32)[rows]
@@ -261,7 +263,7 @@ class ResidentFeed:
             yield sharding.place({"place": within, "mask": mask}, self._mesh, steps=False)
 
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
-        """Gathers the batch of a step inside the compiled function."""
+        """Compute the order of a step, and gather its batch."""
         size = self._config.train.batch_size
         place = self._sampler.batch(jnp, step, size, data["seed"])
         if self._sampler.epoch_size < self._sampler.size:
@@ -269,7 +271,7 @@ class ResidentFeed:
         return self._gathered(data, place, jnp.ones(size, bool))
 
     def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
-        """Gathers an evaluation batch inside the compiled function."""
+        """Gather an evaluation batch."""
         return self._gathered(data, places["place"], places["mask"])
 
     def _gathered(self, data: Batch, place: jax.Array, mask: jax.Array) -> Batch:
@@ -282,16 +284,16 @@ class ResidentFeed:
 
 
 def _replicated(arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Places arrays on every device."""
-    whole = sharding.replicated(mesh)
+    """Place arrays on every device."""
+    replicated = sharding.replicated(mesh)
     return {
-        name: jax.make_array_from_process_local_data(whole, np.asarray(array))
+        name: jax.make_array_from_process_local_data(replicated, np.asarray(array))
         for name, array in arrays.items()
     }
 
 
 def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:
-    """Decodes the examples that are used. Raises DataError as `HostBatches` does."""
+    """Decode the examples in use into arrays. Raises DataError as `HostBatches` does."""
     count = len(used)
     arrays: dict[str, np.ndarray] = {
         "image": np.empty((count, size, size, 3), np.uint8),
@@ -303,16 +305,16 @@ def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str
     shown = sys.stderr.isatty()
     with tqdm(total=count, unit="img", desc="decoding", leave=False, disable=not shown) as bar:
         for batch in batches:
-            kept = batch["mask"]
-            place = np.searchsorted(used, batch["index"][kept])
+            mask = batch["mask"]
+            rows = np.searchsorted(used, batch["index"][mask])
             for name in ("image", "label"):
-                arrays[name][place] = batch[name][kept]
-            bar.update(int(kept.sum()))
+                arrays[name][rows] = batch[name][mask]
+            bar.update(int(mask.sum()))
     return arrays
 
 
 def calls_of(start_step: int, total_steps: int, steps_per_call: int) -> Iterator[tuple[int, int]]:
-    """Yields first step and number of steps of each call; calls end at multiples of `steps_per_call`.
+    """Yield (first step, number of steps) of each call; calls end at multiples of `steps_per_call`.
 
     >>> list(calls_of(3, 11, 4))
     [(3, 1), (4, 4), (8, 3)]
@@ -325,5 +327,5 @@ def calls_of(start_step: int, total_steps: int, steps_per_call: int) -> Iterator
 
 
 def stacked(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Joins the batches of some steps along a new leading axis."""
+    """Stack the batches of several steps along a new leading axis."""
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,4 +1,4 @@
-"""Batches on the host, as the data room decodes them; unreadable images named, counted and replaced."""
+"""Batches decoded on the host. Unreadable images are logged, counted and replaced."""
 
 import dataclasses
 import logging
@@ -16,16 +16,15 @@ log = logging.getLogger("flax_resnet")
 
 
 class HostBatches:
-    """The batches of a split, restarted at the step where an image could not be decoded.
+    """The batches of a split. If an image cannot be decoded, the step is repeated without it.
 
     Args:
       source: the split.
       config: the data section.
-      bad: what is known already to be unreadable.
+      bad: the known unreadable examples.
 
     Attributes:
-      bad: unreadable examples and the step at which each was found. It is part of what a checkpoint must hold
-        to resume exactly.
+      bad: {index of an unreadable example: step at which it was found}. Checkpoints hold it, to resume exactly.
     """
 
     def __init__(self, source: Source, config: Data, bad: dict[int, int] | None = None):
@@ -42,7 +41,7 @@ class HostBatches:
         rows: slice,
         image_size: int,
     ) -> Iterator[pipeline.Batch]:
-        """Yields some rows of the global batches from start_step on, of images of a size in pixels.
+        """Yield `rows` of the global batches from `start_step` on, with images of `image_size` pixels.
 
         Raises:
           DataError: more than `data.max_bad_images` images cannot be decoded.
@@ -69,7 +68,7 @@ class HostBatches:
     def evaluation(
         self, among: np.ndarray, *, batch_size: int, rows: slice, crop: str = ""
     ) -> Iterator[pipeline.Batch]:
-        """Yields each of these examples once, padded and masked to full batches; raises as `training`."""
+        """Yield each example of `among` once; the last batch is padded, and masked. Raises as `training`."""
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.evaluation_batches(
@@ -92,16 +91,16 @@ class HostBatches:
     def _mended(
         self, batches: Callable, candidates: Callable, start: int
     ) -> Iterator[pipeline.Batch]:
-        """Yields batches(start); where one cannot be decoded, finds out why and goes on from there."""
+        """Yield batches(start). After a decoding error, find the unreadable images and resume at the same step."""
         step, iterator = start, batches(start)
         while True:
             try:
                 batch = next(iterator, None)
             except pipeline.DECODE_ERRORS as error:
-                found = pipeline.find_bad(self._source, candidates(step))
-                if not found:  # the decoder names no image; what it says is all there is
+                unreadable = pipeline.find_bad(self._source, candidates(step))
+                if not unreadable:  # no single image fails, so the decoder's message is all we have
                     raise DataError(f"cannot read step {step}: {one_line(error)}") from error
-                self._note_bad(found, step)
+                self._note_bad(unreadable, step)
                 iterator = batches(step)
                 continue
             if batch is None:

@@ -1,7 +1,7 @@
-"""Checkpoints: arrays and their description, verified leaf by leaf when they are read.
+"""Checkpoints: arrays and their metadata, with the checksum of every array verified on reading.
 
-The only file that knows Orbax. Under ``checkpoints/STEP/`` lie ``state`` (arrays) and ``run`` (JSON:
-`RunMetadata`). The last two checkpoints and the best one are kept.
+Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays) and ``run`` (JSON of `RunMetadata`).
+The last two checkpoints and the best one are kept.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from flax_resnet.optim.metrics import score
 from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in several lines
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
 
 
 class Restored(NamedTuple):
-    """A verified checkpoint: its step, its state (or the parts that were asked for), and its description."""
+    """A verified checkpoint: its step, its state (or the requested fields of it), and its metadata."""
 
     step: int
     state: Any
@@ -37,8 +37,8 @@ class Checkpoints:
 
     Args:
       workdir: the run folder.
-      read_only: nothing is made or moved.
-      monitor: the metric that says which checkpoint is the best and is kept.
+      read_only: do not create or move any files.
+      monitor: the metric that selects the best checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, monitor: str = "top1"):
@@ -72,16 +72,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, metadata: RunMetadata) -> None:
-        """Start to write a checkpoint; training may go on meanwhile.
+        """Start to write a checkpoint; training may continue in the meantime.
 
         Args:
-          step: number of updates made; above every saved one.
+          step: number of updates made; must be above all saved steps.
           state: pytree of arrays, all finite.
-          metadata: its description; shapes, checksums and versions are filled in here.
+          metadata: metadata of the checkpoint; shapes, checksums and versions are filled in here.
 
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
-          CheckpointError: this or the write before it did not succeed.
+          CheckpointError: this write or the previous one failed.
         """
         self.wait()
         sums = checksums(state, must_be_finite=True)
@@ -105,41 +105,41 @@ class Checkpoints:
         self._pending = step
 
     def wait(self) -> None:
-        """Return once the checkpoint being written lies on disk. Raises CheckpointError if it does not."""
+        """Wait until the checkpoint being written is on disk. Raises CheckpointError if the write fails."""
         if self._pending is None:
             return
         step, self._pending = self._pending, None
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # Orbax raises whatever its writing thread met
+        except Exception as error:  # Orbax reraises any error of its writing thread
             raise CheckpointError(f"cannot write checkpoint {step}: {one_line(error)}") from error
         if step not in self._manager.all_steps():
             raise CheckpointError(f"checkpoint {step} is not in {self._folder} after its save")
 
     def metadata(self, step: int) -> RunMetadata:
-        """Read the description of a checkpoint.
+        """Read the metadata of a checkpoint.
 
         Raises:
-          CheckpointError: it cannot be read, or is not what was saved.
-          WorkdirError: another version of flax_resnet wrote it.
+          CheckpointError: the metadata cannot be read, or is corrupted.
+          WorkdirError: another version of flax_resnet wrote the checkpoint.
         """
         try:
             args = ocp.args.Composite(run=ocp.args.JsonRestore())
             return RunMetadata.from_json(self._manager.restore(step, args=args)["run"])
         except WorkdirError as error:
             raise WorkdirError(f"{self._folder}: {error}") from error
-        except Exception as error:  # a damaged checkpoint raises many types
+        except Exception as error:  # a corrupted checkpoint raises errors of many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
 
     def restore(self, step: int, abstract: Any) -> Restored:
-        """Read and verify a whole checkpoint.
+        """Read and verify a complete checkpoint.
 
         Args:
-          step: which.
+          step: the step of the checkpoint.
           abstract: pytree of ShapeDtypeStructs with shardings.
 
         Raises:
-          CheckpointError: it is damaged.
+          CheckpointError: the checkpoint is corrupted.
           WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
         """
         metadata = self.metadata(step)
@@ -149,15 +149,15 @@ class Checkpoints:
         return Restored(step, state, metadata)
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> Restored:
-        """Read and verify some fields of the state, such as `params` and `batch_stats`; no other is read.
+        """Read and verify only some fields of the state, such as `params` and `batch_stats`.
 
         Args:
-          step: which.
-          abstract: a pytree of ShapeDtypeStructs with shardings for each field.
+          step: the step of the checkpoint.
+          abstract: {field: pytree of ShapeDtypeStructs with shardings}.
 
         Raises:
-          CheckpointError: what is read is damaged.
-          WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
+          CheckpointError: a field is corrupted.
+          WorkdirError: the checkpoint holds another network, or another version of flax_resnet wrote it.
         """
         metadata, fields = self.metadata(step), tuple(f"{name}/" for name in abstract)
 
@@ -175,16 +175,16 @@ class Checkpoints:
     def _read(self, step: int, args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except Exception as error:  # truncated files raise many types
+        except Exception as error:  # truncated files raise errors of many types
             raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
 
     def restore_last_good(self, abstract: Any) -> Restored | None:
-        """Restore the newest checkpoint that is what was saved; move newer, damaged ones aside.
+        """Restore the newest intact checkpoint; move newer, corrupted ones to ``checkpoints.bad/``.
 
-        They go to ``checkpoints.bad/``: left in place, Orbax would skip saves up to their step.
+        If corrupted checkpoints stayed in place, Orbax would skip saves up to their step.
 
         Returns:
-          The checkpoint, or None where there is none.
+          The checkpoint, or None if there is none.
         """
         while steps := self.steps():
             try:
@@ -199,7 +199,7 @@ class Checkpoints:
         return None
 
     def resolve(self, checkpoint: str | int) -> int:
-        """Turn "last", "best" or a step into a step. Raises CheckpointError if there is none such."""
+        """Return the step of "last", "best" or a step. Raises CheckpointError if there is no such checkpoint."""
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self._folder} holds no checkpoint")
@@ -216,22 +216,22 @@ class Checkpoints:
         )
 
     def best(self) -> int | None:
-        """Return the step with the best evaluation among those kept, by the last one's `train.monitor`."""
-        found = {step: self.metadata(step) for step in self.steps()}
-        metrics = {step: one.metrics for step, one in found.items() if one.metrics}
+        """Return the saved step with the best evaluation, by `train.monitor` of the last checkpoint; else None."""
+        metadata = {step: self.metadata(step) for step in self.steps()}
+        metrics = {step: one.metrics for step, one in metadata.items() if one.metrics}
         if not metrics:
             return None
-        monitor = found[max(found)].config["train"]["monitor"]
+        monitor = metadata[max(metadata)].config["train"]["monitor"]
         return max(metrics, key=lambda step: score(metrics[step], monitor))
 
     def close(self) -> None:
-        """Wait for the last write and let go of the folder."""
+        """Wait for the last write, and close Orbax's manager."""
         self.wait()
         self._manager.close()
 
 
 def _check_shapes(step: int, stored: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
-    """Raise WorkdirError where arrays have other shapes: not damaged, so it must not be moved aside."""
+    """Raise WorkdirError if arrays have other shapes. Such a checkpoint is intact, so it is not moved."""
     if stored != wanted:
         odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
         raise WorkdirError(
@@ -241,7 +241,7 @@ def _check_shapes(step: int, stored: dict[str, list[int]], wanted: dict[str, lis
 
 
 def _check_sums(step: int, stored: dict[str, int], found: dict[str, int]) -> None:
-    """Raise CheckpointError where arrays are not those that were saved."""
+    """Raise CheckpointError if the checksums of arrays mismatch."""
     wrong = sorted(name for name in found.keys() | stored if found.get(name) != stored.get(name))
     if wrong:
         raise CheckpointError(
@@ -251,14 +251,14 @@ def _check_sums(step: int, stored: dict[str, int], found: dict[str, int]) -> Non
 
 
 def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
-    """Return the CRC-32 of every leaf's bytes by its path, such as ``params/conv1/kernel``.
+    """Return {path: CRC-32 of the leaf's bytes}; a path is such as ``params/conv1/kernel``.
 
     Raises:
-      DivergedError: `must_be_finite`, and a leaf is not.
+      DivergedError: `must_be_finite` is set, and a leaf is not finite.
     """
     sums = {}
     for path, leaf in jax.tree.leaves_with_path(state):
-        # Replicated over the mesh: any one device holds all of it.
+        # Arrays are replicated over the mesh, so each device holds the whole array.
         array = np.ascontiguousarray(
             leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
         )
@@ -270,7 +270,7 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
 
 
 def shapes(state: Any) -> dict[str, list[int]]:
-    """Return the shape of every leaf by its path."""
+    """Return {path: shape} of all leaves."""
     return {_name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(state)}
 
 

@@ -1,4 +1,4 @@
-"""The run folder: whether a command may use it, its config.json, its records."""
+"""The run folder: its config.json, its records, and the check that a command may use it."""
 
 import dataclasses
 import json
@@ -16,29 +16,31 @@ EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run; see `RunFolder.at`.
+    """A run folder; see `RunFolder.at`.
+
+    It holds config.json, metrics.jsonl, summary.txt, TensorBoard event files and checkpoints/.
 
     Attributes:
-      path: absolute. It holds config.json, metrics.jsonl, summary.txt, TensorBoard's files and checkpoints/.
+      path: the absolute path.
     """
 
     path: pathlib.Path
 
     @classmethod
     def at(cls, path: str | pathlib.Path) -> Self:
-        """Return the folder at a path, which may begin with ~; nothing is read or made."""
+        """Return the folder at a path, which may begin with ~. Nothing is read or created."""
         return cls(pathlib.Path(path).expanduser().resolve())
 
     def __str__(self) -> str:
         return str(self.path)
 
     def read_config(self) -> Config | None:
-        """Return the stored configuration, or None where the folder is new or empty.
+        """Return the stored configuration, or None if the folder is missing or empty.
 
         Raises:
-          WorkdirError: it is no folder, holds something other than a run, cannot be read, or another version of
-            flax_resnet wrote it.
-          ConfigError: the stored configuration is wrong.
+          WorkdirError: the path is not a folder, holds no run, cannot be read, or was written by another version of
+            flax_resnet.
+          ConfigError: the stored configuration is invalid.
         """
         file = self.path / CONFIG
         try:
@@ -61,18 +63,18 @@ class RunFolder:
         return freeze({name: section for name, section in values.items() if name != "schema"})
 
     def claim(self, config: Config, *, resume: str) -> Config | None:
-        """Make the folder this run's own, or check that it is.
+        """Claim the folder for a run: create it, or check that its configuration matches.
 
         Args:
-          config: what is to be trained.
-          resume: "auto" refuses a folder whose configuration would give another result; "force" takes it over:
-            training resumes from the last checkpoint under the new configuration.
+          config: the configuration to train.
+          resume: "auto" raises if the stored configuration gives another result. "force" skips this check; training
+            resumes from the last checkpoint under the new configuration.
 
         Returns:
-          The configuration stored before, or None in a new folder.
+          The configuration stored before, or None for a new folder.
 
         Raises:
-          WorkdirError: it cannot be written, holds something else, or another configuration.
+          WorkdirError: the folder cannot be written, or holds something else or another configuration.
         """
         stored = self.read_config()
         if stored is not None and resume != "force" and (changed := differences(stored, config)):
@@ -89,12 +91,12 @@ class RunFolder:
         return stored
 
     def store_config(self, config: Config) -> None:
-        """Write config.json whole or not at all. Raises WorkdirError."""
+        """Write config.json atomically. Raises WorkdirError."""
         values = {"schema": SCHEMA, **dataclasses.asdict(config)}
         self._replace(CONFIG, json.dumps(values, indent=2) + "\n")
 
     def read_records(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl; a last line torn by a kill is left out."""
+        """Return the records of metrics.jsonl, without an incomplete last line."""
         file = self.path / METRICS
         if not file.exists():
             return []
@@ -107,13 +109,13 @@ class RunFolder:
         return records
 
     def cut_records(self, after_step: int) -> list[dict[str, Any]]:
-        """Drop the records after a step from metrics.jsonl, and return the others. Raises WorkdirError."""
+        """Remove the records after a step from metrics.jsonl, and return the others. Raises WorkdirError."""
         records = [record for record in self.read_records() if record["step"] <= after_step]
         self._replace(METRICS, "".join(json.dumps(record) + "\n" for record in records))
         return records
 
     def append_record(self, name: str, record: dict[str, Any]) -> None:
-        """Append a line to a file of records, such as evaluations.jsonl. Raises WorkdirError."""
+        """Append a record to a file such as evaluations.jsonl. Raises WorkdirError."""
         try:
             with (self.path / name).open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -121,7 +123,7 @@ class RunFolder:
             raise self._unwritable(error) from error
 
     def write_summary(self, text: str) -> None:
-        """Write summary.txt, the mark of a finished run. Raises WorkdirError."""
+        """Write summary.txt, which marks a finished run. Raises WorkdirError."""
         self._replace(SUMMARY, text)
 
     def _replace(self, name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A run read back from its folder: parameters, statistics and their moving average, without the optimizer."""
+"""Loading of a run: its parameters, statistics and moving average, without the optimizer state."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ from flax_resnet.training.state import build_model
 
 
 class LoadedRun(NamedTuple):
-    """A checkpoint of a run, with what it was trained as.
+    """A checkpoint of a run, with its configuration, network and class names.
 
     Attributes:
       config: the configuration.
       model: the network.
       class_names: names of the classes, in the order of the logits.
-      variables: {"params", "batch_stats"}.
-      ema: the same of the moving average; {} where the run kept none.
+      variables: {"params", "batch_stats"} of the weights.
+      ema: {"params", "batch_stats"} of the moving average; {} if the run kept none.
       step: number of updates made.
     """
 
@@ -34,25 +34,25 @@ class LoadedRun(NamedTuple):
     step: int
 
     def best_variables(self, *, ema: bool = True) -> dict[str, Any]:
-        """Return {"params", "batch_stats"}: with `ema`, the moving average where the run kept one."""
+        """Return the moving average if `ema` is set and the run kept one, else the weights."""
         return self.ema if ema and self.ema else self.variables
 
 
 def is_run(path: str | pathlib.Path) -> bool:
-    """Return whether a path is that of a run folder."""
+    """Return whether a path is a run folder."""
     return (pathlib.Path(path).expanduser() / "checkpoints").is_dir()
 
 
 def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> LoadedRun:
-    """Read a checkpoint of a run, of any optimizer.
+    """Read a checkpoint of a run.
 
     Args:
       path: the run folder.
       checkpoint: "last", "best" by the run's `train.monitor`, or a saved step.
 
     Raises:
-      CheckpointError: there is no such run or checkpoint, or it is not what was saved.
-      WorkdirError: another version of flax_resnet wrote it.
+      CheckpointError: there is no such run or checkpoint, or the checkpoint is corrupted.
+      WorkdirError: another version of flax_resnet wrote the run.
     """
     folder = pathlib.Path(path).expanduser().resolve()
     if not is_run(folder):
@@ -65,15 +65,15 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
         model = build_model(config, metadata.num_classes)
         variables = abstract_variables(model, config.data.image_size)
         parts = {**variables, "ema": variables if config.ema.decay else {}}
-        found = checkpoints.restore_parts(step, parts).state
+        state = checkpoints.restore_parts(step, parts).state
     finally:
         checkpoints.close()
-    ema = found.pop("ema")
-    return LoadedRun(config, model, metadata.class_names, found, ema, step)
+    ema = state.pop("ema")
+    return LoadedRun(config, model, metadata.class_names, state, ema, step)
 
 
 def abstract_variables(model: Network, image_size: int) -> dict[str, Any]:
-    """Return shapes and dtypes of a network's `params` and `batch_stats`, replicated over the devices."""
+    """Return a network's `params` and `batch_stats` as shapes and dtypes, replicated over the devices."""
     shape = (1, image_size, image_size, model.in_channels)
     variables = jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, train=False),

@@ -1,4 +1,4 @@
-"""The description of a checkpoint: all that is needed to use its arrays, with a schema number and a checksum."""
+"""The metadata of a checkpoint: all that is needed to use its arrays, with a schema number and a checksum."""
 
 import dataclasses
 import importlib.metadata
@@ -11,30 +11,30 @@ from flax_resnet.config import Config, freeze
 from flax_resnet.errors import CheckpointError, WorkdirError
 from flax_resnet.version import __version__
 
-# Of run folders. It changes where a setting or a field is renamed; an older folder is refused in one line.
+# Schema number of run folders. Increase it when a setting or a field is renamed; reading an older folder raises.
 SCHEMA = 2
-# The last version that reads each older schema.
+# {older schema: last version that reads it}
 READERS = {1: "0.1.0"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunMetadata:
-    """What a checkpoint says beside its arrays.
+    """The metadata of a checkpoint.
 
     Attributes:
-      config: the configuration, a dict for each section.
+      config: the configuration, one dict per section.
       class_names: names of the classes, in the order of the logits.
-      num_classes: size of the logits, which may be larger.
-      num_examples: images of the training split.
-      microbatches: into how many a batch was divided.
-      teacher_checksum: CRC-32 of the teacher's variables; None without a teacher.
-      bad_images: unreadable images by index, as text, and the step at which each was found.
-      metrics: of the evaluation at this step, if there was one.
-      shapes: of every array, by its path, such as ``params/conv1/kernel``.
-      checksums: CRC-32 of every array's bytes, by its path.
-      versions: of the packages that wrote it.
-      schema: of the run folder.
+      num_classes: number of logits; may be larger than the number of class names.
+      num_examples: number of images of the training split.
+      microbatches: number of microbatches per batch.
+      teacher_checksum: CRC-32 of the teacher (`Teacher.checksum`); None without a teacher.
+      bad_images: {index of an unreadable image, as text: step at which it was found}.
+      metrics: metrics of the evaluation at this step, or None.
+      shapes: {path: shape} of all arrays; a path is such as ``params/conv1/kernel``.
+      checksums: {path: CRC-32 of the array's bytes}.
+      versions: {package: version} at the time of writing.
+      schema: schema number of the run folder.
     """
 
     config: dict[str, dict[str, Any]]
@@ -52,40 +52,40 @@ class RunMetadata:
 
     @property
     def frozen_config(self) -> Config:
-        """The configuration, checked. Raises ConfigError: it does not fit this version."""
+        """The checked configuration. Raises ConfigError if it is invalid in this version."""
         return freeze(self.config)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object that is stored, its own checksum included."""
+        """Return the JSON object to store, including its checksum."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         return {**values, "checksum": _checksum(values)}
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """Read what `to_json` returned.
+        """Read the JSON object of `to_json`.
 
         Raises:
           WorkdirError: another version of flax_resnet wrote it.
-          CheckpointError: it is not what was stored.
+          CheckpointError: it is corrupted.
         """
         if not isinstance(values, Mapping):
             raise CheckpointError("its description is not a JSON object")
         check_schema(values, "the checkpoint")
-        found = {key: value for key, value in values.items() if key != "checksum"}
-        if values.get("checksum") != _checksum(found):
+        fields = {key: value for key, value in values.items() if key != "checksum"}
+        if values.get("checksum") != _checksum(fields):
             raise CheckpointError("its description is not what was saved")
         names = {field.name for field in dataclasses.fields(cls)}
-        if missing := names ^ found.keys():
-            raise CheckpointError(f"its description does not fit: {', '.join(sorted(missing))}")
-        return cls(**{**found, "class_names": tuple(found["class_names"])})
+        if mismatch := names ^ fields.keys():
+            raise CheckpointError(f"its description does not fit: {', '.join(sorted(mismatch))}")
+        return cls(**{**fields, "class_names": tuple(fields["class_names"])})
 
 
 def check_schema(values: Mapping[str, Any], what: str) -> None:
-    """Raise WorkdirError where another version of flax_resnet wrote a run folder.
+    """Raise WorkdirError if another version of flax_resnet wrote a run folder.
 
     Args:
-      values: the JSON object, with its `schema`; 1 where it has none.
-      what: whose it is, for the message.
+      values: the JSON object; a missing `schema` counts as 1.
+      what: the file or folder, for the message.
     """
     schema = values.get("schema", 1)
     if schema == SCHEMA:
@@ -98,17 +98,17 @@ def check_schema(values: Mapping[str, Any], what: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of what a checkpoint depends on."""
-    found = {"flax_resnet": __version__}
+    """Return the installed versions of the packages that checkpoints depend on."""
+    installed = {"flax_resnet": __version__}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def _checksum(values: Mapping[str, Any]) -> int:
-    """Return the CRC-32 of a JSON object, whatever the order of its keys."""
+    """Return the CRC-32 of a JSON object, independent of the order of its keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return zlib.crc32(text.encode())

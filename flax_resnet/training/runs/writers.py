@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl (the source of truth), TensorBoard, and the person who waits."""
+"""Writers of records: metrics.jsonl (the source of truth), TensorBoard, and the terminal."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ class RecordWriter:
     """Appends records to metrics.jsonl and TensorBoard.
 
     Args:
-      folder: of the run.
-      start_step: step training goes on from; records after it are cut. TensorBoard's files are derived
-        from the records, so they are made anew: its own marker of a restart (SessionLog.START) does
-        not hide what TensorFlow 2 writes.
+      folder: the run folder.
+      start_step: the step from which training resumes; later records are removed. The TensorBoard files are
+        rewritten from the remaining records, because TensorBoard's marker of a restart (SessionLog.START) does not
+        hide the events that TensorFlow 2 writes.
     """
 
     def __init__(self, folder: RunFolder, start_step: int):
@@ -39,20 +39,20 @@ class RecordWriter:
         self._tensorboard.write_scalars(record["step"], scalars)
 
     def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Writes one record: step, epoch, split, and the values."""
+        """Write one record: step, epoch, split, and the values."""
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._show(record)
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Flush buffered records, and close the file."""
         self._tensorboard.flush()
         self._file.close()
 
 
 class Progress:
-    """A tqdm bar on a terminal; plain lines where stderr is none."""
+    """A tqdm bar if stderr is a terminal, else plain log lines."""
 
     def __init__(self, total: int, start: int):
         self._total, self._start, self._began = total, start, time.perf_counter()
@@ -62,13 +62,13 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, bar_format=layout, dynamic_ncols=True)
 
     def advance(self, values: dict[str, float]) -> None:
-        """Moves by a step and shows its numbers."""
+        """Advance the bar by a step, and show the step's metrics."""
         if self._bar is not None:
             self._bar.set_postfix_str(shown(values), refresh=False)
             self._bar.update()
 
     def record(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Shows a record: an evaluation always, one of training only where there is no bar."""
+        """Log a record: evaluations always, training records only without a bar."""
         if self._bar is not None and split == "train":
             return
         left = ""
@@ -78,13 +78,13 @@ class Progress:
         log.info("step %d of %d, %s: %s%s", step, self._total, split, shown(values), left)
 
     def close(self) -> None:
-        """Leaves the bar where it stands."""
+        """Close the bar; it stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
 
 
 def shown(values: dict[str, float]) -> str:
-    """Formats the values a person looks at while he waits."""
+    """Format the metrics to show during training."""
     formats = {
         "loss": "loss {:.4f}",
         "top1": "top-1 {:.2%}",
@@ -95,7 +95,7 @@ def shown(values: dict[str, float]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Formats seconds as 1:02 or 1:02:03."""
+    """Format seconds as 1:02 or 1:02:03."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,7 @@
-"""Batch statistics measured anew: those averaged over weights that moved are not those of the averaged weights."""
+"""Measurement of batch statistics for the moving average of the weights.
+
+The moving average of the batch statistics is not exact: it mixes statistics of different weights.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,7 +30,7 @@ def make_statistics_measurement(
     microbatches: int = 1,
     drop: optax.Schedule = constant,
 ) -> Callable[[Any, Any, Iterable[Any], Any], Any]:
-    """Return what measures the running statistics: each their mean over batches of the training set.
+    """Return a function that measures the running statistics as their mean over training batches.
 
     Args:
       config: the configuration.
@@ -38,13 +41,13 @@ def make_statistics_measurement(
       drop: as in `make_train_step`.
 
     Returns:
-      ``measure(variables, data, calls, step) -> batch_stats``: `data`, and each of `calls`, as a feed gives them;
-      dropping as at `step`.
+      ``measure(variables, data, calls, step) -> batch_stats``. `data` and `calls` are those of a feed. The rates of
+      dropout and stochastic depth are those at `step`.
 
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2.
     """
-    # A momentum of 1 makes the running statistics those of the last batch. The gradient itself is not asked for,
-    # and of a whole batch not computed.
+    # With momentum 1 the running statistics are those of the last batch. The gradient itself is unused; without
+    # microbatches XLA does not compute it.
     gradient = make_gradient(
         config, model.clone(norm_momentum=1.0), mesh, microbatches=microbatches
     )
@@ -70,10 +73,10 @@ def make_statistics_measurement(
         for call in calls:
             several = config.train.steps_per_call > 1
             count = len(jax.tree.leaves(call)[0]) if several else 1
-            for place in range(count):
-                one = jax.tree.map(lambda leaf, n=place: leaf[n], call) if several else call
-                found = compiled(variables, jnp.int32(number), jnp.int32(step), data, one)
-                total = found if total is None else jax.tree.map(jnp.add, total, found)
+            for index in range(count):
+                one = jax.tree.map(lambda leaf, n=index: leaf[n], call) if several else call
+                measured = compiled(variables, jnp.int32(number), jnp.int32(step), data, one)
+                total = measured if total is None else jax.tree.map(jnp.add, total, measured)
                 number += 1
         return jax.tree.map(lambda leaf: leaf / number, total)
 

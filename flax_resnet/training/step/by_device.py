@@ -1,4 +1,4 @@
-"""Gradients that each device computes of its own examples, summed over the devices in two parts."""
+"""Per-device gradients: each device differentiates its own examples; two sums combine the gradients."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 
 def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gradient":
-    """Return a gradient that every device computes of its own rows, summed over the devices in two parts.
+    """Return a gradient that each device computes on its own rows, summed over the devices in two parts.
 
-    The first part, of the head and the last stage, is summed while the other stages' gradients are computed. XLA,
-    left to spread the whole, sums each layer's gradient where it is computed, in the dtype of its convolution: 35
-    sums in ResNet-50. The running statistics are the mean over the devices; each device draws its own dropout.
+    The first part is the head and the last stage. Its sum overlaps the computation of the other stages' gradients.
+    Without this function, XLA sums each layer's gradient when it is computed, in the dtype of its convolution: 35
+    sums in ResNet-50.
+
+    The running statistics are averaged over the devices. Each device draws its own dropout.
 
     Args:
-      gradient: of a batch on one device; its metrics are sums over the examples.
-      model: the network, which says what its head and its last stage are.
+      gradient: the gradient of a batch on one device; its metrics are sums over the examples.
+      model: the network; it names its head and its last stage.
       mesh: the devices.
-      dtype: in which gradients are summed over the devices.
+      dtype: dtype of the gradients in the sums over the devices.
     """
     stages = model.stages()
     last_stage = {name for block in stages[-1] for name in block} if stages else set()
@@ -33,14 +35,15 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gr
     def of_own_rows(params: Any, inputs: "LossInputs") -> tuple:
         key = jax.random.fold_in(inputs.dropout_key, jax.lax.axis_index("data"))
         grads, (metrics, batch_stats) = gradient(params, inputs._replace(dropout_key=key))
-        # Each part one vector: XLA sums by itself what is above 30 MB, or has a layout of its own, as 1x1 kernels.
+        # Ravel each part into one vector. XLA does not join sums of arrays above 30 MB, or of arrays with another
+        # layout, such as 1x1 kernels.
         narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
         early = {name: leaves for name, leaves in narrow.items() if name in ready_first}
         late = {name: leaves for name, leaves in narrow.items() if name not in ready_first}
         early_sum, early_tree = ravel_pytree(early)
         late_sum, late_tree = ravel_pytree(late)
         early_sum = jax.lax.psum(early_sum, "data")
-        # XLA would join both sums, and wait for the last gradient.
+        # Without the barrier, XLA joins both sums and waits for the last gradient.
         late_sum, early_sum = jax.lax.optimization_barrier((late_sum, early_sum))
         late_sum, metrics = jax.lax.psum((late_sum, metrics), "data")
         narrow = early_tree(early_sum) | late_tree(late_sum)
@@ -57,7 +60,7 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gr
             mesh=mesh,
             in_specs=(everywhere, specs),
             out_specs=everywhere,
-            check_vma=False,  # else JAX sums each gradient where it is computed
+            check_vma=False,  # otherwise JAX sums each gradient when it is computed
         )
         return function(params, inputs)
 

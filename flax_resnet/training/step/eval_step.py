@@ -15,7 +15,7 @@ from flax_resnet.optim.metrics import batch_sums, record
 from flax_resnet.training import sharding
 
 Batch = dict[str, jax.Array]
-# {"params", "batch_stats"} by the prefix of their metrics' names: "" and, where there is a moving average, "ema_".
+# {metric prefix: {"params", "batch_stats"}}; the prefix is "", and "ema_" for the moving average.
 VariablesByPrefix = dict[str, dict[str, Any]]
 Sums = dict[str, dict[str, Any]]
 
@@ -24,7 +24,7 @@ class EvalStep(Protocol):
     """The compiled evaluation of a batch."""
 
     def __call__(self, variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
-        """Return the `metrics.batch_sums` of each of the variables, in one pass over the batch."""
+        """Return the `metrics.batch_sums` by the prefix of the variables."""
 
 
 def make_eval_step(
@@ -41,7 +41,7 @@ def make_eval_step(
       config: the configuration.
       model: the network.
       mesh: the devices.
-      fetch: makes the batch inside the compiled function: `evaluation_batch` of a feed.
+      fetch: returns the batch, inside the compiled function: `evaluation_batch` of a feed.
       confusion: as in `batch_sums`.
     """
 
@@ -67,11 +67,11 @@ def make_eval_step(
 def total(
     eval_step: EvalStep, variables: VariablesByPrefix, data: Any, batches: Iterable[Any]
 ) -> Sums:
-    """Run an evaluation pass and return the sums over all of it, on the host."""
+    """Run an evaluation pass and return its sums, on the host."""
     sums = None
     for batch in batches:
-        found = eval_step(variables, data, batch)
-        sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+        of_batch = eval_step(variables, data, batch)
+        sums = of_batch if sums is None else jax.tree.map(jnp.add, sums, of_batch)
     return jax.device_get(sums)
 
 

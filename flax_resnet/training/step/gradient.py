@@ -1,4 +1,4 @@
-"""The loss of a training batch and its gradient; what is special about either is a wrapper in a file of its own."""
+"""The loss of a training batch and its gradient. Wrappers of both are in their own files."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -22,18 +22,17 @@ Metrics = dict[str, jax.Array]
 
 
 class LossInputs(NamedTuple):
-    """Everything but the parameters that a loss depends on.
+    """The inputs of a loss beside the parameters. The examples are a whole batch or a part of it.
 
     Attributes:
       batch_stats: running statistics before the step.
-      images: augmented, float [N, S, S, C].
+      images: augmented images, float [N, S, S, C].
       targets: soft labels, float32 [N, K].
-      weight: what the sum of the losses is divided by: `loss_weight` of the whole batch, of which these may be a
-        part; float32 [].
-      dropout_key: draws what drops out.
-      drop_factor: multiplies the rates of dropout and stochastic depth; 1.0, or float32 [].
-      teacher_variables: the teacher's, or None.
-      loss_scale: multiplies the loss before it is differentiated (float16); 1.0, or float32 [].
+      weight: divisor of the sum of the losses: `loss_weight` of the whole batch, float32 [].
+      dropout_key: random key of dropout and stochastic depth.
+      drop_factor: factor on the rates of dropout and stochastic depth; 1.0, or float32 [].
+      teacher_variables: variables of the teacher, or None.
+      loss_scale: factor on the loss before differentiation (float16); 1.0, or float32 [].
     """
 
     batch_stats: Any
@@ -50,16 +49,16 @@ class Gradient(Protocol):
     """Computes a gradient."""
 
     def __call__(self, params: optax.Params, inputs: LossInputs) -> tuple[Any, tuple[Metrics, Any]]:
-        """Return the gradient, and (metrics, batch_stats): loss and top1 of the batch, and its new statistics."""
+        """Return (gradient, (metrics, batch_stats)): metrics `loss` and `top1`, and the new running statistics."""
 
 
 def make_loss(config: Config, model: Network, teacher: Teacher | None = None) -> Callable:
     """Return the loss to differentiate.
 
     Returns:
-      ``loss(params, inputs) -> (loss, (metrics, batch_stats))``. The loss is the sum over these examples divided by
-      `inputs.weight`. The metrics are `loss`, and `top1`: the hits among these examples over the size of the whole
-      batch; of a mixed label, the larger part counts.
+      ``loss(params, inputs) -> (loss, (metrics, batch_stats))``. The loss is the sum over the examples of `inputs`
+      divided by `inputs.weight`. The metrics are `loss` and `top1`: the correct examples of `inputs` divided by the
+      size of the whole batch. For a mixed label, the class with the larger share is correct.
     """
     section, batch_size = config.distill, config.train.batch_size
 
@@ -92,17 +91,17 @@ def make_gradient(
     microbatches: int = 1,
     teacher: Teacher | None = None,
 ) -> Gradient:
-    """Return the gradient of the loss: of the whole batch at once, unless the configuration asks for more.
+    """Return the gradient of the loss, with the configured loss scaling, per-device sums and microbatches.
 
     Args:
       config: the configuration.
       model: the network.
       mesh: the devices.
-      microbatches: into how many the batch is divided, one after the other.
+      microbatches: number of microbatches per batch; they run one after another.
       teacher: the teacher network, or None.
     """
     local = config.model.norm_scope == "local" and mesh.size > 1
-    # Where each device sees its own examples only, its batch is its group.
+    # With local normalisation each device sees only its own examples: one group.
     loss_fn = make_loss(config, model.clone(norm_groups=1) if local else model, teacher)
     if config.model.dtype == "float16":
         loss_fn = scaled(loss_fn)

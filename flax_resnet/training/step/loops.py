@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 
 def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, Any]:
-    """Do as `jax.lax.scan`; on CPU, write the loop out.
+    """Run `jax.lax.scan`, unrolled on CPU.
 
-    A convolution's gradient in a loop takes 6 to 28 times as long there.
+    On CPU, the gradient of a convolution inside a loop takes 6 to 28 times as long.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return jax.lax.scan(function, carry, xs)
@@ -23,7 +23,7 @@ def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, An
 
 
 def several_steps(train_step: Callable, mesh: Mesh) -> Callable:
-    """Return a training step that makes several updates; its call has a leading axis [steps], as its metrics."""
+    """Return a training step of several updates; its call and its metrics have a leading axis [steps]."""
 
     def train_steps(state: Any, data: Any, calls: Any) -> tuple:
         def one(state: Any, call: Any) -> tuple:

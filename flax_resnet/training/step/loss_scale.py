@@ -1,8 +1,10 @@
-"""Dynamic loss scaling: with float16, small gradients would be rounded to zero.
+"""Dynamic loss scaling for float16, where small gradients would underflow to zero.
 
-The loss is multiplied by a factor before it is differentiated, and the gradient divided by it. Where the gradient
-is not finite, the factor was too large: nothing is learned from that step, and the factor is halved. After so many
-steps without that, it is doubled. Where the least factor is too large so many times in a row, the run ends.
+The loss is multiplied by a factor before differentiation, and the gradient is divided by the factor.
+
+- If the gradient is not finite, the update is skipped and the factor is halved.
+- After GROWTH_STEPS finite steps in a row, the factor is doubled.
+- After PATIENCE overflows in a row at the smallest factor, the run ends with an error.
 
 Source: Micikevicius et al. 2018, "Mixed precision training", section 3.2.
 """
@@ -19,23 +21,23 @@ Scale = dict[str, jax.Array]
 
 FIRST, LEAST, MOST = 2.0**15, 1.0, 2.0**24
 GROWTH_STEPS = 2000
-PATIENCE = 100  # steps in a row that overflow at the least factor
+PATIENCE = 100  # consecutive overflows at the smallest factor
 
 
 def start(section: Model) -> Scale:
-    """Returns the factor before the first step, and the steps since it last changed; {} but for float16."""
+    """Return the initial state: the factor, and the number of steps since its last change; {} without float16."""
     if section.dtype != "float16":
         return {}
     return {"factor": jnp.float32(FIRST), "steps": jnp.int32(0)}
 
 
 def factor(scale: Scale) -> jax.Array | float:
-    """Returns what the loss is multiplied by, float32 []."""
+    """Return the factor on the loss: float32 [], or 1.0 without loss scaling."""
     return scale["factor"] if scale else 1.0
 
 
 def scaled(loss_fn: Callable) -> Callable:
-    """Return a loss multiplied by `inputs.loss_scale`; its metrics are those of the loss itself."""
+    """Return the loss multiplied by `inputs.loss_scale`; the metrics are not scaled."""
 
     def scaled_loss(params: Any, inputs: Any) -> tuple:
         loss, aux = loss_fn(params, inputs)
@@ -45,29 +47,31 @@ def scaled(loss_fn: Callable) -> Callable:
 
 
 def unscaled(grads: Any, scale: Scale) -> Any:
-    """Returns the gradient of the loss itself."""
+    """Return the gradient divided by the factor."""
     return jax.tree.map(lambda leaf: leaf / scale["factor"], grads) if scale else grads
 
 
 def is_finite(grads: Any) -> jax.Array:
-    """Returns whether all of a gradient is finite, bool []."""
+    """Return whether all elements of a gradient are finite, bool []."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
 
 
 def advance(old: Any, new: Any, finite: jax.Array) -> Any:
-    """Returns the state after a step: the new one where the gradient is finite, else the old, one step on.
+    """Return the state after a step: `new` if the gradient is finite, else `old` with the step of `new`.
+
+    Both get the new loss scale.
 
     Args:
       old: training state before the update.
-      new: after it.
-      finite: of the gradient that it was made with.
+      new: training state after the update.
+      finite: whether the gradient of the update is finite, bool [].
     """
     scale = old.loss_scale
     steps = jnp.where(finite, scale["steps"] + 1, 0)
     grows = steps == GROWTH_STEPS
     moved = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5) * scale["factor"]
-    kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-    return kept.replace(
+    state = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+    return state.replace(
         step=new.step,
         loss_scale={
             "factor": jnp.clip(moved, LEAST, MOST),

@@ -1,4 +1,4 @@
-"""A batch's gradient in microbatches, one after the other: the memory is that of one."""
+"""The gradient of a batch in microbatches, one after another, with the memory of one microbatch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 
 def microbatched(gradient: "Gradient", mesh: Mesh, count: int) -> "Gradient":
-    """Return a gradient that divides the batch into `count` microbatches, of which each takes every `count`-th row.
+    """Return a gradient that divides the batch into `count` microbatches. Each takes every `count`-th row.
 
-    The result is that of the whole batch but for batch normalisation, which takes the statistics of each
-    microbatch, as ghost batch normalisation of so many groups does. The running statistics move once, by the mean.
+    The result equals that of the whole batch, except for batch normalisation: it uses the statistics of each
+    microbatch, like ghost batch normalisation with `count` groups. The running statistics are updated once, with
+    the mean over the microbatches.
 
     Args:
-      gradient: of a microbatch.
+      gradient: the gradient of a microbatch.
       mesh: the devices.
-      count: number of microbatches; it divides the batch.
+      count: number of microbatches; must divide the batch.
     """
 
     def split(array: jax.Array) -> jax.Array:
-        """Return [count, N / count, ...] of [N, ...]; the rows stay on their devices."""
+        """Reshape [N, ...] to [count, N / count, ...]; the rows stay on their devices."""
         rows = array.reshape(len(array) // count, count, *array.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, sharding.split_steps(mesh))
 
@@ -38,10 +39,10 @@ def microbatched(gradient: "Gradient", mesh: Mesh, count: int) -> "Gradient":
 
         def add(total: Any, microbatch: tuple) -> tuple[Any, None]:
             images, *others = microbatch
-            # Written out, nothing would keep XLA from holding all microbatches' activations at once: a batch of 256
-            # of resnet20 took 577 MB on CPU in one part and in four. So each microbatch waits for the one before,
-            # by a zero that is computed from its gradient. (XLA:CPU drops optimization_barrier before it
-            # schedules.)
+            # In an unrolled loop, XLA may hold the activations of all microbatches at once: on CPU, a batch of 256
+            # took 577 MB for resnet20 both with one microbatch and with four. To force the order, each microbatch
+            # adds a zero that is computed from the gradient of the previous one. (optimization_barrier does not
+            # help: XLA:CPU drops it before scheduling.)
             before = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(total))
             zero = jnp.where(jnp.isfinite(before), 0 * before, 0)
             return jax.tree.map(jnp.add, total, of_microbatch(images + zero, *others)), None

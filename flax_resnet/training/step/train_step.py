@@ -24,26 +24,26 @@ from flax_resnet.training.step.loops import several_steps
 
 Batch = dict[str, jax.Array]
 
-# Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then the row. Weights use key(seed).
+# Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then fold_in the row. Weights use key(seed).
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
 class TrainStep(Protocol):
-    """The compiled updates of one call; it consumes (donates) the state it is given."""
+    """The compiled updates of one call. The state argument is donated."""
 
     def __call__(self, state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
         """Return the state after the updates, and the metrics of each batch before its update.
 
         Args:
-          state: before the updates.
-          data: a feed's `data`, and the variables of the teacher, if there is one, as "teacher". Its "seed" is the
-            run's, an argument, so that one program serves every seed.
-          call: what the feed yields for a call.
+          state: the state before the updates; it cannot be used afterwards.
+          data: a feed's `data`, and the teacher's variables as "teacher" if there is a teacher. Its "seed" is the
+            run's seed; as an argument, one compiled program serves every seed.
+          call: the input that the feed yields for a call.
         """
 
 
 def stream_key(seed: jax.Array | int, stream: int, step: jax.Array | int) -> jax.Array:
-    """Return the key of one of the streams at a step."""
+    """Return the random key of a stream at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
@@ -58,23 +58,23 @@ def make_train_step(
     total_steps: int = 1,
     **gradient_options: Any,
 ) -> TrainStep:
-    """Return the jitted training step: one update a call, or `train.steps_per_call` of them.
+    """Return the jitted training step, with `train.steps_per_call` updates per call.
 
-    On CPU it is compiled with options (`dispatch.compiler_options`), and so to be called, not traced within a jit.
+    Do not call it inside another `jax.jit`: on CPU it has its own compiler options (`dispatch.compiler_options`).
 
     Args:
       config: the configuration.
       model: the network.
-      optimizer: of the parameters.
+      optimizer: the optimizer of the parameters.
       mesh: the devices.
-      fetch: makes a step's batch inside the compiled function: `training_batch` of a feed.
-      drop: factor of the rates of dropout and stochastic depth by step.
-      total_steps: of the run, for `ema.decay_power`.
+      fetch: returns the batch of a step, inside the compiled function: `training_batch` of a feed.
+      drop: factor on the rates of dropout and stochastic depth, by step.
+      total_steps: number of updates of the run, for `ema.decay_power`.
       **gradient_options: `microbatches` and `teacher` of `make_gradient`.
 
     Returns:
-      A `TrainStep`. Its metrics are `loss` and `top1`, with float16 also `loss_scale`, and `skipped`, 1 where the
-      gradient was not finite: float32 [], or [steps] for several steps a call.
+      A `TrainStep`. Its metrics are `loss` and `top1`; with float16 also `loss_scale`, and `skipped`, which is 1 if
+      the gradient was not finite. Each is float32 [], or [steps] with several steps per call.
     """
     gradient = make_gradient(config, model, mesh, **gradient_options)
 
@@ -106,7 +106,7 @@ def make_train_step(
     everywhere = sharding.replicated(mesh)
     return jax.jit(
         train_step,
-        # Batches are where the feed has put them.
+        # None: batches keep the sharding that the feed gave them.
         in_shardings=(everywhere, everywhere, None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
@@ -122,15 +122,15 @@ def loss_inputs(
     seed: jax.Array | int,
     drop: optax.Schedule = constant,
 ) -> LossInputs:
-    """Augment a batch as the stream says for the state's step, and return what the loss takes.
+    """Augment a batch with the random keys of the state's step, and return the inputs of the loss.
 
     Args:
       config: the configuration.
       model: the network.
-      state: before the step.
+      state: the state before the step.
       batch: `image`, uint8 [N, S, S, 3], and `label`, int32 [N].
-      seed: of the run.
-      drop: factor of the rates of dropout and stochastic depth by step.
+      seed: the run's seed.
+      drop: factor on the rates of dropout and stochastic depth, by step.
     """
     key = stream_key(seed, AUGMENT_STREAM, state.step)
     images, targets = training_batch(
@@ -148,13 +148,13 @@ def loss_inputs(
 
 
 def compiled_ahead(train_step: Any, state: TrainState, data: Any, calls: list[Any]) -> TrainStep:
-    """Compile updates for all calls to come, so that no other size or number of steps makes the run wait.
+    """Compile the training step for all shapes of calls ahead of time, so the run does not wait for it later.
 
     Args:
-      train_step: as `make_train_step` makes it.
-      state: shapes of the state, with shardings.
+      train_step: the result of `make_train_step`.
+      state: the state, as shapes with shardings.
       data: as in `TrainStep`.
-      calls: the shapes of every kind of call: a feed's `calls`.
+      calls: the distinct shapes of the calls, from a feed's `calls`.
     """
 
     def kind(call: Any) -> tuple:
