@@ -50,7 +50,7 @@ from torch import nn
 from tqdm import tqdm
 from weights_by_name import images_of, last_of_branch, tensors_of
 
-from benchmarks.torch_networks import cifar_resnet
+from benchmarks.speed.torch_networks import cifar_resnet
 from flax_resnet import create_model
 from flax_resnet.models.baselines import BASELINES
 from flax_resnet.models.layers.convolution import Conv, Linear

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy, accuracy_report, accuracy_torch, experiments
+from benchmarks.accuracy import command, experiments, tables, torch_run
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan
 from flax_resnet.errors import ConfigError, DataError
@@ -25,20 +25,20 @@ def four_epochs(monkeypatch):
     """The degradation experiment at the length of the records that `finish` makes up."""
     rows = [
         row._replace(overrides={**DROPS, "train.epochs": 4, "train.eval_every": 1.0})
-        for row in accuracy.EXPERIMENTS["plain_vs_residual"]
+        for row in command.EXPERIMENTS["plain_vs_residual"]
     ]
-    monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
+    monkeypatch.setitem(command.EXPERIMENTS, "plain_vs_residual", rows)
 
 
 def call(monkeypatch, folder, *arguments, experiment="plain_vs_residual", data="nowhere"):
     given = [experiment, f"--folder={folder}", f"--data={data}", *arguments]
     monkeypatch.setattr(sys, "argv", ["accuracy", *given])
-    accuracy.main()
+    command.main()
 
 
 def finish(run, final):
     """Writes what a finished run leaves: four epochs of 78 steps, a record of training in the middle of each."""
-    config = accuracy.configuration(run)
+    config = command.configuration(run)
     run.folder.mkdir(parents=True)
     RunFolder.at(run.folder).store_config(config)
     records = []
@@ -57,11 +57,11 @@ def finish(run, final):
 def made_up(folder, **overrides):
     """Finishes two of the four rows with two seeds each."""
     for label, scores in TOP1.items():
-        row = next(r for r in accuracy.EXPERIMENTS["plain_vs_residual"] if r.label == label)
+        row = next(r for r in command.EXPERIMENTS["plain_vs_residual"] if r.label == label)
         for seed, score in enumerate(scores):
-            values = accuracy.DATA | row.overrides | {"train.seed": seed, "data.path": "nowhere"}
+            values = command.DATA | row.overrides | {"train.seed": seed, "data.path": "nowhere"}
             where = folder / "plain_vs_residual" / label / str(seed)
-            finish(accuracy.Run(row, seed, where, values | overrides), score)
+            finish(command.Run(row, seed, where, values | overrides), score)
 
 
 def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
@@ -98,23 +98,23 @@ def test_tables_json_and_curves(tmp_path, monkeypatch, capsys):
 
 def test_every_row_can_be_planned(monkeypatch, tmp_path):
     monkeypatch.undo()  # the experiments as they are
-    for experiment, rows in accuracy.EXPERIMENTS.items():
+    for experiment, rows in command.EXPERIMENTS.items():
         for row in rows:
             if row.config.startswith("configs/finetune"):  # which needs its weights
                 continue
-            overrides = accuracy.DATA | row.overrides | {"data.path": "nowhere"}
-            config = accuracy.configuration(accuracy.Run(row, 0, tmp_path, overrides))
+            overrides = command.DATA | row.overrides | {"data.path": "nowhere"}
+            config = command.configuration(command.Run(row, 0, tmp_path, overrides))
             made = plan(config, num_train=10_000, num_eval=10_000, num_classes=10)
             assert made.total_steps > 4, experiment
             if row.system == "torch":
-                accuracy_torch.check(config)
+                torch_run.check(config)
 
 
 def test_seconds_to_a_top1(tmp_path, monkeypatch, capsys):
     """Seed 0 has 20, 30, 40, 50 % after 78 steps each; a record of a second a step ends in each epoch's middle."""
     made_up(tmp_path)
     output, plot = tmp_path / "found.json", tmp_path / "curves.png"
-    monkeypatch.setattr(accuracy_report, "TIMED", ("plain_vs_residual",))
+    monkeypatch.setattr(tables, "TIMED", ("plain_vs_residual",))
     arguments = ("--collect", "--target=0.55", f"--output={output}", f"--plot={plot}")
     call(monkeypatch, tmp_path, *arguments)
     assert "| 254 (254 to 254); 1 of 2 reach it |" in capsys.readouterr().out
@@ -133,9 +133,9 @@ def test_averaged_weights_have_columns_of_their_own(tmp_path, monkeypatch, capsy
     made_up(tmp_path, **{"ema.decay": 0.99})
     rows = [
         r._replace(overrides=r.overrides | {"ema.decay": 0.99})
-        for r in accuracy.EXPERIMENTS["plain_vs_residual"]
+        for r in command.EXPERIMENTS["plain_vs_residual"]
     ]
-    monkeypatch.setitem(accuracy.EXPERIMENTS, "plain_vs_residual", rows)
+    monkeypatch.setitem(command.EXPERIMENTS, "plain_vs_residual", rows)
     call(monkeypatch, tmp_path, "--collect", "--seeds", "1")
     printed = capsys.readouterr().out
     assert "| 60.00 (60.00 to 60.00) | 61.00 (61.00 to 61.00) |" in printed
@@ -148,17 +148,17 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
 
     from flax_resnet.cli import app
 
-    for experiment in accuracy.EXPERIMENTS:
+    for experiment in command.EXPERIMENTS:
         args = argparse.Namespace(
             experiment=experiment, folder=tmp_path, data="a folder", seeds=[2], epochs=0, limit=0
         )
-        for run in accuracy.planned(args):
+        for run in command.planned(args):
             values, argv = flags.FlagValues(), app.resolve_config(run.command[2:])
             app.define_config(values, argv)
             app.define_common(values)
             flags.DEFINE_string("workdir", "", "", flag_values=values)
             values(["program", *argv])
-            assert app.frozen_config(values) == accuracy.configuration(run)
+            assert app.frozen_config(values) == command.configuration(run)
             assert values["workdir"].value == str(run.folder)
 
 
@@ -176,7 +176,7 @@ def test_fine_tuning_starts_from_the_first_seeds_network_on_a_few_images_of_othe
         epochs=0,
         limit=0,
     )
-    runs = {(run.row.label, run.seed): run for run in accuracy.planned(args)}
+    runs = {(run.row.label, run.seed): run for run in command.planned(args)}
     assert set(runs) == {
         ("pretrained", 1),
         *((row, seed) for row in ("scratch", "fine-tuned") for seed in (1, 2)),
@@ -185,13 +185,13 @@ def test_fine_tuning_starts_from_the_first_seeds_network_on_a_few_images_of_othe
     assert tuned.overrides["model.pretrained"] == str(begun.folder)
     assert tuned.overrides["data.path"] == runs["scratch", 2].overrides["data.path"]
     for run, names, count in ((tuned, experiments.LAST, 50), (begun, experiments.FIRST, 60)):
-        accuracy.link_images(tmp_path / "all", run)
+        command.link_images(tmp_path / "all", run)
         folder = pathlib.Path(run.overrides["data.path"])
         assert sorted(p.name for p in (folder / "train").iterdir()) == sorted(names)
         assert len(list(folder.glob("train/*/*.jpg"))) == 5 * count
         assert len(list(folder.glob("test/*/*.jpg"))) == 5 * 3
     with pytest.raises(DataError, match="has no train/airplane/"):
-        accuracy.link_images(
+        command.link_images(
             tmp_path / "none", begun._replace(overrides={"data.path": tmp_path / "x"})
         )
 
@@ -208,7 +208,7 @@ def test_only_what_is_missing_is_trained(tmp_path, monkeypatch, capsys, photogra
         trained.append((run.row.label, run.seed))
         finish(run, 0.5)
 
-    monkeypatch.setattr(accuracy, "train_one", train)
+    monkeypatch.setattr(command, "train_one", train)
     call(monkeypatch, tmp_path, "--seeds", "0", "1", data=photographs)
     assert trained == [("plain56", 0), ("resnet56", 0), ("plain56", 1), ("resnet56", 1)]
     labels = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "39,936" in line]
@@ -216,19 +216,19 @@ def test_only_what_is_missing_is_trained(tmp_path, monkeypatch, capsys, photogra
 
 
 def test_rows_without_their_system_are_left_out(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(accuracy, "absent", lambda *names: ["torch"])
-    rows = accuracy.EXPERIMENTS["resnet20"]
-    runs = [accuracy.Run(row, 0, tmp_path / row.label, {}) for row in rows]
-    assert [run.row.label for run in accuracy.startable(runs)] == ["resnet20"]
+    monkeypatch.setattr(command, "absent", lambda *names: ["torch"])
+    rows = command.EXPERIMENTS["resnet20"]
+    runs = [command.Run(row, 0, tmp_path / row.label, {}) for row in rows]
+    assert [run.row.label for run in command.startable(runs)] == ["resnet20"]
     assert capsys.readouterr().out == "left out, for want of torch: torch\n"
 
 
 def test_a_command_that_fails_ends_with_its_code(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(experiments.SYSTEMS, "flax_resnet", "benchmarks.nothing")
-    row = accuracy.EXPERIMENTS["resnet20"][0]
-    run = accuracy.Run(row, 3, tmp_path / "runs" / "3", {"data.path": "nowhere"})
+    row = command.EXPERIMENTS["resnet20"][0]
+    run = command.Run(row, 3, tmp_path / "runs" / "3", {"data.path": "nowhere"})
     with pytest.raises(SystemExit) as stopped:
-        accuracy.train_one(run)
+        command.train_one(run)
     assert stopped.value.code == 1
     said = capfd.readouterr()
     assert said.out.startswith("\npython -m benchmarks.nothing --config configs/cifar_he2016.py")
@@ -303,12 +303,12 @@ def test_pillow_gives_the_pixels_that_training_decodes(photographs):
         Image.open(file).crop((8, 8, 40, 40)).save(buffer, "JPEG")
         images.append(buffer.getvalue())
     config = freeze({"data": {"image_size": 32}})
-    found, labels = accuracy_torch.pixels(Encoded(images), np.arange(12)[::-1], config)
+    found, labels = torch_run.pixels(Encoded(images), np.arange(12)[::-1], config)
     assert labels.tolist() == list(range(12))[::-1]
     for image, pixels in zip(images[::-1], found, strict=True):
         np.testing.assert_array_equal(pixels, training_pixels(image, config.data, seed=[0, 0]))
-    with pytest.raises(accuracy_torch.DataError, match="cannot decode image 1: "):
-        accuracy_torch.pixels(Encoded([images[0], b"torn"]), np.arange(2), config)
+    with pytest.raises(torch_run.DataError, match="cannot decode image 1: "):
+        torch_run.pixels(Encoded([images[0], b"torn"]), np.arange(2), config)
 
 
 @pytest.mark.parametrize(
@@ -325,16 +325,16 @@ def test_pillow_gives_the_pixels_that_training_decodes(photographs):
     ],
 )
 def test_settings_that_torch_does_not_follow_are_refused(changes, message, tmp_path):
-    row = accuracy.EXPERIMENTS["resnet20"][1]
-    values = accuracy.DATA | row.overrides | {"data.path": "nowhere"}
-    check = accuracy_torch.check
-    check(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values)))
+    row = command.EXPERIMENTS["resnet20"][1]
+    values = command.DATA | row.overrides | {"data.path": "nowhere"}
+    check = torch_run.check
+    check(command.configuration(command.Run(row, 0, tmp_path, values)))
     with pytest.raises(ConfigError, match=message):
-        check(accuracy.configuration(accuracy.Run(row, 0, tmp_path, values | changes)))
+        check(command.configuration(command.Run(row, 0, tmp_path, values | changes)))
 
 
 def test_torch_that_is_not_installed_is_named(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(accuracy_torch, "absent", lambda *names: ["torch"])
+    monkeypatch.setattr(torch_run, "absent", lambda *names: ["torch"])
     given = ["--config=configs/cifar_he2016.py", f"--workdir={tmp_path}"]
-    assert accuracy_torch.main(given) == 2
+    assert torch_run.main(given) == 2
     assert capsys.readouterr().err == "error: torch not installed: pip install '.[parity]'\n"

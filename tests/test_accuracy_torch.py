@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, records_of
 
-from benchmarks import accuracy_torch, torch_training
+from benchmarks.accuracy import torch_run, torch_training
 from flax_resnet.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.parity
@@ -78,7 +78,7 @@ def distances(split, ours, theirs):
 def test_losses_are_those_of_this_package(ours, tmp_path):
     theirs = tmp_path / "run"
     config = RunFolder.at(ours).read_config()
-    accuracy_torch.train(config, theirs)
+    torch_run.train(config, theirs)
     train, limit = distances("train", ours, theirs), FURTHEST[config.model.name]
     assert train[0] < 1e-6
     assert max(train[:2]) < 1e-5, train
@@ -103,15 +103,15 @@ def test_losses_tell_what_differs(ours, tmp_path, monkeypatch, broken):
     if broken == "augmentation":
         monkeypatch.setattr(torch_training, "AUGMENT_STREAM", 3)
     elif broken == "order":
-        make_sampler = accuracy_torch.make_sampler
+        make_sampler = torch_run.make_sampler
         monkeypatch.setattr(
-            accuracy_torch,
+            torch_run,
             "make_sampler",
             lambda source, config: dataclasses.replace(make_sampler(source, config), seed=6),
         )
     else:
         optimizer = dataclasses.replace(config.optimizer, momentum=0.5)
         config = dataclasses.replace(config, optimizer=optimizer)
-    accuracy_torch.train(config, tmp_path / "run")
+    torch_run.train(config, tmp_path / "run")
     first, second = distances("train", ours, tmp_path / "run")
     assert (second if broken == "momentum" else first) > 1e-3

@@ -1,4 +1,4 @@
-"""A user's mistake, through the command line: exit code 2, one line, nothing lost."""
+"""A user's mistake, through the command line: the exit code of its kind, one line, nothing lost."""
 
 import os
 import pathlib
@@ -9,13 +9,15 @@ import pytest
 from flax_resnet import main
 from flax_resnet.cli import commands
 
+DIVERGED, DATA, DISK = 3, 4, 5  # exit codes beside 2, that of a wrong command or configuration
+
 
 @pytest.fixture
 def refuse(capsys):
-    """Runs the command, expects exit code 2 and one line with these words."""
+    """Runs the command, expects this exit code and one line with these words."""
 
-    def run(arguments, *words):
-        assert main.main(arguments) == 2
+    def run(arguments, *words, code=2):
+        assert main.main(arguments) == code
         captured = capsys.readouterr()
         (line,) = captured.err.splitlines()
         assert line.startswith("error: ")
@@ -111,7 +113,8 @@ def test_models_and_datasets(refuse, tiny, tmp_path, override, words):
         tiny = [*tiny, "--config.model.norm_scope=local"]
     if "frozen" in override:
         tiny = [*tiny, "--config.model.norm_scope=local"]
-    refuse([*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"], *words)
+    code = DATA if override.startswith("data.") else 2
+    refuse([*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"], *words, code=code)
     assert not (tmp_path / "run").exists()
 
 
@@ -120,14 +123,14 @@ def test_folders(refuse, tmp_path, photographs, cache_dir):
         return [f"--config=resnet18:folder={path}", f"--workdir={tmp_path / 'run'}"]
 
     (tmp_path / "empty").mkdir()
-    refuse(arguments(tmp_path / "absent"), "is not a folder")
-    refuse(arguments(tmp_path / "empty"), "found none")
+    refuse(arguments(tmp_path / "absent"), "is not a folder", code=DATA)
+    refuse(arguments(tmp_path / "empty"), "found none", code=DATA)
     refuse(arguments(""), "data.path")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     (tmp_path / "hollow" / "b").mkdir()
-    refuse(arguments(tmp_path / "hollow"), "holds no images")
+    refuse(arguments(tmp_path / "hollow"), "holds no images", code=DATA)
     shutil.rmtree(photographs / "china")
-    refuse(arguments(photographs), "found only 'flower'")
+    refuse(arguments(photographs), "found only 'flower'", code=DATA)
 
 
 def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, capsys):
@@ -138,7 +141,7 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
         "--config.data.max_bad_images=0", "--config.train.batch_size=8", "--config.model.widths=(4,8,16,32)",
         "--config.data.image_size=32", "--config.data.eval_fraction=0.1", f"--compilation_cache={cache_dir}",
     ]  # fmt: skip
-    assert main.main(arguments) == 2
+    assert main.main(arguments) == DATA
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: cannot decode {photographs / 'flower'}")
     assert "data.max_bad_images=0" in line
@@ -146,15 +149,15 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
 
 def test_workdirs(refuse, tiny, tmp_path):
     (tmp_path / "file").write_text("x")
-    refuse([*tiny, f"--workdir={tmp_path / 'file'}"], "is a file")
+    refuse([*tiny, f"--workdir={tmp_path / 'file'}"], "is a file", code=DISK)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    refuse([*tiny, f"--workdir={tmp_path / 'other'}"], "holds something else")
+    refuse([*tiny, f"--workdir={tmp_path / 'other'}"], "holds something else", code=DISK)
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     (tmp_path / "torn").mkdir()
     for content in (b"{", b"\xff\xfe{}"):
         (tmp_path / "torn" / "config.json").write_bytes(content)
-        refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read")
+        refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read", code=DISK)
 
 
 def test_a_read_only_workdir(refuse, tiny, tmp_path):
@@ -163,7 +166,8 @@ def test_a_read_only_workdir(refuse, tiny, tmp_path):
     locked.chmod(0o555)
     if os.access(locked, os.W_OK):  # root may write there: take a file system that refuses root too
         locked = pathlib.Path("/sys")
-    refuse([*tiny, f"--workdir={locked / 'run'}"], f"workdir {locked / 'run'} cannot be written")
+    words = f"workdir {locked / 'run'} cannot be written"
+    refuse([*tiny, f"--workdir={locked / 'run'}"], words, code=DISK)
 
 
 def test_a_relative_workdir_works(tiny, tmp_path, monkeypatch):
@@ -179,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
     before = {p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()}
     capsys.readouterr()
     wild = ["--resume=force", "--config.optimizer.learning_rate=1e30"]
-    assert main.main([*arguments, *wild]) == 2
+    assert main.main([*arguments, *wild]) == DIVERGED
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     for words in ("at step", "checkpoint 5 in", "learning_rate=1e+30 is too high"):
@@ -207,7 +211,7 @@ def test_the_console_script(capsys):
         assert commands.main([name, "--config=nowhere"]) == 2
     assert commands.main(["evaluate", "--help"]) == 0
     assert "--checkpoint" in capsys.readouterr().out
-    assert commands.main(["evaluate", "--workdir=/nowhere"]) == 2
+    assert commands.main(["evaluate", "--workdir=/nowhere"]) == DISK
     assert "no run folder" in capsys.readouterr().err
 
 
@@ -220,12 +224,12 @@ def test_two_commands_in_one_process_do_not_clash(capsys):
 def test_prepare(capsys, tmp_path):
     assert commands.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "digits" / "1.0.0")
-    for arguments, words in (
-        ([], "--name is needed"),
-        (["--name=digitz"], "did you mean 'digits'"),
-        (["--name=imagenet2012", f"--data_dir={tmp_path}"], "ILSVRC2012_img_train.tar"),
+    for arguments, code, words in (
+        ([], 2, "--name is needed"),
+        (["--name=digitz"], DATA, "did you mean 'digits'"),
+        (["--name=imagenet2012", f"--data_dir={tmp_path}"], DATA, "ILSVRC2012_img_train.tar"),
     ):
-        assert commands.main(["prepare", *arguments]) == 2
+        assert commands.main(["prepare", *arguments]) == code
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
         assert words in line
 
@@ -240,7 +244,7 @@ def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
     capsys.readouterr()
     wider = [a.replace("widths=(4,8,", "widths=(8,8,") for a in arguments]
     wider += ["--resume=force", "--config.train.epochs=2"]
-    assert main.main(wider) == 2
+    assert main.main(wider) == DISK
     assert "checkpoint 5 holds another network" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
     # A split that the finished run was not evaluated on is evaluated now.

@@ -244,7 +244,7 @@ def test_a_checkpoint_of_an_older_version_is_named_and_left_where_it_is(run, wor
     for read in (flax_resnet.load, load_run):
         with pytest.raises(WorkdirError, match=OLDER):
             read(run)
-    assert commands.main(["evaluate", f"--workdir={run}"]) == 2
+    assert commands.main(["evaluate", f"--workdir={run}"]) == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert OLDER in line
     with pytest.raises(WorkdirError, match=OLDER):
@@ -261,7 +261,7 @@ def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
     with pytest.raises(WorkdirError, match=OLDER):
         RunFolder.at(run).read_config()
     for resume in ("auto", "force"):
-        assert main.main([*tiny, f"--workdir={run}", f"--resume={resume}"]) == 2
+        assert main.main([*tiny, f"--workdir={run}", f"--resume={resume}"]) == 5
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"error: workdir {run} {OLDER}"
     file.write_text(json.dumps({"schema": 3, **values}))

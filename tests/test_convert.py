@@ -90,7 +90,7 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     top1 = (small.predict(files).labels == labels).mean()
     assert f"top-1 {top1:.2%}," in line
     assert "(12 images)" in line
-    assert commands.main([*arguments, "--split=train"]) == 2
+    assert commands.main([*arguments, "--split=train"]) == 4
     assert "has no splits" in capsys.readouterr().err
 
 
@@ -126,7 +126,7 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         str(photographs),
     ]
     sidecar.write_text(json.dumps({**config, "label_names": ["china", "zebra"]}))
-    assert commands.main(arguments) == 2
+    assert commands.main(arguments) == 4
     assert "has the class 'flower' where the weights have 'zebra'" in capsys.readouterr().err
     for key, value in (
         ("interpolation", "lanczos"),
@@ -140,6 +140,15 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         )
         assert key in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+# Exit codes of what is wrong with the data (4) or the folder (5); all else is a mistake in the command (2).
+CODES = {
+    "neither a folder": 4,
+    "digits has 10 classes, the weights 2": 4,
+    "holds something else": 5,
+    "no run folder": 5,
+}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +183,7 @@ def test_what_the_commands_refuse(arguments, words, weights, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("x")
     filled = [a.replace("WEIGHTS", str(weights)).replace("TMP", str(tmp_path)) for a in arguments]
-    assert commands.main(filled) == 2
+    assert commands.main(filled) == CODES.get(words, 2)
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(lines) == 1
     assert words in lines[0]
@@ -187,7 +196,7 @@ def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
     digest = hashlib.sha256(
         b"".join(sorted(p.read_bytes() for p in run.rglob("*") if p.is_file()))
     ).digest()
-    assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 2
+    assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 5
     assert "holds a run already" in capsys.readouterr().err
     assert (
         hashlib.sha256(

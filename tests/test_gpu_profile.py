@@ -6,9 +6,10 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import gpu_profile, hlo
-from benchmarks.gpu_profile import OTHER, Run
-from benchmarks.programs import Work
+from benchmarks.lab import hlo
+from benchmarks.speed import gpu_profile
+from benchmarks.speed.gpu_profile import OTHER, Run
+from benchmarks.speed.workloads import Work
 from tests.conftest import ROOT
 from tests.test_gpu_program import IMAGES, KERNEL, MAP, STEP
 

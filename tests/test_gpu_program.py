@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks import gpu_program, hlo, kernels
-from benchmarks.gpu_figures import Case, program_figures
-from benchmarks.targets import TARGETS
+from benchmarks.lab import gpu_program, hlo, kernels
+from benchmarks.lab.gpu_specs import TARGETS
+from benchmarks.lab.program_figures import Case, program_figures
 from flax_resnet.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -237,7 +237,7 @@ def test_a_target_is_described_as_the_compiler_reads_it():
         (["--settings", "norm_scope=local"], "must be section.name=value"),
         (["--settings", "model.norm_scope=here"], "model.norm_scope='here': must be one of"),
         (["--models", "resnet19", "--check"], "--models resnet19: --check knows resnet18"),
-        (["--models", "resnet18", "resnet34", "--textbook"], "--textbook: must be of resnet18"),
+        (["--models", "resnet18", "resnet34", "--plain_flax"], "--plain_flax: must be of resnet18"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
@@ -266,6 +266,6 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_programs_are_as_expected():
     pytest.importorskip("jax_cuda12_plugin")
-    command = [sys.executable, "-m", "benchmarks.gpu_program", "--check"]
+    command = [sys.executable, "-m", "benchmarks.lab.gpu_program", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import input_speed
+from benchmarks.input import input_speed
 
 
 @pytest.mark.parametrize("archive", ["", "absent.zip", "no.zip"])

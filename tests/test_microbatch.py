@@ -133,7 +133,7 @@ def test_needed_memory_falls_with_the_microbatch():
     needs = [
         microbatch_size.needed_memory(
             make_train_step(config, model, optimizer, mesh, microbatches=count)
-            .lower(state, {"seed": 0}, batch, None)
+            .lower(state, {"seed": 0}, batch)
             .compile()
         )
         for count in (1, 8)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from benchmarks import model_speed, roofline
 from benchmarks.arguments import output
-from benchmarks.programs import Work
+from benchmarks.speed import model_speed, roofline
+from benchmarks.speed.workloads import Work
 from flax_resnet.models.summary import summarize
 from tests.conftest import ROOT
 
@@ -66,7 +66,7 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_run_on_two_devices(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.model_speed", "--models", "resnet20"]
+    command = [sys.executable, "-m", "benchmarks.speed.model_speed", "--models", "resnet20"]
     command += ["--batch_size", "8", "--rounds", "1", "--seconds", "0.01"]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     output = tmp_path / "speed.json"

@@ -62,7 +62,7 @@ def trained(dtype, steps=3, factor=None, microbatches=1):
     measured, batch = [], sharding.place(batch, mesh)
     state = jax.device_put(state, sharding.replicated(mesh))
     for _ in range(steps):
-        state, metrics = step(state, {"seed": 0}, batch, None)
+        state, metrics = step(state, {"seed": 0}, batch)
         measured.append({name: float(value) for name, value in metrics.items()})
     return first, state, measured
 
@@ -132,7 +132,7 @@ class Numbers:
 def overflowing(folder, factors):
     """A run whose steps overflow, but for those of factor 0; the learning rate is the number of the update."""
 
-    def step(state, data, number, teacher_variables):
+    def step(state, data, number):
         factor = factors[number]
         values = {"loss": 1.0, "loss_scale": factor or 1.0, "skipped": float(factor > 0)}
         return state, {name: jnp.float32(value) for name, value in values.items()}
@@ -149,9 +149,7 @@ def overflowing(folder, factors):
         ),
         splits=None, plan=made, mesh=None, model=None, optimizer=None, abstract_state=None,
     )  # fmt: skip
-    programs = Programs(
-        step, eval_step=None, measure_statistics=None, microbatches=1, teacher_variables=None
-    )
+    programs = Programs(step, eval_step=None, measure_statistics=None, microbatches=1, data={})
     trainer = Trainer(
         experiment, programs, Numbers(), eval_feed=None, folder=RunFolder.at(folder), checkpoints=Checkpoints(),
         teacher_checksum=None, observers=(),

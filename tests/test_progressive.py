@@ -78,7 +78,7 @@ def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
     traced = []
 
     @jax.jit
-    def step(state, data, steps, teacher_variables):
+    def step(state, data, steps):
         batches = jax.vmap(lambda one: feed.training_batch(data, one))(steps)
         traced.append(batches["image"].shape[:3:2])
         return state + batches["image"].mean(), {"loss": batches["label"].sum()}

@@ -238,7 +238,7 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
 
 
 def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkeypatch, capsys):
-    def compiled(train_step, state, data, calls, teacher_variables):
+    def compiled(train_step, state, data, calls):
         raise ConfigError(f"steps of {[call.shape for call in calls]}")
 
     monkeypatch.setattr(programs, "compiled_ahead", compiled)

@@ -156,7 +156,6 @@ def test_a_list_of_networks(capsys):
         (["--model=resnet18", "--batch_size=0"], "batch_size"),
         (["--model=resnet18", "--dtype=int8"], "model.dtype=int8"),
         (["--model=resnet18", "--format=jsn"], "did you mean 'json'"),
-        (["--model=resnet18", "--output=/nowhere/table"], "cannot be written"),
         (["--model=resnet18", "--deep=1"], "did you mean 'depth'"),
         (["--model=resnet18", "--num_train=9"], "--num_train: goes with --schedule, not --model"),
         (["--model=resnet18", "--config=resnet18"], "--config: goes with --schedule, not --model"),
@@ -173,6 +172,13 @@ def test_wrong_input_is_one_line(arguments, words, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+def test_an_output_that_cannot_be_written_is_one_line(capsys):
+    assert commands.main(["summary", "--model=resnet18", "--output=/nowhere/table"]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "cannot be written" in line
 
 
 def test_scanned_networks_are_not_shown():

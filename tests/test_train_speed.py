@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from benchmarks import train_speed
-from benchmarks.train_speed import Span, measured
+from benchmarks.speed import train_speed
+from benchmarks.speed.train_speed import Span, measured
 from flax_resnet.config import freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.training.stages import STAGES

@@ -65,7 +65,7 @@ def test_one_device_and_eight_give_the_same_step(machinery):
     for mesh in two_meshes():
         step = make_train_step(CONFIG, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, metrics = step(state, {"seed": 0}, sharding.place(batch_of(16), mesh), None)
+        state, metrics = step(state, {"seed": 0}, sharding.place(batch_of(16), mesh))
         assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "top1": ()}
         results.append(jax.device_get((state, metrics)))
     assert int(results[0][0].step) == 1
@@ -80,14 +80,13 @@ def test_two_steps_in_a_call_are_two_calls(machinery):
     step = make_train_step(CONFIG, model, optimizer, mesh)
     state, expected = jax.device_put(init(), sharding.replicated(mesh)), []
     for batch in batches:
-        state, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
+        state, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh))
         expected.append(jax.device_get(metrics))
     double = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps_per_call=2))
     found, metrics = make_train_step(double, model, optimizer, mesh)(
         jax.device_put(init(), sharding.replicated(mesh)),
         {"seed": 0},
         sharding.place(stacked(batches), mesh, steps=True),
-        None,
     )
     assert int(found.step) == 2
     pairs = zip((found, metrics), (state, stacked(expected)), strict=True)
@@ -107,7 +106,7 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
         model = build_model(local, 10)  # of eight groups, on one device too
         step = make_train_step(config, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
-        state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
+        state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh))
         state = jax.device_get(state)
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
         changes.append(jax.tree.map(np.subtract, (state.params, state.batch_stats),
@@ -124,7 +123,7 @@ def test_programs_are_compiled_with_the_options_of_the_platform(machinery, monke
     batch = sharding.place(batch_of(16), mesh)
     classifier = Classifier(model, variables, tuple("abcdefghij"), CONFIG, step=0)
     programs = (
-        lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, batch, None),
+        lambda: make_train_step(CONFIG, model, optimizer, mesh)(state, {"seed": 0}, batch),
         lambda: make_eval_step(CONFIG, model, mesh)({"": variables}, {}, batch),
         lambda: make_statistics_measurement(CONFIG, model, mesh)(
             variables, {"seed": 0}, [batch], 0
@@ -188,7 +187,7 @@ def test_the_step_trains_on_what_augment_gives(machinery):
 
     mesh = two_meshes()[0]
     step = make_train_step(config, model, optimizer, mesh)
-    _, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh), None)
+    _, metrics = step(state, {"seed": 0}, sharding.place(batch, mesh))
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(top1)
     assert (np.argmax(targets, 1) != batch["label"]).any()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.turns import measure
+from benchmarks.speed.interleave import measure
 
 
 def steady():

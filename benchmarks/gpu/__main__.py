@@ -26,7 +26,7 @@ from benchmarks.gpu.machine import PLATFORMS, Machine, find_machine, first_gpus
 from benchmarks.gpu.report import Report, as_html, as_text
 from benchmarks.gpu.runner import run_all
 from benchmarks.gpu.stage import Stage
-from benchmarks.input_data import make_photographs
+from benchmarks.input.photographs import make_photographs
 from flax_resnet.errors import ConfigError, UserError, one_line
 
 PAGE = "report.html"

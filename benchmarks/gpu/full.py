@@ -11,8 +11,8 @@ from benchmarks.gpu.stage import Stage
 HOURS = 3600.0
 # Of several GPUs, collectives run beside what does not need them.
 XLA_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
-# In bfloat16, of `benchmarks.peers`.
-SYSTEMS = ("flax_resnet", "textbook", "torch", "torch.compile")
+# In bfloat16, of `benchmarks.speed.vs_torch`.
+SYSTEMS = ("flax_resnet", "plain flax", "torch", "torch.compile")
 # Of `benchmarks.accuracy`: seeds, and hours at most on one GPU.
 EXPERIMENTS = {
     "airbench94": ((0, 1, 2), 1),
@@ -99,7 +99,7 @@ def _on_several(
     )
     of = f"{number} GPU{'s' if number > 1 else ''}" if gpus else "the CPU"
     batches = [str(number * batch) for batch in sizes.batches]
-    command = ("benchmarks.model_speed", "--models", *sizes.models, "--batch_size", *batches)
+    command = ("benchmarks.speed.model_speed", "--models", *sizes.models, "--batch_size", *batches)
     yield Stage(
         f"model_speed_{number}",
         f"How fast are steps and their parts on {of}?",
@@ -113,7 +113,7 @@ def _on_several(
         f"How near does training on photographs come to the bare step on {of}?",
         HOURS,
         (
-            "benchmarks.train_speed",
+            "benchmarks.speed.train_speed",
             f"--config=configs/torchvision_v1.py:{sizes.network}",
             "--config.data.source=folder",
             f"--config.data.path={photographs}",
@@ -133,7 +133,7 @@ def _on_one(sizes: Sizes, environment: dict[str, str]) -> Iterator[Stage]:
             f"peers_{work}",
             f"How fast is {work}'s step beside PyTorch's?",
             HOURS,
-            ("benchmarks.peers", "--works", work, "--systems", *systems, *sizes.speed),
+            ("benchmarks.speed.vs_torch", "--works", work, "--systems", *systems, *sizes.speed),
             environment=environment,
             read=read_peers,
         )
@@ -142,7 +142,7 @@ def _on_one(sizes: Sizes, environment: dict[str, str]) -> Iterator[Stage]:
             "gpu_profile",
             "Where do the step's milliseconds go?",
             HOURS,
-            ("benchmarks.gpu_profile", "--model", sizes.works[0]),
+            ("benchmarks.speed.gpu_profile", "--model", sizes.works[0]),
             environment=environment,
             read=read_profile,
         )

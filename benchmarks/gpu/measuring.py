@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.programs import wait
+from benchmarks.speed.workloads import wait
 
 ROUNDS = 5
 

@@ -96,7 +96,7 @@ def compute_features(
             bar.update(rows.stop - rows.start)
             if not np.isfinite(vectors[rows]).all():
                 raise WeightsError(
-                    f"{description}: some are not finite numbers, as weights gone wrong make them"
+                    f"{description}: some are not finite; the weights may be corrupted or have diverged"
                 )
     if unlabelled := int((labels[:filled] < 0).sum()):
         raise DataError(f"{description}: {unlabelled} of {filled} images have no label")

@@ -46,7 +46,7 @@ def probe(
     if shared := train.shared(test):
         raise DataError(
             f"--train_split={data.train_split}, --split={data.eval_split}: have images in common ({shared:,}), "
-            "which would find themselves; allowed: splits that have none, such as train[:80%] and train[80%:]"
+            "which would be their own neighbours; allowed: disjoint splits, such as train[:80%] and train[80%:]"
         )
     own = config.train.eval_batch_size or config.train.batch_size if workdir else 64
     classifier = dataclasses.replace(classifier, config=dataclasses.replace(config, data=data))

@@ -1,12 +1,12 @@
 """Select our own operations on CPU and GPU: the switch, the branch by platform, and the pinned layouts.
 
 - CPU: conv.py replaces XLA's convolutions (winograd.py is one of the algorithms), and programs are compiled with
-  `compiler_options`. `python -m benchmarks.peers` compares whole networks.
+  `compiler_options`. `python -m benchmarks.speed.vs_torch` compares whole networks.
 - GPU: cuDNN computes the convolutions; strided stems are reshaped to a form in which it is fast
   (space_to_depth.py).
 - CPU and GPU: the gradients in batch_norm.py and max_pool.py reduce the memory traffic between convolutions. A
   plain ResNet-50 moves 102 GB in a training step on a GPU (batch 256, bfloat16); ours moves 95 GB
-  (`benchmarks.gpu_program`).
+  (`benchmarks.lab.gpu_program`).
 - TPU: XLA's own operations.
 
 On a single CPU device, arrays are pinned to the default layout, last axis contiguous. Without the pins, XLA chooses

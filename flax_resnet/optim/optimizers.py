@@ -300,8 +300,8 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
         if not is_matched:
             some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
             raise ConfigError(
-                f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; there are "
-                f"{some} and so on (python -m flax_resnet summary lists them)"
+                f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; names are "
+                f"such as {some} (python -m flax_resnet summary lists them)"
             )
     return values
 
@@ -330,7 +330,7 @@ def block_factors(params: optax.Params, layer_decay: float, model: Network) -> A
     depths = block_depths(model.stages())
     if not depths or getattr(model, "scan_blocks", False):
         raise ConfigError(
-            f"optimizer.layer_decay={layer_decay:g}: goes with residual networks whose blocks are apart "
+            f"optimizer.layer_decay={layer_decay:g}: goes with residual networks without stacked blocks "
             "(model.scan_blocks=False)"
         )
     most = max(depths.values())

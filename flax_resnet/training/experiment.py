@@ -119,8 +119,8 @@ def open_splits(
     from_python = config.data.source == "python"
     if any((source is not None) != from_python for source in (train_source, eval_source)):
         raise ConfigError(
-            f"data.source={config.data.source!r}: with 'python', and only then, train_source and eval_source "
-            "are given to train(), both"
+            f"data.source={config.data.source!r}: pass both train_source and eval_source to train() with 'python', "
+            "and neither otherwise"
         )
     if train_source is None or eval_source is None:
         train_source = open_source(config.data, train=True)

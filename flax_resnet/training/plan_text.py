@@ -41,7 +41,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
             f"evaluate on ({data.eval_split}), {plan.num_classes} classes, {sizes} px"
         ),
         "input": (
-            f"{'decoded once, kept on the device' if resident else 'decoded anew every epoch'}, cut: "
+            f"{'decoded once, kept on the device' if resident else 'decoded again every epoch'}, crop: "
             f"{data.train_crop}{ways and f', {ways}'}"
         ),
         "augment": ", ".join(augmentations(config.augment)) or "nothing",

@@ -83,7 +83,7 @@ def finished_result(
             ", stopped early" if early else "",
             100 * result.final_top1,
             split,
-            "a larger train.early_stopping goes on" if early else longer,
+            "a larger train.early_stopping resumes it" if early else longer,
         )
     return result
 

@@ -81,7 +81,7 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
         change = f"images: {restored.metadata.num_examples:,} -> {len(source):,}"
     if change:
         raise WorkdirError(
-            f"workdir {folder} was trained on other data ({change}): name another workdir, or go on "
+            f"workdir {folder} was trained on other data ({change}): name another workdir, or resume "
             "with --resume=force"
         )
 
@@ -92,6 +92,6 @@ def check_teacher(
     """Raise WorkdirError if a run was trained with another teacher; `name` is the configured teacher's name."""
     if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
         raise WorkdirError(
-            f"distill.teacher={name!r}: its weights are not those that workdir {folder} has learnt from: bring "
-            "these back, name another workdir, or go on with --resume=force"
+            f"distill.teacher={name!r}: its weights are not those that workdir {folder} has learnt from: restore "
+            "those, name another workdir, or resume with --resume=force"
         )

@@ -95,8 +95,8 @@ class Trainer:
                     if stopping:
                         self.checkpoints.wait()
                         raise Interrupted(
-                            f"interrupted after step {step}, which is saved: the same command goes on "
-                            "from there"
+                            f"interrupted after step {step}, which is saved: run the same command again "
+                            "to resume"
                         )
                 self.checkpoints.wait()
                 # No step was left to train, and the evaluation split has no record yet.

@@ -111,7 +111,7 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
     """Trace the gradient of a case, and return it lowered, and its arguments, as often as it is drawn."""
     import jax
 
-    from benchmarks.programs import configured
+    from benchmarks.speed.workloads import configured
     from flax_resnet.models import create_model
     from flax_resnet.training.step.gradient import LossInputs, make_loss
 

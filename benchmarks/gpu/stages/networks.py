@@ -5,7 +5,7 @@ import gc
 from benchmarks.gpu.measuring import rates
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
-from benchmarks.programs import Work, ours
+from benchmarks.speed.workloads import Work, ours
 
 # The most useful first: time may run out.
 WORKS = {

@@ -2,13 +2,13 @@
 
 import json
 
-from benchmarks import gpu_profile, roofline
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
-from benchmarks.model_speed import device
-from benchmarks.programs import Work
+from benchmarks.speed import gpu_profile, roofline
+from benchmarks.speed.model_speed import device
+from benchmarks.speed.workloads import Work
 
-FILE = "profile.json"  # beside the record of all stages, for `benchmarks.gpu_profile --read`
+FILE = "profile.json"  # beside the record of all stages, for `benchmarks.speed.gpu_profile --read`
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:

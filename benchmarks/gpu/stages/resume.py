@@ -45,7 +45,7 @@ TINY_SETTINGS = (*SETTINGS[:1], "model.depths=(1,1)", "model.widths=(8,16)", *SE
 
 def train(workdir: pathlib.Path, tiny: bool) -> None:
     """Train to the last step, from the last checkpoint if there is one."""
-    from benchmarks.programs import configured
+    from benchmarks.speed.workloads import configured
     from flax_resnet.config.plan import Plan, planned_optimizer
     from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.training import sharding

@@ -6,13 +6,13 @@ from benchmarks.arguments import absent
 from benchmarks.gpu.measuring import ROUNDS
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
-from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
-from benchmarks.turns import interleave
+from benchmarks.speed.interleave import interleave
+from benchmarks.speed.workloads import Work, ours, plain_flax, take_turns, torch_step
 from flax_resnet.training.memory import computes_on_cpu
 
 SYSTEMS = {
     "flax_resnet": ours,
-    "plain linen": textbook,
+    "plain linen": plain_flax,
     "torch.compile": partial(torch_step, compiled=True),
 }
 

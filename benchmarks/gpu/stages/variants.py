@@ -11,7 +11,7 @@ import jax
 from benchmarks.gpu.measuring import rates
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
-from benchmarks.programs import Work, batch, network
+from benchmarks.speed.workloads import Work, batch, network
 from flax_resnet.training.step.train_step import make_train_step
 
 

@@ -114,13 +114,13 @@ class HostBatches:
             if len(self.bad) >= limit:
                 raise DataError(
                     f"cannot decode {self._source.describe(index)}, and data.max_bad_images={limit} "
-                    "unreadable images are allowed: mend or remove it, or allow more"
+                    "unreadable images are allowed: repair or remove it, or allow more"
                 )
             self.bad[index] = step
             if len(self.bad) == len(self._source):
                 raise DataError(f"none of the {len(self.bad)} images can be decoded")
             log.warning(
-                "cannot decode %s: left out (%d of at most %d)",
+                "cannot decode %s: skipped (%d of at most %d)",
                 self._source.describe(index),
                 len(self.bad),
                 limit,

@@ -80,7 +80,7 @@ class RunFolder:
         if stored is not None and resume != "force" and (changed := differences(stored, config)):
             raise WorkdirError(
                 f"workdir {self} was trained with another configuration ({'; '.join(changed)}): "
-                "name another workdir, or go on from its last checkpoint with --resume=force"
+                "name another workdir, or resume from its last checkpoint with --resume=force"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

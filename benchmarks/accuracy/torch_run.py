@@ -1,6 +1,6 @@
 """A run of `flax_resnet.main` in PyTorch: same recipe, same initial weights, same batches.
 
-python -m benchmarks.accuracy_torch --config configs/cifar_he2016.py:resnet20 --workdir /tmp/torch \\
+python -m benchmarks.accuracy.torch_run --config configs/cifar_he2016.py:resnet20 --workdir /tmp/torch \\
     --config.data.source=folder --config.data.path=/path/to/cifar10
 
 The network (`torch_networks.py`), its gradient, batch normalisation and SGD are PyTorch's. Weights to begin with,
@@ -25,8 +25,8 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageOps
 
+from benchmarks.accuracy.torch_training import NETWORKS, Training
 from benchmarks.arguments import absent
-from benchmarks.torch_training import NETWORKS, Training
 from flax_resnet.cli import app
 from flax_resnet.config import Config, flatten, settings
 from flax_resnet.config.plan import plan as make_plan
@@ -34,8 +34,8 @@ from flax_resnet.data.images import prepare
 from flax_resnet.data.records import Source
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
+from flax_resnet.training.experiment import make_sampler
 from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
-from flax_resnet.training.train import make_sampler
 
 log = logging.getLogger("flax_resnet")
 
@@ -50,7 +50,7 @@ FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
-    return app.run("benchmarks.accuracy_torch", __doc__, _define, _train, argv)
+    return app.run("benchmarks.accuracy.torch_run", __doc__, _define, _train, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:

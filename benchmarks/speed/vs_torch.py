@@ -1,4 +1,4 @@
-"""Training and inference against PyTorch and against linen without a trick: python -m benchmarks.peers
+"""Training and inference against PyTorch and against linen without a trick: python -m benchmarks.speed.vs_torch
 
     --works resnet50 resnet18 --output benchmarks/results/peers.json
     --works resnet50 --inference --batch_size 1
@@ -18,9 +18,9 @@ import os
 from functools import partial
 
 from benchmarks.arguments import count, duration, output
-from benchmarks.programs import Work, ours, take_turns, textbook, torch_step
 from benchmarks.record import write_record
-from benchmarks.turns import measure
+from benchmarks.speed.interleave import measure
+from benchmarks.speed.workloads import Work, ours, plain_flax, take_turns, torch_step
 
 WORKS = {
     "resnet50": Work("resnet50"),
@@ -35,9 +35,9 @@ SYSTEMS = {
     "flax_resnet": (ours, "float32", True),
     "flax_resnet, not kept": (ours, "float32", False),
     "flax_resnet, bfloat16": (ours, "bfloat16", True),
-    "textbook": (textbook, "float32", False),
-    "textbook, kept": (textbook, "float32", True),
-    "textbook, bfloat16": (textbook, "bfloat16", False),
+    "plain flax": (plain_flax, "float32", False),
+    "plain flax, kept": (plain_flax, "float32", True),
+    "plain flax, bfloat16": (plain_flax, "bfloat16", False),
     "torch": (torch_step, "float32", False),
     "torch, kept": (torch_step, "float32", True),
     "torch, bfloat16": (torch_step, "bfloat16", False),
@@ -45,7 +45,7 @@ SYSTEMS = {
     "torch.compile, bfloat16": (partial(torch_step, compiled=True), "bfloat16", False),
     "timm": (partial(torch_step, library="timm"), "float32", False),
 }
-USUAL = ("flax_resnet", "textbook", "textbook, kept", "torch", "torch, kept")
+USUAL = ("flax_resnet", "plain flax", "plain flax, kept", "torch", "torch, kept")
 
 
 def main() -> None:

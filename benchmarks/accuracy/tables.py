@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.experiments import Run
+from benchmarks.accuracy.experiments import Run
 from benchmarks.record import write_record
 from flax_resnet.config import Config
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from benchmarks.input_data import BATCH, SKIPPED
+from benchmarks.input.photographs import BATCH, SKIPPED
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.hlo import Array, Computation, Instruction, Program, schedule
+from benchmarks.lab.hlo import Array, Computation, Instruction, Program, schedule
 
 NO_KERNEL = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier",

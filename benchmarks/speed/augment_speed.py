@@ -1,4 +1,4 @@
-"""What augmentation costs: python -m benchmarks.augment_speed
+"""What augmentation costs: python -m benchmarks.speed.augment_speed
 
 Measures images per second of each operation and of the policies, by turns, each together with the
 normalisation that every batch has; and of RandAugment in its naive form, `vmap` of `lax.switch`, and one image

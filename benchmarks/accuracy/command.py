@@ -24,16 +24,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmarks.accuracy_report import Result, report
+from benchmarks.accuracy.experiments import DATA, EXPERIMENTS, Row, Run
+from benchmarks.accuracy.tables import Result, report
 from benchmarks.arguments import absent, count, folder, output, picture, seed, share
-from benchmarks.experiments import DATA, EXPERIMENTS, Row, Run
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError, UserError, WorkdirError, suggestion
 from flax_resnet.training.pretrained import adopted
 from flax_resnet.training.runs.folder import RunFolder
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "airben
 
 def network(config: Config, classes: int) -> Any:
     """Returns the configured network, of PyTorch's own weights."""
-    from benchmarks.torch_networks import Airbench, cifar_resnet
+    from benchmarks.speed.torch_networks import Airbench, cifar_resnet
 
     if config.model.name == "airbench94":
         return Airbench(create_model("airbench94", **config.model.options()).widths, classes)

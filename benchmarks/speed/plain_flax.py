@@ -1,4 +1,4 @@
-"""A ResNet as a textbook of linen writes it: what JAX users have without this package.
+"""A ResNet as plain linen writes it: what JAX users have without this package.
 
 `nn.Conv`, `nn.BatchNorm`, `nn.max_pool` with SAME padding, as in the flax ImageNet example, and nothing for speed.
 The networks are those of the benchmarks: basic and bottleneck blocks, grouped, with squeeze-and-excitation, and
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-class TextbookResNet(nn.Module):
+class PlainResNet(nn.Module):
     """[N, H, W, 3] to logits [N, classes].
 
     Attributes:
@@ -98,11 +98,11 @@ class TextbookResNet(nn.Module):
 
 
 DEEP = (3, 4, 6, 3)
-TEXTBOOK = {
-    "resnet18": TextbookResNet((2, 2, 2, 2), False, 1000),
-    "resnet50": TextbookResNet(DEEP, True, 1000),
-    "resnext50_32x4d": TextbookResNet(DEEP, True, 1000, cardinality=32, base_width=4),
-    "seresnet50": TextbookResNet(DEEP, True, 1000, attention=True),
-    "resnet18_cifar": TextbookResNet((2, 2, 2, 2), False, 10, small=True),
-    "resnet20": TextbookResNet((3, 3, 3), False, 10, width=16, small=True),
+PLAIN_FLAX = {
+    "resnet18": PlainResNet((2, 2, 2, 2), False, 1000),
+    "resnet50": PlainResNet(DEEP, True, 1000),
+    "resnext50_32x4d": PlainResNet(DEEP, True, 1000, cardinality=32, base_width=4),
+    "seresnet50": PlainResNet(DEEP, True, 1000, attention=True),
+    "resnet18_cifar": PlainResNet((2, 2, 2, 2), False, 10, small=True),
+    "resnet20": PlainResNet((3, 3, 3), False, 10, width=16, small=True),
 }

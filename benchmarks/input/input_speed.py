@@ -1,12 +1,13 @@
 """Images per second of the input pipeline, against those of PyTorch and of the flax ImageNet example.
 
-python -m benchmarks.input_speed photos --folder /tmp/input_speed --output benchmarks/results/input_photos.json
+python -m benchmarks.input.input_speed photos --folder /tmp/input_speed --output
+benchmarks/results/input_photos.json
     480 JPEGs of about 500x375, random-resized crops of 224, 160 and 128 px, end to end through TFDS random
     access; packed to 400 px; ten times as many. Peers are measured where torch and torchvision are installed.
-python -m benchmarks.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
+python -m benchmarks.input.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
     CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and from a cold start to a batch.
 
-What of it training waits for is `benchmarks.train_speed`'s.
+What of it training waits for is `benchmarks.speed.train_speed`'s.
 
 Systems take turns within one run; figures are medians, and ratios of medians. Nothing else should run.
 """
@@ -26,10 +27,10 @@ from functools import partial
 import numpy as np
 
 from benchmarks.arguments import count, folder, output
-from benchmarks.input_data import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
-from benchmarks.input_peers import flax_example, torchvision
+from benchmarks.input.photographs import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
+from benchmarks.input.torch_pipelines import flax_example, torchvision
 from benchmarks.record import write_record
-from benchmarks.turns import measure
+from benchmarks.speed.interleave import measure
 from flax_resnet.errors import DataError, UserError, one_line
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -142,7 +143,7 @@ def reading(root: pathlib.Path, name: str) -> float:
 def memory(root: pathlib.Path, name: str) -> int:
     """Returns what a fresh process streaming 1,920 images holds that no file backs, MiB."""
     code = (
-        "import pathlib, sys; from benchmarks.input_speed import anonymous_memory, ours\n"
+        "import pathlib, sys; from benchmarks.input.input_speed import anonymous_memory, ours\n"
         "stream = ours(pathlib.Path(sys.argv[1]), sys.argv[2], 224)(1920, 0)\n"
         "sum(stream); print(anonymous_memory())"
     )
@@ -217,8 +218,8 @@ def feed_of(config: object) -> object:
     """Opens the training split's feed."""
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
+    from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.input.feeds import make_feed
-    from flax_resnet.training.train import make_sampler
 
     source = open_source(config.data, train=True)
     mesh, stream = sharding.make_mesh(), make_sampler(source, config)
@@ -245,7 +246,7 @@ def cifar_batches(folder: pathlib.Path, kind: str) -> Callable:
 def cold_start(args: argparse.Namespace, kind: str) -> float:
     """Returns the seconds from starting Python to a first batch on the device."""
     code = (
-        "import pathlib, sys; from benchmarks.input_speed import cifar_batches\n"
+        "import pathlib, sys; from benchmarks.input.input_speed import cifar_batches\n"
         "next(cifar_batches(pathlib.Path(sys.argv[1]), sys.argv[2])(640, 0))"
     )
     began = time.perf_counter()

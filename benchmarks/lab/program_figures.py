@@ -10,10 +10,11 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import hlo, kernels, roofline
-from benchmarks.programs import configured, textbook_step
-from benchmarks.targets import TARGETS
-from benchmarks.textbook import TEXTBOOK
+from benchmarks.lab import hlo, kernels
+from benchmarks.lab.gpu_specs import TARGETS
+from benchmarks.speed import roofline
+from benchmarks.speed.plain_flax import PLAIN_FLAX
+from benchmarks.speed.workloads import configured, plain_flax_step
 from flax_resnet.config import Config
 from flax_resnet.config.plan import plan, planned_drop_factor, planned_optimizer
 from flax_resnet.models.summary import summarize
@@ -35,7 +36,7 @@ class Case(NamedTuple):
       image_size: pixels; 0 for the model's own.
       dtype: compute dtype.
       settings: further settings, as "model.norm_scope=local".
-      textbook: a ResNet as a textbook of linen writes it, in place of this package's.
+      plain_flax: a ResNet as plain linen writes it, in place of this package's.
     """
 
     model: str
@@ -45,11 +46,11 @@ class Case(NamedTuple):
     image_size: int = 0
     dtype: str = "bfloat16"
     settings: tuple[str, ...] = ()
-    textbook: bool = False
+    plain_flax: bool = False
 
     def __str__(self) -> str:
         """Names it on a line."""
-        name = self.model + (", textbook" if self.textbook else "")
+        name = self.model + (", plain flax" if self.plain_flax else "")
         settings = f", {' '.join(self.settings)}" if self.settings else ""
         many = "GPU" if self.gpus == "1" else "GPUs"
         return f"{name}, {self.dtype}, {self.batch_size} a GPU, {self.gpus} {many} {self.target}{settings}"
@@ -70,8 +71,8 @@ def mesh_of(case: Case) -> Mesh:
 
 def lowered(case: Case, mesh: Mesh) -> Any:
     """Traces the step of a case for its mesh."""
-    if case.textbook:
-        return _lowered_textbook(case, mesh)
+    if case.plain_flax:
+        return _lowered_plain_flax(case, mesh)
     config = _config(case, mesh)
     model = build_model(config, CLASSES)
     schedule = plan(config, num_train=IMAGES, num_eval=50000, num_classes=CLASSES)
@@ -95,8 +96,8 @@ def _config(case: Case, mesh: Mesh) -> Config:
     )
 
 
-def _lowered_textbook(case: Case, mesh: Mesh) -> Any:
-    model = TEXTBOOK[case.model].clone(classes=CLASSES, dtype=jnp.dtype(case.dtype))
+def _lowered_plain_flax(case: Case, mesh: Mesh) -> Any:
+    model = PLAIN_FLAX[case.model].clone(classes=CLASSES, dtype=jnp.dtype(case.dtype))
     size = summarize(case.model, image_size=case.image_size).input_shape[1]
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
     image = jnp.zeros((1, size, size, 3), case.dtype)
@@ -110,7 +111,7 @@ def _lowered_textbook(case: Case, mesh: Mesh) -> Any:
     rows = case.batch_size * mesh.size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), case.dtype, sharding=split)
     labels = jax.ShapeDtypeStruct((rows,), np.int32, sharding=split)
-    return textbook_step(model, optimizer).lower(variables, opt_state, images, labels)
+    return plain_flax_step(model, optimizer).lower(variables, opt_state, images, labels)
 
 
 def figures(case: Case) -> dict[str, Any]:

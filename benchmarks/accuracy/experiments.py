@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flax_resnet.training.runs.folder import SUMMARY
 
-SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy_torch"}
+SYSTEMS = {"flax_resnet": "flax_resnet.main", "torch": "benchmarks.accuracy.torch_run"}
 DATA = {"data.source": "folder", "data.limit": 10_000}
 
 

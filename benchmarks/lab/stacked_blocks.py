@@ -1,4 +1,4 @@
-"""What scanning the identical blocks of a network costs and saves: python -m benchmarks.scan
+"""What scanning the identical blocks of a network costs and saves: python -m benchmarks.lab.stacked_blocks
 
 Compiles the gradient of one network with its blocks apart and stacked (`scan_blocks=True`), and runs both by turns.
 Prints a table and, with --output, writes JSON. Times on a shared machine are only worth their ratios.

@@ -151,15 +151,15 @@ def training(work: Work) -> tuple[Any, ...]:
     return make_train_step(config, model, optimizer, mesh), state, {"seed": 0}, images
 
 
-def textbook(work: Work) -> Program:
+def plain_flax(work: Work) -> Program:
     """A linen network without a trick in the usual jitted step."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    from benchmarks.textbook import TEXTBOOK
+    from benchmarks.speed.plain_flax import PLAIN_FLAX
 
-    model = TEXTBOOK[work.model].clone(classes=work.classes, dtype=jnp.dtype(work.dtype))
+    model = PLAIN_FLAX[work.model].clone(classes=work.classes, dtype=jnp.dtype(work.dtype))
     data = batch(work)
     images, labels = jax.device_put((normalized(data["image"]), data["label"]))
     variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
@@ -167,7 +167,7 @@ def textbook(work: Work) -> Program:
         infer = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
         return lambda: infer(variables, images)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
-    step = textbook_step(model, optimizer)
+    step = plain_flax_step(model, optimizer)
     held = [variables, jax.jit(optimizer.init)(variables["params"])]
 
     def one() -> Any:
@@ -177,8 +177,8 @@ def textbook(work: Work) -> Program:
     return one
 
 
-def textbook_step(model: Any, optimizer: Any) -> Any:
-    """Returns a textbook's jitted step: (variables, opt_state, images, labels) to the first two, and the loss."""
+def plain_flax_step(model: Any, optimizer: Any) -> Any:
+    """Returns plain linen's jitted step: (variables, opt_state, images, labels) to the first two, and the loss."""
     import jax
     import optax
 
@@ -240,7 +240,7 @@ def torch_model(work: Work, library: str) -> Any:
     import torchvision
     from torch import nn
 
-    from benchmarks.torch_networks import cifar_resnet
+    from benchmarks.speed.torch_networks import cifar_resnet
 
     if work.model == "resnet20":
         return cifar_resnet(shortcut="pad", classes=work.classes)

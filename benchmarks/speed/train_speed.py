@@ -1,6 +1,6 @@
 """Training end to end against the compiled step alone, and where the rest of the time goes.
 
-python -m benchmarks.train_speed --config configs/resnet18.py:cifar10
+python -m benchmarks.speed.train_speed --config configs/resnet18.py:cifar10
     --steps 40 --rounds 3 --profile /tmp/profile --output speed.json
         and any --config.KEY=VALUE and --data_dir, as of `python -m flax_resnet.main`
 
@@ -37,9 +37,9 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.optim.schedules import Schedule
 from flax_resnet.training import sharding
 from flax_resnet.training.experiment import make_sampler
+from flax_resnet.training.microbatch_size import microbatches_of
 from flax_resnet.training.stages import CHECKPOINT, EVALUATION, STAGES, STEP
 from flax_resnet.training.state import build_model, initial_state
-from flax_resnet.training.step.microbatches import microbatches_of
 from flax_resnet.training.step.train_step import make_train_step
 from flax_resnet.training.train import train
 
@@ -63,7 +63,7 @@ class Span(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` without the program's name."""
-    return app.run("benchmarks.train_speed", __doc__, _define, _measure, argv)
+    return app.run("benchmarks.speed.train_speed", __doc__, _define, _measure, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:

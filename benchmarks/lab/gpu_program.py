@@ -1,11 +1,11 @@
-"""What XLA makes of the training step for GPUs that need not be there: python -m benchmarks.gpu_program
+"""What XLA makes of the training step for GPUs that need not be there: python -m benchmarks.lab.gpu_program
 
     --models resnet50 --targets h100 a100 --gpus 1 8 2x8 --settings model.norm_scope=local --output program.json
     --check                compiles what expected/gpu_program.json holds, and fails where a program got worse
     --store                puts the programs there
 
 The step is the one that `flax_resnet.main` runs, optimizer and normalisation of the images included, compiled ahead
-of time; `--textbook` puts the step of a ResNet as a textbook of linen writes it beside. Needs the compiler, and
+of time; `--plain_flax` puts the step of a ResNet as plain linen writes it beside. Needs the compiler, and
 no GPU: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt, of jax's own version. Nothing is measured:
 there is no autotuning, and what a kernel takes is not known. The figures compare two programs, and catch what
 makes one worse; the bounds are the least time that the memory, or the arithmetic, of a GPU leaves.
@@ -21,16 +21,16 @@ from typing import Any
 import jax
 
 from benchmarks.arguments import absent, count, output
-from benchmarks.gpu_figures import Case, figures
-from benchmarks.kernels import KINDS
-from benchmarks.programs import configured
+from benchmarks.lab.gpu_specs import TARGETS
+from benchmarks.lab.kernels import KINDS
+from benchmarks.lab.program_figures import Case, figures
 from benchmarks.record import write_record
-from benchmarks.targets import TARGETS
-from benchmarks.textbook import TEXTBOOK
+from benchmarks.speed.plain_flax import PLAIN_FLAX
+from benchmarks.speed.workloads import configured
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.summary import summarize
 
-EXPECTED = pathlib.Path(__file__).parent / "expected" / "gpu_program.json"
+EXPECTED = pathlib.Path(__file__).parents[1] / "expected" / "gpu_program.json"
 LABEL = "The compiler's program, not measured time."
 # Figures that must not grow, and by what share they may.
 LIMITS = {
@@ -170,8 +170,8 @@ def main() -> None:
     parser.add_argument("--image_size", type=count, default=0, help="pixels")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--settings", nargs="+", default=[], help="such as model.norm_scope=local")
-    parser.add_argument("--textbook", action="store_true",
-                        help="compile a textbook's ResNet beside")  # fmt: skip
+    parser.add_argument("--plain_flax", action="store_true",
+                        help="compile plain linen's ResNet beside")  # fmt: skip
     parser.add_argument("--check", action="store_true", help="against what is expected")
     parser.add_argument("--store", action="store_true", help="expect this from now on")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
@@ -201,15 +201,15 @@ def run(args: argparse.Namespace) -> None:
       ConfigError: a name or a setting is wrong, before anything is compiled.
     """
     cases = []
-    kinds = [False, True] if args.textbook else [False]
-    for model, target, many, textbook in itertools.product(
+    kinds = [False, True] if args.plain_flax else [False]
+    for model, target, many, plain_flax in itertools.product(
         args.models or ["resnet50"], args.targets, args.gpus, kinds
     ):
-        if textbook and model not in TEXTBOOK:
-            raise ConfigError(f"--textbook: must be of {', '.join(TEXTBOOK)}, not {model}")
-        settings = () if textbook else tuple(args.settings)
+        if plain_flax and model not in PLAIN_FLAX:
+            raise ConfigError(f"--plain_flax: must be of {', '.join(PLAIN_FLAX)}, not {model}")
+        settings = () if plain_flax else tuple(args.settings)
         case = Case(
-            model, target, many, args.batch_size, args.image_size, args.dtype, settings, textbook
+            model, target, many, args.batch_size, args.image_size, args.dtype, settings, plain_flax
         )
         summarize(model, image_size=args.image_size)
         configured(model, 224, args.batch_size, dtype=args.dtype, settings=settings)

@@ -1,4 +1,4 @@
-"""Training and inference speed of networks: python -m benchmarks.model_speed
+"""Training and inference speed of networks: python -m benchmarks.speed.model_speed
 
     --models resnet50 resnet101 --batch_size 256 512 --dtypes bfloat16 float32 --output speed.json
 
@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks import roofline
 from benchmarks.arguments import count, duration, output
-from benchmarks.programs import Work, batch, network
 from benchmarks.record import write_record
+from benchmarks.speed import roofline
+from benchmarks.speed.workloads import Work, batch, network
 from flax_resnet.augment import evaluation_images
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.folding import fold_batch_norm
@@ -32,9 +32,9 @@ from flax_resnet.models.summary import Summary, summarize
 from flax_resnet.ops import dispatch
 from flax_resnet.training import sharding
 from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
+from flax_resnet.training.microbatch_size import available_memory
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step.gradient import make_loss
-from flax_resnet.training.step.microbatches import available_memory
 from flax_resnet.training.step.train_step import loss_inputs, make_train_step
 
 DTYPES = ("float32", "bfloat16")

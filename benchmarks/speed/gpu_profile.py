@@ -1,11 +1,11 @@
-"""Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.gpu_profile
+"""Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.speed.gpu_profile
 
     --model resnet50 --batch_size 256 --output profile.json --plot profile.png
     --read profile.json --plot profile.png                      of what was measured before; needs no GPU
 
 Runs the step that `flax_resnet.main` runs, profiles it, and puts beside each kernel's time the bytes that it has to
-move, as `benchmarks.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the spot, is
-worth a look. Kernels that are alike have one name, and stand on one line. Needs one GPU, and no more.
+move, as `benchmarks.lab.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the
+spot, is worth a look. Kernels that are alike have one name, and stand on one line. Needs one GPU, and no more.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks import hlo, kernels, roofline
 from benchmarks.arguments import count, output, picture
-from benchmarks.model_speed import device
-from benchmarks.programs import Work, training
+from benchmarks.lab import hlo, kernels
 from benchmarks.record import write_record
+from benchmarks.speed import roofline
+from benchmarks.speed.model_speed import device
+from benchmarks.speed.workloads import Work, training
 from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.models.summary import summarize
 

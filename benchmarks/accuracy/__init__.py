@@ -1,0 +1,1 @@
+"""Which accuracy recipes reach."""

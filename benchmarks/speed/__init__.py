@@ -1,0 +1,1 @@
+"""How fast steps, inference and their parts are."""
