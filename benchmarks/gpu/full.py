@@ -12,7 +12,7 @@ HOURS = 3600.0
 # Of several GPUs, collectives run beside what does not need them.
 XLA_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
 # In bfloat16, of `benchmarks.speed.vs_torch`.
-SYSTEMS = ("flax_resnet", "plain flax", "torch", "torch.compile")
+SYSTEMS = ("flax_resnet", "plain_flax", "torch", "torch.compile")
 # Of `benchmarks.accuracy`: seeds, and hours at most on one GPU.
 EXPERIMENTS = {
     "airbench94": ((0, 1, 2), 1),

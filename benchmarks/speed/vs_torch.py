@@ -35,9 +35,9 @@ SYSTEMS = {
     "flax_resnet": (ours, "float32", True),
     "flax_resnet, not kept": (ours, "float32", False),
     "flax_resnet, bfloat16": (ours, "bfloat16", True),
-    "plain flax": (plain_flax, "float32", False),
-    "plain flax, kept": (plain_flax, "float32", True),
-    "plain flax, bfloat16": (plain_flax, "bfloat16", False),
+    "plain_flax": (plain_flax, "float32", False),
+    "plain_flax, kept": (plain_flax, "float32", True),
+    "plain_flax, bfloat16": (plain_flax, "bfloat16", False),
     "torch": (torch_step, "float32", False),
     "torch, kept": (torch_step, "float32", True),
     "torch, bfloat16": (torch_step, "bfloat16", False),
@@ -45,7 +45,7 @@ SYSTEMS = {
     "torch.compile, bfloat16": (partial(torch_step, compiled=True), "bfloat16", False),
     "timm": (partial(torch_step, library="timm"), "float32", False),
 }
-USUAL = ("flax_resnet", "plain flax", "plain flax, kept", "torch", "torch, kept")
+USUAL = ("flax_resnet", "plain_flax", "plain_flax, kept", "torch", "torch, kept")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ operation.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,17 @@ TABLES = ("levels", "autocontrast", "equalize")
 
 
 class Operation(NamedTuple):
-    """Parameters of an operation on one image, or with a leading axis N on a batch; the defaults change nothing."""
+    """Parameters of an operation on one image, or with a leading axis N on a batch; the defaults change nothing.
 
-    levels: Array = LEVELS.astype(np.uint8)  # uint8 [256], a table
-    matrix: Array = np.eye(2, 3, dtype=np.float32)  # float32 [2, 3], see `warp`
-    contrast: Array = np.float32(0)  # amounts, see `blend`
-    saturation: Array = np.float32(0)
-    sharpness: Array = np.float32(0)
-    table: Array = np.int32(0)  # one of TABLES
+    They are NumPy's arrays and scalars on the host, and JAX's arrays inside jit.
+    """
+
+    levels: Any = LEVELS.astype(np.uint8)  # uint8 [256], a table
+    matrix: Any = np.eye(2, 3, dtype=np.float32)  # float32 [2, 3], see `warp`
+    contrast: Any = np.float32(0)  # amounts, float32 scalars, see `blend`
+    saturation: Any = np.float32(0)
+    sharpness: Any = np.float32(0)
+    table: Any = np.int32(0)  # int32 scalar, one of TABLES
 
 
 def apply(images: Array, operations: Operation) -> Array:
@@ -59,20 +62,20 @@ def apply(images: Array, operations: Operation) -> Array:
     return warp(color.look_up(images, levels), operations.matrix)
 
 
-def _matrix(*entries: float) -> dict[str, np.ndarray]:
+def _matrix(*entries: float | np.float32) -> dict[str, Any]:
     return {"matrix": np.array(entries, np.float32).reshape(2, 3)}
 
 
-def _rotated(degrees: float) -> dict[str, np.ndarray]:
+def _rotated(degrees: np.float32) -> dict[str, Any]:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return _matrix(cos, -sin, 0, sin, cos, 0)
 
 
-def _table(name: str) -> dict[str, np.ndarray]:
+def _table(name: str) -> dict[str, Any]:
     return {"table": np.int32(TABLES.index(name))}
 
 
-def _levels(values: np.ndarray) -> dict[str, np.ndarray]:
+def _levels(values: np.ndarray) -> dict[str, Any]:
     return {"levels": np.clip(values, 0, 255).astype(np.uint8)}
 
 
@@ -80,7 +83,7 @@ class Kind(NamedTuple):
     """A kind of operation: the name of its range, and a function from (magnitude, height, width) to fields."""
 
     range: str
-    fields: Callable[[np.float32, int, int], dict[str, np.ndarray]]
+    fields: Callable[[np.float32, int, int], dict[str, Any]]
 
 
 # Names and order are torchvision's. As in torchvision, shears keep the top left corner fixed.

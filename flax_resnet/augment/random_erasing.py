@@ -26,11 +26,11 @@ def cutout(key: Array, images: Array, side: int) -> Array:
 
     Source: DeVries and Taylor 2017, "Improved regularization of CNNs with cutout", section 3.
     """
-    height, width = shape = images.shape[1:3]
+    height, width = images.shape[1:3]
     row, column = uniform(row_keys(key, len(images)), 2)
     top, left = below(row, height) - side // 2, below(column, width) - side // 2
     length = jnp.full_like(top, side)
-    return jnp.where(inside(top, left, length, length, shape), 0, images)
+    return jnp.where(inside(top, left, length, length, (height, width)), 0, images)
 
 
 def erase(
@@ -60,9 +60,10 @@ def erase(
     Source: Zhong et al. 2020, "Random erasing data augmentation", algorithm 1; torchvision's RandomErasing.
     """
     box_key, noise_key = jax.random.split(key)
-    box = rectangles(box_key, len(images), images.shape[1:3], probability, area, aspect)
-    erased = inside(*box, images.shape[1:3])
-    filling = 0.0
+    height, width = images.shape[1:3]
+    box = rectangles(box_key, len(images), (height, width), probability, area, aspect)
+    erased = inside(*box, (height, width))
+    filling: Array | float = 0.0
     if fill == "noise":
         noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))
         filling = noise(row_keys(noise_key, len(images)))

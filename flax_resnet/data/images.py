@@ -60,6 +60,7 @@ def _resized(image: Image.Image, config: Data) -> np.ndarray:
     short = int(size / config.eval_crop_fraction + 1e-6)
     least = min(image.size)
     # Pillow returns a copy if the size is already right.
-    image = image.resize(tuple(short * side // least for side in image.size), resample)
+    width, height = (short * side // least for side in image.size)
+    image = image.resize((width, height), resample)
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))

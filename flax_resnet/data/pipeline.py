@@ -145,7 +145,10 @@ def _batches(
             raise
         images = np.array([decodable(image) for image in records.images], object)
         read = [images, records.labels, indices, mask, seeds.astype(np.int64)]
-        return [*read, records.orientations] if source.orientations else read
+        if source.orientations:
+            assert records.orientations is not None  # such a source reads them with every image
+            read.append(records.orientations)
+        return read
 
     def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
         # Stateful, so that tf.data does not fold it into a constant or run it twice for a step.

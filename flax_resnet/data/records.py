@@ -36,7 +36,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Return the number of examples."""
 
-    def read(self, indices: Sequence[int]) -> Records:
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order."""
 
     def labels(self) -> np.ndarray:

@@ -157,7 +157,8 @@ class ConvNet(nn.Module):
 
         `stageN` is the map before the N-th max-pool.
         """
-        info, stride, channels = {}, 1, self.in_channels
+        info: dict[str, tuple[int, int]] = {}
+        stride, channels = 1, self.in_channels
         for layer in self.layers:
             if layer == "M":
                 info[f"stage{len(info) + 1}"] = (stride, channels)

@@ -10,12 +10,13 @@ from jax import lax
 
 from flax_resnet.models.layers.convolution import Conv
 from flax_resnet.models.layers.normalization import BatchNorm
+from flax_resnet.models.network import Network
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]
 
 
-def fold_batch_norm(model: nn.Module, variables: Variables) -> Variables:
+def fold_batch_norm(model: Network, variables: Variables) -> Variables:
     """Fold every BatchNorm that directly follows a convolution into that convolution.
 
     ``(conv(x, kernel) + b - mean) s + bias = conv(x, kernel s) + bias + (b - mean) s``, with
@@ -52,7 +53,7 @@ def _at(tree: Variables, path: Path) -> Variables:
     return tree
 
 
-def _pairs(model: nn.Module, variables: Variables) -> dict[Path, tuple[Path, float]]:
+def _pairs(model: Network, variables: Variables) -> dict[Path, tuple[Path, float]]:
     """Return, by the path of each BatchNorm, the path of the convolution that feeds it, and its epsilon."""
     pairs, convolved = {}, []  # scan calls a block several times
 

@@ -197,11 +197,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
             )
         options[key] = _checked(key, value, kinds[key])
     model = make(**{**family.rows[name], "dtype": jnp.dtype("float32"), **options})
-    for clash in CLASHES if make is ResNet else ():
-        if clash.holds(model):
-            values = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
-            raise ConfigError(f"{values} conflict ({name}): {clash.reason}")
-    if make is ResNet:
+    if isinstance(model, ResNet):
+        _check_clashes(name, model)
         _check_blocks(name, model)
     return model
 
@@ -244,6 +241,14 @@ def _checked(key: str, value: Any, kind: type) -> Any:
     if key in BELOW and not max(numbers) < BELOW[key]:
         raise ConfigError(f"model.{key}={value!r}: must be below {BELOW[key]:g}")
     return value
+
+
+def _check_clashes(name: str, model: ResNet) -> None:
+    """Raise ConfigError if options conflict."""
+    for clash in CLASHES:
+        if clash.holds(model):
+            values = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
+            raise ConfigError(f"{values} conflict ({name}): {clash.reason}")
 
 
 def _check_blocks(name: str, model: ResNet) -> None:

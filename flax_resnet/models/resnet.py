@@ -1,5 +1,6 @@
 """The ResNet: a stem, stages of residual blocks, and a linear head."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
 from flax_resnet.models.network import Stages
 from flax_resnet.models.stems import STEMS, apply_stem, pool_stem
 
-NORMS = {
+NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": BatchNorm,
     "frozen": partial(BatchNorm, frozen=True),
     "group": GroupNorm,
@@ -206,7 +207,7 @@ class ResNet(nn.Module):
 
     def stages(self) -> Stages:
         """Return the module names of every block by stage; with `scan_blocks`, all blocks but the first are one."""
-        stages = []
+        stages: list[list[tuple[str, ...]]] = []
         for number, depth in enumerate(self.depths, 1):
             blocks = ["0", "rest"][:depth] if self.scan_blocks else [str(n) for n in range(depth)]
             stages.append([(f"layer{number}_{block}",) for block in blocks])
@@ -246,7 +247,7 @@ def block_specs(net: ResNet) -> list[list[BlockSpec]]:
         middle = (
             int(width * net.base_width / 64) * net.cardinality if EXPANSION[kind] > 1 else width
         )
-        usual = (middle // net.reduce_first, middle, nominal)
+        usual: tuple[int, ...] = (middle // net.reduce_first, middle, nominal)
         if EXPANSION[kind] == 1:
             usual = (width // net.reduce_first, nominal)
         specs = []
@@ -294,13 +295,15 @@ def _scanned(
     block: nn.Module,
     x: jax.Array,
     train: bool,
-    rates: jax.Array | None,
+    rates: jax.Array | np.ndarray | None,
     dropout: jax.Array | None,
     length: int,
 ) -> jax.Array:
     """Run `length` copies of a block one after the other, with variables stacked on axis 0."""
 
-    def step(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+    def step(
+        block: nn.Module, x: jax.Array, rate: jax.Array | np.ndarray | None
+    ) -> tuple[jax.Array, None]:
         return block(x, train, rate, dropout), None
 
     run = nn.scan(

@@ -14,7 +14,7 @@ Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ def _spread(arrays: Iterable[Array], matrix: np.ndarray, axis: int) -> Array:
     One fused loop writes all sums, including products with zero. It is faster than a loop for each sum followed by
     a concatenation.
     """
-    total = 0
+    total: Any = 0
     for array, weights in zip(arrays, matrix, strict=True):
         shape = [1] * (array.ndim + 1)
         shape[axis] = len(weights)

@@ -37,17 +37,17 @@ class Distill:
     )
 
 
-def divergence_sum(logits: Array, teacher_variables: Array, temperature: float) -> Array:
-    """Return ``T^2 sum_n KL(softmax(teacher_variables / T) || softmax(logits / T))``, float32 [].
+def divergence_sum(logits: Array, teacher_logits: Array, temperature: float) -> Array:
+    """Return ``T^2 sum_n KL(softmax(teacher_logits / T) || softmax(logits / T))``, float32 [].
 
     The factor T^2 keeps the gradient's scale independent of the temperature.
 
     Args:
       logits: the student's logits, [N, K].
-      teacher_variables: the teacher's logits, [N, K].
+      teacher_logits: the teacher's logits, [N, K].
       temperature: T.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
     """
-    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_variables))
+    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher).sum()

@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib.resources
+import io
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -151,9 +152,8 @@ def _pretrained() -> dict[str, dict[str, Pretrained]]:
 
 
 def _rows(file: str) -> list[dict[str, str]]:
-    text = importlib.resources.files("flax_resnet.weights").joinpath(file)
-    with text.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    text = importlib.resources.files("flax_resnet.weights").joinpath(file).read_bytes().decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _side(input_size: Any) -> int:

@@ -117,20 +117,20 @@ def from_torch(
             f"the weights are of {table.title}, which has no counterpart of {_some(homeless)}: "
             "they belong to another family of networks"
         )
-    places = {path: _place(table, path, leaf) for path, leaf in leaves.items()}
+    places = _places(leaves, table)
     tensors = {k: v for k, v in tensors.items() if not re.fullmatch(table.ignored, k)}
     fresh, hints = {}, []
 
     head = next((path for path in leaves if re.fullmatch(HEAD, path)), None)
-    if head and (source := _classes(tensors, places[head])) != (wanted := leaves[head].shape[-1]):
+    if head and (count := _classes(tensors, places[head])) != (wanted := leaves[head].shape[-1]):
         if initial is not None:
             fresh = {path: leaf for path, leaf in _leaves(initial) if re.fullmatch(HEAD, path)}
         else:
-            hints.append(f"num_classes={wanted} asks for a fresh head instead of {source} classes")
+            hints.append(f"num_classes={wanted} asks for a fresh head instead of {count} classes")
     elif not head and initial is not None:
-        for kernel in HEAD_KERNELS:
-            place = table.place(kernel, rank=2)
-            tensors = {k: v for k, v in tensors.items() if not place or place.module != _module(k)}
+        for path in HEAD_KERNELS:
+            own = table.place(path, rank=2)
+            tensors = {k: v for k, v in tensors.items() if not own or own.module != _module(k)}
 
     stem = next((path for path in leaves if path in STEMS), None)
     if stem and (kernel := _stem(tensors, places[stem], leaves[stem])) is not None:
@@ -160,7 +160,7 @@ def from_torch(
         raise WeightsError(
             f"weights of {table.title} do not fit the network: {'; '.join([*details, *hints])}"
         )
-    return jax.tree_util.tree_structure(abstract).unflatten(filled)
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), filled)
 
 
 def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]:
@@ -181,9 +181,10 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
     leaves = dict(_leaves(variables))
     if homeless := _homeless(leaves, table):
         raise WeightsError(f"{table.title} has no counterpart of {_some(homeless)}")
+    places = _places(leaves, table)
     tensors = {}
     for path, leaf in leaves.items():
-        place = _place(table, path, leaf)
+        place = places[path]
         tensors[place.name] = _copy(place.transform.to_source(np.asarray(leaf)), leaf.dtype)
         if table.counted and re.fullmatch(r"batch_stats/.*/mean", path):
             counter = f"{place.module}{table.separator}num_batches_tracked"
@@ -228,12 +229,15 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(keys, simple=True, separator="/"), leaf
 
 
-def _place(table: Layout, path: str, leaf: Any) -> Place | None:
-    return table.place(path, len(leaf.shape))
+def _places(leaves: Mapping[str, Any], table: Layout) -> dict[str, Place]:
+    """Return path -> place of the leaves that have a counterpart."""
+    places = ((path, table.place(path, len(leaf.shape))) for path, leaf in leaves.items())
+    return {path: place for path, place in places if place is not None}
 
 
 def _homeless(leaves: Mapping[str, Any], table: Layout) -> list[str]:
-    return [path for path, leaf in leaves.items() if _place(table, path, leaf) is None]
+    places = _places(leaves, table)
+    return [path for path in leaves if path not in places]
 
 
 def _classes(tensors: Mapping[str, np.ndarray], place: Place) -> int:

@@ -1,5 +1,8 @@
 """TFDS builder for the handwritten digits that scikit-learn includes."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -49,7 +52,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing to download
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
-    def _generate_examples(self, test: bool):
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

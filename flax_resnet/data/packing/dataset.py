@@ -237,7 +237,11 @@ def _finish(
 
     for leftover in work.glob("incomplete.*"):
         leftover.unlink()
-    ledgers = {shard: packed_shards.finished(shard) for shard in shards}
+    ledgers: dict[Shard, dict[str, Any]] = {}
+    for shard in shards:
+        ledger = packed_shards.finished(shard)
+        assert ledger is not None  # `write` has finished every shard
+        ledgers[shard] = ledger
     class_names = next(iter(splits.values())).source.class_names
     labels = {
         key: [ledgers[shard]["labels"] for shard in shards if shard.split == key] for key in splits

@@ -25,7 +25,8 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], threads: int) -> It
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 
     def results() -> Iterator[R]:
-        rest, waiting = iter(tasks), deque()
+        rest = iter(tasks)
+        waiting: deque[concurrent.futures.Future[R]] = deque()
         while True:
             room = AHEAD * threads - len(waiting)
             waiting += [pool.submit(function, task) for task in itertools.islice(rest, room)]

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def _file_identity(root: pathlib.Path, file: str) -> str:
     return f"{os.path.relpath(file, root)} {status.st_size} {status.st_mtime_ns}"
 
 
-def _digest(texts: object) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode(errors="surrogateescape") + b"\0")

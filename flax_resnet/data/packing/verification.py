@@ -4,6 +4,7 @@ import io
 import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -51,7 +52,9 @@ def verify(
             starts = range(0, len(expected), CHUNK)
             tasks = (range(start, min(start + CHUNK, len(expected))) for start in starts)
 
-            def check(places: range, source=source, expected=expected) -> list[str]:  # noqa: ANN001
+            def check(
+                places: range, source: Any = source, expected: list[int] = expected
+            ) -> list[str]:
                 return [_fault(source, place, expected[place]) for place in places]
 
             with in_order(check, tasks, threads) as checked:

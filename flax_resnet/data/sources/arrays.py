@@ -62,7 +62,7 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def read(self, indices: Sequence[int]) -> Records:
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, encoded as BMP, which is a header followed by the pixels."""
         chosen = [self._images[int(i)] for i in indices]
         pixels = [np.ascontiguousarray(np.broadcast_to(c, (*c.shape[:2], 3))) for c in chosen]

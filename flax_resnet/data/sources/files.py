@@ -46,16 +46,16 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, indices: Sequence[int]) -> Records:
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order."""
-        indices = np.asarray(indices, np.int64)
-        images = [_contents(self._files[i]) for i in indices]
+        places = np.asarray(indices, np.int64)
+        images = [_contents(self._files[i]) for i in places]
         if self.orientations:
-            for index, image in zip(indices, images, strict=True):
+            for index, image in zip(places, images, strict=True):
                 if self._known[index] == UNKNOWN:
                     self._known[index] = orientation(image)
-        turns = self._known[indices].astype(np.int32) if self.orientations else None
-        return Records(images, self._labels[indices], turns)
+        turns = self._known[places].astype(np.int32) if self.orientations else None
+        return Records(images, self._labels[places], turns)
 
     def labels(self) -> np.ndarray:
         """Return the label of every example, int32 [n]."""

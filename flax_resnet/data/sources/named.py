@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError, DataError
@@ -57,14 +57,14 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
     from flax_resnet.data.sources.files import splits_of
 
     dataset, train_split, split, data_dir, image_size = choice
-    options = {"data_dir": data_dir, "eval_size": image_size}
-    data = dataclasses.replace(data, **{name: value for name, value in options.items() if value})
+    data = dataclasses.replace(data, **_given(data_dir=data_dir, eval_size=image_size))
     if dataset:
         kind = kind_of(dataset)
+        place_of: dict[str, Any] = {"name" if kind == "tfds" else "path": dataset}
         data = dataclasses.replace(
             data,
             source=kind,
-            **{"name" if kind == "tfds" else "path": dataset},
+            **place_of,
             image_feature="",
             label_feature="",
             train_split=Data().train_split,
@@ -82,5 +82,9 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
                 raise DataError(
                     f"--{flag}={value}: {data.path} has no splits of its own; leave the flag out"
                 )
-    splits = {"train_split": train_split, "eval_split": split}
-    return dataclasses.replace(data, **{name: value for name, value in splits.items() if value})
+    return dataclasses.replace(data, **_given(train_split=train_split, eval_split=split))
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are not empty and not 0."""
+    return {name: value for name, value in fields.items() if value}

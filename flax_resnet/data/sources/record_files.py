@@ -13,7 +13,7 @@ import pathlib
 import struct
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +87,10 @@ class TfrecordShard:
             os.close(self._file)
 
 
-FORMATS = {"array_record": ArrayRecordShard, "tfrecord": TfrecordShard}
+FORMATS: dict[str, Callable[[str, int], Shard]] = {
+    "array_record": ArrayRecordShard,
+    "tfrecord": TfrecordShard,
+}
 
 
 class ShardedRecords:
@@ -108,7 +111,7 @@ class ShardedRecords:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Return the records at these indices, in this order. Raise DataError for a corrupted file."""
         records: list[bytes] = []
         for index in map(int, indices):

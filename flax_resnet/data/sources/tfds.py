@@ -3,8 +3,8 @@
 import contextlib
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -15,6 +15,16 @@ from flax_resnet.data.sources.record_files import FORMATS, ShardedRecords
 from flax_resnet.errors import DataError, one_line, suggestion
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
+
+
+class _Split(Protocol):
+    """The examples of a split: records, or dicts of features."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Sequence[Any]: ...
+
+    def shared(self, other: Any) -> int: ...
 
 
 class TfdsSource:
@@ -36,6 +46,8 @@ class TfdsSource:
         features = builder.info.features
         self._image = _find(features, "image", config.image_feature, _is_image, config.name)
         self._label = _find(features, "label", config.label_feature, _is_label, config.name)
+        self._records: _Split
+        self._parse: Callable[[Any], tuple[bytes, int]]
         if builder.data_path.exists():
             self._records, self._parse = _open_split(builder, config, split), self._parsed
         else:  # raises, except under tfds.testing.mock_data, which replaces the files
@@ -48,7 +60,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, indices: Sequence[int]) -> Records:
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order. Raise DataError for a corrupted file."""
         images, labels = zip(*map(self._parse, self._records.read(indices)), strict=True)
         return Records(list(images), np.array(labels, np.int32))
@@ -187,7 +199,7 @@ class _MockedSplit:
     def shared(self, other: "_MockedSplit") -> int:
         return 0  # the examples of each split are random
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         return [self._examples[int(i)] for i in indices]
 
 

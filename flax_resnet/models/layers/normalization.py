@@ -91,8 +91,8 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + self.momentum * unbiased
         else:
             wide = grouped.astype(stats_dtype)
-            moments = (along_channels(leaf.value, wide) for leaf in (running_mean, running_var))
-            y = normalize(wide, *moments, scale, bias, self.epsilon, self.act, self.dtype)
+            mean, var = (along_channels(leaf.value, wide) for leaf in (running_mean, running_var))
+            y = normalize(wide, mean, var, scale, bias, self.epsilon, self.act, self.dtype)
         return y.reshape(x.shape)
 
     def _folded(self, x: Array, train: bool) -> Array:
@@ -101,8 +101,8 @@ class BatchNorm(nn.Module):
             raise ConfigError(
                 "BatchNorm is folded into the convolution before it and cannot be trained"
             )
-        bias = self.get_variable("params", "bias").astype(self.dtype)
-        y = x + bias.reshape(1, 1, 1, -1)
+        bias: Array = self.get_variable("params", "bias")
+        y = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return self.act(y) if self.act else y
 
 
