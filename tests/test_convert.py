@@ -90,7 +90,7 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     top1 = (small.predict(files).labels == labels).mean()
     assert f"top-1 {top1:.2%}," in line
     assert "(12 images)" in line
-    assert commands.main([*arguments, "--split=train"]) == 4
+    assert commands.main([*arguments, "--split=train"]) == 2
     assert "has no splits" in capsys.readouterr().err
 
 

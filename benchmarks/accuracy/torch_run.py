@@ -43,7 +43,7 @@ log = logging.getLogger("flax_resnet")
 FOLLOWED = re.compile(
     r"(data|augment|schedule)\..*|model\.(name|widths)|train\.(batch_size|epochs|seed)"
     r"|optimizer\.(learning_rate|momentum|nesterov|weight_decay|learning_rate_rules|weight_decay_rules)"
-    r"|average\.(decay|warmup|rise|lookahead)|loss\.label_smoothing"
+    r"|ema\.(decay|warmup|decay_power|lookahead)|loss\.label_smoothing"
 )
 FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize"}
 

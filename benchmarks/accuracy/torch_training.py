@@ -123,8 +123,8 @@ class Training:
         return torch.autocast(self._device, torch.bfloat16, enabled=on_gpu)
 
     def _average(self, step: int) -> None:
-        """Moves the mean of the weights, as `training.average.advance` does; step 1 is after the first update."""
-        section, state = self._config.average, self._net.state_dict()
+        """Moves the mean of the weights, as `optim.ema.advance` does; step 1 is after the first update."""
+        section, state = self._config.ema, self._net.state_dict()
         if section.lookahead and step % section.lookahead:
             return
         decay = section.decay

@@ -52,10 +52,10 @@ def make_photographs(folder: pathlib.Path, count: int) -> None:
 
 
 def pack(root: pathlib.Path, name: str, path: pathlib.Path, *, max_side: int) -> None:
-    """Makes a TFDS dataset of a folder, as `flax_resnet.prepare --pack` does."""
+    """Makes a TFDS dataset of a folder, as `flax_resnet prepare --pack` does."""
     from flax_resnet.data.packing import Packing, pack_dataset
 
     packing = Packing(
-        f"{name}_set", path=str(path), data_dir=str(root), max_side=max_side, holdout=0.01
+        f"{name}_set", path=str(path), data_dir=str(root), max_side=max_side, eval_fraction=0.01
     )
     print(pack_dataset(packing).splitlines()[0], file=sys.stderr)

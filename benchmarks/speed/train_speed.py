@@ -127,7 +127,7 @@ def shortened(config: Config, steps: int) -> Config:
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
     constant = Schedule(name="constant")
-    optimizer = dataclasses.replace(config.optimizer, thaw=())
+    optimizer = dataclasses.replace(config.optimizer, unfreeze_at=())
     return dataclasses.replace(config, train=section, schedule=constant, optimizer=optimizer)
 
 

@@ -52,7 +52,8 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
       choice: the images.
 
     Raises:
-      DataError: there is no such dataset, or a split is requested for files without splits.
+      DataError: there is no such dataset.
+      ConfigError: a split is requested for files without splits.
     """
     from flax_resnet.data.sources.files import splits_of
 
@@ -79,7 +80,7 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
     if data.source in ("folder", "csv") and place.exists() and not splits_of(data.path):
         for flag, value in (("train_split", train_split), ("split", split)):
             if value:
-                raise DataError(
+                raise ConfigError(
                     f"--{flag}={value}: {data.path} has no splits of its own; leave the flag out"
                 )
     return dataclasses.replace(data, **_given(train_split=train_split, eval_split=split))

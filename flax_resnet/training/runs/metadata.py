@@ -70,10 +70,12 @@ class RunMetadata:
         """
         if not isinstance(values, Mapping):
             raise CheckpointError("its description is not a JSON object")
-        check_schema(values, "the checkpoint")
         fields = {key: value for key, value in values.items() if key != "checksum"}
-        if values.get("checksum") != _checksum(fields):
+        if "checksum" in values and values["checksum"] != _checksum(fields):
             raise CheckpointError("its description is not what was saved")
+        check_schema(values, "the checkpoint")  # schema 1 has no checksum
+        if "checksum" not in values:
+            raise CheckpointError("its description has no checksum")
         names = {field.name for field in dataclasses.fields(cls)}
         if mismatch := names ^ fields.keys():
             raise CheckpointError(f"its description does not fit: {', '.join(sorted(mismatch))}")
@@ -88,6 +90,8 @@ def check_schema(values: Mapping[str, Any], what: str) -> None:
       what: the file or folder, for the message.
     """
     schema = values.get("schema", 1)
+    if type(schema) is not int:
+        raise WorkdirError(f"{what} has schema {schema!r}: must be a whole number")
     if schema == SCHEMA:
         return
     if schema in READERS:
