@@ -1,12 +1,18 @@
 """The rules of the house: imports run one way, files and functions stay small, importing is cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
+
+from flax_resnet.models import create_model
 
 PACKAGE = ROOT / "flax_resnet"
 # A room may import from the rooms before it, and from itself; rooms that share a place do not see each other.
@@ -113,6 +119,47 @@ def test_files_and_functions_stay_small():
                     large[f"{name_of(file)}:{node.name}"] = what
     assert large.keys() == EXCEPTIONS.keys(), large
     assert len(EXCEPTIONS) <= 5
+
+
+def module_names():
+    """The modules of a few networks that have parameters, such as conv1 and layer1_0, at every depth."""
+    names = set()
+    for network in ("resnet18", "resnet50d", "resnetv2_50", "airbench94"):
+        model = create_model(network)
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        params = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)[
+            "params"
+        ]
+        for path, _ in jax.tree_util.tree_leaves_with_path(params):
+            names |= {key.key for key in path[:-1]}
+    return names
+
+
+def strings_of(file):
+    """The strings of a file that are code: neither docstrings nor the text around a value in a message."""
+    tree = ast.parse(file.read_text())
+    prose = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    prose |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def test_training_knows_no_parameter_names():
+    """A network says which of its layers is special, and the names of its blocks (`models/network.py`)."""
+    names = module_names() - {"norm"}  # also a word of optimizers
+    assert {"conv1", "layer1_0", "fc"} <= names
+    known = re.compile(rf"\b({'|'.join(sorted(names))})\b|layer\\?[d\d]|stages_")
+    for room in ("optim", "config", "training", "inference", "cli"):
+        for file in sorted((PACKAGE / room).rglob("*.py")):
+            for text in strings_of(file):
+                # Text with spaces is help for users, whose examples may name a layer.
+                assert " " in text or not known.search(text), f"{name_of(file)}: {text!r}"
 
 
 def test_importing_the_package_is_cheap():
