@@ -73,8 +73,7 @@ def run(
         argv = resolve_config(_with_flag_files(values, argv))
         define(values, argv)
         if {"--help", "-h", "-help"} & set(argv):
-            print(f"{doc}\n\nflags of {name}:\n{_help(values)}", flush=True)
-            return 0
+            return show(f"{doc}\n\nflags of {name}:\n{_help(values)}")
         _parse(values, argv, positional)
         code = body(values) or 0
         sys.stdout.flush()  # here, and not at exit, where nobody catches that the reader has gone
@@ -90,15 +89,29 @@ def run(
             raise
         print("error: a path begins with ~ and a name that is no user's here", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return _reader_is_gone()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     finally:
         log.removeHandler(handler)
         log.propagate = True
+
+
+def show(text: str) -> int:
+    """Print a text and return the exit code: 0, or 141 if the reader of the output is gone."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _reader_is_gone()
+    return 0
+
+
+def _reader_is_gone() -> int:
+    """Return the exit code for a reader, such as head, that has closed the pipe; what is left goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def flag(values: flags.FlagValues, name: str) -> Any:

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from flax_resnet.cli import app
 from flax_resnet.errors import suggestion
 from flax_resnet.version import __version__
 
@@ -30,11 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
-        return 0
+        return app.show(overview())
     if arguments[0] == "--version":
-        print(f"flax_resnet {__version__}")
-        return 0
+        return app.show(f"flax_resnet {__version__}")
     name, *rest = arguments
     name = ALIASES.get(name, name)
     if name not in COMMANDS:

@@ -42,6 +42,13 @@ class TrainStep(Protocol):
         """
 
 
+class JittedStep(TrainStep, Protocol):
+    """A `TrainStep` that compiles when it is first called."""
+
+    def lower(self, state: TrainState, data: Any, call: Any) -> jax.stages.Lowered:
+        """Return the step traced for arguments like these, to be compiled ahead."""
+
+
 def stream_key(seed: jax.Array | int, stream: int, step: jax.Array | int) -> jax.Array:
     """Return the random key of a stream at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
@@ -57,7 +64,7 @@ def make_train_step(
     drop: optax.Schedule = constant,
     total_steps: int = 1,
     **gradient_options: Any,
-) -> TrainStep:
+) -> JittedStep:
     """Return the jitted training step, with `train.steps_per_call` updates per call.
 
     Do not call it inside another `jax.jit`: on CPU it has its own compiler options (`dispatch.compiler_options`).
@@ -73,8 +80,8 @@ def make_train_step(
       **gradient_options: `microbatches` and `teacher` of `make_gradient`.
 
     Returns:
-      A `TrainStep`. Its metrics are `loss` and `top1`; with float16 also `loss_scale`, and `skipped`, which is 1 if
-      the gradient was not finite. Each is float32 [], or [steps] with several steps per call.
+      A `JittedStep`. Its metrics are `loss` and `top1`; with float16 also `loss_scale`, and `skipped`, which is 1
+      if the gradient was not finite. Each is float32 [], or [steps] with several steps per call.
     """
     gradient = make_gradient(config, model, mesh, **gradient_options)
 
@@ -147,7 +154,9 @@ def loss_inputs(
     )
 
 
-def compiled_ahead(train_step: Any, state: TrainState, data: Any, calls: list[Any]) -> TrainStep:
+def compiled_ahead(
+    train_step: JittedStep, state: TrainState, data: Any, calls: list[Any]
+) -> TrainStep:
     """Compile the training step for all shapes of calls ahead of time, so the run does not wait for it later.
 
     Args:
