@@ -135,6 +135,8 @@ def configuration(run: Run) -> Config:
     """Returns the configuration of a run, as its command makes it."""
     name, _, argument = run.row.config.partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
+    assert spec is not None, name
+    assert spec.loader is not None, name
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
@@ -177,7 +179,7 @@ def read(run: Run) -> Result:
     changed = differences(stored, wanted) if stored else ["no configuration"]
     if stored and stored.train.epochs != wanted.train.epochs:
         changed.append(f"train.epochs: {stored.train.epochs} -> {wanted.train.epochs}")
-    if changed:
+    if not stored or changed:
         raise WorkdirError(
             f"{run.folder} was trained with another configuration ({'; '.join(changed)}): name another --folder"
         )

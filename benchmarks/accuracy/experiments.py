@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
     """Returns a row of the recipe of the papers of He et al., its milestones for any length."""
     drops = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
-    return Row(network, f"configs/cifar_he2016.py:{network}", drops | overrides)
+    return Row(network, f"configs/cifar_he2016.py:{network}", {**drops, **overrides})
 
 
 def in_both(overrides: Mapping[str, Any]) -> list[Row]:

@@ -85,14 +85,14 @@ class Result(NamedTuple):
         return None
 
 
-def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict]:
+def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict[str, Any]]:
     """Returns by row: n, images, and statistics of the final figures, and of the seconds, over the seeds."""
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for label, some in by_row(results).items():
-        rows[label] = row = {"n": len(some), "seeds": [result.run.seed for result in some]}
+        row = rows[label] = {"n": len(some), "seeds": [result.run.seed for result in some]}
         row["images"] = some[0].images
-        seconds = [result.seconds() for result in some]
-        row["seconds"] = None if None in seconds else spread(seconds)
+        seconds = [s for s in (result.seconds() for result in some) if s is not None]
+        row["seconds"] = spread(seconds) if len(seconds) == len(some) else None
         reached = [s for s in (result.seconds_to(target) for result in some) if s is not None]
         if target:
             row["target"] = {"top1": target, "reached": len(reached)}

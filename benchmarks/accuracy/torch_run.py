@@ -61,12 +61,12 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _train(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
-    if not values["workdir"].value:
+    if not app.flag(values, "workdir"):
         raise ConfigError("--workdir is needed: the folder that the run is written to")
     if missing := absent("torch", "timm"):
         raise ConfigError(f"{' and '.join(missing)} not installed: pip install '.[parity]'")
-    app.set_up_jax(values["compilation_cache"].value)
-    train(config, pathlib.Path(values["workdir"].value).expanduser().resolve())
+    app.set_up_jax(app.flag(values, "compilation_cache"))
+    train(config, pathlib.Path(app.flag(values, "workdir")).expanduser().resolve())
 
 
 def check(config: Config) -> None:
@@ -167,7 +167,7 @@ def pixels(source: Source, indices: np.ndarray, config: Config) -> tuple[np.ndar
         try:
             with Image.open(io.BytesIO(encoded)) as opened:
                 upright = ImageOps.exif_transpose(opened) if source.orientations else opened
-                images.append(prepare(upright, config.data)[0])
+                images.append(prepare([upright], config.data)[0])
         except (OSError, ValueError) as error:
             raise DataError(f"cannot decode {source.describe(index)}: {one_line(error)}") from error
     return np.stack(images), records.labels

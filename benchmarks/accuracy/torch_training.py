@@ -1,6 +1,6 @@
 """A network in training, in PyTorch, from the weights and on the batches that this package would have."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_learning_rate, planned_optimizer
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.models import create_model
+from flax_resnet.models.network import DataInitializedNetwork
 from flax_resnet.optim.optimizers import Rules, factors
 from flax_resnet.training import sharding
 from flax_resnet.training.state import build_model, initial_state
@@ -77,7 +78,7 @@ class Training:
             momentum=section.momentum,
             nesterov=section.nesterov,
         )
-        self._mean = self._copied() if config.ema.decay else None
+        self._mean = self._copied() if config.ema.decay else {}
         schedule = planned_learning_rate(config, plan)
         self.rate = lambda step: float(schedule(step))
         self._augmented = jax.jit(
@@ -191,8 +192,9 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
     state = initial_state(config, model, optimizer, sharding.make_mesh())
     batch_stats = state.batch_stats
     if model.initializes_from_data:
-        seen = jax.jit(lambda x: model.data_statistics(evaluation_images(x, config.augment)))
-        batch_stats = model.initialized(batch_stats, np.asarray(seen(images)))
+        net = cast(DataInitializedNetwork, model)
+        seen = jax.jit(lambda x: net.data_statistics(evaluation_images(x, config.augment)))
+        batch_stats = net.initialized(batch_stats, np.asarray(seen(images)))
     return {"params": state.params, "batch_stats": batch_stats}
 
 

@@ -160,7 +160,7 @@ def _stages(
 ) -> tuple[Stage, ...]:
     if args.quick:
         return quick.STAGES
-    gpus = machine.count if machine.platform == "gpu" else 0
+    gpus = machine.devices if machine.platform == "gpu" else 0
     cifar = str(pathlib.Path(args.cifar).resolve()) if args.cifar else ""
     return tuple(full.stages(args.folder, gpus, args.tiny, photographs, cifar))
 

@@ -67,7 +67,8 @@ def undisturbed(command: Command, workdir: pathlib.Path) -> Undisturbed:
       RuntimeError: it failed, or left fewer than two checkpoints.
     """
     shutil.rmtree(workdir, ignore_errors=True)
-    process, seen = _start(command(workdir)), {}
+    process = _start(command(workdir))
+    seen: dict[int, float] = {}  # step -> moment
     while process.poll() is None:
         seen.setdefault(_last_step(workdir), time.perf_counter())
         time.sleep(0.01)

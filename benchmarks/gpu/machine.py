@@ -32,20 +32,20 @@ class Machine(NamedTuple):
     Attributes:
       platform: "gpu" or "cpu".
       device: its name, such as "NVIDIA H100 80GB HBM3".
-      count: number of devices that JAX sees.
+      devices: how many of them JAX sees.
       tiny: whether sizes are those of a rehearsal.
       environment: processor, versions, commit.
     """
 
     platform: str
     device: str
-    count: int
+    devices: int
     tiny: bool
     environment: dict[str, Any]
 
     def __str__(self) -> str:
         """Return number and name, as "1 x NVIDIA H100 80GB HBM3"."""
-        return f"{self.count} x {self.device}"
+        return f"{self.devices} x {self.device}"
 
 
 def find_machine(platform: str, tiny: bool) -> Machine:

@@ -115,18 +115,19 @@ class StageRecord:
         Raises:
           TypeError, KeyError, ValueError or AttributeError: it is something else.
         """
-        rows = {"measurements": Measurement, "checks": Check, "failures": Failure}
-        lists = {name: [row(**value) for value in values[name]] for name, row in rows.items()}
-        lists["measurements"] = [
-            dataclasses.replace(one, values=tuple(map(float, one.values)))
-            for one in lists["measurements"]
+        record = cls(**values)
+        read = [Measurement(**row) for row in values["measurements"]]
+        record.measurements = [
+            dataclasses.replace(one, values=tuple(map(float, one.values))) for one in read
         ]
-        record = cls(**{**values, **lists})
+        record.checks = [Check(**row) for row in values["checks"]]
+        record.failures = [Failure(**row) for row in values["failures"]]
         if not all(one.values for one in record.measurements):
             raise ValueError("a measurement has no values")
         numbers = [record.seconds, record.created]
         numbers += [number for one in record.checks for number in (one.value, one.limit)]
-        items = (*record.measurements, *record.checks, *record.failures)
+        items: list[Measurement | Check | Failure]
+        items = [*record.measurements, *record.checks, *record.failures]
         texts = [record.stage, record.question, record.state, record.reason, record.commit]
         texts += [text for item in items for text in (item.name, getattr(item, "unit", ""))]
         if not all(isinstance(text, str) for text in texts) or not all(map(_is_number, numbers)):
@@ -207,7 +208,8 @@ class Recorder:
 
     def has(self, name: str) -> bool:
         """Whether an item of this name was measured or checked, now or by an earlier start."""
-        return any(item.name == name for item in (*self.record.measurements, *self.record.checks))
+        items: list[Measurement | Check] = [*self.record.measurements, *self.record.checks]
+        return any(item.name == name for item in items)
 
     def measure(
         self,

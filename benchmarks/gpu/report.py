@@ -57,11 +57,10 @@ class Report(NamedTuple):
         rows += _differences(
             "versions", {one.stage: _versions(one.versions) for one in self.stages}
         )
-        return rows + (self._compared() if self.former else [])
+        return rows + (self._compared(self.former[0]) if self.former else [])
 
-    def _compared(self) -> list[str]:
+    def _compared(self, former: Machine) -> list[str]:
         """Return what is compared, and what makes the comparison doubtful."""
-        former = self.former[0]
         rows = [f"compared with {former}, commit {former.environment['commit'] or 'unknown'}"]
         if former.device != self.machine.device:
             rows.append("the former record is of another machine: its speeds are not comparable")

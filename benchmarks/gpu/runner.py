@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
 from benchmarks.arguments import absent
 from benchmarks.gpu.folder import LOG, stage_file, write_record
@@ -25,6 +25,7 @@ from benchmarks.gpu.record import (
     RUNNING,
     SKIPPED,
     TIMED_OUT,
+    Measurement,
     StageRecord,
     read_stage,
     write_json,
@@ -114,15 +115,17 @@ def _run(
     elif code:
         record.state, record.reason = FAILED, f"ended with {code}; {folder / LOG} says why"
     elif stage.read:
-        _read_output(stage, own, record)
+        _read_output(stage.read, own, record)
     write_json(file, dataclasses.asdict(record))
     return record
 
 
-def _read_output(stage: Stage, file: pathlib.Path, record: StageRecord) -> None:
+def _read_output(
+    read: Callable[[Any], list[Measurement]], file: pathlib.Path, record: StageRecord
+) -> None:
     """Make measurements of the file that a command wrote; where it is not as expected, the stage fails."""
     try:
-        record.measurements = stage.read(json.loads(file.read_text()))
+        record.measurements = read(json.loads(file.read_text()))
         record.state, record.reason, record.failures = DONE, "", []
     except Exception as error:
         record.state = FAILED
@@ -161,9 +164,11 @@ def _follow_command(
 
 def _follow(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
     """Pass on what a stage prints; stop it after so many seconds, and say so; return "" where it ended."""
+    output = process.stdout
+    assert output is not None  # it is a pipe
 
     def pass_on() -> None:
-        for line in process.stdout:
+        for line in output:
             log.write(line)
             log.flush()
             # Where nobody reads on, as behind `head`, the stage goes on.

@@ -41,7 +41,7 @@ def make_photographs(folder: pathlib.Path, count: int) -> None:
     for number in range(count):
         width = int(draw.integers(460, 541))
         height = width * 3 // 4
-        left, top = draw.integers(0, 641 - width), draw.integers(0, 428 - height)
+        left, top = int(draw.integers(0, 641 - width)), int(draw.integers(0, 428 - height))
         image = photographs[number % 2].crop((left, top, left + width, top + height))
         if draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

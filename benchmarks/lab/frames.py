@@ -4,12 +4,14 @@ Runs `python -m flax_resnet.main --config configs/resnet18.py` under its default
 temporary folder, until the training step is traced; prints the frames of the package in the order of the calls.
 """
 
+import contextlib
 import pathlib
 import runpy
 import sys
 import tempfile
 import traceback
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 
@@ -23,7 +25,8 @@ class Traced(BaseException):
 
 def frames() -> list[traceback.FrameSummary]:
     """Return the frames of the package above `model.apply`, from the command to the loss."""
-    apply, found = nn.Module.apply, []
+    apply = nn.Module.apply
+    found: list[traceback.FrameSummary] = []
 
     def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         own = [f for f in traceback.extract_stack() if PACKAGE in pathlib.Path(f.filename).parents]
@@ -32,16 +35,11 @@ def frames() -> list[traceback.FrameSummary]:
             raise Traced
         return apply(self, *args, **kwargs)
 
-    nn.Module.apply = watched
-    with tempfile.TemporaryDirectory() as folder:
+    with mock.patch.object(nn.Module, "apply", watched), tempfile.TemporaryDirectory() as folder:
         sys.argv = [MODULE, "--config=configs/resnet18.py", f"--workdir={folder}/run"]
         sys.argv += [f"--data_dir={folder}/data", "--compilation_cache=off"]
-        try:
+        with contextlib.suppress(Traced):
             runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
-        except Traced:
-            pass
-        finally:
-            nn.Module.apply = apply
     return found
 
 

@@ -97,6 +97,7 @@ def parse(text: str) -> Program:
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
     # Shapes hold parentheses too, but only tuples' own and the tiles of a layout, after no space and a word.
     found = _OPCODE.search(" " + rest)
+    assert found is not None, name
     start = found.end() - 1
     depth, end = 1, start
     while depth:

@@ -133,12 +133,13 @@ def figures(case: Case) -> dict[str, Any]:
 
 def program_figures(program: hlo.Program) -> dict[str, Any]:
     """Counts what a program holds."""
-    counts, moved = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
     for kernel in kernels.kernels(program):
         counts[kernel.kind] += kernel.times
         moved[kernel.kind] += kernel.times * kernel.bytes
     convolutions, collectives = kernels.convolutions(program), kernels.collectives(program)
-    dtypes = Counter()
+    dtypes: Counter[str] = Counter()
     for one in collectives:
         dtypes["+".join(sorted(one.dtypes))] += one.times * one.bytes
     return {

@@ -200,7 +200,8 @@ def run_command(
     """Runs a command and returns its exit code; kills its first start once a checkpoint is there."""
     variables = environment(revision.tree, case.environment)
     with log.open("w") as out:
-        start = {"cwd": revision.tree, "env": variables, "stdout": out, "stderr": out}
+        start: dict[str, Any] = {"cwd": revision.tree, "env": variables}
+        start |= {"stdout": out, "stderr": out}
         if killed_in is None:
             return subprocess.run(command, **start).returncode
         first = subprocess.Popen(command, **start)
@@ -220,7 +221,8 @@ def ways_to_say(settings: Mapping[str, Any], known: frozenset[str]) -> Iterator[
     command.
     """
     pairs = {f"{key}={value}": (key, value) for key, value in settings.items()}
-    moved, again = {}, {}
+    moved: dict[str, Any] = {}
+    again: dict[str, Any] = {}
     for pair, (key, value) in pairs.items():
         later, equals, word = RENAMED.get(pair, RENAMED.get(key, key)).partition("=")
         renamed = (later, word if equals else value)

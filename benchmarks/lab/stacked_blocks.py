@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def main() -> None:
     report(args, programs)
 
 
-def compiled(model: object, variables: dict, images: jax.Array) -> dict:
+def compiled(model: nn.Module, variables: dict, images: jax.Array) -> dict:
     """Traces and compiles the gradient of a network's mean squared logit, and runs it once."""
 
     def loss(variables: dict, images: jax.Array) -> jax.Array:

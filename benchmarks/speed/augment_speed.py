@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from flax_resnet.augment.geometry import warp
 
 SIZES = {"224": (64, 224), "32": (512, 32)}
 BASE = "normalize"
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     BASE: {},
     "flip": {"flip": True},
     "pad_crop": {"pad_crop": 4},
@@ -57,29 +58,35 @@ def main() -> None:
     report(args, rows)
 
 
-def measured(batch: int, side: int, steps: int) -> dict[str, dict]:
+def measured(batch: int, side: int, steps: int) -> dict[str, dict[str, float]]:
     """Compiles every program for a batch, runs them by turns, and returns a row for each."""
     draw = np.random.default_rng(0)
     images = jnp.asarray(draw.integers(0, 256, (batch, side, side, 3)), jnp.uint8)
     labels = jnp.asarray(draw.integers(0, 1000, batch), jnp.int32)
     programs = {name: configured(Augment(**options)) for name, options in OPTIONS.items()}
     programs |= {name: switched(vectorize, side) for name, vectorize in SWITCHED.items()}
-    compiled, rows = {}, {}
+    compiled, compile_seconds = {}, {}
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for name, program in programs.items():
         began = time.perf_counter()
         compiled[name] = jax.jit(program).lower(jax.random.key(0), images, labels).compile()
-        rows[name] = {"compile_seconds": time.perf_counter() - began, "seconds": []}
+        compile_seconds[name] = time.perf_counter() - began
         jax.block_until_ready(compiled[name](jax.random.key(0), images, labels))
     for step in range(steps):
         for name, program in compiled.items():
             key = jax.random.key(step)
             began = time.perf_counter()
             jax.block_until_ready(program(key, images, labels))
-            rows[name]["seconds"].append(time.perf_counter() - began)
-    for row in rows.values():
-        row["seconds"] = statistics.median(row["seconds"])
-        row["images_per_second"] = batch / row["seconds"]
-    return rows
+            times[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(some) for name, some in times.items()}
+    return {
+        name: {
+            "compile_seconds": compile_seconds[name],
+            "seconds": seconds,
+            "images_per_second": batch / seconds,
+        }
+        for name, seconds in medians.items()
+    }
 
 
 def configured(config: Augment) -> Callable:
@@ -149,7 +156,7 @@ def kernels() -> dict[str, Callable]:
 KERNELS = kernels()
 
 
-def report(args: argparse.Namespace, rows: dict[str, dict]) -> None:
+def report(args: argparse.Namespace, rows: dict[str, dict[str, dict[str, float]]]) -> None:
     """Prints the tables, and writes the JSON where asked."""
     for size, table in rows.items():
         batch, side = SIZES[size]

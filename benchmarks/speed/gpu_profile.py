@@ -14,7 +14,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,7 +109,9 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     """
     known = {kernel.instruction.name: kernel for kernel in kernels.kernels(program)}
     by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
-    seconds, counts, times = Counter(), Counter(), {}
+    seconds: defaultdict[str, float] = defaultdict(float)
+    counts: defaultdict[str, float] = defaultdict(float)
+    times: dict[str, float] = {}
     for run in runs:
         # XLA compiles what is alike once, with the name of the first.
         compiled = by_kernel.get(run.name)
@@ -119,7 +121,7 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
         # A library's instruction may be several kernels, and moves its arrays once.
         times[name] = known[name].times if name in known and not compiled else counts[name]
     found = []
-    for name, total in seconds.most_common():
+    for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
         kernel, many = known.get(name), round(counts[name])
         if not kernel:
             found.append(Row(name, OTHER, "", many, total, 0))
@@ -213,8 +215,9 @@ def read(file: str) -> Profile:
     """
     try:
         record = json.loads(pathlib.Path(file).read_text())
-        profile = Profile(**{name: record[name] for name in Profile._fields})
-        return profile._replace(kernels=[Row(**row) for row in profile.kernels])
+        fields = {name: record[name] for name in Profile._fields}
+        fields["kernels"] = [Row(**row) for row in record["kernels"]]
+        return Profile(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--read={file}: is no record of a profile: {one_line(error)}") from None
 
@@ -223,9 +226,9 @@ def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
     """Return runs, seconds and bytes of the kinds that there are."""
     kinds = {}
     for kind in (*kernels.KINDS, OTHER):
-        some = [(row.runs, row.seconds, row.bytes) for row in found if row.kind == kind]
-        if some:
-            kinds[kind] = tuple(map(sum, zip(*some, strict=True)))
+        if some := [row for row in found if row.kind == kind]:
+            runs, moved = sum(row.runs for row in some), sum(row.bytes for row in some)
+            kinds[kind] = runs, sum(row.seconds for row in some), moved
     return kinds
 
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gpu.parent import end_with_parent
@@ -12,7 +12,7 @@ Turn = Callable[[int], float]  # of a turn's number, 0 to warm up; returns a spe
 
 
 def interleave(
-    systems: dict[str, Callable[[], Turn]], rounds: int
+    systems: Mapping[str, Callable[[], Turn]], rounds: int
 ) -> Iterator[tuple[str, float | None]]:
     """Let the systems take turns, and yield (name, speed) of each turn that counts.
 
@@ -47,7 +47,7 @@ def interleave(
 
 
 def measure(
-    systems: dict[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
+    systems: Mapping[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
 ) -> dict[str, Any]:
     """Let the systems take turns; print and return medians, and the first's ratio to each.
 
@@ -56,7 +56,7 @@ def measure(
       rounds: as of `interleave`.
       unit: of the speeds.
     """
-    speeds = {name: [] for name in systems}
+    speeds: dict[str, list[float]] = {name: [] for name in systems}
     for name, speed in interleave(systems, rounds):
         if speed is None:
             sys.exit(f"error: {name}: its process died; its own message is above")

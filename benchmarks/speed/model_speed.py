@@ -10,6 +10,7 @@ halved. Times on a shared machine are only worth their ratios.
 """
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import time
@@ -81,7 +82,7 @@ def parts(work: Work) -> dict[str, Part]:
     def update(state: TrainState, grads: Any) -> tuple[TrainState, None]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state), None
+        return dataclasses.replace(state, params=params, opt_state=opt_state), None
 
     def inputs() -> tuple:
         return held[0].params, held[0], images
@@ -132,7 +133,7 @@ def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any
         if jax.default_backend() == "cpu" and needed > available_memory():
             raise MemoryError
         calls = {name: _calls(part, seconds) for name, part in made.items()}
-        times = {name: [] for name in made}
+        times: dict[str, list[float]] = {name: [] for name in made}
         for _ in range(rounds):
             for name, part in made.items():
                 times[name].append(_time(part, calls[name]))

@@ -79,17 +79,17 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _measure(values: flags.FlagValues) -> None:
-    config = shortened(app.frozen_config(values), values["steps"].value)
-    skipped = warm_calls(config, values["warmup"].value)
-    kept, rounds = values["profile"].value, values["rounds"].value
+    config = shortened(app.frozen_config(values), app.flag(values, "steps"))
+    skipped = warm_calls(config, app.flag(values, "warmup"))
+    kept, rounds = app.flag(values, "profile"), app.flag(values, "rounds")
     if kept and pathlib.Path(kept).expanduser().is_file():
         raise ConfigError(f"--profile={kept}: must be a folder")
-    if values["output"].value:
+    if record := app.flag(values, "output"):
         try:
-            output(values["output"].value)
+            output(record)
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"--output={error}") from None
-    app.set_up_jax(values["compilation_cache"].value)
+    app.set_up_jax(app.flag(values, "compilation_cache"))
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
         place = pathlib.Path(scratch)
@@ -103,7 +103,7 @@ def _measure(values: flags.FlagValues) -> None:
     print(table(found))
     if kept:
         print(f"\nthe profile is in {kept}: open it in ui.perfetto.dev or TensorBoard")
-    write_record(values["output"].value, found)
+    write_record(record, found)
 
 
 def shortened(config: Config, steps: int) -> Config:

@@ -15,12 +15,13 @@ package do on CPU and others do not: each system is measured as its users have i
 import argparse
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks.arguments import count, duration, output
 from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
-from benchmarks.speed.workloads import Work, ours, plain_flax, take_turns, torch_step
+from benchmarks.speed.workloads import Program, Work, ours, plain_flax, take_turns, torch_step
 
 WORKS = {
     "resnet50": Work("resnet50"),
@@ -31,7 +32,7 @@ WORKS = {
     "resnet20": Work("resnet20", 32, 128, 10),
 }
 # Program, dtype, whether the process is prepared so.
-SYSTEMS = {
+SYSTEMS: dict[str, tuple[Callable[[Work], Program], str, bool]] = {
     "flax_resnet": (ours, "float32", True),
     "flax_resnet, not kept": (ours, "float32", False),
     "flax_resnet, bfloat16": (ours, "bfloat16", True),

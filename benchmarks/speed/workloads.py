@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.speed.interleave import Turn
 from flax_resnet.training.memory import prepare_cpu
 
 Program = Callable[[], Any]  # one step further; returns what to wait for
@@ -254,7 +255,7 @@ def torch_model(work: Work, library: str) -> Any:
     return model
 
 
-def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Callable:
+def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Turn:
     """Makes what takes a turn with a program: as many steps as take `seconds`, and returns images a second.
 
     Args:

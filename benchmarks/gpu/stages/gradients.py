@@ -160,7 +160,8 @@ def compare(case: Case) -> Distances:
         compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))
     with jax.enable_x64(True):
         wanted = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
-    gradient, statistics = {}, {}
+    gradient: dict[str, float] = {}
+    statistics: dict[str, float] = {}
     for (name, (_, draws)), program in zip(programs.items(), compiled[1:], strict=True):
         found = [jax.device_get(program(*draw)) for draw in draws]
         parts = [(gradient, 0)] + ([(statistics, 1)] if variables["batch_stats"] else [])

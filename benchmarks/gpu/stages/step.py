@@ -1,5 +1,6 @@
 """How fast is ResNet-50's training step beside plain linen's and torch.compile's? In turns, bfloat16."""
 
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks.arguments import absent
@@ -7,10 +8,10 @@ from benchmarks.gpu.measuring import ROUNDS
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
 from benchmarks.speed.interleave import interleave
-from benchmarks.speed.workloads import Work, ours, plain_flax, take_turns, torch_step
+from benchmarks.speed.workloads import Program, Work, ours, plain_flax, take_turns, torch_step
 from flax_resnet.training.memory import computes_on_cpu
 
-SYSTEMS = {
+SYSTEMS: dict[str, Callable[[Work], Program]] = {
     "flax_resnet": ours,
     "plain linen": plain_flax,
     "torch.compile": partial(torch_step, compiled=True),
