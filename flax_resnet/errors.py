@@ -12,8 +12,10 @@ traceback. Schedulers tell by the code what to do:
     128+n  ended at once by signal n
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
 
@@ -36,6 +38,12 @@ class DataError(UserError):
     """A dataset that is absent, empty, of the wrong kind, or unreadable."""
 
     exit_code = 4
+
+
+class OutputError(UserError):
+    """A file or folder, other than a run folder, that cannot be written."""
+
+    exit_code = 5
 
 
 class WorkdirError(UserError):
@@ -62,6 +70,15 @@ class DivergedError(UserError):
 
 class Interrupted(Exception):
     """A signal asked training to stop; the state is saved."""
+
+
+@contextlib.contextmanager
+def writing(path: str | pathlib.Path) -> Iterator[None]:
+    """Inside this block an OSError becomes an OutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

@@ -399,12 +399,12 @@ def test_a_full_disk_and_a_read_only_one_are_one_line(photographs, tmp_path, ref
         resource.RLIMIT_FSIZE, (100_000, hard)
     )  # for Python, an error like a full disk
     try:
-        refuse(call, "cannot be written", "File too large")
+        refuse(call, "cannot be written", "File too large", code=5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob("*.array_record-*"))
     assert prepare.main(call) == 0
-    refuse(arguments("/sys/nowhere", path=photographs), "/sys/nowhere", "cannot be written")
+    refuse(arguments("/sys/nowhere", path=photographs), "/sys/nowhere", "cannot be written", code=5)
 
 
 def test_results_come_in_order_and_no_further_than_asked():

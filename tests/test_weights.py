@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import save, save_file
 
-from flax_resnet.errors import WeightsError
+from flax_resnet.errors import OutputError, WeightsError
 from flax_resnet.weights import (
     detect,
     fetch,
@@ -639,7 +639,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        with pytest.raises(WeightsError, match=r"cannot write weights .*No space left"):
+        with pytest.raises(OutputError, match=r"weights .* cannot be written: .*No space left"):
             write_safetensors(path, {"a": np.zeros(9)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
@@ -647,12 +647,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_safetensors(path, {"a": np.ones(1)})
     assert read_tensors(path)["a"].tolist() == [1]
     assert (tmp_path / "opened").read_bytes() == before
-    with pytest.raises(WeightsError, match="No such file"):
+    with pytest.raises(OutputError, match="No such file"):
         write_safetensors(tmp_path / "absent" / "w.safetensors", {"a": np.zeros(1)})
     (tmp_path / "d.safetensors").mkdir()
-    with pytest.raises(WeightsError, match=r"cannot write weights .*directory"):
+    with pytest.raises(OutputError, match=r"weights .* cannot be written: .*directory"):
         write_safetensors(tmp_path / "d.safetensors", {"a": np.zeros(1)})
-    with pytest.raises(WeightsError, match="cannot write weights"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_safetensors(path, {"a": np.array([object()])})
     with pytest.raises(WeightsError, match=r"must end in \.safetensors"):
         write_safetensors(tmp_path / "w.npz", {})

@@ -11,7 +11,6 @@ from flax_resnet.errors import ConfigError, WorkdirError, one_line
 
 RECORD, LOG, STAGES = "record.json", "log.txt", "stages"
 KNOWN = ("cpu", "cores", "commit", "versions")  # that reports need of an environment
-FORMER_NAMES = {"count": "devices"}  # of the fields of a machine, in older records
 
 
 def stage_file(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -93,8 +92,7 @@ def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
     """
     try:
         values = json.loads(file.read_text())
-        fields = values["machine"].items()
-        machine = Machine(**{FORMER_NAMES.get(name, name): value for name, value in fields})
+        machine = Machine(**values["machine"])
         if lacking := [name for name in KNOWN if name not in machine.environment]:
             raise ValueError(f"its machine has no {', '.join(lacking)}")
         machine.environment["versions"].keys()

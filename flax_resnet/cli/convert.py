@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, one_line
+from flax_resnet.errors import ConfigError, WeightsError, WorkdirError, writing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,10 +157,8 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     tensors = to_torch(variables)
     write_safetensors(file, tensors, {"format": "pt"})
     about = described(classifier.config, classifier.model, classifier.class_names)
-    try:
+    with writing(sidecar):
         sidecar.write_text(json.dumps(about, indent=2) + "\n")
-    except OSError as error:
-        raise WeightsError(f"{sidecar} cannot be written: {one_line(error)}") from error
     title = LAYOUTS[layout_of(variables)].title
     options = about["options"]
     print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")

@@ -14,7 +14,7 @@ from absl import flags
 
 from flax_resnet.cli import app
 from flax_resnet.config import Config
-from flax_resnet.errors import WorkdirError, one_line
+from flax_resnet.errors import writing
 
 SHOWN = (4, 8)  # rows and columns of images
 
@@ -37,10 +37,8 @@ def _preview(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
     output = app.picture(app.flag(values, "output"))
     app.set_up_jax(app.flag(values, "compilation_cache"))
-    try:
+    with writing(output):
         draw(config, output, step=app.flag(values, "step"))
-    except OSError as error:
-        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
     print(output)
 
 

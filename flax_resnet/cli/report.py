@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.errors import ConfigError, WorkdirError, one_line
+from flax_resnet.errors import ConfigError, writing
 
 SHOWN = (3, 8)  # rows and columns of example images
 
@@ -38,10 +38,8 @@ def _report(values: flags.FlagValues) -> None:
     app.set_up_jax(app.flag(values, "compilation_cache"))
     workdir = pathlib.Path(app.flag(values, "workdir")).expanduser()
     output = app.picture(app.flag(values, "output") or workdir / "report.png")
-    try:
+    with writing(output):
         draw(workdir, output, data_dir=app.flag(values, "data_dir"))
-    except OSError as error:
-        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error
     print(output)
 
 

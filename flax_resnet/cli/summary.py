@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from flax_resnet.cli import app
 from flax_resnet.cli.plots import learning_rate
-from flax_resnet.errors import ConfigError, WorkdirError, one_line, suggestion
+from flax_resnet.errors import ConfigError, suggestion, writing
 from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize, totals
 
 FORMATS = ("table", "csv", "json")
@@ -158,12 +158,8 @@ def _summary(values: flags.FlagValues) -> None:
     if not given["output"]:
         print(text)
         return
-    try:
+    with writing(given["output"]):
         pathlib.Path(given["output"]).expanduser().write_text(text + "\n")
-    except OSError as error:
-        raise WorkdirError(
-            f"--output={given['output']}: cannot be written: {one_line(error)}"
-        ) from error
 
 
 def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> list[dict[str, Any]]:

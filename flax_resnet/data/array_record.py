@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
-from flax_resnet.errors import DataError, one_line
+from flax_resnet.errors import DataError, OutputError, one_line
 
 # One record per chunk, so that a read decodes only one record. Without compression, records of JPEGs (27 kB on
 # average) are read 1.19 times as fast in random order as with the default (zstd): 58,000 and 49,000 records/s on
@@ -63,8 +63,8 @@ def convert_to_array_record(folder: pathlib.Path, *, threads: int = 0) -> None:
       threads: shards converted in parallel; 0 for one per core.
 
     Raises:
-      DataError: a shard is missing, corrupted, or of another length than in dataset_info.json; the disk is full or
-        read-only.
+      DataError: a shard is missing, corrupted, or of another length than in dataset_info.json.
+      OutputError: the disk is full or read-only.
     """
     import tensorflow as tf
     from tensorflow_datasets.core import dataset_info
@@ -99,7 +99,7 @@ def convert_to_array_record(folder: pathlib.Path, *, threads: int = 0) -> None:
         info.alternative_file_formats.append(FileFormat.ARRAY_RECORD.value)
         replace_text(folder / "dataset_info.json", dataset_info.get_dataset_info_json(info))
     except OSError as error:
-        raise DataError(f"{folder} cannot be converted: {one_line(error)}") from error
+        raise OutputError(f"{folder} cannot be converted: {one_line(error)}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -142,13 +142,13 @@ def _convert(shard: _Shard) -> int:
 
 
 def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
-    """Write an array_record file and flush it to disk. Raise DataError if the disk is full or read-only."""
+    """Write an array_record file and flush it to disk. Raise OutputError if the disk is full or read-only."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     try:
         writer = ArrayRecordWriter(str(file), ARRAY_RECORD_OPTIONS)
     except RuntimeError as error:
-        raise DataError(f"{file} cannot be written: {one_line(error)}") from error
+        raise OutputError(f"{file} cannot be written: {one_line(error)}") from error
     iterator, going = iter(records), True
     try:
         while going:
@@ -157,7 +157,7 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
             try:  # only around the writer: errors of the records pass through
                 writer.write(record) if going else writer.close()
             except RuntimeError as error:  # a C++ status, such as "No space left on device"
-                raise DataError(f"{file} cannot be written: {one_line(error)}") from error
+                raise OutputError(f"{file} cannot be written: {one_line(error)}") from error
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     except BaseException:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_resnet.errors import WeightsError, one_line
+from flax_resnet.errors import OutputError, WeightsError, one_line
 
 # Keys under which training scripts store a model's tensors; averaged weights come first, as in timm.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -81,7 +81,8 @@ def write_safetensors(
       metadata: text stored in the file's header.
 
     Raises:
-      WeightsError: the file cannot be written; an existing file is unchanged.
+      WeightsError: `path` does not end in ``.safetensors``.
+      OutputError: the file cannot be written; an existing file is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -101,7 +102,7 @@ def write_safetensors(
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot write weights {path}: {one_line(error)}") from error
+        raise OutputError(f"weights {path} cannot be written: {one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flax_resnet.cli import app
-from flax_resnet.errors import ConfigError, WorkdirError, one_line
+from flax_resnet.errors import ConfigError, writing
 
 NAMED, NUMBERED = 60, 20  # largest number of classes to draw with names, and with percentages
 
@@ -34,9 +34,9 @@ def write(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
       title: title of the picture.
 
     Raises:
-      WorkdirError: the file cannot be written.
+      OutputError: the file cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
             with path.open("w", newline="", encoding="utf-8") as file:
@@ -47,8 +47,6 @@ def write(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
                 )
         else:
             _draw(path, counts, names, title)
-    except OSError as error:
-        raise WorkdirError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:

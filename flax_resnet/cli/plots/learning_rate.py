@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from flax_resnet.config import Config
-from flax_resnet.errors import WorkdirError, one_line
+from flax_resnet.errors import writing
 
 POINTS = 2000  # most steps drawn
 
@@ -58,8 +58,6 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
         ", ".join(schedule_terms(config, made)),
     ]), fontsize=10)  # fmt: skip
     axes.grid(alpha=0.3)
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
-    except OSError as error:
-        raise WorkdirError(f"{output} cannot be written: {one_line(error)}") from error

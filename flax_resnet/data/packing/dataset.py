@@ -28,7 +28,7 @@ from flax_resnet.data.packing import shards as packed_shards
 from flax_resnet.data.packing.shards import Shard
 from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
 from flax_resnet.data.sources.tfds import EMBEDDED
-from flax_resnet.errors import ConfigError, DataError, one_line
+from flax_resnet.errors import ConfigError, DataError, OutputError, one_line
 
 log = logging.getLogger("flax_resnet")
 
@@ -120,8 +120,8 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
 
     Raises:
       DataError: there is no such source; too many images are unreadable; the destination holds another dataset, or
-        a packing started with other options or another source; the disk is full; or a packed record fails
-        verification.
+        a packing started with other options or another source; or a packed record fails verification.
+      OutputError: the disk is full or read-only.
     """
     folder, work = packing.root / VERSION, packing.root / f"incomplete.{VERSION}"
     threads = threads or os.cpu_count() or 1
@@ -143,7 +143,7 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
             )
             return _finish(folder, work, packing, splits, shards, threads)
     except OSError as error:
-        raise DataError(f"{work} cannot be written: {one_line(error)}") from error
+        raise OutputError(f"{work} cannot be written: {one_line(error)}") from error
 
 
 def _already(folder: pathlib.Path, packing: Packing) -> str:

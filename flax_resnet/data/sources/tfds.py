@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import Records
 from flax_resnet.data.sources.record_files import FORMATS, ShardedRecords
-from flax_resnet.errors import DataError, one_line, suggestion
+from flax_resnet.errors import DataError, OutputError, one_line, suggestion
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
 
@@ -254,7 +254,7 @@ def find_builder(name: str, data_dir: str) -> Any:
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
         raise DataError(f"data.name={name!r} is not a TFDS dataset: {hint}") from error
     except OSError as error:
-        raise DataError(
+        raise OutputError(
             f"dataset {name!r} cannot be written to {where}: {one_line(error)}"
         ) from error
     except (ValueError, AssertionError, ImportError) as error:
