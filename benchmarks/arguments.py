@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments that benchmarks share, and what is installed."""
+"""Argument types that the benchmarks share for argparse, and a check for missing packages."""
 
 import argparse
 import importlib.util
@@ -41,7 +41,7 @@ def _positive(text: str, most: float, words: str) -> float:
 
 
 def output(text: str) -> str:
-    """Reads the name of a file to be written, before hours are spent on what it shall hold."""
+    """Reads the path of an output file, and checks that it can be written before a long measurement starts."""
     path = pathlib.Path(text)
     if path.is_dir() or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be a file that can be written")
@@ -49,7 +49,7 @@ def output(text: str) -> str:
 
 
 def folder(text: str) -> pathlib.Path:
-    """Reads the name of a folder to be written to, made where absent."""
+    """Reads the path of an output folder, which need not exist, and checks that it can be written to."""
     path = pathlib.Path(text)
     if (path.exists() and not path.is_dir()) or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be a folder that can be written to")
@@ -57,7 +57,7 @@ def folder(text: str) -> pathlib.Path:
 
 
 def picture(text: str) -> str:
-    """Reads the name of a picture to be drawn."""
+    """Reads the path of a plot: PNG, PDF or SVG."""
     if pathlib.Path(text).suffix not in (".png", ".pdf", ".svg"):
         raise argparse.ArgumentTypeError(f"{text}: must end in .png, .pdf or .svg")
     if absent("matplotlib"):
@@ -66,7 +66,7 @@ def picture(text: str) -> str:
 
 
 def absent(*packages: str) -> list[str]:
-    """Returns which packages are not installed."""
+    """Returns the names of the packages that are not installed."""
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 

@@ -10,7 +10,7 @@ Datasets:
 
 model.pretrained names timm's weights, a run folder of this package, or a weights file. A weights file also needs
 --config.model.name, unless a JSON file beside it names the network (`convert` writes such a file). The network, the
-image size and the normalisation are those of the weights. The head is new.
+image size and the normalisation come from the weights. The head is newly initialized.
 
 Expected: depends on the images. We fine-tuned a resnet20, pretrained on five classes of CIFAR-10, on the other five
     with 50 images each: 66.1 % top-1, and 59.5 % from scratch (five seeds; docs/results.md). We have not yet run

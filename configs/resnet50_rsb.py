@@ -2,13 +2,13 @@
 
 python -m flax_resnet.main --config configs/resnet50_rsb.py:a3 --workdir runs/resnet50_a3
 
-Expected: top-1 at 224 px (published: timm's weights; not yet run here)
+Expected: top-1 at 224 px, as published for timm's weights; not yet run here
     a1    80.38 % after 600 epochs
     a2    79.83 % after 300 epochs
     a3    78.05 % after 100 epochs at 160 px
-Source: Wightman et al. 2021, "ResNet strikes back", table 2, and the commands for timm's training script that cite
-it; these round labels above 0.2 to 1. timm's RandAugment has magnitude 7 (a3: 6) of 10, with noise; here it is
-torchvision's, with magnitude 21 (a3: 18) of 30.
+Source: Wightman et al. 2021, "ResNet strikes back", table 2, and timm's published training commands for it.
+The commands set a label threshold of 0.2: soft labels above 0.2 become 1, all others 0. They use timm's RandAugment
+with noise, at magnitude 7 of 10 (a3: 6). This recipe uses torchvision's, at magnitude 21 of 30 (a3: 18).
 Cost: 625 steps of 2,048 images per epoch. Needs `python -m flax_resnet prepare --name=imagenet2012`.
 """
 

@@ -24,7 +24,7 @@ class UserError(ValueError):
     """Base of everything a user can cause and mend.
 
     Attributes:
-      exit_code: of a command that meets it.
+      exit_code: exit code of a command that raises this error.
     """
 
     exit_code = 2

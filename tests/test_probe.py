@@ -328,6 +328,8 @@ REFUSED = {
         (["--model=test_resnet", "--weights=WEIGHTS"], "--dataset is needed with --model"),
         (["--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
         (["--workdir=RUN", "--weights=x"], "--weights=x: goes with --model"),
+        (["--workdir=RUN", "--dataset=TMP/plain", "--split=val"], "--split=val: "),
+        (["--workdir=RUN", "--dataset=TMP/plain", "--train_split=x"], "has no splits of its own"),
         (["--workdir=RUN", "--k=many"], "--k=many"),
         (["--workdir=RUN", "--k=0"], "--k=0"),
         (["--workdir=RUN", "--k=1438"], "k=1438: must be between 1 and the 1437 training images"),
@@ -348,8 +350,6 @@ REFUSED = {
         (["--workdir=RUN", "--dataset=TMP/untrained"], "has no train/ (found: test, val)"),
         (["--workdir=RUN", "--dataset=TMP/one"], "found only 'a'"),
         (["--workdir=RUN", "--dataset=TMP/test.csv"], "has no rows of split 'train'"),
-        (["--workdir=RUN", "--dataset=TMP/plain", "--split=val"], "--split=val: "),
-        (["--workdir=RUN", "--dataset=TMP/plain", "--train_split=x"], "has no splits of its own"),
     ],
     5: [
         (["--workdir=TMP"], "no run folder"),

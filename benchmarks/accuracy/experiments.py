@@ -18,8 +18,8 @@ class Row(NamedTuple):
       label: of the table, and name of its folder.
       config: file of the configuration, with its argument after a colon.
       overrides: by dotted key, beside those of `DATA`.
-      system: of `SYSTEMS`.
-      classes: that are trained and evaluated on; none for all.
+      system: a key of `SYSTEMS`.
+      classes: the classes to train and evaluate on; empty for all.
       images: of each of these to train on, the first by name; 0 for all.
       start: label of the row whose network is fine-tuned, that of the first seed; "" for none.
       once: whether the first seed alone is run.
@@ -111,8 +111,8 @@ class Run(NamedTuple):
     """A row with a seed.
 
     Attributes:
-      row: of the experiment.
-      seed: of weights, order and augmentation.
+      row: the row of the experiment.
+      seed: seed of the weights, the order of the examples, and the augmentation.
       folder: where it is written.
       overrides: of its configuration, by dotted key.
     """

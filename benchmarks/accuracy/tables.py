@@ -19,7 +19,7 @@ class Result(NamedTuple):
     Attributes:
       run: whose it is.
       config: its configuration.
-      records: of its metrics.jsonl.
+      records: the records of its metrics.jsonl.
     """
 
     run: Run
@@ -213,7 +213,7 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
 
     Args:
       file: a picture.
-      results: of an experiment.
+      results: the results of one experiment.
       timed: draw the top-1 of every seed over its seconds too.
     """
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ def rates(call: Callable[[], Any], images: int, seconds: float) -> list[float]:
 
     Args:
       call: starts the program once more and returns what to wait for; calls are queued, as in training.
-      images: of one call.
-      seconds: of all rounds together; a round has at least two calls.
+      images: number of images per call.
+      seconds: total duration of all rounds; a round has at least two calls.
 
     Returns:
       Images a second of each round.

@@ -18,7 +18,7 @@ def run_stage(name: str, measure: Callable[[Recorder, bool], None]) -> None:
     """Run a stage: parse its arguments, open its record, and mark it as done at the end.
 
     Args:
-      name: of the stage.
+      name: name of the stage.
       measure: called with the recorder, and whether sizes are tiny.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)

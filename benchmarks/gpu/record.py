@@ -1,4 +1,4 @@
-"""The record of a stage: a JSON file, written anew after every item, so that a kill loses one item at most."""
+"""The record of a stage: a JSON file, rewritten after every item. A killed stage loses at most one item."""
 
 import dataclasses
 import json
@@ -13,8 +13,9 @@ from typing import Any
 
 from flax_resnet.errors import ConfigError, one_line
 
-# States of a stage. NOT_RUN: there was no time, or it is not its turn yet. SKIPPED: a package is missing. A reader
-# calls a running stage STOPPED. A stage runs again unless it is complete, and keeps the items that it has.
+# States of a stage. NOT_RUN: the stage has not started yet, or no time was left for it. SKIPPED: a package is
+# missing. STOPPED: reports show it for a record that still says RUNNING. An incomplete stage runs again, and keeps
+# the items that it has already measured.
 NOT_RUN, RUNNING, STOPPED, DONE = "not run", "running", "stopped", "done"
 TIMED_OUT, FAILED, SKIPPED = "timed out", "failed", "skipped"
 
@@ -24,9 +25,9 @@ class Measurement:
     """A quantity that was measured several times.
 
     Attributes:
-      name: what was measured; the same name in another record is the same quantity.
-      values: one per round, in `unit`.
-      unit: such as "images/s" or "ms".
+      name: the quantity; the same name in two records means the same quantity.
+      values: one value per round, in `unit`.
+      unit: a unit such as "images/s" or "ms".
       larger_is_better: whether a larger value is an improvement.
     """
 
@@ -42,7 +43,7 @@ class Measurement:
 
     @property
     def spread(self) -> str:
-        """The least and the most, as "6,374 to 6,381"; "" of one round."""
+        """The smallest and the largest value, such as "6,374 to 6,381"; empty for a single round."""
         return f"{min(self.values):,.5g} to {max(self.values):,.5g}" if self.values[1:] else ""
 
 
@@ -52,9 +53,9 @@ class Check:
 
     Attributes:
       name: what is checked.
-      value: what was found.
+      value: the measured number.
       limit: the largest value that passes.
-      note: where the limit comes from, or more of what was found.
+      note: the origin of the limit, or details of the result.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the value is within the limit; NaN is not."""
+        """Whether the value is within the limit; False for NaN."""
         return self.value <= self.limit
 
 
@@ -78,21 +79,21 @@ class Failure:
 
 @dataclasses.dataclass
 class StageRecord:
-    """All that a stage found.
+    """All results of a stage.
 
     Attributes:
-      stage: its name.
-      question: that it answers.
+      stage: name of the stage.
+      question: the question that the stage answers.
       state: one of the states above.
-      reason: why it timed out, failed or was skipped, or what it left out.
-      seconds: it took, over all its starts.
-      created: when its record was made, in seconds since 1970: the order of stages.
-      commit: of the code that measured it.
-      versions: of packages that measured it, by name.
-      measurements: what was measured.
-      checks: what was checked.
-      failures: what could not be measured.
-      details: more, for a reader who knows the stage, such as the kernels of a profile.
+      reason: why the stage timed out, failed or was skipped, or what it left out.
+      seconds: total run time, over all starts of the stage.
+      created: creation time of the record, in seconds since 1970; reports sort the stages by it.
+      commit: commit of the measured code.
+      versions: {package: version} at the time of the measurement.
+      measurements: the measured quantities.
+      checks: the checked numbers.
+      failures: the items that could not be measured.
+      details: further data of this stage, such as the kernels of a profile.
     """
 
     stage: str
@@ -110,10 +111,10 @@ class StageRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "StageRecord":
-        """Read what `dataclasses.asdict` wrote.
+        """Build a record from the output of `dataclasses.asdict`.
 
         Raises:
-          TypeError, KeyError, ValueError or AttributeError: it is something else.
+          TypeError, KeyError, ValueError or AttributeError: the values are not those of a record.
         """
         record = cls(**values)
         read = [Measurement(**row) for row in values["measurements"]]
@@ -142,12 +143,12 @@ class StageRecord:
 
     @property
     def is_good(self) -> bool:
-        """Whether it is complete, or lacks a package, and no check failed."""
+        """Whether no check failed, and the stage is complete or was skipped for a missing package."""
         complete = self.is_complete or self.state == SKIPPED
         return complete and all(check.passed for check in self.checks)
 
     def summary(self) -> str:
-        """Return what the stage found in a few words."""
+        """Return a one-line summary of the results."""
         failed = [check.name for check in self.checks if not check.passed]
         parts = [
             f"{len(self.measurements)} measured" if self.measurements else "",
@@ -165,10 +166,10 @@ def _is_number(value: Any) -> bool:
 
 
 def read_stage(file: pathlib.Path) -> StageRecord | None:
-    """Read the record of a stage; None where there is none.
+    """Read the record of a stage; return None if the file does not exist.
 
     Raises:
-      ConfigError: the file holds something else.
+      ConfigError: the file cannot be read, or is not the record of a stage.
     """
     try:
         return StageRecord.from_json(json.loads(file.read_text()))
@@ -179,17 +180,17 @@ def read_stage(file: pathlib.Path) -> StageRecord | None:
 
 
 def write_json(file: pathlib.Path, values: Any) -> None:
-    """Write a JSON file in one step: a reader finds the old one or the new one."""
+    """Write a JSON file atomically: a reader sees either the old content or the new content."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(unfinished, file)
 
 
 class Recorder:
-    """Writes the record of a running stage, and goes on with that of an earlier start.
+    """Writes the record of a running stage; continues the record of an earlier start.
 
     Args:
-      file: of the record.
+      file: path of the record.
       stage: name of the stage.
     """
 
@@ -197,7 +198,7 @@ class Recorder:
         self.file = file
         self.record = read_stage(file) or StageRecord(stage)
         self._former, self._began = self.record.seconds, time.monotonic()
-        # What failed is tried again: the reason may be gone.
+        # Retry failed items: the cause may be gone.
         self.record.failures, self.record.reason, self.record.state = [], "", RUNNING
         self.save()
 
@@ -207,7 +208,7 @@ class Recorder:
         write_json(self.file, dataclasses.asdict(self.record))
 
     def has(self, name: str) -> bool:
-        """Whether an item of this name was measured or checked, now or by an earlier start."""
+        """Whether an item of this name was measured or checked, in this start or an earlier one."""
         items: list[Measurement | Check] = [*self.record.measurements, *self.record.checks]
         return any(item.name == name for item in items)
 
@@ -220,7 +221,7 @@ class Recorder:
         larger_is_better: bool = True,
         show: bool = True,
     ) -> None:
-        """Record a measurement, instead of an earlier one of its name, and print it with `show`."""
+        """Record a measurement, replacing an earlier one of the same name, and print it if `show` is set."""
         kept = [one for one in self.record.measurements if one.name != name]
         item = Measurement(name, tuple(values), unit, larger_is_better)
         self.record.measurements = [*kept, item]
@@ -229,7 +230,7 @@ class Recorder:
             print(f"{name:42}{item.median:12.5g} {unit:10} {item.spread}", flush=True)
 
     def check(self, name: str, value: float, limit: float, note: str = "") -> None:
-        """Record a check, instead of an earlier one of its name, and print it."""
+        """Record a check, replacing an earlier one of the same name, and print it."""
         item = Check(name, float(value), float(limit), note)
         self.record.checks = [*(one for one in self.record.checks if one.name != name), item]
         self.save()
@@ -244,7 +245,7 @@ class Recorder:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Record what is raised within as the failure of an item, so that the next item has its turn."""
+        """Record an exception in the `with` block as the failure of this item; the next item still runs."""
         try:
             yield
         except Exception as error:

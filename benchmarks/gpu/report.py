@@ -30,7 +30,7 @@ class Report(NamedTuple):
     """What a report shows.
 
     Attributes:
-      machine: that everything was measured on.
+      machine: the machine of all measurements.
       stages: in their order.
       former: an earlier record to compare with, and its machine; None for none.
     """

@@ -48,8 +48,8 @@ def run_all(
 
     Args:
       chosen: in their order.
-      folder: of the records, claimed.
-      machine: that they run on.
+      folder: the claimed folder of the records.
+      machine: the machine that runs the stages.
       deadline: of `time.monotonic`, at which the last one must have ended.
     """
     folder = folder.resolve()

@@ -1,4 +1,4 @@
-"""The images that input pipelines are measured on, made where they are not there yet."""
+"""The images for the input benchmarks, created on first use, and the timing of a pipeline on them."""
 
 import pathlib
 import sys
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-BATCH, SKIPPED = 64, 6  # the first batches of a turn fill the queues, and are not counted
+# The first SKIPPED batches of a turn fill the queues, and are not timed.
+BATCH, SKIPPED = 64, 6
 
 
 def pipeline_turn(make: Callable[[], Callable[[int, int], Iterator[int]]], images: int) -> Callable:
-    """Makes what takes a turn with an input pipeline: reads `images`, and returns how many a second.
+    """Returns a function that reads one turn of batches from an input pipeline, and returns images per second.
 
     Args:
-      make: returns a function of (images, turn) that yields the sizes of batches.
-      images: of a turn.
+      make: builds the pipeline, a function of (images, turn number) that yields the size of each batch it reads.
+      images: number of images per turn.
     """
     batches = make()
 
@@ -30,7 +31,10 @@ def pipeline_turn(make: Callable[[], Callable[[int, int], Iterator[int]]], image
 
 
 def make_photographs(folder: pathlib.Path, count: int) -> None:
-    """Cuts crops of about 500x375 from scikit-learn's two photographs, as JPEG of quality 92."""
+    """Writes random crops of scikit-learn's two photographs, about 500x375, as JPEG with quality 92.
+
+    Does nothing if the folder exists.
+    """
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -52,7 +56,7 @@ def make_photographs(folder: pathlib.Path, count: int) -> None:
 
 
 def pack(root: pathlib.Path, name: str, path: pathlib.Path, *, max_side: int) -> None:
-    """Makes a TFDS dataset of a folder, as `flax_resnet prepare --pack` does."""
+    """Packs a folder of images into a TFDS dataset, as `flax_resnet prepare --pack` does."""
     from flax_resnet.data.packing import Packing, pack_dataset
 
     packing = Packing(

@@ -1,14 +1,16 @@
-"""What XLA makes of the training step for GPUs that need not be there: python -m benchmarks.lab.gpu_program
+"""Compile the training step for GPUs without having one, and count kernels: python -m benchmarks.lab.gpu_program
 
     --models resnet50 --targets h100 a100 --gpus 1 8 2x8 --settings model.norm_scope=local --output program.json
-    --check                compiles what expected/gpu_program.json holds, and fails where a program got worse
-    --store                puts the programs there
+    --check                compile the cases in expected/gpu_program.json; fail if a figure got worse
+    --store                add the compiled programs to expected/gpu_program.json
 
-The step is the one that `flax_resnet.main` runs, optimizer and normalisation of the images included, compiled ahead
-of time; `--plain_flax` puts the step of a ResNet as plain linen writes it beside. Needs the compiler, and
-no GPU: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt, of jax's own version. Nothing is measured:
-there is no autotuning, and what a kernel takes is not known. The figures compare two programs, and catch what
-makes one worse; the bounds are the least time that the memory, or the arithmetic, of a GPU leaves.
+The step is the training step of `flax_resnet.main`, with the optimizer and the normalisation of the images. It is
+compiled ahead of time. `--plain_flax` also compiles the step of a ResNet in plain linen. This needs XLA's compiler
+for GPUs, but no GPU: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt, in the version of the installed jax.
+
+No kernel is run: XLA does not autotune here, and the time of a kernel is unknown. Use the figures to compare two
+programs and to catch regressions. The bounds are lower bounds of the step time, one from the memory bandwidth of
+the GPU and one from its peak FLOP/s.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from flax_resnet.models.summary import summarize
 
 EXPECTED = pathlib.Path(__file__).parents[1] / "expected" / "gpu_program.json"
 LABEL = "The compiler's program, not measured time."
-# Figures that must not grow, and by what share they may.
+# Figures that --check compares, and the fraction by which each may exceed the expected value.
 LIMITS = {
     "float32_convolutions": 0.0,
     "convolutions_not_nhwc": 0.0,
@@ -49,7 +51,7 @@ LIMITS = {
 
 
 def table(case: Case, found: dict[str, Any]) -> str:
-    """Lays the figures of a program out for a person."""
+    """Returns the figures of a program as a readable table."""
     target = TARGETS[case.target]
     lines = [f"{case}. {LABEL}", f"{'':22}{'kernels':>9}{'GB':>9}{'share':>8}"]
     for kind in KINDS:
@@ -83,7 +85,7 @@ def table(case: Case, found: dict[str, Any]) -> str:
 
 
 def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Returns a line for each figure that is worse than it was."""
+    """Returns a line for each figure that is worse than expected."""
     return [
         f"{case}: {name.replace('_', ' ')}: {found[name]:,}, expected at most {expected[name]:,}"
         + (f" and {share:.0%}" if share else "")
@@ -93,7 +95,7 @@ def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[s
 
 
 def check(cases: dict[Case, dict[str, Any]]) -> int:
-    """Compiles what is expected, prints what got worse, and returns how many figures did."""
+    """Compiles the expected cases, prints the figures that got worse, and returns their number."""
     number = 0
     for case, expected in cases.items():
         found = figures(case)
@@ -104,10 +106,10 @@ def check(cases: dict[Case, dict[str, Any]]) -> int:
 
 
 def load_expected() -> dict[Case, dict[str, Any]]:
-    """Returns what is expected of each case.
+    """Returns the expected figures of each case.
 
     Raises:
-      ConfigError: it was stored by another version of jax, whose compiler makes other programs.
+      ConfigError: the figures were stored with another version of jax, whose compiler produces different programs.
     """
     if not EXPECTED.exists():
         return {}
@@ -124,10 +126,10 @@ def load_expected() -> dict[Case, dict[str, Any]]:
 
 
 def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
-    """Returns what is expected, of some models only where they are named.
+    """Returns the expected figures of each case of these models; of all models for None.
 
     Raises:
-      ConfigError: nothing is expected of one.
+      ConfigError: a model has no expected figures.
     """
     expected = load_expected()
     known = {case.model for case in expected}
@@ -138,7 +140,7 @@ def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
 
 
 def store(found: dict[Case, dict[str, Any]]) -> None:
-    """Puts programs among what is expected."""
+    """Adds the figures of programs to the expected figures."""
     kept = (*LIMITS, "bytes_by_kind", "collective_bytes_by_dtype")
     programs = load_expected() | {
         case: {name: figure[name] for name in kept} for case, figure in found.items()
@@ -149,7 +151,7 @@ def store(found: dict[Case, dict[str, Any]]) -> None:
 
 
 def gpus(text: str) -> str:
-    """Reads a number of GPUs, or hosts x GPUs of each."""
+    """Reads a number of GPUs, or HOSTSxGPUS: the number of hosts and of GPUs per host."""
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
         raise argparse.ArgumentTypeError(
@@ -159,21 +161,21 @@ def gpus(text: str) -> str:
 
 
 def main() -> None:
-    """Compiles and prints."""
+    """Parses the arguments, then compiles and prints the programs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+",
-                        help="default: resnet50; with --check, all that are expected")  # fmt: skip
+                        help="default: resnet50; with --check: all models in the expected file")  # fmt: skip
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["h100"])
     parser.add_argument("--gpus", nargs="+", type=gpus, default=["1"],
-                        help="8, or 2x8 for two hosts of eight")  # fmt: skip
-    parser.add_argument("--batch_size", type=count, default=256, help="images of each GPU")
-    parser.add_argument("--image_size", type=count, default=0, help="pixels")
+                        help="8, or 2x8 for two hosts with eight each")  # fmt: skip
+    parser.add_argument("--batch_size", type=count, default=256, help="images per GPU")
+    parser.add_argument("--image_size", type=count, default=0, help="pixels; 0: the model's own")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--settings", nargs="+", default=[], help="such as model.norm_scope=local")
+    parser.add_argument("--settings", nargs="+", default=[], help="e.g. model.norm_scope=local")
     parser.add_argument("--plain_flax", action="store_true",
-                        help="compile plain linen's ResNet beside")  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="against what is expected")
-    parser.add_argument("--store", action="store_true", help="expect this from now on")
+                        help="also compile a ResNet in plain linen")  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="compare with the expected figures")
+    parser.add_argument("--store", action="store_true", help="store as the expected figures")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     if absent("jax_cuda12_plugin"):
@@ -185,7 +187,7 @@ def main() -> None:
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    os.environ["FLAX_RESNET_OPS"] = "gpu"  # not as on the CPU that compiles
+    os.environ["FLAX_RESNET_OPS"] = "gpu"  # the default would be the CPU's form
     try:
         if args.check:
             parser.exit(1 if check(expected_of(args.models)) else 0)
@@ -195,10 +197,10 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compiles all combinations, and prints, stores and writes each as it is there.
+    """Compiles all combinations; prints, stores and writes each result as soon as it is ready.
 
     Raises:
-      ConfigError: a name or a setting is wrong, before anything is compiled.
+      ConfigError: a name or a setting is invalid; raised before the first compilation.
     """
     cases = []
     kinds = [False, True] if args.plain_flax else [False]

@@ -9,7 +9,7 @@ class Target(NamedTuple):
     Attributes:
       name: what the driver calls it.
       flops: largest rate of bfloat16 matrix products, floating-point operations a second, dense (data sheet).
-      bandwidth: of its memory, bytes a second.
+      bandwidth: memory bandwidth, bytes per second.
       device: the other figures, as XLA names them.
     """
 

@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
     """One instruction.
 
     Attributes:
-      name: of its result.
+      name: name of the result.
       opcode: "fusion", "custom-call", ...
       results: one array, or those of a tuple.
       operands: names.

@@ -149,7 +149,7 @@ class Convolution(NamedTuple):
 
     Attributes:
       target: what computes it, "" for XLA's own loop: `__cudnn$convForward`, ...
-      dtypes: of operands and result.
+      dtypes: dtypes of the operands and of the result.
       is_nhwc: whether maps and kernels have their channels (of the input) side by side in memory.
       times: how often it runs in a step.
     """
@@ -196,8 +196,8 @@ class Collective(NamedTuple):
 
     Attributes:
       opcode: "all-reduce", ...
-      dtypes: of what it moves.
-      bytes: of its operands.
+      dtypes: dtypes of the moved arrays.
+      bytes: size of the operands.
       beside: bytes that the kernels move which are scheduled while it runs; 0 where it is not asynchronous.
       times: how often it runs in a step.
     """

@@ -1,15 +1,16 @@
-"""Training and inference against PyTorch and against linen without a trick: python -m benchmarks.speed.vs_torch
+"""Compare the speed of flax_resnet with PyTorch, timm and plain linen: python -m benchmarks.speed.vs_torch
 
     --works resnet50 resnet18 --output benchmarks/results/peers.json
     --works resnet50 --inference --batch_size 1
     --works resnet50 --batch_size 256 --systems "flax_resnet, bfloat16" "torch, bfloat16"    on a GPU
 
-Systems take turns within one run, a process each; figures are medians, and the ratio of the first to each.
-Nothing else should run. Needs `pip install '.[parity]'` for torch, torchvision and timm; without them, only JAX
-is compared.
+Run nothing else on the machine. The systems take turns in one run, each in its own process. The result is the
+median speed of each system, and the ratio of the first system's median to it. torch, torchvision and timm need
+`pip install '.[parity]'`; without all three, only the JAX systems are compared.
 
-"kept" is a process that keeps freed memory and waits for each step (`training.memory`), as the commands of this
-package do on CPU and others do not: each system is measured as its users have it, and the peers also with it.
+A "kept" process keeps freed memory and waits for each step (`training.memory`). The commands of this package do so
+on CPU; the other systems do not by default. Each system is measured in its default mode. "plain_flax, kept" and
+"torch, kept" measure the other systems in the same mode as flax_resnet.
 """
 
 import argparse
@@ -31,7 +32,7 @@ WORKS = {
     "resnet18_cifar": Work("resnet18_cifar", 32, 128, 10),
     "resnet20": Work("resnet20", 32, 128, 10),
 }
-# Program, dtype, whether the process is prepared so.
+# (program, dtype, whether the process is "kept")
 SYSTEMS: dict[str, tuple[Callable[[Work], Program], str, bool]] = {
     "flax_resnet": (ours, "float32", True),
     "flax_resnet, not kept": (ours, "float32", False),
@@ -50,14 +51,14 @@ USUAL = ("flax_resnet", "plain_flax", "plain_flax, kept", "torch", "torch, kept"
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Parses the arguments, then measures and prints the speeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
-    parser.add_argument("--inference", action="store_true", help="logits instead of training steps")
-    parser.add_argument("--batch_size", type=count, default=0, help="instead of the work's own")
+    parser.add_argument("--inference", action="store_true", help="measure inference, not training")
+    parser.add_argument("--batch_size", type=count, default=0, help="default: that of each work")
     parser.add_argument("--rounds", type=count, default=5, help="turns of each system")
-    parser.add_argument("--seconds", type=duration, default=2.0, help="least length of a turn")
+    parser.add_argument("--seconds", type=duration, default=2.0, help="minimum length of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm")):
@@ -67,7 +68,7 @@ def main() -> None:
             print(f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch)}")
     if not args.systems:
         parser.error("no system is left to measure")
-    # The systems share a GPU, of whose memory JAX would take three quarters.
+    # The systems share a GPU. By default, each JAX process would preallocate three quarters of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     tables = {}
     for name in args.works:

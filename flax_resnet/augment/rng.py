@@ -25,7 +25,7 @@ def row_keys(key: Array, rows: int | Array) -> Array:
 
     Args:
       key: an operation's key.
-      rows: the number of rows; or uint32 [N], the row whose draws each row uses.
+      rows: the number of rows, for one key per row; or uint32 [N], the row index from which each key is derived.
     """
     if isinstance(rows, int):
         rows = jnp.arange(rows, dtype=jnp.uint32)
@@ -41,5 +41,8 @@ def uniform(keys: Array, count: int) -> Array:
 
 
 def below(uniform: Array, limit: int | Array) -> Array:
-    """Map uniform numbers in [0, 1) to int32 from 0 to limit - 1; probabilities are equal up to 2^-23 of limit."""
+    """Map uniform numbers in [0, 1) to int32 from 0 to limit - 1.
+
+    The probability of each integer differs from 1 / limit by at most about 2^-23, the spacing of the numbers.
+    """
     return (uniform * limit).astype(jnp.int32)

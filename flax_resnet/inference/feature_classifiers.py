@@ -19,7 +19,7 @@ from flax_resnet.errors import ConfigError, DataError
 
 log = logging.getLogger("flax_resnet")
 
-# Similarities are computed in blocks of QUERIES vectors to classify by KNOWN known vectors: 64 MiB.
+# Similarities are computed in blocks [QUERIES, KNOWN], 64 MiB: vectors to classify x known vectors.
 QUERIES, KNOWN = 1024, 16384
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MAX_ITERATIONS = 1000
@@ -66,7 +66,7 @@ def _merged(
     block: jax.Array,
     start: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Merge the neighbours so far with those in a block of known vectors that begins at index `start`."""
+    """Merge the neighbours found so far with those in the next block of known vectors, which starts at `start`."""
     # Full float32 precision on every device: TF32 would swap neighbours.
     scores = jnp.matmul(_unit(vectors), _unit(block).T, precision=jax.lax.Precision.HIGHEST)
     new = jnp.broadcast_to(start + jnp.arange(len(block), dtype=jnp.int32), scores.shape)
@@ -103,8 +103,8 @@ def knn_predict(
       ConfigError: `k` or `temperature` is out of range.
 
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination",
-    section 3.4; 20 neighbours as Caron et al. 2021, "Emerging properties in self-supervised vision
-    transformers", section 3.2.
+    section 3.4. The default of 20 neighbours is from Caron et al. 2021, "Emerging properties in self-supervised
+    vision transformers", section 3.2.
     """
     check_neighbours(k, temperature, len(known))
     similarities, places = nearest_neighbours(vectors, known, k)

@@ -3,8 +3,8 @@
 A module rule maps the path of a Flax module to the name of a module in the layout; a leaf rule maps a leaf to the
 name and shape of a tensor. The first matching rule applies; a path without a matching rule has no counterpart.
 Patterns match whole strings. In a module's template, ``{stage}``, ``{block}``, ``{part}`` ... are the named groups
-of the pattern. ``{stage0}`` and ``{part0}`` are the same numbers counted from zero, ``{block1}`` is counted from
-one.
+of the pattern. ``{stage0}`` and ``{part0}`` are the same numbers counted from zero; ``{block1}`` is the
+block number counted from one.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Layout:
     counted: bool = True
 
     def place(self, path: str, rank: int) -> Place | None:
-        """Return the place of a Flax leaf such as ``params/layer1_0/conv1/kernel``; None without a counterpart.
+        """Return the `Place` of a Flax leaf such as ``params/layer1_0/conv1/kernel``; None if there is none.
 
         Args:
           path: collection, modules and leaf, joined by slashes.
@@ -135,7 +135,7 @@ LAYOUTS = {
             LeafRule(r"params/.*/se/conv/kernel", "weight", "11k"),
             LeafRule(r"params/(fc|classifier_\d+)/kernel", "weight", "oi"),
             LeafRule(KERNEL, "weight", "oihw"),
-            LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # whitening is a statistic
+            LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # a whitening kernel
             *TORCH_NORM,
         ),
     ),

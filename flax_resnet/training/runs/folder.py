@@ -1,4 +1,4 @@
-"""The run folder: its config.json, its records, and the check that a command may use it."""
+"""The run folder: its config.json, its records, and the check before a run claims it."""
 
 import dataclasses
 import json
@@ -67,14 +67,15 @@ class RunFolder:
 
         Args:
           config: the configuration to train.
-          resume: "auto" raises if the stored configuration gives another result. "force" skips this check; training
-            resumes from the last checkpoint under the new configuration.
+          resume: "auto" raises if the configurations differ in a setting that changes the result, other than the
+            run's length. "force" skips this check; training resumes from the last checkpoint under the new
+            configuration.
 
         Returns:
           The configuration stored before, or None for a new folder.
 
         Raises:
-          WorkdirError: the folder cannot be written, or holds something else or another configuration.
+          WorkdirError: the folder cannot be written, holds other files, or belongs to a different configuration.
         """
         stored = self.read_config()
         if stored is not None and resume != "force" and (changed := differences(stored, config)):

@@ -66,7 +66,7 @@ class RunMetadata:
 
         Raises:
           WorkdirError: another version of flax_resnet wrote it.
-          CheckpointError: it is corrupted.
+          CheckpointError: the metadata are corrupted.
         """
         if not isinstance(values, Mapping):
             raise CheckpointError("its description is not a JSON object")
