@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.gpu.measuring import rates
 from benchmarks.gpu.process import run_stage, training_dtype
@@ -56,15 +57,18 @@ def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
     """Compile a variant, and return what runs it once more and how many images that takes."""
     os.environ["FLAX_RESNET_OPS"] = variant.form
     work = work._replace(batch_size=variant.batch_size or work.batch_size)
-    config, model, optimizer, mesh, state = network(work, variant.settings)
-    images = jax.device_put({key: value[None] for key, value in batch(work).items()})
-    steps = jax.tree.map(lambda leaf: leaf.repeat(variant.steps, axis=0), images)
+    settings = (*variant.settings, f"train.steps_per_call={variant.steps}")
+    config, model, optimizer, mesh, state = network(work, settings)
+    arrays = batch(work)
+    if variant.steps > 1:  # a call of several steps has a leading axis of steps
+        arrays = {key: np.stack([value] * variant.steps) for key, value in arrays.items()}
+    images = jax.device_put(arrays)
     step = make_train_step(config, model, optimizer, mesh)
-    program = step.lower(state, {"seed": 0}, steps).compile(compiler_options=variant.compiler)
+    program = step.lower(state, {"seed": 0}, images).compile(compiler_options=variant.compiler)
     held = [state]
 
     def call() -> Any:
-        held[0], metrics = program(held[0], {"seed": 0}, steps)
+        held[0], metrics = program(held[0], {"seed": 0}, images)
         return metrics["loss"]
 
     return call, work.batch_size * variant.steps
