@@ -12,22 +12,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
+from benchmarks.lab.architecture import LEVELS, PACKAGE, imported_modules, room_of
 from flax_resnet.models import create_model
 
-PACKAGE = ROOT / "flax_resnet"
-# A room may import from the rooms before it, and from itself; rooms that share a place do not see each other.
-ORDER = (
-    ("errors", "version", "settings"),
-    ("ops", "data", "augment"),
-    ("models",),
-    ("weights",),
-    ("optim",),
-    ("config",),
-    ("training",),
-    ("inference",),
-    ("cli",),
-    ("__init__", "__main__", "main"),
-)
+# From bottom to top: a room imports from lower levels, and from itself.
+DOORS = {"__init__", "__main__", "main"}
+ORDER = (*reversed(LEVELS), tuple(DOORS))
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 # Packages that only some files import: their room, or the file.
 ONLY = {
@@ -53,30 +43,16 @@ def name_of(file):
     return file.relative_to(PACKAGE).as_posix()
 
 
-def room_of(file):
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(file):
-    """The modules that a file imports, those of functions included."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_imports_run_one_way(file):
     room = room_of(file)
-    for name in imported(file):
+    for name in imported_modules(file):
+        assert not name.startswith("."), f"{name_of(file)}: relative import"
         top, *rest = name.split(".")
         if top in ONLY:
             assert name_of(file).startswith(ONLY[top]), f"{name_of(file)} imports {top}"
         other = rest[0] if top == "flax_resnet" and rest else ""
-        if other in PLACE and other != room and other != "version":
+        if other in PLACE and other != room:
             assert PLACE[other] < PLACE[room], f"{name_of(file)}: {room} imports {other}"
 
 
@@ -84,7 +60,7 @@ def test_at_the_root_stand_only_the_doors():
     allowed = {"__init__.py", "__main__.py", "main.py", "errors.py", "version.py", "py.typed"}
     assert {f.name for f in PACKAGE.iterdir() if f.is_file()} == allowed
     folders = {f.name for f in PACKAGE.iterdir() if f.is_dir()} - {"__pycache__"}
-    assert folders | {"__init__", "__main__", "main", "errors", "version"} == set(PLACE)
+    assert folders | DOORS | {"errors"} == set(PLACE)
 
 
 def test_no_two_files_have_one_name():

@@ -10,11 +10,12 @@ import pathlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "flax_resnet"
 
-# From top to bottom of the picture: a room imports from lower levels only.
+# The order of the rooms, from top to bottom: a room imports from lower levels only. tests/test_house.py checks it.
 LEVELS = (
     ("cli",),
     ("inference",),
@@ -40,6 +41,8 @@ HOLDS = {
     "settings": "rules of a setting",
     "errors": "one-line errors",
 }
+# Sizes in the picture, in its own units.
+ROOM_GAP, LEVEL_GAP, HALF_WIDTH, HEIGHT = 1.0, 0.2, 2.6, 0.74
 # Nearly every room imports these two; their arrows stand on the left, in grey.
 COMMON = LEVELS[-1]
 COLOURS = {
@@ -60,21 +63,28 @@ def room_of(file: pathlib.Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(file: pathlib.Path) -> Iterator[str]:
-    """Yield the room of each import statement of the package in a file, those inside functions included."""
+def imported_modules(file: pathlib.Path) -> Iterator[str]:
+    """Yield the module of each import statement in a file, those inside functions included.
+
+    ``from flax_resnet import data`` gives flax_resnet.data. A relative import begins with its dots.
+    """
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            modules = [node.module or ""]
-            if node.module == PACKAGE.name:
-                modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        else:
-            continue
-        for module in modules:
-            top, *rest = module.split(".")
-            if top == PACKAGE.name and rest:
-                yield rest[0]
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module == PACKAGE.name:
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            else:
+                yield module
+
+
+def imported_rooms(file: pathlib.Path) -> Iterator[str]:
+    """Yield the room of each import of the package in a file."""
+    for module in imported_modules(file):
+        top, *rest = module.split(".")
+        if top == PACKAGE.name and rest:
+            yield rest[0]
 
 
 def count_imports() -> Counter[tuple[str, str]]:
@@ -110,38 +120,64 @@ def draw(counts: Counter[tuple[str, str]], output: pathlib.Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-    from matplotlib.path import Path
 
-    gap, level_gap, half_width, height = 1.0, 0.2, 2.6, 0.74
     where, y = {}, 0.0
     for rooms in LEVELS:
         for room in rooms:
             where[room] = y
-            y -= gap
-        y -= level_gap
+            y -= ROOM_GAP
+        y -= LEVEL_GAP
     figure, axes = plt.subplots(figsize=(11, 9.4))
+    _draw_rooms(axes, where)
+    _draw_imports(axes, where, counts)
+    axes.text(
+        0,
+        where["cli"] + 0.95,
+        "An arrow points from the importing room to the imported one. Its colour is that of the imported room;\n"
+        "its width is the number of import statements "
+        f"(1 to {max(counts.values())}). Grey, on the left: errors and settings.",
+        ha="center",
+        va="center",
+        size=10,
+    )
+    axes.set_xlim(-7.2, 7.2)
+    axes.set_ylim(min(where.values()) - 0.7, where["cli"] + 1.4)
+    axes.axis("off")
+    figure.savefig(output, dpi=110, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def _draw_rooms(axes: Any, where: dict[str, float]) -> None:
+    """Draw a box for each room, at its height in the picture."""
+    from matplotlib.patches import FancyBboxPatch
+
     measured = sizes()
     for room, y in where.items():
-        corner = (-half_width, y - height / 2)
+        corner = (-HALF_WIDTH, y - HEIGHT / 2)
         edge = "#888888" if room in COMMON else COLOURS.get(room, "#444444")
         axes.add_patch(
             FancyBboxPatch(
-                corner, 2 * half_width, height, boxstyle="round,pad=0.04", fc="white", ec=edge, lw=2
+                corner, 2 * HALF_WIDTH, HEIGHT, boxstyle="round,pad=0.04", fc="white", ec=edge, lw=2
             )
         )
         files, lines = measured[room]
-        axes.text(-half_width + 0.1, y + 0.15, room, weight="bold", size=12, va="center")
+        axes.text(-HALF_WIDTH + 0.1, y + 0.15, room, weight="bold", size=12, va="center")
         size = f"{files} file{'s' * (files > 1)}, {lines:,} lines"
         axes.text(
-            half_width - 0.1, y + 0.15, size, size=8.5, color="#555555", ha="right", va="center"
+            HALF_WIDTH - 0.1, y + 0.15, size, size=8.5, color="#555555", ha="right", va="center"
         )
-        axes.text(-half_width + 0.1, y - 0.18, HOLDS[room], size=9, color="#333333", va="center")
+        axes.text(-HALF_WIDTH + 0.1, y - 0.18, HOLDS[room], size=9, color="#333333", va="center")
+
+
+def _draw_imports(axes: Any, where: dict[str, float], counts: Counter[tuple[str, str]]) -> None:
+    """Draw an arrow from the importing to the imported room of each pair; its width is the count."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
 
     for importer, imported in sorted(counts, key=lambda pair: counts[pair]):
         count, left = counts[importer, imported], imported in COMMON
         side = -1 if left else 1
-        x, y, end = side * (half_width + 0.1), where[importer], where[imported]
+        x, y, end = side * (HALF_WIDTH + 0.1), where[importer], where[imported]
         # Arrows leave from the lower half of a box and arrive at the upper half, the longest outermost.
         leaving = [b for (a, b) in counts if a == importer and (b in COMMON) == left]
         arriving = [a for (a, b) in counts if b == imported]
@@ -159,21 +195,6 @@ def draw(counts: Counter[tuple[str, str]], output: pathlib.Path) -> None:
             shrinkB=0,
         )
         axes.add_patch(arrow)
-    axes.text(
-        0,
-        where["cli"] + 0.95,
-        "An arrow points from the importing room to the imported one. Its colour is that of the imported room;\n"
-        "its width is the number of import statements "
-        f"(1 to {max(counts.values())}). Grey, on the left: errors and settings.",
-        ha="center",
-        va="center",
-        size=10,
-    )
-    axes.set_xlim(-7.2, 7.2)
-    axes.set_ylim(min(where.values()) - 0.7, where["cli"] + 1.4)
-    axes.axis("off")
-    figure.savefig(output, dpi=110, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
 
 
 def _rank(room: str, rooms: list[str], where: dict[str, float], *, nearest_first: bool) -> float:
