@@ -1,1 +1,1 @@
-"""Benchmarks: python -m benchmarks.NAME."""
+"""Benchmarks: benchmarks/README.md lists the commands."""

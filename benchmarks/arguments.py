@@ -7,26 +7,26 @@ import pathlib
 
 
 def count(text: str) -> int:
-    """Reads a whole number of at least 1."""
+    """Read a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return int(text)
 
 
 def duration(text: str) -> float:
-    """Reads seconds, more than 0 and at most an hour."""
+    """Read seconds, more than 0 and at most an hour."""
     return _positive(text, 3600, "seconds, above 0 and at most 3600")
 
 
 def seed(text: str) -> int:
-    """Reads a seed, 0 to 2**31 - 1."""
+    """Read a seed, 0 to 2**31 - 1."""
     if not text.isdecimal() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 0 to 2**31 - 1")
     return int(text)
 
 
 def share(text: str) -> float:
-    """Reads a share, above 0 and at most 1."""
+    """Read a share, above 0 and at most 1."""
     return _positive(text, 1, "a number above 0 and at most 1")
 
 
@@ -41,7 +41,7 @@ def _positive(text: str, most: float, words: str) -> float:
 
 
 def output(text: str) -> str:
-    """Reads the path of an output file, and checks that it can be written before a long measurement starts."""
+    """Read the path of an output file, and checks that it can be written before a long measurement starts."""
     path = pathlib.Path(text)
     if path.is_dir() or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be a file that can be written")
@@ -49,7 +49,7 @@ def output(text: str) -> str:
 
 
 def folder(text: str) -> pathlib.Path:
-    """Reads the path of an output folder, which need not exist, and checks that it can be written to."""
+    """Read the path of an output folder, which need not exist, and checks that it can be written to."""
     path = pathlib.Path(text)
     if (path.exists() and not path.is_dir()) or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be a folder that can be written to")
@@ -57,7 +57,7 @@ def folder(text: str) -> pathlib.Path:
 
 
 def picture(text: str) -> str:
-    """Reads the path of a plot: PNG, PDF or SVG."""
+    """Read the path of a plot: PNG, PDF or SVG."""
     if pathlib.Path(text).suffix not in (".png", ".pdf", ".svg"):
         raise argparse.ArgumentTypeError(f"{text}: must end in .png, .pdf or .svg")
     if absent("matplotlib"):
@@ -66,7 +66,7 @@ def picture(text: str) -> str:
 
 
 def absent(*packages: str) -> list[str]:
-    """Returns the names of the packages that are not installed."""
+    """Return the names of the packages that are not installed."""
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its result as JSON, with the command and the machine that gave it."""
+"""The record of a benchmark: its result as JSON, with the command, the machine and the versions."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def write_record(output: str | None, result: dict) -> None:
-    """Writes a result with its command and environment; nothing where no file is named."""
+    """Write a result with its command and environment; do nothing if `output` is empty."""
     if not output:
         return
     record = {"command": sys.argv[1:], "environment": environment(), **result}
@@ -34,7 +34,7 @@ def write_record(output: str | None, result: dict) -> None:
 
 
 def environment() -> dict:
-    """Returns machine, versions and commit."""
+    """Return machine, versions and commit."""
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """Returns the names of NVIDIA's GPUs, used or not."""
+    """Return the names of the NVIDIA GPUs, used or not."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=60)

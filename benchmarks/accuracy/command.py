@@ -5,14 +5,14 @@
     resnet20 --folder runs/accuracy --data /path/to/cifar10 --output benchmarks/results/accuracy_resnet20.json
     speedrun --folder runs/accuracy --data /path/to/cifar10 --target 0.8
 
-The data are a folder of images, train/CLASS/* and test/CLASS/*. Each run is a command of its own, printed before it
-starts, in FOLDER/EXPERIMENT/ROW/SEED; runs that are finished are kept, and the same command goes on after a stop.
-Prints tables of the runs that are finished and, with --output, writes JSON; --plot draws the curves. `--collect`
-trains nothing. Needs `pip install '.[parity]'` for the rows in PyTorch; without, they are left out.
+The data are a folder of images, train/CLASS/* and test/CLASS/*. Each run is a separate command, printed before it
+starts, and writes to FOLDER/EXPERIMENT/ROW/SEED. Run the same command again after a stop: finished runs are kept.
+Prints tables of the finished runs and, with --output, writes JSON; --plot draws the curves. `--collect` trains
+nothing. The rows in PyTorch need `pip install '.[parity]'`; without it, they are left out.
 
-Seconds are those of the training calls. Of a row's first run compilation is among them; the others find its program
-in FOLDER/EXPERIMENT/compiled. Decoding, which is done before, and evaluations are not. With --target, the table has
-the seconds until that top-1, of the averaged weights where there are such.
+Seconds are the time of the training calls, without decoding and evaluations. A row's first run includes
+compilation; the others find its program in FOLDER/EXPERIMENT/compiled. With --target, the table has the seconds
+until that top-1 is reached: by the averaged weights if there are any.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def main() -> None:
-    """Trains what is not there yet, and reports."""
+    """Train what is not there yet, and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT", help=" or ".join(EXPERIMENTS))
     parser.add_argument("--folder", type=folder, required=True, help="where runs are kept")
@@ -73,10 +73,10 @@ def main() -> None:
 
 
 def planned(args: argparse.Namespace) -> list[Run]:
-    """Returns the runs of an experiment, a seed of every row before the next seed.
+    """Return the runs of an experiment, a seed of every row before the next seed.
 
     Raises:
-      UserError: there is no such experiment.
+      UserError: the experiment does not exist.
     """
     if args.experiment not in EXPERIMENTS:
         raise UserError(f"{args.experiment}: {suggestion(args.experiment, EXPERIMENTS)}")
@@ -98,10 +98,10 @@ def planned(args: argparse.Namespace) -> list[Run]:
 
 
 def link_images(data: pathlib.Path, run: Run) -> None:
-    """Makes the folder of some classes of which a run is, by links to the images.
+    """Make the image folder of a run that uses some classes only, as links to the images.
 
     Raises:
-      DataError: a class is not there.
+      DataError: a class is missing.
     """
     target, row = pathlib.Path(run.overrides["data.path"]), run.row
     if not row.classes or target.exists():
@@ -120,7 +120,7 @@ def link_images(data: pathlib.Path, run: Run) -> None:
 
 
 def startable(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs that are not finished, but those whose system is not installed, of which it says so."""
+    """Return the unfinished runs whose system is installed; print which rows are left out."""
     waiting = [run for run in runs if not run.finished]
     if missing := absent("torch", "timm"):
         left_out = [run for run in waiting if run.row.system == "torch"]
@@ -132,7 +132,7 @@ def startable(runs: Sequence[Run]) -> list[Run]:
 
 
 def configuration(run: Run) -> Config:
-    """Returns the configuration of a run, as its command makes it."""
+    """Return the configuration of a run, as its command makes it."""
     name, _, argument = run.row.config.partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
     assert spec is not None, name
@@ -145,12 +145,12 @@ def configuration(run: Run) -> Config:
 
 
 def train_one(run: Run) -> None:
-    """Runs the command of a run; ends this one where it fails, or is stopped, with its exit code."""
+    """Run the command of a run. If it fails or is stopped, exit with its exit code."""
     print(f"\n{run.shown}", flush=True)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     child = subprocess.Popen([sys.executable, *run.command])
-    # A signal stops the run, which saves its state; this process outlives it to say how it ended. Ctrl-C reaches
-    # both of them, and is passed on to neither.
+    # A signal stops the run, which saves its state. This process waits for it, to print how it ended. Ctrl-C
+    # reaches both processes anyway, so SIGINT is not passed on.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate()),
@@ -167,10 +167,10 @@ def train_one(run: Run) -> None:
 
 
 def read(run: Run) -> Result:
-    """Reads a finished run.
+    """Read a finished run.
 
     Raises:
-      WorkdirError: it was trained with another configuration, or is not complete.
+      WorkdirError: the run has another configuration, or is not complete.
     """
     folder = RunFolder.at(run.folder)
     stored, wanted = folder.read_config(), configuration(run)

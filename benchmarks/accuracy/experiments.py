@@ -1,4 +1,4 @@
-"""What the benchmark of accuracy trains: experiments, a row of data for each thing that is compared."""
+"""The experiments of the accuracy benchmark: a row of data for each run that is compared."""
 
 import pathlib
 import shlex
@@ -12,17 +12,17 @@ DATA = {"data.source": "folder", "data.limit": 10_000}
 
 
 class Row(NamedTuple):
-    """What is trained with every seed.
+    """A recipe that is trained with every seed.
 
     Attributes:
-      label: of the table, and name of its folder.
-      config: file of the configuration, with its argument after a colon.
-      overrides: by dotted key, beside those of `DATA`.
+      label: name in the table, and name of its folder.
+      config: configuration file, with its argument after a colon.
+      overrides: {dotted key: value}, in addition to `DATA`.
       system: a key of `SYSTEMS`.
       classes: the classes to train and evaluate on; empty for all.
-      images: of each of these to train on, the first by name; 0 for all.
-      start: label of the row whose network is fine-tuned, that of the first seed; "" for none.
-      once: whether the first seed alone is run.
+      images: number of training images per class, the first ones by file name; 0 for all.
+      start: label of the row whose network, of the first seed, is fine-tuned; "" for none.
+      once: whether only the first seed is run.
     """
 
     label: str
@@ -36,18 +36,19 @@ class Row(NamedTuple):
 
 
 def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
-    """Returns a row of the recipe of the papers of He et al., its milestones for any length."""
+    """Return a row of the recipe of He et al., with milestones as fractions of the run."""
     drops = {"schedule.unit": "fraction", "schedule.milestones": (0.5, 0.75)}
     return Row(network, f"configs/cifar_he2016.py:{network}", {**drops, **overrides})
 
 
 def in_both(overrides: Mapping[str, Any]) -> list[Row]:
-    """Returns rows of airbench's recipe, here and in PyTorch."""
+    """Return rows of airbench's recipe, here and in PyTorch."""
     return [Row(name, "configs/cifar_speedrun.py", overrides, system=name) for name in SYSTEMS]
 
 
 EIGHT = {"train.epochs": 8}
-# At the paper's 0.1 from the first step, resnet56 loses hundreds of steps to a loss of 5, more than there are here.
+# At the paper's learning rate of 0.1, resnet56 starts with a loss of 5 and needs hundreds of steps to recover: more
+# than this experiment has.
 GENTLE = {
     "train.epochs": 2,
     "train.batch_size": 64,
@@ -78,7 +79,7 @@ EXPERIMENTS = {
     "plain_vs_residual": [
         he2016(network, GENTLE) for network in ("plain20", "resnet20", "plain56", "resnet56")
     ],
-    # The same recipe, initial weights and batches in both; the averaged weights are beside the last.
+    # The same recipe, initial weights and batches in both systems; flax_resnet also averages its weights.
     "resnet20": [
         he2016("resnet20", EIGHT | {"ema.decay": 0.99, "ema.bn_batches": 16}),
         he2016("resnet20", EIGHT)._replace(label="torch", system="torch"),
@@ -86,10 +87,10 @@ EXPERIMENTS = {
     # The papers' 64,000 steps on all images, for a GPU.
     "resnet20_full": [he2016("resnet20", {"data.limit": 0})],
     "resnet56_full": [he2016("resnet56", {"data.limit": 0})],
-    # 94 % in ten epochs, for a GPU; and smaller, shorter and judged on single views, for two cores of a CPU.
+    # 94 % in ten epochs, for a GPU. For two CPU cores: a smaller network, one epoch, evaluated on single views.
     "airbench94": in_both({"data.limit": 0}),
     "speedrun": in_both(SPEEDRUN),
-    # Five classes with 50 images each, by a network that has learned the five others, and from scratch.
+    # Five classes with 50 images each: fine-tuned from a network trained on the other five, and from scratch.
     "fine_tuning": [
         he2016("resnet20", {"train.epochs": 8})._replace(
             label="pretrained", classes=FIRST, once=True
@@ -113,8 +114,8 @@ class Run(NamedTuple):
     Attributes:
       row: the row of the experiment.
       seed: seed of the weights, the order of the examples, and the augmentation.
-      folder: where it is written.
-      overrides: of its configuration, by dotted key.
+      folder: the run folder.
+      overrides: {dotted key: value} of its configuration.
     """
 
     row: Row
@@ -124,24 +125,24 @@ class Run(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """Returns the command without the interpreter."""
+        """Return the command without the interpreter."""
         changed = [
             f"--config.{k}={v}".replace(" ", "")
             for k, v in self.overrides.items()
             if k != "data.path"
         ]
-        path = f"--config.data.path={self.overrides['data.path']}"  # which may hold spaces
-        # One folder for the experiment: the program of a row is that of all its seeds.
+        path = f"--config.data.path={self.overrides['data.path']}"  # may contain spaces
+        # One folder for the experiment: all seeds of a row share one program.
         kept = f"--compilation_cache={self.folder.parents[1] / 'compiled'}"
         start = ["-m", SYSTEMS[self.row.system], "--config", self.row.config]
         return [*start, "--workdir", str(self.folder), kept, path, *changed]  # fmt: skip
 
     @property
     def shown(self) -> str:
-        """Returns the command as a person types it."""
+        """Return the command as a person types it."""
         return shlex.join(["python", *self.command])
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return (self.folder / SUMMARY).exists()

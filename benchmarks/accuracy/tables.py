@@ -1,4 +1,4 @@
-"""What runs of an experiment reached: figures over the seeds, tables, curves."""
+"""The results of an experiment: statistics over the seeds, tables, curves."""
 
 import argparse
 import pathlib
@@ -14,10 +14,10 @@ TIMED = ("airbench94", "speedrun")  # drawn over seconds, too
 
 
 class Result(NamedTuple):
-    """What a finished run left behind.
+    """A finished run and its records.
 
     Attributes:
-      run: whose it is.
+      run: the run.
       config: its configuration.
       records: the records of its metrics.jsonl.
     """
@@ -27,35 +27,35 @@ class Result(NamedTuple):
     records: list[dict]
 
     def of(self, split: str) -> list[dict]:
-        """Returns the records of a split, in their order."""
+        """Return the records of a split, in their order."""
         return [record for record in self.records if record["split"] == split]
 
     @property
     def evaluations(self) -> list[dict]:
-        """Returns the records of the evaluation split."""
+        """Return the records of the evaluation split."""
         return self.of(self.config.data.eval_split)
 
     @property
     def final(self) -> dict:
-        """Returns the last evaluation."""
+        """Return the last evaluation."""
         return self.evaluations[-1]
 
     @property
     def images(self) -> int:
-        """Returns how many images were trained on, each as often as it was shown."""
+        """Return the number of training images, repetitions included."""
         return self.final["step"] * self.config.train.batch_size
 
     @property
     def training_loss(self) -> float:
-        """Returns the mean loss of training, augmented, over the windows that end in the last epoch."""
+        """Return the mean training loss over the records of the last epoch."""
         before = self.final["epoch"] - 1
         return statistics.fmean(r["loss"] for r in self.of("train") if r["epoch"] > before)
 
     def seconds(self, until: int | None = None) -> float | None:
-        """Returns the time of the training steps, evaluation apart; None where it is not known.
+        """Return the time of the training steps without evaluations; None if a record has no speed.
 
         Args:
-          until: the last of them; None for that of the run. Between two records time passes evenly.
+          until: the last step that counts; None for all. Between two records, time is interpolated linearly.
         """
         total, before, until = 0.0, 0, until or self.final["step"]
         for record in self.of("train"):
@@ -68,11 +68,11 @@ class Result(NamedTuple):
 
     @property
     def scores(self) -> list[float]:
-        """Returns top-1 of every evaluation, that of the averaged weights where there are such."""
+        """Return the top-1 of every evaluation: of the averaged weights if there are any."""
         return [record.get("ema_top1", record["top1"]) for record in self.evaluations]
 
     def seconds_to(self, target: float) -> float | None:
-        """Returns the seconds until a top-1, on straight lines between evaluations; None where it is never."""
+        """Return the seconds until a top-1, interpolated between evaluations; None if it is never reached."""
         before = (0.0, 0.0)
         for record, score in zip(self.evaluations, self.scores, strict=True):
             seconds = self.seconds(record["step"])
@@ -86,7 +86,7 @@ class Result(NamedTuple):
 
 
 def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict[str, Any]]:
-    """Returns by row: n, images, and statistics of the final figures, and of the seconds, over the seeds."""
+    """Return for each row: n, images, and statistics over the seeds of final results and seconds."""
     rows: dict[str, dict[str, Any]] = {}
     for label, some in by_row(results).items():
         row = rows[label] = {"n": len(some), "seeds": [result.run.seed for result in some]}
@@ -105,7 +105,7 @@ def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict
 
 
 def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Returns results by the label of their row, in the order in which they come."""
+    """Return {row label: results}, in the order of the results."""
     rows: dict[str, list[Result]] = {}
     for result in results:
         rows.setdefault(result.run.row.label, []).append(result)
@@ -113,13 +113,13 @@ def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns mean, least, most, and the sample's standard deviation where there are two or more."""
+    """Return mean, min and max, and from two values on the sample standard deviation."""
     found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
     return found | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
 
 
 def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[float]]:
-    """Returns epoch -> a value of each run, of the epochs that all of them recorded."""
+    """Return {epoch: one value per run}, for the epochs that all runs recorded."""
     runs = [{r["epoch"]: r[key] for r in result.of(split) if key in r} for result in results]
     return {
         epoch: [run[epoch] for run in runs] for epoch in runs[0] if all(epoch in r for r in runs)
@@ -127,7 +127,7 @@ def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[f
 
 
 def tables(results: Sequence[Result], target: float = 0.0) -> str:
-    """Returns the final figures and the accuracy of every epoch, as Markdown."""
+    """Return the final figures and the accuracy of every epoch, as Markdown."""
     rows = summarized(results, target)
     columns = [
         "row",
@@ -184,7 +184,7 @@ def _shown(found: dict[str, float] | None, scale: float, digits: int) -> str:
 
 
 def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
-    """Prints the tables, writes the JSON and draws the curves where asked."""
+    """Print the tables; write the JSON and draw the curves if asked."""
     print(f"\n{tables(results, args.target)}")
     runs = [
         {
@@ -209,7 +209,7 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
 
 
 def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) -> None:
-    """Draws training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most.
+    """Draw training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most.
 
     Args:
       file: a picture.

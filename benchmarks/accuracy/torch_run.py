@@ -3,12 +3,12 @@
 python -m benchmarks.accuracy.torch_run --config configs/cifar_he2016.py:resnet20 --workdir /tmp/torch \\
     --config.data.source=folder --config.data.path=/path/to/cifar10
 
-The network (`torch_networks.py`), its gradient, batch normalisation and SGD are PyTorch's. Weights to begin with,
-order, augmentation and learning rates are made by this package: its own arrays are what PyTorch is given. Images
-are decoded by Pillow, as TensorFlow and PyTorch do not bear one another in a process; of JPEGs of the network's
-size both give the same pixels. On a GPU PyTorch computes in bfloat16 (autocast), as this package does there. A run
-leaves metrics.jsonl, config.json and summary.txt, and no checkpoints: one that was stopped begins anew. Needs
-`pip install '.[parity]'`.
+The network (`torch_networks.py`), its gradient, batch normalisation and SGD are PyTorch's. This package makes the
+initial weights, the order of the examples, the augmentation and the learning rates, and passes them to PyTorch as
+arrays. Pillow decodes the images, because TensorFlow and PyTorch do not work in one process; for JPEGs of the
+network's size, Pillow and TensorFlow give the same pixels. On a GPU, both systems compute in bfloat16 (PyTorch by
+autocast). A run leaves metrics.jsonl, config.json and summary.txt, but no checkpoints: a stopped run starts from
+the beginning. Needs `pip install '.[parity]'`.
 """
 
 import io
@@ -39,7 +39,8 @@ from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
 
 log = logging.getLogger("flax_resnet")
 
-# What is followed; any other setting that changes the result must stand at what PyTorch's side does.
+# The settings that this run follows. Any other setting that changes the result must have its default, or be
+# `FIXED`.
 FOLLOWED = re.compile(
     r"(data|augment|schedule)\..*|model\.(name|widths)|train\.(batch_size|epochs|seed)"
     r"|optimizer\.(learning_rate|momentum|nesterov|weight_decay|learning_rate_rules|weight_decay_rules)"
@@ -49,7 +50,7 @@ FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("benchmarks.accuracy.torch_run", __doc__, _define, _train, argv)
 
 
@@ -70,7 +71,7 @@ def _train(values: flags.FlagValues) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where PyTorch's side lacks the network, or does not follow one of the settings."""
+    """Raise ConfigError if PyTorch's side lacks the network, or does not follow one of the settings."""
     if config.data.source not in ("folder", "csv"):
         raise ConfigError(f"data.source={config.data.source!r}: must be 'folder' or 'csv' here")
     values, usual, fields = flatten(config), flatten(Config()), settings()
@@ -89,10 +90,10 @@ def check(config: Config) -> None:
 
 
 def train(config: Config, folder: pathlib.Path) -> None:
-    """Trains from the beginning to the end, or says that the run is finished.
+    """Train from the beginning to the end, unless the run is finished.
 
     Raises:
-      UserError: as `training.loop.train`, and where a setting is not followed.
+      UserError: as in `training.train.train`; or a setting is not followed.
     """
     check(config)
     began = time.perf_counter()
@@ -153,13 +154,13 @@ def train(config: Config, folder: pathlib.Path) -> None:
 
 
 def pixels(source: Source, indices: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes examples with Pillow.
+    """Decode examples with Pillow.
 
     Returns:
       Images, uint8 [n, image_size, image_size, 3], and labels, int32 [n].
 
     Raises:
-      DataError: one cannot be decoded.
+      DataError: an image cannot be decoded.
     """
     records = source.read(indices)
     images = []

@@ -1,4 +1,4 @@
-"""A network in training, in PyTorch, from the weights and on the batches that this package would have."""
+"""Training of a network in PyTorch, from the initial weights and on the batches of this package."""
 
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "airben
 
 
 def network(config: Config, classes: int) -> Any:
-    """Returns the configured network, of PyTorch's own weights."""
+    """Return the configured network with PyTorch's initialization."""
     from benchmarks.speed.torch_networks import Airbench, cifar_resnet
 
     if config.model.name == "airbench94":
@@ -35,10 +35,10 @@ class Training:
 
     Args:
       config: the configuration.
-      plan: what it means for the data.
-      order: of the training examples.
-      images: uint8 [n, S, S, 3], of the examples used, ascending by their index.
-      labels: int32 [n], theirs.
+      plan: the plan of the configuration for the data.
+      order: the sampler of the training examples.
+      images: the training images, uint8 [n, S, S, 3], by ascending example index.
+      labels: their labels, int32 [n].
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Training:
         self._normalized = jax.jit(lambda images: evaluation_images(images, config.augment))
 
     def step(self, number: int) -> dict[str, float]:
-        """Makes an update; returns loss and top1 of its batch before it.
+        """Make one update; return loss and top1 of its batch before the update.
 
         Args:
-          number: of the step, from 0.
+          number: number of the step, from 0.
         """
         from torch.nn import functional
 
@@ -117,14 +117,14 @@ class Training:
         return {"loss": float(loss.detach()), "top1": float(right.float().mean())}
 
     def _computing(self) -> Any:
-        """Returns the context of the network's call: bfloat16 on a GPU, float32 elsewhere."""
+        """Return the context of a forward pass: bfloat16 on a GPU, float32 elsewhere."""
         import torch
 
         on_gpu = self._device == "cuda"
         return torch.autocast(self._device, torch.bfloat16, enabled=on_gpu)
 
     def _average(self, step: int) -> None:
-        """Moves the mean of the weights, as `optim.ema.advance` does; step 1 is after the first update."""
+        """Update the average of the weights, as `optim.ema.advance` does; step 1 is after the first update."""
         section, state = self._config.ema, self._net.state_dict()
         if section.lookahead and step % section.lookahead:
             return
@@ -145,7 +145,7 @@ class Training:
         }
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Returns the mean loss and top1 over a split, those of the averaged weights, and count.
+        """Return the mean loss and top1 over a split, the same of the averaged weights, and count.
 
         Args:
           images: uint8 [n, S, S, 3].
@@ -154,7 +154,7 @@ class Training:
         found = {**self._evaluated(images, labels), "count": len(images)}
         if self._mean:
             own = self._copied()
-            self._net.load_state_dict(self._mean, strict=False)  # which has no counters
+            self._net.load_state_dict(self._mean, strict=False)  # without the batch counters
             mean = self._evaluated(images, labels)
             self._net.load_state_dict(own, strict=False)
             found |= {f"ema_{key}": value for key, value in mean.items()}
@@ -180,12 +180,12 @@ class Training:
 
 
 def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[str, Any]:
-    """Returns the variables that this package begins with.
+    """Return the initial variables of this package.
 
     Args:
       config: the configuration.
-      plan: what it means for the data.
-      images: uint8 [N, S, S, 3], of the first batch.
+      plan: the plan of the configuration for the data.
+      images: the images of the first batch, uint8 [N, S, S, 3].
     """
     model = build_model(config, plan.num_classes)
     optimizer = planned_optimizer(config, plan, model)
@@ -199,7 +199,7 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
 
 
 def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:
-    """Returns the factor that rules have for each tensor, by PyTorch's name."""
+    """Return {PyTorch's tensor name: factor of the rules}."""
     found = factors(variables["params"], rules, "rules")
     filled = jax.tree.map(
         lambda leaf, number: np.full(leaf.shape, number), variables["params"], found
@@ -211,5 +211,5 @@ def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:
 def _tensor(array: jax.Array, device: str) -> Any:
     import torch
 
-    copied = np.array(array)  # JAX's own memory is not to be written to
+    copied = np.array(array)  # torch may write to it; JAX's own memory is read-only
     return torch.from_numpy(copied).to(device)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from benchmarks.gpu.record import Measurement, StageRecord
 
-# A change below this is never called one: two runs on one H100 differed by 0.4 % (ResNet-50's step, 6,380 and 6,408
-# images a second); of one round, it may be noise of several times that.
+# A smaller change is always noise. Two runs on one H100 differed by 0.4 % (ResNet-50's step, 6,380 and 6,408 images
+# a second); the noise of a single round may be several times as large.
 LEAST_CHANGE, LEAST_CHANGE_OF_ONE_ROUND = 0.01, 0.05
 
 
@@ -14,7 +14,7 @@ class Change(NamedTuple):
 
     Attributes:
       former: the median before.
-      ratio: of the medians, so that above 1 is better whatever the unit.
+      ratio: ratio of the medians, inverted if a smaller value is better: above 1 is always an improvement.
       verdict: "better", "worse" or "noise".
     """
 
@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
 
 def compare(now: Measurement, former: Measurement) -> Change:
-    """Return how a measurement changed: "noise" where rounds overlap, or medians hardly differ."""
+    """Return how a measurement changed: "noise" if the rounds overlap or the medians hardly differ."""
     if not now.median or not former.median:
         return Change(former.median, 1.0, "noise")
     ratio = now.median / former.median
@@ -38,7 +38,7 @@ def compare(now: Measurement, former: Measurement) -> Change:
 
 
 def changes(now: list[StageRecord], former: list[StageRecord]) -> dict[tuple[str, str], Change]:
-    """Return the changes of all measurements that both have in one unit, by stage and name."""
+    """Return {(stage, name): change} for the measurements that both records have in the same unit."""
     before = {(stage.stage, one.name): one for stage in former for one in stage.measurements}
     return {
         key: compare(one, before[key])

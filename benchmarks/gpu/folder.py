@@ -1,4 +1,4 @@
-"""A folder of records: stages/*.json are the truth, and record.json is all of them in one file to carry."""
+"""A folder of records: stages/*.json are the originals, and record.json combines them in one file."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from benchmarks.gpu.record import RUNNING, STOPPED, StageRecord, read_stage, wri
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
 
 RECORD, LOG, STAGES = "record.json", "log.txt", "stages"
-KNOWN = ("cpu", "cores", "commit", "versions")  # that reports need of an environment
+KNOWN = ("cpu", "cores", "commit", "versions")  # what reports read from an environment
 
 
 def stage_file(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -19,10 +19,10 @@ def stage_file(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def claim(folder: pathlib.Path, machine: Machine) -> None:
-    """Make the folder, or find that its records are of this machine; set aside stage files that are none.
+    """Make the folder, or check that its records are of this machine; set aside unreadable stage files.
 
     Raises:
-      WorkdirError: they are of another machine, or the folder cannot be written.
+      WorkdirError: the records are of another machine, or the folder cannot be written.
     """
     try:
         (folder / STAGES).mkdir(parents=True, exist_ok=True)
@@ -56,16 +56,16 @@ def _set_aside_broken(file: pathlib.Path) -> None:
 
 
 def write_record(folder: pathlib.Path, machine: Machine) -> None:
-    """Write the record of all stages, those of earlier starts and of the other mode included."""
+    """Write the record of all stages, including those of earlier starts and of the other mode."""
     rows = [dataclasses.asdict(record) for record in _read_stages(folder)]
     write_json(folder / RECORD, {"machine": machine._asdict(), "stages": rows})
 
 
 def read(path: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
-    """Read the record of all stages: of a folder, or a file that was taken from one.
+    """Read the record of all stages, from a folder or from a record.json file.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: it is not such a record.
     """
     if not path.is_dir():
         return read_json(path)
@@ -74,7 +74,7 @@ def read(path: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
 
 
 def _read_stages(folder: pathlib.Path) -> list[StageRecord]:
-    """Read the stages of a folder, in the order in which they were first named; one that runs is stopped."""
+    """Read the stages of a folder, in the order of their creation; a running stage counts as stopped."""
     found = filter(None, map(read_stage, (folder / STAGES).glob("*.json")))
     return [_stopped(one) for one in sorted(found, key=lambda one: one.created)]
 
@@ -88,7 +88,7 @@ def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
     """Read a record of all stages.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the file is not such a record.
     """
     try:
         values = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""The stages of --full: hours on any machine with GPUs. Each is a benchmark's own command, whose record is read."""
+"""The stages of --full: hours on any machine with GPUs. Each runs a benchmark's command and reads its record."""
 
 import pathlib
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from benchmarks.gpu.record import Measurement
 from benchmarks.gpu.stage import Stage
 
 HOURS = 3600.0
-# Of several GPUs, collectives run beside what does not need them.
+# With several GPUs, collectives overlap with computation.
 XLA_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
-# In bfloat16, of `benchmarks.speed.vs_torch`.
+# Systems of `benchmarks.speed.vs_torch`, in bfloat16.
 SYSTEMS = ("flax_resnet", "plain_flax", "torch", "torch.compile")
-# Of `benchmarks.accuracy`: seeds, and hours at most on one GPU.
+# {experiment of `benchmarks.accuracy`: (seeds, limit in hours on one GPU)}
 EXPERIMENTS = {
     "airbench94": ((0, 1, 2), 1),
     "resnet20_full": ((0, 1, 2), 3),
@@ -22,16 +22,16 @@ EXPERIMENTS = {
 
 
 class Sizes(NamedTuple):
-    """How large the work is.
+    """The sizes of all stages.
 
     Attributes:
-      models: of `model_speed`.
-      batches: images a GPU.
-      network: of training end to end at 224 px, of `torchvision_v1`.
-      batch: images a GPU, of training end to end.
-      works: of `peers`: networks beside PyTorch.
-      speed: more arguments of `model_speed` and `peers`.
-      training: more arguments of `train_speed`.
+      models: networks for `model_speed`.
+      batches: batch sizes for `model_speed`, in images per GPU.
+      network: network for `train_speed`, from configs/torchvision_v1.py.
+      batch: batch size for `train_speed`, in images per GPU.
+      works: networks for `vs_torch`.
+      speed: further arguments of `model_speed` and `vs_torch`.
+      training: further arguments of `train_speed`.
     """
 
     models: tuple[str, ...]
@@ -72,14 +72,14 @@ TINY = Sizes(
 def stages(
     folder: pathlib.Path, gpus: int, tiny: bool, photographs: pathlib.Path, cifar: str
 ) -> Iterator[Stage]:
-    """Yield the stages, on one GPU, two, four ... and all.
+    """Yield the stages on one GPU, two, four, ... and all.
 
     Args:
-      folder: of the records.
+      folder: the folder of the records.
       gpus: number of GPUs; 0 for the CPU.
-      tiny: sizes of a rehearsal.
-      photographs: folder of images to train on end to end.
-      cifar: folder of CIFAR-10 as images; "" for no recipes.
+      tiny: whether to use the sizes of a rehearsal.
+      photographs: folder of images for `train_speed`.
+      cifar: folder of CIFAR-10 as images; "" for no accuracy stages.
     """
     sizes = TINY if tiny else SIZES
     counts = sorted({2**n for n in range(gpus.bit_length()) if 2**n <= gpus} | {max(1, gpus)})
@@ -165,7 +165,7 @@ def _recipes(
 
 
 def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
-    """Return milliseconds of the parts of each network's step."""
+    """Return the milliseconds of each part of each network's step."""
     return [
         Measurement(
             f"{row['model']}, {row['batch_size']} images: {part}",
@@ -179,13 +179,13 @@ def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
 
 
 def read_train_speed(record: dict[str, Any]) -> list[Measurement]:
-    """Return images a second, end to end and of the bare step."""
+    """Return the images per second, end to end and of the bare step."""
     rates = record["images_per_second"]
     return [Measurement(name, (value,), "images/s") for name, value in rates.items()]
 
 
 def read_peers(record: dict[str, Any]) -> list[Measurement]:
-    """Return images a second of each system."""
+    """Return the images per second of each system."""
     return [
         Measurement(system, (row["spread"][0], row["median"], row["spread"][1]), "images/s")
         for table in record["images_per_second"].values()
@@ -194,12 +194,12 @@ def read_peers(record: dict[str, Any]) -> list[Measurement]:
 
 
 def read_profile(record: dict[str, Any]) -> list[Measurement]:
-    """Return milliseconds of the step."""
+    """Return the milliseconds of the step."""
     return [Measurement("a step", (1e3 * record["seconds"],), "ms", larger_is_better=False)]
 
 
 def read_accuracy(record: dict[str, Any]) -> list[Measurement]:
-    """Returns top-1 and seconds of each row: least, mean and most over its seeds."""
+    """Return top-1 and seconds of each row: min, mean and max over its seeds."""
     units = {"top1": ("%", 100.0), "ema_top1": ("%", 100.0), "seconds": ("s", 1.0)}
     return [
         Measurement(

@@ -1,4 +1,4 @@
-"""A training command that is killed, run again to its end, and compared with one that nobody disturbed."""
+"""Kill a training command, resume it to its end, and compare it with an undisturbed run."""
 
 import json
 import os
@@ -15,21 +15,21 @@ from typing import NamedTuple
 from benchmarks.gpu.parent import end_with_parent
 from benchmarks.gpu.record import Recorder
 
-# Without these XLA adds gradients in an order that differs from run to run.
+# Without this flag, XLA sums gradients in an order that differs between runs.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# A kill comes within this share of the time from the first checkpoint to the last: the last must not be there yet.
+# A kill comes within this fraction of the time from the first checkpoint to the last: before the last is saved.
 KILLED_WITHIN = 0.7
 
 Command = Callable[[pathlib.Path], list[str]]  # run folder -> arguments of Python
 
 
 class Undisturbed(NamedTuple):
-    """A training run that nobody disturbed.
+    """An undisturbed training run.
 
     Attributes:
       last: step of its last checkpoint.
-      seconds: from its first checkpoint to its last.
-      checksums: of every array of the last checkpoint, by name.
+      seconds: time between its first and its last checkpoint.
+      checksums: {array name: checksum} of the last checkpoint.
     """
 
     last: int
@@ -38,10 +38,10 @@ class Undisturbed(NamedTuple):
 
 
 def reference(recorder: Recorder, command: Command, workdir: pathlib.Path) -> Undisturbed:
-    """Run a command undisturbed, unless an earlier start of this commit's stage did; return what it left.
+    """Return the undisturbed run of a command; run it, unless an earlier start of this stage did at this commit.
 
     Raises:
-      RuntimeError: it failed.
+      RuntimeError: the command failed.
     """
     known, commit = recorder.record.details.get("undisturbed", {}), recorder.record.commit
     if known.get("commit") == commit and workdir.is_dir():
@@ -60,15 +60,15 @@ def undisturbed(command: Command, workdir: pathlib.Path) -> Undisturbed:
     """Run a training command to its end.
 
     Args:
-      command: of the run.
-      workdir: the run folder, emptied before.
+      command: returns the arguments of the run.
+      workdir: the run folder; it is emptied first.
 
     Raises:
-      RuntimeError: it failed, or left fewer than two checkpoints.
+      RuntimeError: the command failed, or left fewer than two checkpoints.
     """
     shutil.rmtree(workdir, ignore_errors=True)
     process = _start(command(workdir))
-    seen: dict[int, float] = {}  # step -> moment
+    seen: dict[int, float] = {}  # {step of a checkpoint: time when it was first seen}
     while process.poll() is None:
         seen.setdefault(_last_step(workdir), time.perf_counter())
         time.sleep(0.01)
@@ -85,16 +85,16 @@ def undisturbed(command: Command, workdir: pathlib.Path) -> Undisturbed:
 def check_killed(
     recorder: Recorder, command: Command, folder: pathlib.Path, wanted: Undisturbed
 ) -> None:
-    """Kill a command with SIGKILL at a random moment, run it again, and check that its arrays are those wanted.
+    """Kill a command with SIGKILL at a random moment, run it again, and check that it ends with the wanted arrays.
 
     Args:
-      recorder: of the check "killed and resumed", which is not made again.
-      command: of the run.
-      folder: of the run folder, which is emptied before.
-      wanted: the run that nobody disturbed.
+      recorder: records the check "killed and resumed"; a check that it already has is not repeated.
+      command: returns the arguments of the run.
+      folder: parent of the run folder; the run folder is emptied first.
+      wanted: the undisturbed run.
 
     Raises:
-      RuntimeError: it failed, or had saved its last step before it could be killed.
+      RuntimeError: the command failed, or saved its last step before it was killed.
     """
     if recorder.has("killed and resumed"):
         return
@@ -122,7 +122,7 @@ def check_killed(
 def check_arrays(
     recorder: Recorder, name: str, workdir: pathlib.Path, wanted: Undisturbed, note: str
 ) -> None:
-    """Check that a run's last checkpoint has the arrays wanted; record the names of those that differ."""
+    """Check that a run's last checkpoint has the wanted arrays; record the names of differing arrays."""
     found = checksums(workdir)
     names = found.keys() | wanted.checksums.keys()
     differing = sorted(one for one in names if found.get(one) != wanted.checksums.get(one))
@@ -131,20 +131,20 @@ def check_arrays(
 
 
 def remove_where_passed(recorder: Recorder, folder: pathlib.Path) -> None:
-    """Remove the run folders, unless somebody must look at them or the next start needs them."""
+    """Remove the run folders if everything passed; otherwise they show the cause, or the next start uses them."""
     record = recorder.record
     if not record.failures and all(check.passed for check in record.checks):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def checksums(workdir: pathlib.Path) -> dict[str, int]:
-    """Return the checksum of every array of the last checkpoint of a run folder, by name."""
+    """Return {array name: checksum} of the last checkpoint of a run folder."""
     file = workdir / "checkpoints" / str(_last_step(workdir)) / "run" / "metadata"
     return json.loads(file.read_text())["checksums"]
 
 
 def _last_step(workdir: pathlib.Path) -> int:
-    """Return the step of the last checkpoint; 0 where there is none."""
+    """Return the step of the last checkpoint; 0 if there is none."""
     found = (workdir / "checkpoints").glob("*")
     return max((int(one.name) for one in found if one.name.isdecimal()), default=0)
 

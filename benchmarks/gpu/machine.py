@@ -1,4 +1,4 @@
-"""The machine that a folder of records is of, and the GPUs that a command may use."""
+"""The machine on which a folder of records was measured, and the GPUs that a command may use."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from flax_resnet.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLATFORMS = {"gpu": "cuda,cpu", "cpu": "cpu"}
-SECONDS = 60.0  # a driver that hangs must not take all of the time
+SECONDS = 60.0  # time limit: the driver may hang
 CURES = {
     "gpu": "It needs an NVIDIA GPU with its driver and `pip install '.[cuda13]'`. "
     "`--platform cpu --tiny` rehearses on the CPU",
@@ -44,15 +44,15 @@ class Machine(NamedTuple):
     environment: dict[str, Any]
 
     def __str__(self) -> str:
-        """Return number and name, as "1 x NVIDIA H100 80GB HBM3"."""
+        """Return number and name, such as "1 x NVIDIA H100 80GB HBM3"."""
         return f"{self.devices} x {self.device}"
 
 
 def find_machine(platform: str, tiny: bool) -> Machine:
-    """Ask JAX for its devices, in a process of its own, which leaves them free.
+    """Ask JAX for its devices, in a separate process, so that this one does not occupy them.
 
     Raises:
-      ConfigError: there are none of the platform.
+      ConfigError: the platform has no device, or JAX does not answer.
     """
     try:
         done = subprocess.run(
@@ -80,7 +80,7 @@ def find_machine(platform: str, tiny: bool) -> Machine:
 
 
 def first_gpus(number: int) -> str:
-    """Return the first so many of the GPUs that this command may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the first `number` GPUs that this command may use, in the format of CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     devices = [name.strip() for name in given if name.strip()] or map(str, range(number))
     return ",".join([*devices][:number])

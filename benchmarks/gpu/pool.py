@@ -1,4 +1,4 @@
-"""Calls in processes of their own, of which one that aborts takes no other with it."""
+"""Function calls in separate processes: a process that aborts does not stop the others."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
@@ -12,18 +12,18 @@ from benchmarks.gpu.parent import end_with_parent
 def each(
     function: Callable[[Any], Any], items: Mapping[str, Any], workers: int
 ) -> Iterator[tuple[str, Future]]:
-    """Call a function of every item, and yield names and results, as they come.
+    """Call a function on every item, and yield names and results as they become available.
 
-    A process that aborts breaks its pool, and everything that the pool has not returned. What is left then runs one
-    item at a time, so that the next pool that breaks tells which item it was.
+    A process that aborts breaks its pool, and the pool's unfinished calls are lost. The remaining items then run
+    one at a time, so that the next broken pool shows which item aborts.
 
     Args:
-      function: of an item; importable, as the processes are spawned.
-      items: by name; the first starts first.
-      workers: processes at a time.
+      function: called with an item; must be importable, because the processes are spawned.
+      items: {name: item}; the first starts first.
+      workers: number of processes.
 
     Yields:
-      A name and a future that is done: with a result, or with what the function raised.
+      A name and a finished future, with the function's result or exception.
     """
     left = dict(items)
     with _pool(workers) as pool:
@@ -40,7 +40,7 @@ def each(
 def _until_broken(
     pool: ProcessPoolExecutor, function: Callable[[Any], Any], left: dict[str, Any]
 ) -> Iterator[tuple[str, Future]]:
-    """Call a function of one item after the other, and take each away, until one breaks the pool."""
+    """Call a function on one item after the other, removing it from `left`, until one breaks the pool."""
     for name in list(left):
         future = pool.submit(function, left.pop(name))
         broken = isinstance(future.exception(), BrokenProcessPool)

@@ -1,16 +1,16 @@
-"""The stages of --quick: what a few minutes with a GPU should answer, the most important first.
+"""The stages of --quick: the questions that a few minutes with a GPU should answer, the most important first.
 
-A new stage is a module in stages/ and a row here. The time limits, but for the last, add up to the eight minutes of
-the whole; a stage that ends early leaves its time to those behind it.
+A new stage is a module in stages/ and a row here. The time limits of all stages except the last add up to eight
+minutes. A stage that ends early leaves its time to the later ones.
 """
 
 from benchmarks.gpu.stage import Stage
 
 SECONDS = 480.0
 PIPELINE = ("tensorflow", "tensorflow_datasets", "clu", "ml_collections")
-# Several processes share the GPU, of whose memory JAX would take three quarters.
+# Several processes share the GPU. By default, each JAX process would preallocate three quarters of its memory.
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# XLA must choose its kernels anew for each variant, not take those that it found to be fastest for another.
+# XLA must choose the kernels of each variant again, not reuse its choice for another variant.
 CHOSEN_ANEW = {"JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
 
 

@@ -1,4 +1,4 @@
-"""Runs stages one after the other within a time limit; whatever happens, keeps what was measured."""
+"""Run stages one after the other within a time limit; keep all measurements, whatever happens."""
 
 import contextlib
 import dataclasses
@@ -44,13 +44,13 @@ def run_all(
 ) -> None:
     """Run the chosen stages that are not complete, until the deadline; record each as it ends.
 
-    A stage takes its own limit, and what the stages before it have left of theirs.
+    A stage may take its own limit and the time that earlier stages have left of theirs.
 
     Args:
-      chosen: in their order.
+      chosen: the stages, in their order.
       folder: the claimed folder of the records.
       machine: the machine that runs the stages.
-      deadline: of `time.monotonic`, at which the last one must have ended.
+      deadline: time by which the last stage must have ended, on the clock of `time.monotonic`.
     """
     folder = folder.resolve()
     for stage in chosen:
@@ -74,7 +74,7 @@ def run_all(
 def _run_or_skip(
     stage: Stage, folder: pathlib.Path, machine: Machine, seconds: float
 ) -> StageRecord:
-    """Run a stage for so many seconds at most, unless it is complete or cannot be run; return its record."""
+    """Run a stage for at most `seconds`, unless it is complete or cannot be run; return its record."""
     file = stage_file(folder, stage.name)
     record = read_stage(file) or StageRecord(stage.name)
     record.question = stage.question
@@ -95,7 +95,7 @@ def _run_or_skip(
 def _run(
     stage: Stage, folder: pathlib.Path, machine: Machine, seconds: float, record: StageRecord
 ) -> StageRecord:
-    """Run a stage for so many seconds at most; return its record, which goes on with an earlier one."""
+    """Run a stage for at most `seconds`; return its record, which continues an earlier one."""
     file, began, before = stage_file(folder, stage.name), time.monotonic(), record.seconds
     commits = [*record.commit.split(" and "), machine.environment["commit"]]
     record.commit = " and ".join(dict.fromkeys(filter(None, commits)))
@@ -123,7 +123,7 @@ def _run(
 def _read_output(
     read: Callable[[Any], list[Measurement]], file: pathlib.Path, record: StageRecord
 ) -> None:
-    """Make measurements of the file that a command wrote; where it is not as expected, the stage fails."""
+    """Read the measurements from the file that a command wrote; the stage fails if it is not as expected."""
     try:
         record.measurements = read(json.loads(file.read_text()))
         record.state, record.reason, record.failures = DONE, "", []
@@ -135,7 +135,7 @@ def _read_output(
 def _follow_command(
     stage: Stage, command: list[str], folder: pathlib.Path, machine: Machine, seconds: float
 ) -> tuple[str, int]:
-    """Run a stage's command; return why it was stopped, "" where it was not, and its exit code."""
+    """Run a stage's command; return the reason why it was stopped, or "", and its exit code."""
     print(f"   {shlex.join(['python', *command])}", flush=True)
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     variables = {
@@ -163,7 +163,7 @@ def _follow_command(
 
 
 def _follow(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
-    """Pass on what a stage prints; stop it after so many seconds, and say so; return "" where it ended."""
+    """Print and log a stage's output; stop it after `seconds` and return the reason, or "" if it ended."""
     output = process.stdout
     assert output is not None  # it is a pipe
 
@@ -171,7 +171,7 @@ def _follow(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
         for line in output:
             log.write(line)
             log.flush()
-            # Where nobody reads on, as behind `head`, the stage goes on.
+            # The stage continues when the reader of this output is gone, such as `head`.
             with contextlib.suppress(OSError):
                 print(f"   {line.decode('utf-8', 'replace').rstrip()}", flush=True)
 
@@ -182,7 +182,7 @@ def _follow(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
         return ""
     except subprocess.TimeoutExpired:
         return f"stopped at its limit of {seconds:.0f} s"
-    finally:  # of an interruption of this process too
+    finally:  # also when this process is interrupted
         _end(process)
         reader.join(timeout=5)
 
@@ -192,7 +192,7 @@ def _end(process: subprocess.Popen) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-        except ProcessLookupError:  # all have ended
+        except ProcessLookupError:  # all processes have ended
             break
         try:
             process.wait(timeout=5)

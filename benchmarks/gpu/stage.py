@@ -1,4 +1,4 @@
-"""What a stage is: a question, a command that answers it, and its time limit."""
+"""A stage: a question, the command that answers it, and its time limit."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ from benchmarks.gpu.record import Measurement
 
 
 class Stage(NamedTuple):
-    """A part of the measurements, run as a command of its own.
+    """A part of the measurements, run as a separate command.
 
     Attributes:
-      name: of its files.
-      question: that it answers.
-      seconds: it may take; then it is stopped, and what it has measured is kept.
-      command: module and arguments. It is given `--record FILE` and writes a `StageRecord` there; with `read`, it
-        is given `--output FILE` and writes a JSON file of its own.
-      packages: that it needs beside JAX, Flax, Optax and Orbax; where one is missing the stage is skipped.
-      environment: variables that are set for it.
-      read: makes measurements of the JSON file that the command wrote.
+      name: name of the stage and of its files.
+      question: the question that it answers.
+      seconds: time limit; a stage that reaches it is stopped, and its measurements are kept.
+      command: module and arguments. Without `read`, the command gets `--record FILE` and writes a `StageRecord`.
+        With `read`, it gets `--output FILE` and writes its own JSON format.
+      packages: packages that it needs in addition to JAX, Flax, Optax and Orbax; if one is missing, it is skipped.
+      environment: environment variables to set.
+      read: converts the command's JSON file to measurements.
     """
 
     name: str

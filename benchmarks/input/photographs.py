@@ -12,7 +12,7 @@ BATCH, SKIPPED = 64, 6
 
 
 def pipeline_turn(make: Callable[[], Callable[[int, int], Iterator[int]]], images: int) -> Callable:
-    """Returns a function that reads one turn of batches from an input pipeline, and returns images per second.
+    """Return a function that reads one turn of batches from an input pipeline, and returns images per second.
 
     Args:
       make: builds the pipeline, a function of (images, turn number) that yields the size of each batch it reads.
@@ -31,7 +31,7 @@ def pipeline_turn(make: Callable[[], Callable[[int, int], Iterator[int]]], image
 
 
 def make_photographs(folder: pathlib.Path, count: int) -> None:
-    """Writes random crops of scikit-learn's two photographs, about 500x375, as JPEG with quality 92.
+    """Write random crops of scikit-learn's two photographs, about 500x375, as JPEG with quality 92.
 
     Does nothing if the folder exists.
     """
@@ -56,7 +56,7 @@ def make_photographs(folder: pathlib.Path, count: int) -> None:
 
 
 def pack(root: pathlib.Path, name: str, path: pathlib.Path, *, max_side: int) -> None:
-    """Packs a folder of images into a TFDS dataset, as `flax_resnet prepare --pack` does."""
+    """Pack a folder of images into a TFDS dataset, as `flax_resnet prepare --pack` does."""
     from flax_resnet.data.packing import Packing, pack_dataset
 
     packing = Packing(

@@ -1,4 +1,4 @@
-"""Other people's input pipelines: torchvision's loaders, and that of the flax ImageNet example."""
+"""Input pipelines to compare with: torchvision's, and that of the flax ImageNet example."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def flax_example(root: pathlib.Path, size: int) -> Callable:
-    """Returns what examples/imagenet/input_pipeline.py of flax does: bicubic, mirrored, normalised, float32."""
+    """Return the pipeline of flax's examples/imagenet/input_pipeline.py: bicubic, mirrored, normalised, float32."""
     import tensorflow as tf
 
     files = sorted(map(str, (root / "photos").rglob("*.jpg")))
@@ -40,7 +40,7 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
     def batches(images: int, turn: int) -> Iterator[int]:
         options = tf.data.Options()
-        # Its own 48 threads and ten batches ahead are slower on two cores.
+        # The example uses 48 threads and prefetches ten batches: slower on two cores.
         options.threading.private_threadpool_size = os.cpu_count()
         stream = tf.data.TFRecordDataset(str(record)).with_options(options)
         stream = stream.repeat().shuffle(16 * BATCH, seed=turn)
@@ -53,9 +53,9 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
 
 class Photographs:
-    """torchvision's datasets: files, decoded whole, cropped and resized; uint8 [3, S, S].
+    """A torchvision dataset: files are decoded in full, cropped and resized; uint8 [3, S, S].
 
-    "PIL as its references" also mirrors, and normalises to float32, as references/classification does.
+    "PIL as its references" also mirrors and normalises to float32, like torchvision's references/classification.
     """
 
     def __init__(self, files: list[str], size: int, kind: str):
@@ -86,7 +86,7 @@ class Photographs:
 
 
 def torchvision(folder: pathlib.Path, size: int, kind: str, images: int) -> Callable:
-    """Returns PyTorch's loader with two workers."""
+    """Return PyTorch's loader with two workers."""
     import torch
 
     dataset = Photographs(sorted(map(str, folder.rglob("*.jpg"))), size, kind)

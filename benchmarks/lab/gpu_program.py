@@ -51,7 +51,7 @@ LIMITS = {
 
 
 def table(case: Case, found: dict[str, Any]) -> str:
-    """Returns the figures of a program as a readable table."""
+    """Return the figures of a program as a readable table."""
     target = TARGETS[case.target]
     lines = [f"{case}. {LABEL}", f"{'':22}{'kernels':>9}{'GB':>9}{'share':>8}"]
     for kind in KINDS:
@@ -85,7 +85,7 @@ def table(case: Case, found: dict[str, Any]) -> str:
 
 
 def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Returns a line for each figure that is worse than expected."""
+    """Return a line for each figure that is worse than expected."""
     return [
         f"{case}: {name.replace('_', ' ')}: {found[name]:,}, expected at most {expected[name]:,}"
         + (f" and {share:.0%}" if share else "")
@@ -95,7 +95,7 @@ def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[s
 
 
 def check(cases: dict[Case, dict[str, Any]]) -> int:
-    """Compiles the expected cases, prints the figures that got worse, and returns their number."""
+    """Compile the expected cases, print the figures that got worse, and return their number."""
     number = 0
     for case, expected in cases.items():
         found = figures(case)
@@ -106,7 +106,7 @@ def check(cases: dict[Case, dict[str, Any]]) -> int:
 
 
 def load_expected() -> dict[Case, dict[str, Any]]:
-    """Returns the expected figures of each case.
+    """Return the expected figures of each case.
 
     Raises:
       ConfigError: the figures were stored with another version of jax, whose compiler produces different programs.
@@ -126,7 +126,7 @@ def load_expected() -> dict[Case, dict[str, Any]]:
 
 
 def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
-    """Returns the expected figures of each case of these models; of all models for None.
+    """Return the expected figures of each case of these models; of all models for None.
 
     Raises:
       ConfigError: a model has no expected figures.
@@ -140,7 +140,7 @@ def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
 
 
 def store(found: dict[Case, dict[str, Any]]) -> None:
-    """Adds the figures of programs to the expected figures."""
+    """Add the figures of programs to the expected figures."""
     kept = (*LIMITS, "bytes_by_kind", "collective_bytes_by_dtype")
     programs = load_expected() | {
         case: {name: figure[name] for name in kept} for case, figure in found.items()
@@ -151,7 +151,7 @@ def store(found: dict[Case, dict[str, Any]]) -> None:
 
 
 def gpus(text: str) -> str:
-    """Reads a number of GPUs, or HOSTSxGPUS: the number of hosts and of GPUs per host."""
+    """Read a number of GPUs, or HOSTSxGPUS: the number of hosts and of GPUs per host."""
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
         raise argparse.ArgumentTypeError(
@@ -161,7 +161,7 @@ def gpus(text: str) -> str:
 
 
 def main() -> None:
-    """Parses the arguments, then compiles and prints the programs."""
+    """Parse the arguments, then compiles and print the programs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+",
                         help="default: resnet50; with --check: all models in the expected file")  # fmt: skip
@@ -197,7 +197,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compiles all combinations; prints, stores and writes each result as soon as it is ready.
+    """Compile all combinations; print, store and write each result as soon as it is ready.
 
     Raises:
       ConfigError: a name or a setting is invalid; raised before the first compilation.

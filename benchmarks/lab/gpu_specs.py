@@ -1,4 +1,4 @@
-"""The GPUs that programs are compiled for, none of which need be there: what XLA's compiler asks of each."""
+"""The GPUs that programs can be compiled for without having one: the properties that XLA's compiler asks for."""
 
 from typing import Any, NamedTuple
 
@@ -7,10 +7,10 @@ class Target(NamedTuple):
     """A GPU.
 
     Attributes:
-      name: what the driver calls it.
-      flops: largest rate of bfloat16 matrix products, floating-point operations a second, dense (data sheet).
+      name: the driver's name for it.
+      flops: peak FLOP/s of dense bfloat16 matrix products (data sheet).
       bandwidth: memory bandwidth, bytes per second.
-      device: the other figures, as XLA names them.
+      device: other properties, by XLA's names.
     """
 
     name: str
@@ -19,7 +19,7 @@ class Target(NamedTuple):
     device: dict[str, Any]
 
     def text(self) -> str:
-        """Returns the description that the compiler reads, a `GpuTargetConfigProto` as text."""
+        """Return the description for the compiler, a `GpuTargetConfigProto` as text."""
         known = COMMON | self.device | {"memory_bandwidth": self.bandwidth}
         fields = "\n".join(f"  {name}: {value}" for name, value in known.items())
         fields = fields.replace("cuda_compute_capability:", "cuda_compute_capability")

@@ -1,6 +1,6 @@
-"""The text of a compiled program, read: its instructions, with their arrays, in the order in which they run.
+"""Parse the text of a compiled program: its instructions and their arrays, in the order of execution.
 
-The text is that of XLA for GPUs after optimisation (`compiled.as_text()`).
+The text is XLA's program for GPUs after optimisation (`compiled.as_text()`).
 """
 
 import math
@@ -22,9 +22,9 @@ class Array(NamedTuple):
     """An operand or result.
 
     Attributes:
-      dtype: as XLA has it: "bf16".
-      shape: the sides.
-      layout: the axes from the one whose steps are smallest to the largest; () where none is said.
+      dtype: XLA's name, such as "bf16".
+      shape: sizes of the axes.
+      layout: axes from the smallest stride to the largest; () if the text gives none.
     """
 
     dtype: str
@@ -33,7 +33,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """The bytes that it takes."""
+        """Size in bytes."""
         return math.prod(self.shape) * ITEM_BYTES.get(self.dtype, 0)
 
 
@@ -43,10 +43,10 @@ class Instruction(NamedTuple):
     Attributes:
       name: name of the result.
       opcode: "fusion", "custom-call", ...
-      results: one array, or those of a tuple.
-      operands: names.
-      attributes: what stands behind the operands.
-      is_root: whether its result is its computation's.
+      results: its result; the elements if the result is a tuple.
+      operands: names of the operands.
+      attributes: the text after the operands.
+      is_root: whether its result is the result of its computation.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Instruction(NamedTuple):
     is_root: bool
 
     def attribute(self, pattern: str) -> str:
-        """Returns what the group of a pattern finds in the attributes, or ""."""
+        """Return the first group of a pattern in the attributes, or ""."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
 
@@ -66,17 +66,17 @@ Computation = dict[str, Instruction]
 
 
 class Program(NamedTuple):
-    """A program's computations by name, and which of them it is."""
+    """The computations of a program by name, and the name of its entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """Reads a program's text.
+    """Parse the text of a program.
 
     Raises:
-      ValueError: it has no entry computation.
+      ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -95,7 +95,7 @@ def parse(text: str) -> Program:
 
 
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
-    # Shapes hold parentheses too, but only tuples' own and the tiles of a layout, after no space and a word.
+    # The text before the opcode has parentheses too: of tuples and of tiles in a layout. No word precedes these.
     found = _OPCODE.search(" " + rest)
     assert found is not None, name
     start = found.end() - 1
@@ -125,7 +125,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def schedule(program: Program) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Yields the instructions that run, in order, with their computation and how often: those of loops too."""
+    """Yield (computation, instruction, number of runs) in the order of execution, loop bodies included."""
 
     def walk(name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
         computation = program.computations[name]

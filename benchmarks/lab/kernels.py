@@ -1,8 +1,8 @@
-"""What a compiled program does: its kernels, the bytes that they move, convolutions, collectives.
+"""Analyse a compiled program: its kernels, the bytes that they move, convolutions, collectives.
 
-A program for GPUs is one scheduled computation whose instructions are, but for bookkeeping, kernels; a loop's body
-counts as often as it runs. Every kernel is counted to read all its operands and to write all its results, once.
-What a kernel takes of an array by slices, or puts into it, counts as those slices.
+A program for GPUs is one scheduled computation. Its instructions are kernels, except for bookkeeping; the body of a
+loop counts as often as it runs. Each kernel is assumed to read all its operands and write all its results once. If
+it reads or writes only slices of an array, only the slices count.
 """
 
 import re
@@ -27,10 +27,10 @@ class Kernel(NamedTuple):
     """One kernel, or a collective.
 
     Attributes:
-      instruction: what it is.
+      instruction: its instruction in the program.
       kind: one of `KINDS`.
-      times: how often it runs in a step.
-      bytes: what it moves each time.
+      times: number of runs per step.
+      bytes: bytes moved per run.
       operands: the arrays that it reads.
     """
 
@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(program: Program) -> list[Kernel]:
-    """Returns the kernels of a step in their order."""
+    """Return the kernels of a step, in the order of execution."""
     parameters = {
         _sides(one.results[0])
         for one in program.computations[program.entry].values()
@@ -64,14 +64,14 @@ def kernels(program: Program) -> list[Kernel]:
 
 
 def _sides(array: Array) -> tuple[int, ...]:
-    """Returns what a transposition leaves of a shape."""
+    """Return the sorted sizes of a shape, without ones: a transposition keeps them."""
     return tuple(sorted(side for side in array.shape if side != 1))
 
 
 def _kind(
     one: Instruction, called: Computation, operands: tuple[Array, ...], parameters: set
 ) -> str:
-    """Says of which of `KINDS` a kernel is: by what it computes, not by what it is called."""
+    """Return which of `KINDS` a kernel is, by its computation and not by its name."""
     inside = {part.opcode for part in called.values()}
     target = one.attribute(r'custom_call_target="([^"]*)"')
     if one.opcode.removesuffix("-start") in COLLECTIVES:
@@ -97,15 +97,15 @@ def _kind(
 
 
 def is_convolution(one: Instruction) -> bool:
-    """Whether an instruction is a convolution, by a library or by XLA's own."""
+    """Whether an instruction is a convolution, of a library or XLA's own."""
     target = one.attribute(r'custom_call_target="([^"]*)"')
     return one.opcode == "convolution" or target.startswith("__cudnn$conv")
 
 
 def _moved(one: Instruction, called: Computation, computation: Computation) -> int:
-    """Returns the bytes that a kernel reads and writes."""
+    """Return the bytes that a kernel reads and writes."""
     total = 0
-    if one.opcode.endswith("-start"):  # its result repeats its operands
+    if one.opcode.endswith("-start"):  # its result contains its operands
         return 2 * sum(array.bytes for name in one.operands for array in computation[name].results)
     parameters = {
         int(part.attribute(r"^(\d+)")): part
@@ -129,7 +129,7 @@ def _moved(one: Instruction, called: Computation, computation: Computation) -> i
 
 
 def _read(parameter: Instruction, called: Computation, whole: int) -> int:
-    """Returns the bytes of an operand that a fused computation reads."""
+    """Return the bytes of an operand that a fused computation reads."""
     total = 0
     for user in called.values():
         if parameter.name not in user.operands:
@@ -148,10 +148,10 @@ class Convolution(NamedTuple):
     """One convolution.
 
     Attributes:
-      target: what computes it, "" for XLA's own loop: `__cudnn$convForward`, ...
+      target: library function, such as `__cudnn$convForward`; "" for XLA's own loop.
       dtypes: dtypes of the operands and of the result.
-      is_nhwc: whether maps and kernels have their channels (of the input) side by side in memory.
-      times: how often it runs in a step.
+      is_nhwc: whether maps and kernels have their (input) channels contiguous in memory.
+      times: number of runs per step.
     """
 
     target: str
@@ -161,7 +161,7 @@ class Convolution(NamedTuple):
 
 
 def convolutions(program: Program) -> list[Convolution]:
-    """Returns all convolutions, those within fusions too."""
+    """Return all convolutions, including those within fusions."""
     found = []
     for computation, one, times in schedule(program):
         called = program.computations.get(one.attribute(r"calls=%([^\s,]+)"), {})
@@ -198,8 +198,8 @@ class Collective(NamedTuple):
       opcode: "all-reduce", ...
       dtypes: dtypes of the moved arrays.
       bytes: size of the operands.
-      beside: bytes that the kernels move which are scheduled while it runs; 0 where it is not asynchronous.
-      times: how often it runs in a step.
+      beside: bytes moved by the kernels that are scheduled while it runs; 0 if it is synchronous.
+      times: number of runs per step.
     """
 
     opcode: str
@@ -210,12 +210,12 @@ class Collective(NamedTuple):
 
     @property
     def exposed(self) -> bool:
-        """Whether the kernels meanwhile move fewer bytes than it does itself: too few to hide it."""
+        """Whether the kernels scheduled beside it move fewer bytes than it does: too few to hide it."""
         return self.beside < self.bytes
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Returns all collectives."""
+    """Return all collectives."""
     moved = {
         kernel.instruction.name: kernel.bytes
         for kernel in kernels(program)
@@ -240,7 +240,7 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def _beside(computation: Computation, one: Instruction) -> Iterator[str]:
-    """Yields what stands between a collective's start and its end."""
+    """Yield the names of the instructions between the start and the end of a collective."""
     if not one.opcode.endswith("-start") or '"is_sync":true' in one.attributes:
         return
     after = iter(computation.values())

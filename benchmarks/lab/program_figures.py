@@ -1,4 +1,4 @@
-"""A training step compiled for GPUs that need not be there, and counted."""
+"""Compile a training step for GPUs without having one, and count its kernels, bytes and collectives."""
 
 import time
 from collections import Counter
@@ -26,17 +26,17 @@ CLASSES, IMAGES = 1000, 1281167
 
 
 class Case(NamedTuple):
-    """What is compiled, and for what.
+    """A program to compile, and the GPUs to compile it for.
 
     Attributes:
       model: a name of `flax_resnet.list_models()`.
       target: a key of `TARGETS`.
-      gpus: "8", or "2x8" for two hosts of eight.
-      batch_size: images of each GPU.
+      gpus: number of GPUs, "8"; or hosts x GPUs per host, "2x8".
+      batch_size: images per GPU.
       image_size: pixels; 0 for the model's own.
       dtype: compute dtype.
-      settings: further settings, as "model.norm_scope=local".
-      plain_flax: a ResNet as plain linen writes it, in place of this package's.
+      settings: further settings, such as "model.norm_scope=local".
+      plain_flax: whether to compile a plain linen ResNet in place of this package's.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     plain_flax: bool = False
 
     def __str__(self) -> str:
-        """Names it on a line."""
+        """Return a one-line description."""
         name = self.model + (", plain flax" if self.plain_flax else "")
         settings = f", {' '.join(self.settings)}" if self.settings else ""
         many = "GPU" if self.gpus == "1" else "GPUs"
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def mesh_of(case: Case) -> Mesh:
-    """Returns the mesh over the GPUs of a case."""
+    """Return the mesh over the GPUs of a case."""
     from jax.experimental import topologies
 
     hosts, _, each = case.gpus.rpartition("x")
@@ -70,7 +70,7 @@ def mesh_of(case: Case) -> Mesh:
 
 
 def lowered(case: Case, mesh: Mesh) -> Any:
-    """Traces the step of a case for its mesh."""
+    """Trace and lower the step of a case for its mesh."""
     if case.plain_flax:
         return _lowered_plain_flax(case, mesh)
     config = _config(case, mesh)
@@ -115,7 +115,7 @@ def _lowered_plain_flax(case: Case, mesh: Mesh) -> Any:
 
 
 def figures(case: Case) -> dict[str, Any]:
-    """Compiles a case, and returns what the program is: of one GPU, and of one step."""
+    """Compile a case; return the figures of its program, for one GPU and one step."""
     mesh = mesh_of(case)
     began = time.perf_counter()
     traced = lowered(case, mesh)
@@ -132,7 +132,7 @@ def figures(case: Case) -> dict[str, Any]:
 
 
 def program_figures(program: hlo.Program) -> dict[str, Any]:
-    """Counts what a program holds."""
+    """Return the numbers of kernels, bytes, convolutions and collectives of a program."""
     counts: Counter[str] = Counter()
     moved: Counter[str] = Counter()
     for kernel in kernels.kernels(program):
@@ -162,7 +162,7 @@ def program_figures(program: hlo.Program) -> dict[str, Any]:
 
 
 def memory_figures(compiled: Any) -> dict[str, int]:
-    """Returns what the program takes of a GPU's memory."""
+    """Return the memory that the program needs on a GPU."""
     memory = compiled.memory_analysis()
     return {
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -171,7 +171,7 @@ def memory_figures(compiled: Any) -> dict[str, int]:
 
 
 def arithmetic(case: Case) -> dict[str, float]:
-    """Returns the floating-point operations of a GPU's share of a step: convolutions and linear layers."""
+    """Return the floating-point operations of a GPU's share of a step, of convolutions and linear layers."""
     summary = summarize(case.model, case.image_size, case.batch_size, dtype=case.dtype)
     endless = roofline.Limits(flops=1.0, bandwidth=float("inf"))
     return {"flops": roofline.cost(summary, endless, train=True).flops}

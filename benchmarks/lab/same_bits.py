@@ -72,7 +72,7 @@ class Revision(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compares, and returns the exit code."""
+    """Compare, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=commit, required=True, help="a revision, or .")
     parser.add_argument("--after", type=commit, default="HEAD", help="likewise (default: HEAD)")
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commit(text: str) -> str:
-    """Reads the name of a commit, or "." for the working tree."""
+    """Read the name of a commit, or "." for the working tree."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", text + "^{commit}"]
     if text != "." and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise argparse.ArgumentTypeError(f"{text}: is no revision of this repository")
@@ -107,7 +107,7 @@ def commit(text: str) -> str:
 
 @contextlib.contextmanager
 def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
-    """Gives a revision in a folder of its own; "." is the working tree itself."""
+    """Give a revision in a folder of its own; "." is the working tree itself."""
     tree, git = place / "tree", ["git", "-C", str(ROOT), "worktree"]
     place.mkdir(parents=True)
     if name == ".":
@@ -122,7 +122,7 @@ def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
 
 
 def known_keys(tree: pathlib.Path) -> Iterator[str]:
-    """Yields the dotted keys of the settings of a checkout."""
+    """Yield the dotted keys of the settings of a checkout."""
     command = [sys.executable, "-c", KEYS]
     found = subprocess.run(
         command, cwd=tree, env=environment(tree), stdout=subprocess.PIPE, check=True
@@ -131,7 +131,7 @@ def known_keys(tree: pathlib.Path) -> Iterator[str]:
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the keys of nested mappings, such as train.steps."""
+    """Yield the keys of nested mappings, such as train.steps."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{key}.")
@@ -140,14 +140,14 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def environment(tree: pathlib.Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns the variables of a process that imports a checkout and computes on the CPU."""
+    """Return the variables of a process that imports a checkout and computes on the CPU."""
     return {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu", **(extra or {})}
 
 
 def compare(
     before: Revision, after: Revision, names: Sequence[str]
 ) -> Iterator[tuple[str, Verdict]]:
-    """Trains the cases in both revisions, two runs at a time, and yields the verdict on each."""
+    """Train the cases in both revisions, two runs at a time, and yield the verdict on each."""
     futures: dict[tuple[Revision, str], concurrent.futures.Future[End]] = {}
     wanted = dict.fromkeys(n for name in names for n in (*CASES[name].needs(), name))
     pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
@@ -172,7 +172,7 @@ def compare(
 
 
 def train(revision: Revision, name: str, case: Case) -> None:
-    """Runs a case to its end. Raises RunFailed."""
+    """Run a case to its end. Raises RunFailed."""
     run, log = revision.runs / name, revision.runs / f"{name}.log"
     for settings in ways_to_say({**COMMON, **case.settings}, revision.keys):
         command = [sys.executable, "-m", "flax_resnet.main", f"--config={CONFIG}"]
@@ -197,7 +197,7 @@ def run_command(
     log: pathlib.Path,
     killed_in: pathlib.Path | None,
 ) -> int:
-    """Runs a command and returns its exit code; kills its first start once a checkpoint is there."""
+    """Run a command and return its exit code; kills its first start once a checkpoint is there."""
     variables = environment(revision.tree, case.environment)
     with log.open("w") as out:
         start: dict[str, Any] = {"cwd": revision.tree, "env": variables}
@@ -215,7 +215,7 @@ def run_command(
 
 
 def ways_to_say(settings: Mapping[str, Any], known: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Yields settings in a revision's words: as today where it knows the key, otherwise as `RENAMED` has it.
+    """Yield settings in a revision's words: as today where it knows the key, otherwise as `RENAMED` has it.
 
     A value that alone is renamed is tried with today's word first: a revision that does not know it refuses the
     command.
@@ -234,13 +234,13 @@ def ways_to_say(settings: Mapping[str, Any], known: frozenset[str]) -> Iterator[
 
 
 def steps_of(run: pathlib.Path) -> list[int]:
-    """Returns the steps whose checkpoints are complete."""
+    """Return the steps whose checkpoints are complete."""
     names = (file.name for file in (run / "checkpoints").glob("*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def end_of(run: pathlib.Path) -> End:
-    """Reads what a run has left. Raises RunFailed: no checkpoint, or none with checksums."""
+    """Read what a run has left. Raises RunFailed: no checkpoint, or none with checksums."""
     steps = steps_of(run)
     folder = run / "checkpoints" / str(steps[-1] if steps else "")
     for file in sorted(folder.glob("*/metadata")):
@@ -256,7 +256,7 @@ def end_of(run: pathlib.Path) -> End:
 
 
 def found(values: Any, key: str) -> dict[str, Any] | None:
-    """Returns what lies under a key in nested dictionaries, wherever that is."""
+    """Return what lies under a key in nested dictionaries, wherever that is."""
     if not isinstance(values, dict):
         return None
     inner = (found(value, key) for value in values.values())
@@ -264,7 +264,7 @@ def found(values: Any, key: str) -> dict[str, Any] | None:
 
 
 def judged(before: End, after: End) -> Verdict:
-    """Compares two ends, by name where both have the same names."""
+    """Compare two ends, by name where both have the same names."""
     named = [{array.name: array[1:] for array in end.arrays} for end in (before, after)]
     bits = [list(arrays.values()) for arrays in named]
     if named[0].keys() == named[1].keys():
@@ -285,7 +285,7 @@ def judged(before: End, after: End) -> Verdict:
 
 
 def odd_names(before: dict[str, tuple], after: dict[str, tuple]) -> list[str]:
-    """Returns the names of arrays that differ: by name, by position, or as bits that the other has not."""
+    """Return the names of arrays that differ: by name, by position, or as bits that the other has not."""
     if before.keys() == after.keys():
         return [name for name in before if before[name] != after[name]]
     if len(before) == len(after):
@@ -296,7 +296,7 @@ def odd_names(before: dict[str, tuple], after: dict[str, tuple]) -> list[str]:
 
 
 def first_of(items: list[str], most: int = 3) -> str:
-    """Names the first of some things, and how many there are."""
+    """Name the first of some things, and how many there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 

@@ -62,7 +62,7 @@ class Case(NamedTuple):
     killed: bool = False
 
     def needs(self) -> list[str]:
-        """Returns the cases whose run folders this one reads."""
+        """Return the cases whose run folders this one reads."""
         texts = (str(value) for value in self.settings.values())
         return [text.removeprefix(RUN) for text in texts if text.startswith(RUN)]
 

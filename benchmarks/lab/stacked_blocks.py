@@ -1,7 +1,7 @@
-"""What scanning the identical blocks of a network costs and saves: python -m benchmarks.lab.stacked_blocks
+"""The cost and gain of a loop over the identical blocks of a network: python -m benchmarks.lab.stacked_blocks
 
-Compiles the gradient of one network with its blocks apart and stacked (`scan_blocks=True`), and runs both by turns.
-Prints a table and, with --output, writes JSON. Times on a shared machine are only worth their ratios.
+Compiles the gradient of one network with separate blocks and with stacked blocks (`scan_blocks=True`), and runs
+both in turns. Prints a table and, with --output, writes JSON. On a shared machine, compare ratios only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from flax_resnet.models.stacking import stack_blocks
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet152")
     parser.add_argument("--image_size", type=count, default=96)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def compiled(model: nn.Module, variables: dict, images: jax.Array) -> dict:
-    """Traces and compiles the gradient of a network's mean squared logit, and runs it once."""
+    """Trace and compile the gradient of a network's mean squared logit, and run it once."""
 
     def loss(variables: dict, images: jax.Array) -> jax.Array:
         logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -71,7 +71,7 @@ def compiled(model: nn.Module, variables: dict, images: jax.Array) -> dict:
 
 
 def report(args: argparse.Namespace, programs: dict[str, dict]) -> None:
-    """Prints the table, and writes the JSON where asked."""
+    """Print the table; write the JSON if asked."""
     rows = {}
     for name, program in programs.items():
         rows[name] = {

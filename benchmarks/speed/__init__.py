@@ -1,1 +1,1 @@
-"""How fast steps, inference and their parts are."""
+"""The speed of training steps, inference and their parts."""

@@ -1,11 +1,11 @@
 """Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.speed.gpu_profile
 
     --model resnet50 --batch_size 256 --output profile.json --plot profile.png
-    --read profile.json --plot profile.png                      of what was measured before; needs no GPU
+    --read profile.json --plot profile.png                      print and draw an earlier record; needs no GPU
 
-Runs the step that `flax_resnet.main` runs, profiles it, and puts beside each kernel's time the bytes that it has to
-move, as `benchmarks.lab.gpu_program` counts them: what is far behind the rate of a plain copy, measured on the
-spot, is worth a look. Kernels that are alike have one name, and stand on one line. Needs one GPU, and no more.
+Profiles the training step of `flax_resnet.main`. Puts the time of each kernel beside the bytes that it has to move,
+as `benchmarks.lab.gpu_program` counts them. A plain copy is measured too: look first at the kernels that are far
+below its rate. Identical kernels share a name and a line. Needs exactly one GPU.
 """
 
 import argparse
@@ -30,20 +30,20 @@ from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.models.summary import summarize
 
 STEPS, PROFILED = 20, 5
-# How the lines of a profile that hold kernels begin, by platform.
+# {platform: how the names of the profile's lines with kernels begin}
 LINES = {"gpu": "Stream", "cpu": "tf_XLA"}
-OTHER = "not of the program"  # as copies that the driver makes
+OTHER = "not of the program"  # such as copies by the driver
 
 
 class Run(NamedTuple):
-    """What a profile says of a kernel.
+    """A kernel in a profile.
 
     Attributes:
-      of: the instruction that it is of; or, of several that are launched together, one of them, or "command_buffer"
+      of: its instruction; for kernels that are launched together, one of their instructions, or "command_buffer"
         and a number.
-      name: its own, as "loop_convert_fusion_5" for what the program calls loop_convert_fusion.5.
-      nanoseconds: in a step.
-      runs: in a step.
+      name: name of the kernel, such as "loop_convert_fusion_5" for the instruction loop_convert_fusion.5.
+      nanoseconds: time per step.
+      runs: number of runs per step.
     """
 
     of: str
@@ -53,15 +53,15 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Kernels that are alike, in a step.
+    """Identical kernels of a step.
 
     Attributes:
-      name: of the first of them.
+      name: name of the first.
       kind: one of `kernels.KINDS`, or `OTHER`.
-      what: where in the network the first is.
-      runs: how many they are.
-      seconds: of all.
-      bytes: that all have to move.
+      what: position of the first in the network.
+      runs: number of kernels.
+      seconds: their total time.
+      bytes: their total bytes to move.
     """
 
     name: str
@@ -72,22 +72,22 @@ class Row(NamedTuple):
     bytes: int
 
     def behind(self, bandwidth: float) -> float:
-        """Return by how many seconds they are slower than a copy of as many bytes."""
+        """Return how many seconds they are slower than a copy of as many bytes."""
         return self.seconds - self.bytes / bandwidth
 
 
 class Profile(NamedTuple):
-    """What was measured, and on what.
+    """The profile of a training step.
 
     Attributes:
-      device: number and kind.
+      device: number and kind of the devices.
       model: a name of `flax_resnet.list_models()`.
       image_size: in pixels.
-      batch_size: images of a step.
+      batch_size: images per step.
       dtype: compute dtype.
-      seconds: of a step, without a profiler.
-      bandwidth: bytes a second that a copy reads and writes.
-      kernels: of a step.
+      seconds: time of a step, without the profiler.
+      bandwidth: bytes per second that a copy reads and writes.
+      kernels: the kernels of a step.
     """
 
     device: str
@@ -101,11 +101,11 @@ class Profile(NamedTuple):
 
 
 def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
-    """Put times and bytes together, those of one step.
+    """Combine times and bytes of the kernels of one step.
 
     Args:
-      runs: of one step.
-      program: what ran.
+      runs: the kernels of one step in a profile.
+      program: the profiled program.
     """
     known = {kernel.instruction.name: kernel for kernel in kernels.kernels(program)}
     by_kernel = {re.sub(r"[.-]", "_", name): name for name in known}
@@ -113,12 +113,12 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
     counts: defaultdict[str, float] = defaultdict(float)
     times: dict[str, float] = {}
     for run in runs:
-        # XLA compiles what is alike once, with the name of the first.
+        # XLA compiles identical kernels once, under the name of the first.
         compiled = by_kernel.get(run.name)
         name = compiled or (run.of if run.of in known else run.name)
         seconds[name] += run.nanoseconds / 1e9
         counts[name] += run.runs
-        # A library's instruction may be several kernels, and moves its arrays once.
+        # An instruction of a library may launch several kernels, but moves its arrays once.
         times[name] = known[name].times if name in known and not compiled else counts[name]
     found = []
     for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
@@ -138,8 +138,8 @@ class Step(NamedTuple):
     """A compiled training step.
 
     Attributes:
-      program: what XLA made of it.
-      run: runs it so many times; returns the seconds of one.
+      program: the compiled program.
+      run: runs the step a number of times; returns the seconds per step.
     """
 
     program: hlo.Program
@@ -147,7 +147,7 @@ class Step(NamedTuple):
 
 
 def compiled(work: Work) -> Step:
-    """Compile a work's step, and run it twice."""
+    """Compile the step of a workload, and run it twice."""
     step, state, data, steps = training(work)
     program = step.lower(state, data, steps).compile()
     held = [state]
@@ -164,7 +164,7 @@ def compiled(work: Work) -> Step:
 
 
 def profiled(step: Step) -> list[Run]:
-    """Run a step under the profiler, and return its kernels, of one step; on a CPU, a kernel is an instruction."""
+    """Profile a step; return the kernels of one step. On a CPU, each instruction counts as a kernel."""
     with tempfile.TemporaryDirectory() as place:
         with jax.profiler.trace(place):
             step.run(PROFILED)
@@ -185,10 +185,10 @@ def profiled(step: Step) -> list[Run]:
 
 
 def measure(args: argparse.Namespace) -> Profile:
-    """Profile what the arguments say.
+    """Profile the step of the arguments.
 
     Raises:
-      ConfigError: there is no such model, or not one GPU.
+      ConfigError: the model is unknown, or there is not exactly one GPU.
     """
     summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
     if jax.default_backend() != "gpu":
@@ -208,10 +208,10 @@ def measure(args: argparse.Namespace) -> Profile:
 
 
 def read(file: str) -> Profile:
-    """Read a record.
+    """Read the record of a profile.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the file is not such a record.
     """
     try:
         record = json.loads(pathlib.Path(file).read_text())
@@ -223,7 +223,7 @@ def read(file: str) -> Profile:
 
 
 def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
-    """Return runs, seconds and bytes of the kinds that there are."""
+    """Return {kind: (runs, seconds, bytes)} for the kinds that occur."""
     kinds = {}
     for kind in (*kernels.KINDS, OTHER):
         if some := [row for row in found if row.kind == kind]:
@@ -233,13 +233,13 @@ def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
 
 
 def headline(profile: Profile) -> str:
-    """Return what was measured, on a line."""
+    """Return a one-line description of the measured step."""
     size = f"{profile.image_size} px, batch {profile.batch_size}, {profile.dtype}"
     return f"{profile.model}, {size}, {profile.device}"
 
 
 def table(profile: Profile, most: int = 12) -> str:
-    """Lay out the kinds of kernels, and those that are furthest behind a copy."""
+    """Return a table of the kinds of kernels, and of the kernels furthest behind a copy."""
     found, bandwidth = profile.kernels, profile.bandwidth
     total = sum(row.seconds for row in found)
     step = f"{1e3 * profile.seconds:.2f} ms a step"
@@ -262,7 +262,7 @@ def table(profile: Profile, most: int = 12) -> str:
 
 
 def draw(profile: Profile, file: pathlib.Path) -> None:
-    """Draw the time of each kind of kernel, beside that of a copy of as many bytes."""
+    """Draw the time of each kind of kernel, beside the time of a copy of as many bytes."""
     from matplotlib.figure import Figure
 
     kinds = by_kind(profile.kernels)

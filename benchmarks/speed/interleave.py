@@ -1,4 +1,4 @@
-"""Systems that take turns, each in a process of its own."""
+"""Measure systems in turns, each in its own process."""
 
 import multiprocessing
 import statistics
@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmarks.gpu.parent import end_with_parent
 
-Turn = Callable[[int], float]  # of a turn's number, 0 to warm up; returns a speed
+Turn = Callable[
+    [int], float
+]  # called with the number of the turn, 0 for the warm-up; returns a speed
 
 
 def interleave(
@@ -17,13 +19,15 @@ def interleave(
     """Let the systems take turns, and yield (name, speed) of each turn that counts.
 
     Args:
-      systems: by name; each is called in its process and returns what takes a turn.
-      rounds: turns of each system that count; one more goes before, to warm up.
+      systems: {name: factory}; each factory is called in its own process, and returns a function that takes a turn.
+      rounds: counted turns per system, after one warm-up turn.
 
     Yields:
-      The speed; None, once, of a system whose process died: its own message is on stderr.
+      The speed; or None, once, if the process of a system died (its message is on stderr).
     """
-    context = multiprocessing.get_context("spawn")  # TensorFlow and torch do not bear one another
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # TensorFlow and torch do not work in one process
     served = {}
     for name, make in systems.items():
         here, there = context.Pipe()
@@ -49,12 +53,12 @@ def interleave(
 def measure(
     systems: Mapping[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
 ) -> dict[str, Any]:
-    """Let the systems take turns; print and return medians, and the first's ratio to each.
+    """Let the systems take turns; print and return the medians, and the ratio of the first system to each.
 
     Args:
-      systems: as of `interleave`.
-      rounds: as of `interleave`.
-      unit: of the speeds.
+      systems: as in `interleave`.
+      rounds: as in `interleave`.
+      unit: unit of the speeds.
     """
     speeds: dict[str, list[float]] = {name: [] for name in systems}
     for name, speed in interleave(systems, rounds):
@@ -80,7 +84,7 @@ def _digits(value: float) -> float:
 
 
 def _serve(connection: Any, make: Callable[[], Turn]) -> None:
-    """Measure a turn of a system whenever asked, until told to stop."""
+    """Measure a turn for each number received, until None is received."""
     end_with_parent()
     turn = make()
     while (number := connection.recv()) is not None:

@@ -1,8 +1,8 @@
-"""A ResNet as plain linen writes it: what JAX users have without this package.
+"""A ResNet in plain linen: the network that JAX users write without this package.
 
-`nn.Conv`, `nn.BatchNorm`, `nn.max_pool` with SAME padding, as in the flax ImageNet example, and nothing for speed.
-The networks are those of the benchmarks: basic and bottleneck blocks, grouped, with squeeze-and-excitation, and
-behind either stem. Names and weights are not compatible with anything.
+It uses `nn.Conv`, `nn.BatchNorm` and `nn.max_pool` with SAME padding, as in the flax ImageNet example, and no
+optimizations. It covers the networks of the benchmarks: basic and bottleneck blocks, grouped convolutions,
+squeeze-and-excitation, and both stems. Names and weights are not compatible with other implementations.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, channels]."""
+        """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         strides = (self.stride, self.stride)
         if self.bottleneck:
             y = nn.relu(self.norm()(self.conv(self.width, (1, 1))(x)))
@@ -56,7 +56,7 @@ class PlainResNet(nn.Module):
       width: channels of the first stage.
       small: a 3x3 stem without a pool, for 32 px.
       cardinality: groups of a bottleneck's 3x3.
-      base_width: its channels per group and 64 of the stage's.
+      base_width: channels per group of a bottleneck's 3x3, per 64 channels of the stage.
       attention: squeeze-and-excitation in every block.
       dtype: compute dtype.
     """
@@ -73,7 +73,7 @@ class PlainResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps images to float32 logits; in training, updates `batch_stats`."""
+        """Map images to float32 logits; in training, updates `batch_stats`."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = x.astype(self.dtype)

@@ -1,8 +1,8 @@
-"""The least time that a network can take on a device, by what the device was measured to do.
+"""A lower bound for the time of a network on a device, from measured limits of the device.
 
-Convolutions and linear layers are counted, one after the other; each takes the longer of its arithmetic and
-its memory traffic: every map written once and read once, the parameters read once. Everything else is taken for
-free, as if fused. A way to convolve with fewer multiplications (Winograd) can be faster than that.
+The bound is a sum over convolutions and linear layers. Each takes the longer of its arithmetic and its memory
+traffic: every map is written once and read once, the parameters are read once. All other operations count as free,
+as if fused. A convolution with fewer multiplications (Winograd) can be faster than the bound.
 
 Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model".
 """
@@ -19,17 +19,17 @@ from jax import lax
 
 from flax_resnet.models.summary import Summary
 
-COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes, far more than any cache
-# Of a measurement. Queued, as in training: alone, a GPU's call takes 0.1 ms more, as long as 0.3 GB.
+COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes; far larger than any cache
+# Calls per measurement, queued as in training. A single call on a GPU takes 0.1 ms more, as long as moving 0.3 GB.
 CALLS = {"cpu": 1, "gpu": 10}
 
 
 class Limits(NamedTuple):
-    """What a device was measured to do.
+    """The measured limits of a device.
 
     Attributes:
-      flops: largest rate of a matrix product in a dtype, floating-point operations a second.
-      bandwidth: bytes read and written a second by an elementwise operation on much memory.
+      flops: largest FLOP/s of a matrix product in a dtype.
+      bandwidth: bytes per second that an elementwise operation on a large array reads and writes.
     """
 
     flops: float
@@ -37,11 +37,11 @@ class Limits(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a batch costs.
+    """The cost of a batch.
 
     Attributes:
-      flops: floating-point operations, two of each multiply-add.
-      seconds: the least time.
+      flops: floating-point operations; a multiply-add counts as two.
+      seconds: lower bound of the time.
     """
 
     flops: float
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 def limits(dtype: str) -> Limits:
-    """Measures the first device, and multiplies by the number of devices, but on CPU, which they share."""
+    """Measure the first device, and multiply by the number of devices; virtual CPU devices share one CPU."""
     on_cpu = jax.default_backend() == "cpu"
     kind = "cpu" if on_cpu else "gpu"
     count = 1 if on_cpu else jax.device_count()
@@ -66,7 +66,7 @@ def limits(dtype: str) -> Limits:
 
 
 def _seconds(function: Callable, kind: str, *arguments: jax.Array) -> float:
-    """Returns the median time of a call, of ten measurements."""
+    """Return the time of a call: the median of ten measurements."""
     program = jax.jit(function).lower(*arguments).compile()
     times = []
     for _ in range(11):
@@ -79,9 +79,10 @@ def _seconds(function: Callable, kind: str, *arguments: jax.Array) -> float:
 
 
 def cost(summary: Summary, limits: Limits, *, train: bool) -> Cost:
-    """Returns what a batch of a summary costs: in inference, or in training's forward and backward pass.
+    """Return the cost of a batch: inference, or the forward and backward passes of training.
 
-    Training does each layer three times, forward and for both gradients; only the images' own is not computed.
+    In training, each layer counts three times: forward, input gradient and kernel gradient. The first layer has no
+    input gradient.
     """
     itemsize = jnp.dtype(summary.dtype).itemsize
     flops = seconds = 0.0

@@ -1,4 +1,4 @@
-"""Networks in PyTorch that neither timm nor torchvision has, made of timm's blocks."""
+"""PyTorch networks that neither timm nor torchvision provides, built from timm's blocks."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ class PaddedShortcut(nn.Module):
         self.before, self.after = new // 2, new - new // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [N, C, H, W] to [N, C + new, H / 2, W / 2]."""
+        """Map [N, C, H, W] to [N, C + new, H / 2, W / 2]."""
         return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 def cifar_resnet(*, shortcut: str = "projection", depth: int = 3, classes: int = 10) -> nn.Module:
-    """Builds the three-stage ResNet for 32 px.
+    """Build the three-stage ResNet for 32 px.
 
     Args:
       shortcut: "projection" (option B) or "pad" (option A).
-      depth: blocks per stage: n of the 6n + 2 layers.
+      depth: blocks per stage; n of them give 6n + 2 layers.
       classes: size of the logits.
 
     Source: He et al. 2016, "Deep residual learning", section 4.2.
@@ -43,7 +43,7 @@ def cifar_resnet(*, shortcut: str = "projection", depth: int = 3, classes: int =
 
 
 class Airbench(nn.Module):
-    """What `flax_resnet.models.airbench.Airbench` is, with tensors of the names that it exports.
+    """The network of `flax_resnet.models.airbench.Airbench`, with the tensor names that it exports.
 
     Args:
       widths: channels of each group.
@@ -63,7 +63,7 @@ class Airbench(nn.Module):
         self.fc = nn.Linear(widths[-1], classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [N, 3, 32, 32] to logits [N, classes]."""
+        """Map [N, 3, 32, 32] to logits [N, classes]."""
         x = nn.functional.gelu(self.conv1(x))
         for name in self.groups:
             x = getattr(self, name)(x)
@@ -71,7 +71,7 @@ class Airbench(nn.Module):
 
 
 class AirbenchGroup(nn.Module):
-    """Two 3x3 convolutions, normalised, with a max-pool behind the first."""
+    """Two 3x3 convolutions with batch normalisation; a max-pool follows the first."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -81,6 +81,6 @@ class AirbenchGroup(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [N, inputs, H, W] to [N, outputs, H // 2, W // 2]."""
+        """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]."""
         x = nn.functional.gelu(self.bn1(nn.functional.max_pool2d(self.conv1(x), 2)))
         return nn.functional.gelu(self.bn2(self.conv2(x)))

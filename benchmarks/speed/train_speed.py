@@ -1,15 +1,14 @@
-"""Training end to end against the compiled step alone, and where the rest of the time goes.
+"""Compare training end to end with the compiled step alone, and show where the time goes.
 
 python -m benchmarks.speed.train_speed --config configs/resnet18.py:cifar10
     --steps 40 --rounds 3 --profile /tmp/profile --output speed.json
         and any --config.KEY=VALUE and --data_dir, as of `python -m flax_resnet.main`
 
-The loop of `flax_resnet.main` trains so many steps on the data of the configuration, in a folder that is thrown
-away, and evaluates and saves at the end. Then the same step goes, as often, over one batch that is on the device
-already. They take turns; figures are medians. The first steps (--warmup), one of which compiles, do not count. What
-each stage of the loop takes is read from a profile. --profile adds a turn, which does not count either, for a
-profile with every operation, to be opened in Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the
-thread `python`.
+The loop of `flax_resnet.main` trains for --steps on the data of the configuration, in a temporary folder, and
+evaluates and saves at the end. Then the same step runs equally often on one batch that is already on the device.
+The two take turns; results are medians. The first steps (--warmup) do not count; one of them compiles. The time of
+each stage of the loop is read from a profile. --profile adds a turn that does not count: it records a profile with
+every operation, for Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the thread `python`.
 """
 
 import argparse
@@ -62,7 +61,7 @@ class Span(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("benchmarks.speed.train_speed", __doc__, _define, _measure, argv)
 
 
@@ -107,10 +106,10 @@ def _measure(values: flags.FlagValues) -> None:
 
 
 def shortened(config: Config, steps: int) -> Config:
-    """Returns a configuration of so many updates at a constant rate, evaluated and saved at the end.
+    """Return a configuration of `steps` updates at a constant rate, evaluated and saved at the end.
 
     Raises:
-      ConfigError: the step is one that this does not repeat, or there is one call only.
+      ConfigError: a setting makes the step one that `step_alone` cannot repeat.
     """
     for key, value, allowed in (
         ("distill.teacher", config.distill.teacher, ""),
@@ -132,10 +131,10 @@ def shortened(config: Config, steps: int) -> Config:
 
 
 def warm_calls(config: Config, warmup: int) -> int:
-    """Returns how many calls of `train.steps_per_call` steps do not count.
+    """Return the number of calls, of `train.steps_per_call` steps each, that do not count.
 
     Raises:
-      ConfigError: none would be left.
+      ConfigError: no call would be left.
     """
     calls, per_call = -(-warmup // config.train.steps_per_call), config.train.steps_per_call
     if calls * per_call >= config.train.steps:
@@ -146,7 +145,7 @@ def warm_calls(config: Config, warmup: int) -> int:
 
 
 def step_alone(config: Config) -> Callable[[], float]:
-    """Returns what measures the images a second of the call of `train.steps_per_call` steps."""
+    """Return a function that measures the images per second of the compiled step alone."""
     from flax_resnet.training.input.feeds import make_feed
 
     source, mesh = open_source(config.data, train=True), sharding.make_mesh()
@@ -177,7 +176,7 @@ def step_alone(config: Config) -> Callable[[], float]:
         return calls * per_call * size / (time.perf_counter() - began)
 
     def turn() -> float:
-        updates(1)  # which may compile, or take new memory
+        updates(1)  # may compile, or allocate memory
         return updates(config.train.steps // per_call)
 
     return turn
@@ -186,18 +185,18 @@ def step_alone(config: Config) -> Callable[[], float]:
 def profiled(
     config: Config, workdir: pathlib.Path, place: pathlib.Path, *, detailed: bool = False
 ) -> list[Span]:
-    """Trains, and returns the spans of the loop's stages from the profile, in order.
+    """Train; return the spans of the loop's stages from the profile, in order.
 
     Args:
-      config: what to train.
+      config: the configuration.
       workdir: the run folder.
       place: folder of the profile.
-      detailed: record every operation, too, which takes time.
+      detailed: whether to record every operation, which slows training down.
     """
     options = jax.profiler.ProfileOptions()
     options.device_tracer_level = 1 if detailed else 0
     options.host_tracer_level = 2 if detailed else 1
-    options.python_tracer_level = 0  # calls of Python functions, which would slow them
+    options.python_tracer_level = 0  # tracing Python calls would slow them down
     with jax.profiler.trace(place, profiler_options=options):
         train(config, workdir)
     newest = max(place.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
@@ -212,12 +211,12 @@ def profiled(
 
 
 def measured(spans: Sequence[Span], config: Config, skipped: int = 1) -> dict[str, float]:
-    """Returns seconds by stage, those of "steps", and images_per_second of these.
+    """Return the seconds of each stage and of "steps" (all counted steps), and their images_per_second.
 
     Args:
-      spans: of the loop's stages, in order.
-      config: what was trained.
-      skipped: calls of which, up to their results, nothing counts; the first of them compiles.
+      spans: the spans of the loop's stages, in order.
+      config: the configuration.
+      skipped: number of calls that do not count, up to their results; the first compiles.
     """
     results = [span for span in spans if span.name == STEP]
     first, last, apart = results[skipped - 1].end, results[-1].end, (EVALUATION, CHECKPOINT)
@@ -238,7 +237,7 @@ def measured(spans: Sequence[Span], config: Config, skipped: int = 1) -> dict[st
 
 
 def medians(turns: Sequence[dict[str, float]], config: Config) -> dict[str, Any]:
-    """Returns images/s of both, their ratio, and the share of the loop's stages in the time of its steps."""
+    """Return images/s of loop and step, their ratio, and the share of each stage in the time of the steps."""
     rates = {
         "end_to_end": statistics.median(turn["images_per_second"] for turn in turns),
         "step_only": statistics.median(turn["step_only"] for turn in turns),
@@ -262,7 +261,7 @@ def medians(turns: Sequence[dict[str, float]], config: Config) -> dict[str, Any]
 
 
 def table(found: dict[str, Any]) -> str:
-    """Returns what was found, as text."""
+    """Return the result as text."""
     rates, rounds = found["images_per_second"], found["rounds"]
     lines = [
         f"{found['network']}, batches of {found['batch_size']}, {found['steps']} steps; medians of {rounds} rounds",

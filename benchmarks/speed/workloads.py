@@ -1,4 +1,4 @@
-"""The training and inference steps that are measured, each as a function that does one more."""
+"""The measured training and inference steps, each as a function that runs one step."""
 
 import ast
 import dataclasses
@@ -11,18 +11,18 @@ import numpy as np
 from benchmarks.speed.interleave import Turn
 from flax_resnet.training.memory import prepare_cpu
 
-Program = Callable[[], Any]  # one step further; returns what to wait for
+Program = Callable[[], Any]  # runs one step; returns the array to wait for
 
 
 class Work(NamedTuple):
-    """What is computed.
+    """A step to measure.
 
     Attributes:
       model: a name of `flax_resnet.list_models()`.
       image_size: in pixels.
-      batch_size: images of a step.
-      classes: size of the logits.
-      train: a whole training step, or logits alone.
+      batch_size: images per step.
+      classes: number of classes.
+      train: True for a training step, False for inference.
       dtype: compute dtype.
     """
 
@@ -35,7 +35,7 @@ class Work(NamedTuple):
 
 
 def batch(work: Work) -> dict[str, np.ndarray]:
-    """Returns random images [N, S, S, 3], uint8, and labels [N], int32."""
+    """Return random images, uint8 [N, S, S, 3], and labels, int32 [N]."""
     draw = np.random.default_rng(0)
     shape = (work.batch_size, work.image_size, work.image_size, 3)
     return {
@@ -45,12 +45,12 @@ def batch(work: Work) -> dict[str, np.ndarray]:
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
-    """Returns float32 images in about [-2, 2]."""
+    """Return float32 images in about [-2, 2]."""
     return (images.astype(np.float32) - 127.5) / 64
 
 
 class Network(NamedTuple):
-    """A network of this package in training, as its commands make it."""
+    """A network of this package in training, set up as the commands do it."""
 
     config: Any
     model: Any
@@ -62,17 +62,17 @@ class Network(NamedTuple):
 def configured(
     model: str, image_size: int, batch_size: int, *, dtype: str, settings: Iterable[str] = ()
 ) -> Any:
-    """Returns the configuration of a network in training.
+    """Return the configuration for training a network.
 
     Args:
       model: a name of `flax_resnet.list_models()`.
       image_size: in pixels.
-      batch_size: images of a step.
+      batch_size: images per step.
       dtype: compute dtype.
-      settings: further settings, as "model.norm_scope=local".
+      settings: further settings, such as "model.norm_scope=local".
 
     Raises:
-      ConfigError: a setting is none, or makes no sense.
+      ConfigError: a setting is unknown or invalid.
     """
     from flax_resnet.config import Config, freeze
     from flax_resnet.errors import ConfigError
@@ -91,7 +91,7 @@ def configured(
 
 
 def _literal(text: str) -> Any:
-    """Reads a Python literal; what is none is a string."""
+    """Parse a Python literal; return any other text unchanged."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -99,7 +99,7 @@ def _literal(text: str) -> Any:
 
 
 def network(work: Work, settings: Iterable[str] = ()) -> Network:
-    """Makes the network of a work, its optimizer and its state; settings as in `configured`."""
+    """Return the network of a workload, its optimizer and state; `settings` as in `configured`."""
     from flax_resnet.config.plan import Plan, planned_optimizer
     from flax_resnet.training import sharding
     from flax_resnet.training.state import build_model, initial_state
@@ -115,7 +115,7 @@ def network(work: Work, settings: Iterable[str] = ()) -> Network:
 
 
 def ours(work: Work) -> Program:
-    """The training step of this package, normalisation of the images included; or its inference, folded."""
+    """Return this package's training step with normalisation of the images, or its folded inference."""
     import jax
 
     from flax_resnet.models.folding import fold_batch_norm
@@ -142,7 +142,7 @@ def ours(work: Work) -> Program:
 
 
 def training(work: Work) -> tuple[Any, ...]:
-    """Returns the jitted training step of a work and its arguments: state, data of the feed, steps of one batch."""
+    """Return the jitted training step of a workload and its arguments: state, data of the feed, a batch."""
     import jax
 
     from flax_resnet.training.step.train_step import make_train_step
@@ -153,7 +153,7 @@ def training(work: Work) -> tuple[Any, ...]:
 
 
 def plain_flax(work: Work) -> Program:
-    """A linen network without a trick in the usual jitted step."""
+    """Return the step of a plain linen network, jitted in the usual way."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -179,7 +179,7 @@ def plain_flax(work: Work) -> Program:
 
 
 def plain_flax_step(model: Any, optimizer: Any) -> Any:
-    """Returns plain linen's jitted step: (variables, opt_state, images, labels) to the first two, and the loss."""
+    """Return plain linen's jitted step: (variables, opt_state, images, labels) -> variables, opt_state, loss."""
     import jax
     import optax
 
@@ -202,12 +202,12 @@ def plain_flax_step(model: Any, optimizer: Any) -> Any:
 
 
 def torch_step(work: Work, library: str = "torchvision", compiled: bool = False) -> Program:
-    """The same in PyTorch, channels_last, on a GPU where there is one; dtype bfloat16 is its autocast."""
+    """Return the step in PyTorch: channels_last, on a GPU if there is one, bfloat16 by autocast."""
     import torch
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True  # picks the fastest kernels by trying, as XLA does
+    torch.backends.cudnn.benchmark = True  # tries kernels and picks the fastest, as XLA does
     model = torch_model(work, library).to(device, memory_format=torch.channels_last)
     model.train(work.train)
     call = torch.compile(model) if compiled else model
@@ -236,7 +236,7 @@ def torch_step(work: Work, library: str = "torchvision", compiled: bool = False)
 
 
 def torch_model(work: Work, library: str) -> Any:
-    """Returns the network of torchvision or timm; behind a 3x3 stem, torchvision's with that stem; or ResNet-20."""
+    """Return the network of torchvision or timm, with a 3x3 stem for `_cifar` names; or ResNet-20."""
     import timm
     import torchvision
     from torch import nn
@@ -256,13 +256,13 @@ def torch_model(work: Work, library: str) -> Any:
 
 
 def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep: bool) -> Turn:
-    """Makes what takes a turn with a program: as many steps as take `seconds`, and returns images a second.
+    """Return a function that takes a turn: it runs steps for `seconds`, and returns images per second.
 
     Args:
-      make: of the program.
-      work: what it computes.
-      seconds: of a turn, two steps at least; two go before.
-      keep: whether the process is prepared as the commands of this package are on CPU (`memory.prepare_cpu`).
+      make: builds the program of a workload.
+      work: the workload.
+      seconds: length of a turn, which has at least two steps; two warm-up steps come first.
+      keep: whether to call `memory.prepare_cpu`, as the commands of this package do on CPU.
     """
     if keep:
         prepare_cpu()
@@ -285,7 +285,7 @@ def take_turns(make: Callable[[Work], Program], work: Work, seconds: float, keep
 
 
 def wait(result: Any) -> None:
-    """Blocks until a JAX array or a PyTorch tensor is computed."""
+    """Block until a JAX array or a PyTorch tensor is computed."""
     if hasattr(result, "block_until_ready"):
         result.block_until_ready()
     elif result.is_cuda:

@@ -35,7 +35,7 @@ TINY_OPERATIONS = ("pad and crop", "mirror", "mixup")
 
 
 def augmented(settings: dict[str, Any], rows: int, device: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return images [N, S, S, 3] and soft labels [N, K] as a device makes them, both float32."""
+    """Augment on a device; return images [N, S, S, 3] and soft labels [N, K], both float32."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (rows, SIZE, SIZE, 3), np.uint8)
     labels = draw.integers(0, CLASSES, rows).astype(np.int32)
@@ -48,7 +48,7 @@ def augmented(settings: dict[str, Any], rows: int, device: Any) -> tuple[np.ndar
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Check each operation: the share of float32 values that differ must be 0."""
+    """Check for each operation that the share of differing float32 values is 0."""
     names = [name for name in (TINY_OPERATIONS if tiny else OPERATIONS) if not recorder.has(name)]
     rows, devices = 8 if tiny else ROWS, (jax.devices()[0], jax.devices("cpu")[0])
     with concurrent.futures.ThreadPoolExecutor(8) as threads:  # most of the time is compilation

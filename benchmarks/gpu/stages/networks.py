@@ -32,7 +32,7 @@ def measure(recorder: Recorder, tiny: bool) -> None:
             program = ours(work._replace(dtype=training_dtype()))
             recorder.measure(name, rates(program, work.batch_size, 0.2 if tiny else 3), "images/s")
             del program
-        gc.collect()  # the network before must leave the device's memory
+        gc.collect()  # free the device memory of the previous network
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where do the milliseconds of ResNet-50's training step go? Kernel by kernel, with the bytes that each moves."""
+"""Where do the milliseconds of ResNet-50's training step go? Time and bytes of each kernel."""
 
 import json
 
@@ -8,7 +8,7 @@ from benchmarks.speed import gpu_profile, roofline
 from benchmarks.speed.model_speed import device
 from benchmarks.speed.workloads import Work
 
-FILE = "profile.json"  # beside the record of all stages, for `benchmarks.speed.gpu_profile --read`
+FILE = "profile.json"  # beside record.json; `benchmarks.speed.gpu_profile --read` reads it
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:

@@ -1,8 +1,8 @@
-"""Does a training that is killed and resumed end with the bits of one that was not disturbed?
+"""Does a run that is killed and resumed end with the same bits as an undisturbed run?
 
-Trains a small ResNet with the package's step, stream, augmentation, EMA and checkpoints, in processes of their own,
-with deterministic operations: `--train` is one of these. The arrays lie on the device, so that nothing of the input
-pipeline is needed.
+Trains a small ResNet with the package's step, sampler, augmentation, EMA and checkpoints, with deterministic
+operations. Each run is a separate process, started with `--train`. The data stay on the device, so the input
+pipeline is not needed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.gpu.process import run_stage
 from benchmarks.gpu.record import Recorder
 
 MODULE = "benchmarks.gpu.stages.resume"
-STEPS, EVERY = 300, 20  # updates of a run, and between its checkpoints
+STEPS, EVERY = 300, 20  # updates in a run, and updates between its checkpoints
 TINY_STEPS, TINY_EVERY = 30, 3
 BATCH_SIZE, IMAGES, SIZE, CLASSES = 64, 2048, 32, 10
 SETTINGS = (
@@ -86,7 +86,7 @@ def train(workdir: pathlib.Path, tiny: bool) -> None:
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Check that a killed run, and one compiled anew, end with the arrays of an undisturbed one."""
+    """Check that a killed run and a recompiled run end with the arrays of an undisturbed run."""
     folder = recorder.file.parents[1].resolve() / "resume"
 
     def command(cache: str) -> Command:
@@ -105,7 +105,7 @@ def measure(recorder: Recorder, tiny: bool) -> None:
 def check_compiled_anew(
     recorder: Recorder, command: Command, folder: pathlib.Path, wanted: Undisturbed
 ) -> None:
-    """Check that a run that compiles everything ends with the arrays wanted."""
+    """Check that a run that compiles everything again ends with the wanted arrays."""
     if recorder.has("compiled anew"):
         return
     shutil.rmtree(folder / "compiled_again", ignore_errors=True)

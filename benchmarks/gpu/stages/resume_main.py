@@ -1,6 +1,7 @@
-"""Does `flax_resnet.main` itself, killed and resumed, end with the bits of a run that was not disturbed?
+"""Does `flax_resnet.main` itself, killed and resumed, end with the same bits as an undisturbed run?
 
-Trains on the digits. Needs what the input pipeline and the command need: TensorFlow, TFDS, clu, ml_collections.
+Trains on the digits. Needs the packages of the input pipeline and the command: TensorFlow, TFDS, clu,
+ml_collections.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ TINY = ("--config.model.depths=(1,1)", "--config.model.widths=(8,16)")
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Check that a killed run ends with the arrays of an undisturbed one."""
+    """Check that a killed run ends with the arrays of an undisturbed run."""
     folder = recorder.file.parents[1].resolve() / "resume_main"
 
     def command(workdir: pathlib.Path) -> list[str]:

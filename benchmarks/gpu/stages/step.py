@@ -19,7 +19,7 @@ SYSTEMS: dict[str, Callable[[Work], Program]] = {
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Measure the systems in turns, a process each, unless all of them have all their rounds."""
+    """Measure the systems in turns, each in its own process, unless all rounds are already recorded."""
     work = Work("resnet20", 32, 8, 10) if tiny else Work("resnet50", batch_size=256)
     work = work._replace(dtype=training_dtype())
     systems = dict(SYSTEMS)

@@ -21,10 +21,10 @@ class Variant:
     """One change to the step.
 
     Attributes:
-      batch_size: images, where it is not the usual one.
-      form: of operations, as FLAX_RESNET_OPS has it.
-      settings: of the configuration, as "model.remat=block".
-      steps: of one call.
+      batch_size: images per step; 0 for the default of the stage.
+      form: which operations to use: a value of FLAX_RESNET_OPS.
+      settings: settings to change, such as "model.remat=block".
+      steps: steps per call.
       compiler: options of XLA.
     """
 
@@ -54,13 +54,13 @@ TINY_VARIANTS = ("as it is", "XLA's own operations", "latency hiding", "4 steps 
 
 
 def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
-    """Compile a variant, and return what runs it once more and how many images that takes."""
+    """Compile a variant; return a function that runs it once, and the number of images per run."""
     os.environ["FLAX_RESNET_OPS"] = variant.form
     work = work._replace(batch_size=variant.batch_size or work.batch_size)
     settings = (*variant.settings, f"train.steps_per_call={variant.steps}")
     config, model, optimizer, mesh, state = network(work, settings)
     arrays = batch(work)
-    if variant.steps > 1:  # a call of several steps has a leading axis of steps
+    if variant.steps > 1:  # a call of several steps takes arrays with a leading axis of steps
         arrays = {key: np.stack([value] * variant.steps) for key, value in arrays.items()}
     images = jax.device_put(arrays)
     step = make_train_step(config, model, optimizer, mesh)
@@ -85,7 +85,7 @@ def measure(recorder: Recorder, tiny: bool) -> None:
             call, images = step_of(work, VARIANTS[name])
             recorder.measure(name, rates(call, images, 0.2 if tiny else 3), "images/s")
             del call
-        gc.collect()  # the variant before must leave the device's memory
+        gc.collect()  # free the device memory of the previous variant
 
 
 if __name__ == "__main__":
