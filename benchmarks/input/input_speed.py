@@ -1,19 +1,19 @@
-"""Images per second of the input pipeline, against those of PyTorch and of the flax ImageNet example.
+"""Images per second of the input pipeline, beside those of PyTorch and of the flax ImageNet example.
 
 python -m benchmarks.input.input_speed photos --folder /tmp/input_speed --output
 benchmarks/results/input_photos.json
     480 JPEGs of about 500x375, random-resized crops of 224, 160 and 128 px, end to end through TFDS random
-    access; packed to 400 px; ten times as many. Peers are measured where torch and torchvision are installed.
+    access; packed to 400 px; ten times as many. torchvision's pipelines are included if it is installed.
 python -m benchmarks.input.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
-    CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and from a cold start to a batch.
+    CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and the time from a cold start to the
+    first batch.
 
-What of it training waits for is `benchmarks.speed.train_speed`'s.
+`benchmarks.speed.train_speed` measures how long training waits for its input.
 
-Systems take turns within one run; figures are medians, and ratios of medians. Nothing else should run.
+The systems take turns within one run; results are medians and ratios of medians. Run nothing else on the machine.
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import statistics
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.arguments import count, folder, output
+from benchmarks.arguments import absent, count, folder, output
 from benchmarks.input.photographs import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
 from benchmarks.input.torch_pipelines import flax_example, torchvision
 from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
 from flax_resnet.errors import DataError, UserError, one_line
 
-if TYPE_CHECKING:  # what is imported counts in the measurements
+if TYPE_CHECKING:  # imports count in the measurements of time and memory
     from flax_resnet.config import Config
     from flax_resnet.training.input.feeds import Feed
 
@@ -42,7 +42,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main() -> None:
-    """Runs one part and writes what it found."""
+    """Run one part and write its result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument(
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def compared(systems: Mapping[str, Callable], rounds: int, images: int) -> dict:
-    """Lets input pipelines take turns of so many images."""
+    """Let the input pipelines take turns; a turn has `images` images."""
     turns = {name: partial(pipeline_turn, make, images) for name, make in systems.items()}
     return measure(turns, rounds=rounds)
 
@@ -72,7 +72,7 @@ def compared(systems: Mapping[str, Callable], rounds: int, images: int) -> dict:
 
 
 def photos(args: argparse.Namespace) -> dict:
-    """Compares pipelines on photographs."""
+    """Compare pipelines on photographs."""
     root = args.folder
     names = {"photos": 480, "photos_tenfold": 4800}
     for name, images in names.items():
@@ -80,7 +80,7 @@ def photos(args: argparse.Namespace) -> dict:
         pack(root, name, root / name, max_side=4096)  # fits: stored byte for byte
     pack(root, "photos_400", root / "photos", max_side=400)
     tables = {}
-    has_torch = importlib.util.find_spec("torchvision") is not None
+    has_torch = not absent("torchvision")
     for size in (224, 160, 128):
         systems = {"flax_resnet": partial(ours, root, "photos", size)}
         if size == 224:
@@ -107,7 +107,7 @@ def photos(args: argparse.Namespace) -> dict:
 
 
 def ours(root: pathlib.Path, name: str, size: int, **options: Any) -> Callable:
-    """Returns a function that yields the sizes of the training batches of a packed set."""
+    """Return a function that yields the sizes of the training batches of a packed dataset."""
     from flax_resnet.data import pipeline
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.sampling import EpochSampler
@@ -130,7 +130,7 @@ def ours(root: pathlib.Path, name: str, size: int, **options: Any) -> Callable:
 
 
 def reading(root: pathlib.Path, name: str) -> float:
-    """Returns what reading a record costs the Python thread that does it, microseconds (median of 20)."""
+    """Return the microseconds that a Python thread takes to read a record (median of 20)."""
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.decode import decodable
     from flax_resnet.data.sources.open import open_source
@@ -146,7 +146,7 @@ def reading(root: pathlib.Path, name: str) -> float:
 
 
 def memory(root: pathlib.Path, name: str) -> int:
-    """Returns what a fresh process streaming 1,920 images holds that no file backs, MiB."""
+    """Return the anonymous memory of a new process after streaming 1,920 images, in MiB."""
     code = (
         "import pathlib, sys; from benchmarks.input.input_speed import anonymous_memory, ours\n"
         "stream = ours(pathlib.Path(sys.argv[1]), sys.argv[2], 224)(1920, 0)\n"
@@ -157,7 +157,7 @@ def memory(root: pathlib.Path, name: str) -> int:
 
 
 def anonymous_memory() -> int:
-    """Returns this process's memory that no file backs, MiB."""
+    """Return the anonymous memory of this process (not backed by files), in MiB."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) // 1024
 
@@ -166,7 +166,7 @@ def anonymous_memory() -> int:
 
 
 def cifar(args: argparse.Namespace) -> dict:
-    """Measures both feeds on small images, and how long the first batch takes."""
+    """Measure both feeds on small images, and the time to the first batch."""
     pack(args.folder, "cifar", unpacked(args), max_side=4096)
     kinds = ("folder, streaming", "packed, streaming", "packed, resident")
     systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
@@ -182,10 +182,10 @@ def cifar(args: argparse.Namespace) -> dict:
 
 
 def unpacked(args: argparse.Namespace) -> pathlib.Path:
-    """Unpacks the archive, once.
+    """Unpack the archive, unless it is already unpacked; return its folder.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the archive cannot be read.
     """
     images = args.folder / "cifar"
     if not images.is_dir():
@@ -202,7 +202,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
 
 
 def cifar_config(root: pathlib.Path, kind: str) -> "Config":
-    """Returns the configuration for CIFAR-10, as a folder or packed."""
+    """Return the configuration for CIFAR-10, as a folder or packed."""
     from flax_resnet.config import freeze
 
     packed = {"name": "cifar_set", "data_dir": str(root)}
@@ -220,7 +220,7 @@ def cifar_config(root: pathlib.Path, kind: str) -> "Config":
 
 
 def feed_of(config: "Config") -> "Feed":
-    """Opens the training split's feed."""
+    """Open the training split's feed."""
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
     from flax_resnet.training.experiment import make_sampler
@@ -232,7 +232,7 @@ def feed_of(config: "Config") -> "Feed":
 
 
 def cifar_batches(folder: pathlib.Path, kind: str) -> Callable:
-    """Returns a function that yields the sizes of batches once they are ready on the device."""
+    """Return a function that yields the size of each batch when it is ready on the device."""
     import jax
 
     feed = feed_of(cifar_config(folder, kind))
@@ -249,7 +249,7 @@ def cifar_batches(folder: pathlib.Path, kind: str) -> Callable:
 
 
 def cold_start(args: argparse.Namespace, kind: str) -> float:
-    """Returns the seconds from starting Python to a first batch on the device."""
+    """Return the seconds from the start of Python to the first batch on the device."""
     code = (
         "import pathlib, sys; from benchmarks.input.input_speed import cifar_batches\n"
         "next(cifar_batches(pathlib.Path(sys.argv[1]), sys.argv[2])(640, 0))"

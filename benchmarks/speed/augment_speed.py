@@ -1,9 +1,8 @@
-"""What augmentation costs: python -m benchmarks.speed.augment_speed
+"""The cost of augmentation: python -m benchmarks.speed.augment_speed
 
-Measures images per second of each operation and of the policies, by turns, each together with the
-normalisation that every batch has; and of RandAugment in its naive form, `vmap` of `lax.switch`, and one image
-after the other, `lax.map` of it. Prints a table and, with --output, writes JSON. Times on a shared machine are
-only worth their ratios.
+Measures the images per second of each operation and policy in turns, including the normalisation of every batch.
+Compares RandAugment with its naive form (`vmap` of `lax.switch`), and with one image after the other (`lax.map`).
+Prints a table and, with --output, writes JSON. On a shared machine, compare ratios only.
 """
 
 import argparse
@@ -36,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "all four": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     "cutout": {"cutout": 8},
     "random_erasing": {"random_erasing": 0.5},
-    "erase, noise": {"random_erasing": 0.5, "random_erasing_fill": "noise"},
+    "random_erasing, noise": {"random_erasing": 0.5, "random_erasing_fill": "noise"},
     "mixup": {"mixup": 0.2},
     "cutmix": {"cutmix": 1.0},
     "trivialaugment": {"policy": "trivialaugment"},
@@ -46,7 +45,7 @@ SWITCHED = {"randaugment, vmap of switch": jax.vmap, "randaugment, map of switch
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--steps", type=count, default=5, help="timed batches of each, by turns")
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def measured(batch: int, side: int, steps: int) -> dict[str, dict[str, float]]:
-    """Compiles every program for a batch, runs them by turns, and returns a row for each."""
+    """Compile every program for a batch, run them in turns, and return a row for each."""
     draw = np.random.default_rng(0)
     images = jnp.asarray(draw.integers(0, 256, (batch, side, side, 3)), jnp.uint8)
     labels = jnp.asarray(draw.integers(0, 1000, batch), jnp.int32)
@@ -90,16 +89,16 @@ def measured(batch: int, side: int, steps: int) -> dict[str, dict[str, float]]:
 
 
 def configured(config: Augment) -> Callable:
-    """Returns the program of a configuration: (key, images, labels) -> images, labels."""
+    """Return the program of a section: (key, images, labels) -> images, labels."""
     return lambda key, images, labels: training_batch(key, images, labels, 1000, config)
 
 
 def switched(vectorize: Callable | None, side: int) -> Callable:
-    """Returns RandAugment by `lax.switch` on the operation of each image, with the package's own kernels.
+    """Return RandAugment by `lax.switch` on the operation of each image, with the package's own kernels.
 
     Args:
       vectorize: `jax.vmap`, which computes every operation for every image; None for one image after the other.
-      side: of the images, in pixels.
+      side: side length of the images, in pixels.
     """
     rows = policy.operations("randaugment", side, side)
 
@@ -127,7 +126,7 @@ def switched(vectorize: Callable | None, side: int) -> Callable:
 
 
 def kernels() -> dict[str, Callable]:
-    """Returns for each operation the one kernel it needs: (images, its row) -> images."""
+    """Return the kernel of each operation: (images, row of the operation) -> images."""
 
     def amount(values: jax.Array) -> jax.Array:
         return values[:, None, None, None]
@@ -157,7 +156,7 @@ KERNELS = kernels()
 
 
 def report(args: argparse.Namespace, rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Prints the tables, and writes the JSON where asked."""
+    """Print the tables; write the JSON if asked."""
     for size, table in rows.items():
         batch, side = SIZES[size]
         print(

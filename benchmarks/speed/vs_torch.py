@@ -14,12 +14,11 @@ on CPU; the other systems do not by default. Each system is measured in its defa
 """
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.arguments import count, duration, output
+from benchmarks.arguments import absent, count, duration, output
 from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
 from benchmarks.speed.workloads import Program, Work, ours, plain_flax, take_turns, torch_step
@@ -51,7 +50,7 @@ USUAL = ("flax_resnet", "plain_flax", "plain_flax, kept", "torch", "torch, kept"
 
 
 def main() -> None:
-    """Parses the arguments, then measures and prints the speeds."""
+    """Parse the arguments, then measures and print the speeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=duration, default=2.0, help="minimum length of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm")):
+    if absent("torch", "torchvision", "timm"):
         needs_torch = [s for s in args.systems if s.startswith(("torch", "timm"))]
         args.systems = [s for s in args.systems if s not in needs_torch]
         if needs_torch:
