@@ -14,6 +14,7 @@ from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
+from flax_resnet.ops import dispatch
 from flax_resnet.optim import ema
 from flax_resnet.optim.ema import Ema
 from flax_resnet.training import sharding
@@ -135,6 +136,31 @@ def test_measured_statistics_are_the_mean_over_the_batches(steps_per_call):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
     )
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "airbench94", "resnet18"])
+def test_statistics_of_every_family_are_measured_with_momentum_1(name, monkeypatch):
+    monkeypatch.setenv(dispatch.SWITCH, "plain")  # without compiler options, so that JAX can trace it
+    size, rows = 32, 2 * jax.device_count()
+    config = freeze(
+        {
+            "model": {"name": name, "norm_scope": "local"},
+            "data": {"image_size": size},
+            "ema": {"decay": 0.9, "bn_batches": 3},
+            "train": {"batch_size": rows},
+        }
+    )
+    model, mesh = build_model(config, 10), sharding.make_mesh()
+    assert (model.norm_momentum, model.norm_groups) != (1.0, 1)
+    measure = make_statistics_measurement(config, model, mesh)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((rows, size, size, 3), np.float32)
+    )
+    batch = {"image": np.zeros((rows, size, size, 3), np.uint8), "label": np.zeros(rows, np.int32)}
+    measured = jax.eval_shape(
+        lambda variables: measure(variables, {"seed": 0}, [batch], 0), dict(shapes)
+    )
+    assert measured == shapes["batch_stats"]
 
 
 def test_measuring_statistics_needs_batch_normalisation():

@@ -51,7 +51,7 @@ VGG = {
 BASELINES: dict[str, dict[str, Any]] = {
     "alexnet": dict(layers=ALEXNET, pool=(3, 2), map_size=6, dropout_first=True),
     **{name: dict(layers=layers) for name, layers in VGG.items()},
-    **{f"{name}_bn": dict(layers=layers, norm=True) for name, layers in VGG.items()},
+    **{f"{name}_bn": dict(layers=layers, norm="batch") for name, layers in VGG.items()},
 }
 
 
@@ -64,7 +64,9 @@ class ConvNet(nn.Module):
       in_channels: channels of the images.
       pool: window and stride of the max-pools.
       map_size: height and width to which the map is averaged before the linear layers.
-      norm: whether batch normalisation follows each convolution.
+      norm: "batch" for batch normalisation after each convolution, or "none".
+      norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
+      norm_momentum: momentum of `BatchNorm`, in torch's sense.
       dropout: rate of dropout between the linear layers in training; uses the stream `dropout`.
       dropout_first: whether dropout comes before the first two linear layers (AlexNet) or after them (VGG).
       dtype: compute dtype; parameters and logits are at least float32.
@@ -77,7 +79,9 @@ class ConvNet(nn.Module):
     in_channels: int = 3
     pool: tuple[int, int] = (2, 2)
     map_size: int = 7
-    norm: bool = False
+    norm: str = "none"
+    norm_groups: int = 1
+    norm_momentum: float = 0.1
     dropout: float = 0.5
     dropout_first: bool = False
     dtype: Any = jnp.float32
@@ -121,10 +125,15 @@ class ConvNet(nn.Module):
                 channels, size, stride=stride, padding=padding, bias=True, dtype=self.dtype,
                 kernel_init=init, name=f"features_{index}",
             )(x)  # fmt: skip
-            if self.norm:
-                norm = BatchNorm(dtype=self.dtype, name=f"features_{index + 1}")
-                x = norm(x, train=train)
-            x, index = nn.relu(x), index + (3 if self.norm else 2)
+            if self.norm == "batch":
+                x = BatchNorm(
+                    dtype=self.dtype,
+                    groups=self.norm_groups,
+                    momentum=self.norm_momentum,
+                    name=f"features_{index + 1}",
+                )(x, train=train)
+                index += 1
+            x, index = nn.relu(x), index + 2
         if min(x.shape[1:3]) < 1:
             raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
         x = adaptive_average_pool(x, self.map_size)

@@ -94,13 +94,15 @@ def make_programs(
     if len(calls) > 1:
         log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
         train_step = compiled_ahead(train_step, *arguments, calls)
-    measure = make_statistics_measurement(
-        config, model, mesh, train_feed.training_batch, microbatches=microbatches, drop=drop
-    )
+    measure = None
+    if config.ema.bn_batches:
+        measure = make_statistics_measurement(
+            config, model, mesh, train_feed.training_batch, microbatches=microbatches, drop=drop
+        )
     return Programs(
         train_step,
         make_eval_step(config, model, mesh, eval_feed.evaluation_batch),
-        measure if config.ema.bn_batches else None,
+        measure,
         microbatches,
         data,
     )
