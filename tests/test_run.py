@@ -14,6 +14,7 @@ from PIL import Image
 import flax_resnet
 from flax_resnet import main
 from flax_resnet.cli import app, evaluate
+from flax_resnet.config import default_config, freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.training import programs
 from flax_resnet.training.runs.folder import RunFolder
@@ -198,6 +199,14 @@ def test_load_refuses_what_is_no_run(tmp_path, copy):
     with pytest.raises(CheckpointError, match="cannot be read"):
         flax_resnet.load(workdir)
     assert flax_resnet.load(workdir, checkpoint=5).step == 5
+
+
+@pytest.mark.parametrize("workdir", [None, ""])
+def test_a_run_needs_a_folder(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"workdir=.*: must name the run folder"):
+        flax_resnet.train(freeze(default_config()), workdir)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):

@@ -35,8 +35,8 @@ from flax_resnet.training import sharding
 from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
 from flax_resnet.training.microbatch_size import available_memory
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step.gradient import make_loss
 from flax_resnet.training.step.train_step import loss_inputs, make_train_step
+from flax_resnet.training.step.training_loss import make_loss
 
 DTYPES = ("float32", "bfloat16")
 # Images per device: at 64 px and below, and above.

@@ -42,6 +42,22 @@ def result_of(records: Records, config: Config, step: int) -> Result | None:
     return Result(step, monitored(evaluated[step]), monitored(evaluated[best]), best)
 
 
+def has_stopped_early(records: Records, config: Config, scores_from: int) -> bool:
+    """Return whether the last `train.early_stopping` evaluations brought no new best.
+
+    Args:
+      records: the records of the run.
+      config: the configuration.
+      scores_from: ignore evaluations before this step.
+    """
+    scores = [
+        score(record, config.train.monitor)
+        for record in records
+        if record["split"] == config.data.eval_split and record["step"] >= scores_from
+    ]
+    return has_stalled(scores, config.train.early_stopping)
+
+
 def finished_result(
     experiment: Experiment, restored: Restored, folder: RunFolder, scores_from: int
 ) -> Result | None:
@@ -61,12 +77,10 @@ def finished_result(
     config, plan = experiment.config, experiment.plan
     split, train = config.data.eval_split, config.train
     records = [r for r in folder.read_records() if r["step"] <= restored.step]
-    counted = [r for r in records if r["split"] == split and r["step"] >= scores_from]
-    scores = [score(r, train.monitor) for r in counted]
-    stalled = has_stalled(scores, train.early_stopping)
-    epochs = restored.step / plan.steps_per_epoch
-    if restored.step < plan.total_steps and not stalled:
+    early = restored.step < plan.total_steps
+    if early and not has_stopped_early(records, config, scores_from):
         return None
+    epochs = restored.step / plan.steps_per_epoch
     if restored.step > plan.total_steps:
         raise WorkdirError(
             f"train.epochs={train.epochs}, train.steps={train.steps}: workdir {folder} has already trained "
@@ -74,7 +88,6 @@ def finished_result(
         )
     result = result_of(records, config, restored.step)
     if result is not None:
-        early = restored.step < plan.total_steps
         longer = "a larger train.steps extends it" if train.steps else "more epochs extend it"
         log.info(
             "%s is finished: %.3g epochs%s, final top-1 %.2f %% on %s (%s)",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 from typing import Any
 
 from flax_resnet.data.records import Source
@@ -13,8 +12,6 @@ from flax_resnet.training.runs.checkpoint import Restored
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.state import TrainState, initial_state
 from flax_resnet.training.teacher import Teacher
-
-log = logging.getLogger("flax_resnet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +48,14 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
     return Start(0, state)
 
 
-def resumed_start(experiment: Experiment, restored: Restored, *, forced: bool) -> Start:
+def resumed_start(restored: Restored, *, forced: bool) -> Start:
     """Return the start of a resumed run.
 
     Args:
-      experiment: the experiment.
       restored: the last good checkpoint.
       forced: the configuration or the data may have changed (--resume=force). Discard the checkpoint's unreadable
         images and number of microbatches, and ignore earlier evaluations for early stopping.
     """
-    epoch = restored.step / experiment.plan.steps_per_epoch
-    log.info("going on from checkpoint %d (epoch %.3g)", restored.step, epoch)
     if forced:
         return Start(restored.step, restored.state, scores_from=restored.step + 1)
     metadata = restored.metadata

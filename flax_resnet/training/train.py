@@ -55,8 +55,8 @@ def train(
       Interrupted: the process received SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
-    if workdir is None and not dry_run:
-        raise ConfigError("workdir=None: must name the run folder, unless dry_run")
+    if not workdir and not dry_run:
+        raise ConfigError(f"workdir={workdir!r}: must name the run folder, unless dry_run")
     config = with_absolute_teacher(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
@@ -80,20 +80,21 @@ def train(
     folder.claim(config, resume=resume)
     checkpoints, forced = Checkpoints(folder.path, monitor=config.train.monitor), resume == "force"
     try:
-        restored = checkpoints.restore_last_good(experiment.abstract_state)
-        if restored:
+        start = None
+        if restored := checkpoints.restore_last_good(experiment.abstract_state):
+            start = resumed_start(restored, forced=forced)
             if not forced:
                 check_data(restored, splits.train, folder)
-            scores_from = restored.step + 1 if forced else 0
-            if result := finished_result(experiment, restored, folder, scores_from):
+            if result := finished_result(experiment, restored, folder, start.scores_from):
                 return result
         teacher = teacher or _teacher_of(experiment)
         if restored and not forced:
             check_teacher(restored, teacher, config.distill.teacher, folder)
         folder.store_config(config)  # after all checks: a command that fails changes nothing
         log.info("%s", experiment.summary())
-        if restored:
-            start = resumed_start(experiment, restored, forced=forced)
+        if start:
+            epoch = start.step / experiment.plan.steps_per_epoch
+            log.info("going on from checkpoint %d (epoch %.3g)", start.step, epoch)
         else:
             if config.model.pretrained and weights is None:
                 weights = read_pretrained(config, experiment.model, open_pretrained(config))

@@ -12,7 +12,6 @@ from jax.profiler import TraceAnnotation
 from flax_resnet.config.plan import planned_learning_rate
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
-from flax_resnet.optim.metrics import has_stalled, score
 from flax_resnet.optim.optimizers import updates_made
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
@@ -20,6 +19,7 @@ from flax_resnet.training.input.feeds import Feed, make_feed
 from flax_resnet.training.interrupt import stop_requested
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.programs import Programs, make_programs
+from flax_resnet.training.result import has_stopped_early, result_of
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
@@ -63,11 +63,9 @@ class Trainer:
           Interrupted: the process received a signal; the state was saved.
           UserError: the data, the disk or the numerics failed; saved files are unchanged.
         """
-        plan, programs = self.experiment.plan, self.programs
+        config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
-        metrics = StepMetrics(
-            updates_made(state.opt_state), self.experiment.config.train.batch_size
-        )
+        metrics = StepMetrics(updates_made(state.opt_state), config.train.batch_size)
         log = _Log(self, RecordWriter(self.folder, step), Progress(plan.total_steps, step), metrics)
         try:
             with stop_requested() as stop, self._explained():
@@ -85,7 +83,9 @@ class Trainer:
                     metrics.read(log.note, all_calls=True)
                     state = self._with_measured_statistics(state, metrics)
                     values = self._evaluate(state, step, log) if evaluates else None
-                    ends = step == plan.total_steps or (evaluates and log.has_stalled(start))
+                    ends = step == plan.total_steps or (
+                        evaluates and has_stopped_early(log.records, config, start.scores_from)
+                    )
                     if ends:
                         log.write(step)
                     if saves or ends:
@@ -100,7 +100,7 @@ class Trainer:
                         )
                 self.checkpoints.wait()
                 # No step was left to train, and the evaluation split has no record yet.
-                if not log.has_evaluated(step):
+                if result_of(log.records, config, step) is None:
                     self._evaluate(state, step, log)
         finally:
             log.close()
@@ -202,22 +202,6 @@ class _Log:
                 rate = float(self._learning_rate(max(0, self.metrics.updates - 1)))
                 self.record(step, "train", {**values, "learning_rate": rate})
                 self.metrics.clear()
-
-    def has_evaluated(self, step: int) -> bool:
-        """Return whether the evaluation split has a record at a step."""
-        split = self._trainer.experiment.config.data.eval_split
-        return (step, split) in {(record["step"], record["split"]) for record in self.records}
-
-    def has_stalled(self, start: Start) -> bool:
-        """Return whether the last `train.early_stopping` evaluations brought no new best."""
-        config = self._trainer.experiment.config
-        train, split = config.train, config.data.eval_split
-        scores = [
-            score(record, train.monitor)
-            for record in self.records
-            if record["split"] == split and record["step"] >= start.scores_from
-        ]
-        return has_stalled(scores, train.early_stopping)
 
     def close(self) -> None:
         """Close the progress bar, and flush buffered records."""

@@ -113,7 +113,7 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
 
     from benchmarks.speed.workloads import configured
     from flax_resnet.models import create_model
-    from flax_resnet.training.step.gradient import LossInputs, make_loss
+    from flax_resnet.training.step.training_loss import LossInputs, make_loss
 
     os.environ["FLAX_RESNET_OPS"] = "plain" if form == "usual" else "auto"
     model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **case.options)

@@ -1,19 +1,17 @@
 """Per-device gradients: each device differentiates its own examples; two sums combine the gradients."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from flax_resnet.models.network import Network
-
-if TYPE_CHECKING:
-    from flax_resnet.training.step.gradient import Gradient, LossInputs
+from flax_resnet.training.step.training_loss import Gradient, LossInputs
 
 
-def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gradient":
+def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> Gradient:
     """Return a gradient that each device computes on its own rows, summed over the devices in two parts.
 
     The first part is the head and the last stage. Its sum overlaps the computation of the other stages' gradients.
@@ -32,7 +30,7 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gr
     last_stage = {name for block in stages[-1] for name in block} if stages else set()
     ready_first = {model.head, *last_stage}  # the backward pass begins with these
 
-    def of_own_rows(params: Any, inputs: "LossInputs") -> tuple:
+    def of_own_rows(params: Any, inputs: LossInputs) -> tuple:
         key = jax.random.fold_in(inputs.dropout_key, jax.lax.axis_index("data"))
         grads, (metrics, batch_stats) = gradient(params, inputs._replace(dropout_key=key))
         # Ravel each part into one vector. XLA does not join sums of arrays above 30 MB, or of arrays with another
@@ -53,7 +51,7 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> "Gr
     everywhere: Any = PartitionSpec()
     rows: Any = PartitionSpec("data")
 
-    def over_devices(params: Any, inputs: "LossInputs") -> tuple:
+    def over_devices(params: Any, inputs: LossInputs) -> tuple:
         specs = type(inputs)(*(everywhere for _ in inputs))._replace(images=rows, targets=rows)
         function = jax.shard_map(
             of_own_rows,

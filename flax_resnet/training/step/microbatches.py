@@ -1,6 +1,6 @@
 """The gradient of a batch in microbatches, one after another, with the memory of one microbatch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,10 @@ from jax.sharding import Mesh
 
 from flax_resnet.training import sharding
 from flax_resnet.training.step.loops import repeat
-
-if TYPE_CHECKING:
-    from flax_resnet.training.step.gradient import Gradient, LossInputs
+from flax_resnet.training.step.training_loss import Gradient, LossInputs
 
 
-def microbatched(gradient: "Gradient", mesh: Mesh, count: int) -> "Gradient":
+def microbatched(gradient: Gradient, mesh: Mesh, count: int) -> Gradient:
     """Return a gradient that divides the batch into `count` microbatches. Each takes every `count`-th row.
 
     The result equals that of the whole batch, except for batch normalisation: it uses the statistics of each
@@ -31,7 +29,7 @@ def microbatched(gradient: "Gradient", mesh: Mesh, count: int) -> "Gradient":
         rows = array.reshape(len(array) // count, count, *array.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, sharding.split_steps(mesh))
 
-    def summed(params: Any, inputs: "LossInputs") -> tuple:
+    def summed(params: Any, inputs: LossInputs) -> tuple:
         def of_microbatch(images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple:
             return gradient(
                 params, inputs._replace(images=images, targets=targets, dropout_key=key)

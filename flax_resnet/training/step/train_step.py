@@ -19,8 +19,9 @@ from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step import loss_scale
-from flax_resnet.training.step.gradient import LossInputs, Metrics, make_gradient
+from flax_resnet.training.step.gradient import make_gradient
 from flax_resnet.training.step.loops import several_steps
+from flax_resnet.training.step.training_loss import LossInputs, Metrics
 
 Batch = dict[str, jax.Array]
 
