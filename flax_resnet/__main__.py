@@ -1,4 +1,4 @@
-"""Runs a command: python -m flax_resnet COMMAND; `flax-resnet COMMAND` does the same."""
+"""Run a command: python -m flax_resnet COMMAND; `flax-resnet COMMAND` does the same."""
 
 import sys
 

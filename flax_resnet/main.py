@@ -1,4 +1,4 @@
-"""Trains a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run."""
+"""Train a network: python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What every command shares: flags of its own, one line for a user's mistake, quiet libraries."""
+"""The frame of every command: its flags, one line and an exit code for an error, quiet libraries."""
 
 import dataclasses
 import importlib.util
@@ -28,7 +28,7 @@ from flax_resnet.training import memory
 
 
 class _TqdmHandler(logging.Handler):
-    """Writes lines to stderr without tearing a progress bar."""
+    """Write lines to stderr without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -46,13 +46,12 @@ def run(
     *,
     positional: Sequence[str] = (),
 ) -> int:
-    """Runs a command and returns its exit code.
+    """Run a command and return its exit code.
 
     Args:
       name: as the user types it, such as ``flax_resnet.main``.
       doc: what --help prints above the flags.
-      define: adds the command's flags. They live in a FlagValues of their own, so that two commands in one
-        process do not clash.
+      define: adds the command's flags to a FlagValues of its own, so that two commands in one process do not clash.
       body: does the work.
       argv: arguments without the program's name; None for those of the process.
       positional: flags whose values may also stand alone, in this order.
@@ -130,7 +129,7 @@ def _help(values: flags.FlagValues) -> str:
 
 
 def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Puts the lines of files that --flagfile names in its place. Raises ConfigError: one cannot be read."""
+    """Replace each --flagfile argument by the lines of its file. Raises ConfigError if a file cannot be read."""
     try:
         return values.read_flags_from_files(argv)
     except (flags.Error, UnicodeDecodeError) as error:
@@ -139,7 +138,7 @@ def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
-    """Parses; whatever absl and ml_collections raise becomes one line."""
+    """Parse the flags. Raises UserError, one line, for whatever absl and ml_collections raise."""
     try:
         rest = values([sys.argv[0], *argv])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -147,9 +146,8 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
         raise ConfigError(
             f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}"
         ) from error
-    except (
-        Exception
-    ) as error:  # the file of a configuration is the user's code: it may raise anything
+    except Exception as error:
+        # A configuration file is the user's code: it may raise anything.
         raise _readable(error, argv) from error
     for name, value in zip(positional, rest, strict=False):
         values[name].value = value
@@ -158,7 +156,7 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
 
 
 def _readable(error: Exception, argv: list[str]) -> UserError:
-    """Turns what ml_collections says of an override into key, value and what is allowed."""
+    """Return an error with key, value and allowed values for what ml_collections raised."""
     # What a get_config() raises comes wrapped, with its traceback.
     cause = error.__context__
     while cause:
@@ -183,7 +181,7 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds --config, whose every key can be overridden as --config.section.key=value."""
+    """Define --config; each of its keys can be overridden as --config.section.key=value."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -195,7 +193,7 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def resolve_config(argv: Sequence[str]) -> list[str]:
-    """Replaces the name of a packaged configuration by its file in the --config argument.
+    """Replace the name of a packaged configuration by its file in the --config argument.
 
     Raises:
       ConfigError: there is no such file and no such packaged configuration.
@@ -232,7 +230,7 @@ def _config_folders() -> list[pathlib.Path]:
 
 
 def frozen_config(values: flags.FlagValues) -> Config:
-    """Returns the parsed --config, validated, with --data_dir in it if given. Raises ConfigError."""
+    """Return the checked configuration of --config, with --data_dir if it is set. Raises ConfigError."""
     if not isinstance(flag(values, "config"), ConfigDict):
         raise ConfigError(
             "--config is needed: a file such as configs/resnet18.py, or a packaged name"
@@ -246,7 +244,7 @@ def frozen_config(values: flags.FlagValues) -> Config:
 
 
 def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
-    """Returns the path of a picture to draw. Raises ConfigError: no matplotlib, or another suffix."""
+    """Return the path of a picture to draw. Raises ConfigError without matplotlib, or for another suffix."""
     path = pathlib.Path(path).expanduser()
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"{flag}={path}: must end in .png, .pdf or .svg")
@@ -256,7 +254,7 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
 
 
 def set_up_jax(compilation_cache: str) -> None:
-    """Turns the persistent compilation cache on (a folder) or off ("off"); on CPU, prepares memory."""
+    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, prepare memory."""
     if memory.computes_on_cpu():
         memory.prepare_cpu()
     import jax
@@ -267,20 +265,20 @@ def set_up_jax(compilation_cache: str) -> None:
 
 
 def define_data_dir(values: flags.FlagValues) -> None:
-    """Adds --data_dir."""
+    """Define --data_dir."""
     flags.DEFINE_string(
         "data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values
     )
 
 
 def define_common(values: flags.FlagValues) -> None:
-    """Adds the flags that every command running a network has."""
+    """Define the flags of every command that runs a network."""
     define_data_dir(values)
     define_compilation_cache(values)
 
 
 def define_compilation_cache(values: flags.FlagValues) -> None:
-    """Adds --compilation_cache."""
+    """Define --compilation_cache."""
     flags.DEFINE_string(
         "compilation_cache",
         "~/.cache/flax_resnet/xla",

@@ -18,7 +18,7 @@ from flax_resnet.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet evaluate", __doc__, _define, _evaluate, argv)
 
 

@@ -22,7 +22,7 @@ PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_ba
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet prepare", __doc__, _define, _prepare, argv)
 
 

@@ -20,7 +20,7 @@ SHOWN = (4, 8)  # rows and columns of images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet preview", __doc__, _define, _preview, argv)
 
 

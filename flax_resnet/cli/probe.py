@@ -17,7 +17,7 @@ from flax_resnet.cli import app, network_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet probe", __doc__, _define, _probe, argv)
 
 

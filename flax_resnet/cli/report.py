@@ -19,7 +19,7 @@ SHOWN = (3, 8)  # rows and columns of example images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet report", __doc__, _define, _report, argv)
 
 

@@ -74,7 +74,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and returns its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` without the program's name."""
     return app.run("flax-resnet summary", __doc__, _define, _summary, argv)
 
 

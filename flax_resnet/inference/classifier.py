@@ -184,6 +184,7 @@ def load(
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or the checkpoint is corrupted.
+      WorkdirError: another version of flax_resnet wrote the run.
     """
     run = load_run(path, checkpoint)
     variables = run.best_variables(ema=ema)
