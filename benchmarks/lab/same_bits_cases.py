@@ -1,41 +1,41 @@
-"""What same_bits trains: small configurations that together touch every mechanism of training.
+"""The cases of same_bits: small configurations that together use every mechanism of training.
 
-Settings have the names of today. `RENAMED` says what a later revision calls them.
+Settings have their present names. `RENAMED` has the names of earlier revisions.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-RUN = "run:"  # begins a value that stands for the run folder of another case
+RUN = "run:"  # prefix of a value that is the run folder of another case
 DEVICES = "--xla_force_host_platform_device_count="
 
-# A setting's dotted key, or its key=value, by today's name -> the later one.
+# {setting: its name in earlier revisions}
 RENAMED: dict[str, str] = {
-    "train.judged_by": "train.monitor",
-    "optimizer.thaw": "optimizer.unfreeze_at",
-    "optimizer.clip_adaptive": "optimizer.agc",
-    "schedule.factor": "schedule.gamma",
-    "model.scan": "model.scan_blocks",
-    "augment.shift": "augment.pad_crop",
-    "augment.shift_padding": "augment.pad_crop_fill",
-    "augment.erase": "augment.random_erasing",
-    "augment.erase_area": "augment.random_erasing_area",
-    "augment.erase_aspect": "augment.random_erasing_aspect",
-    "augment.erase_fill": "augment.random_erasing_fill",
-    "augment.mix_switch": "augment.mix_switch_prob",
-    "augment.mix_probability": "augment.mix_prob",
-    "data.repeats": "data.augmentation_repeats",
-    "data.balanced": "data.class_balanced",
-    "data.holdout": "data.eval_fraction",
-    "train.microbatch": "train.microbatch_size",
-    "average.decay": "ema.decay",
-    "average.warmup": "ema.warmup",
-    "average.rise": "ema.decay_power",
-    "average.lookahead": "ema.lookahead",
-    "average.recalibrate": "ema.bn_batches",
+    "train.monitor": "train.judged_by",
+    "optimizer.unfreeze_at": "optimizer.thaw",
+    "optimizer.agc": "optimizer.clip_adaptive",
+    "schedule.gamma": "schedule.factor",
+    "model.scan_blocks": "model.scan",
+    "augment.pad_crop": "augment.shift",
+    "augment.pad_crop_fill": "augment.shift_padding",
+    "augment.random_erasing": "augment.erase",
+    "augment.random_erasing_area": "augment.erase_area",
+    "augment.random_erasing_aspect": "augment.erase_aspect",
+    "augment.random_erasing_fill": "augment.erase_fill",
+    "augment.mix_switch_prob": "augment.mix_switch",
+    "augment.mix_prob": "augment.mix_probability",
+    "data.augmentation_repeats": "data.repeats",
+    "data.class_balanced": "data.balanced",
+    "data.eval_fraction": "data.holdout",
+    "train.microbatch_size": "train.microbatch",
+    "ema.decay": "average.decay",
+    "ema.warmup": "average.warmup",
+    "ema.decay_power": "average.rise",
+    "ema.lookahead": "average.lookahead",
+    "ema.bn_batches": "average.recalibrate",
 }
 
-# Six steps of two blocks on the digits, with an evaluation and a checkpoint at the end.
+# Six steps of a network of two blocks on the digits, with an evaluation and a checkpoint at the end.
 COMMON: dict[str, Any] = {
     "data.name": "digits",
     "model.depths": (1, 1),
@@ -49,12 +49,12 @@ EVERY_TWO_STEPS = {"train.eval_every": 2 / 44, "train.checkpoint_every": 2 / 44}
 
 
 class Case(NamedTuple):
-    """A run whose end is compared.
+    """A run whose result is compared.
 
     Attributes:
-      settings: by dotted key, beside those of `COMMON` and of configs/resnet18.py.
-      environment: variables of the process, beside its own.
-      killed: whether the run is killed after its first checkpoint, and started again.
+      settings: {dotted key: value}, in addition to `COMMON` and configs/resnet18.py.
+      environment: additional environment variables of the process.
+      killed: whether the run is killed after its first checkpoint, and resumed.
     """
 
     settings: Mapping[str, Any]
@@ -78,8 +78,8 @@ CASES: dict[str, Case] = {
             "data.train_antialias": True,
             "data.interpolation": "bicubic",
             "data.eval_crop": "center",
-            "data.repeats": 2,
-            "data.balanced": True,
+            "data.augmentation_repeats": 2,
+            "data.class_balanced": True,
             "model.in_channels": 1,
             "augment.mean": (0.3,),
             "augment.std": (0.4,),
@@ -99,13 +99,13 @@ CASES: dict[str, Case] = {
     "calls_and_parts": Case(
         {
             "train.steps_per_call": 3,
-            "train.microbatch": "16",
+            "train.microbatch_size": "16",
             "data.fraction": 0.5,
             "data.limit": 320,
             "data.split_seed": 3,
             "model.dropout": 0.2,
             "augment.cutout": 3,
-            "optimizer.clip_adaptive": 0.02,
+            "optimizer.agc": 0.02,
             "schedule.batch_scaling": "sqrt",
         }
     ),
@@ -113,9 +113,9 @@ CASES: dict[str, Case] = {
         {
             "model.norm_scope": "ghost",
             "model.norm_groups": 16,
-            "augment.shift": 1,
+            "augment.pad_crop": 1,
             "augment.mixup": 0.2,
-            "train.microbatch": "16",
+            "train.microbatch_size": "16",
         },
         {"XLA_FLAGS": f"{DEVICES}8"},
     ),
@@ -123,10 +123,10 @@ CASES: dict[str, Case] = {
         {
             "model.norm_scope": "local",
             "train.gradient_dtype": "bfloat16",
-            "augment.erase": 0.5,
-            "augment.erase_fill": "noise",
+            "augment.random_erasing": 0.5,
+            "augment.random_erasing_fill": "noise",
             "optimizer.clip_norm": 0.5,
-            "average.decay": 0.9,
+            "ema.decay": 0.9,
         },
         {"XLA_FLAGS": f"{DEVICES}8"},
     ),
@@ -155,9 +155,9 @@ CASES: dict[str, Case] = {
     ),
     "recalibrated_adamw": Case(
         {
-            "average.decay": 0.9,
-            "average.recalibrate": 2,
-            "train.microbatch": "16",
+            "ema.decay": 0.9,
+            "ema.bn_batches": 2,
+            "train.microbatch_size": "16",
             "optimizer.name": "adamw",
             "optimizer.learning_rate": 0.003,
             "optimizer.weight_decay_rules": (("conv1/kernel", 2.0),),
@@ -166,10 +166,10 @@ CASES: dict[str, Case] = {
     ),
     "lookahead_lars": Case(
         {
-            "average.decay": 0.8,
-            "average.warmup": False,
-            "average.rise": 1.0,
-            "average.lookahead": 2,
+            "ema.decay": 0.8,
+            "ema.warmup": False,
+            "ema.decay_power": 1.0,
+            "ema.lookahead": 2,
             "optimizer.name": "lars",
             "optimizer.learning_rate": 2.0,
             "schedule.name": "multi_step",
@@ -182,8 +182,8 @@ CASES: dict[str, Case] = {
             "distill.temperature": 2.0,
             "distill.weight": 0.5,
             "augment.flip": True,
-            "augment.shift": 1,
-            "augment.shift_padding": "reflect",
+            "augment.pad_crop": 1,
+            "augment.pad_crop_fill": "reflect",
             "optimizer.name": "muon",
             "optimizer.weight_decay_form": "coupled",
         }
@@ -193,10 +193,10 @@ CASES: dict[str, Case] = {
             "model.name": "",
             "model.pretrained": f"{RUN}plain",
             "model.num_classes": 11,
-            "optimizer.thaw": (("^conv1", 3.0), ("layer1", 1.0)),
+            "optimizer.unfreeze_at": (("^conv1", 3.0), ("layer1", 1.0)),
             "optimizer.learning_rate_rules": (("bn\\d/scale", 0.5), ("layer2_0/conv1", 0.0)),
             "optimizer.layer_decay": 0.7,
-            "average.decay": 0.9,
+            "ema.decay": 0.9,
         }
     ),
     "mixed_by_element": Case(
@@ -205,9 +205,9 @@ CASES: dict[str, Case] = {
             "augment.mixup": 0.8,
             "augment.cutmix": 1.0,
             "augment.mix_mode": "element",
-            "augment.mix_probability": 0.9,
-            "augment.erase": 0.5,
-            "augment.shift": 1,
+            "augment.mix_prob": 0.9,
+            "augment.random_erasing": 0.5,
+            "augment.pad_crop": 1,
             "augment.flip": True,
         }
     ),
@@ -225,7 +225,7 @@ CASES: dict[str, Case] = {
     ),
     "scanned": Case(
         {
-            "model.scan": True,
+            "model.scan_blocks": True,
             "model.remat": "block",
             "model.depths": (4, 3),
             "model.drop_path": 0.3,
@@ -241,8 +241,8 @@ CASES: dict[str, Case] = {
             "model.widths": (8, 16, 16),
             "data.image_size": 16,
             "augment.flip": True,
-            "augment.shift": 2,
-            "augment.shift_padding": "reflect",
+            "augment.pad_crop": 2,
+            "augment.pad_crop_fill": "reflect",
             "augment.eval_flip": True,
             "augment.eval_shift": 1,
             "optimizer.learning_rate_rules": (("bn\\d/scale", 0.0), ("bn\\d/bias", 64.0)),
@@ -262,7 +262,7 @@ CASES: dict[str, Case] = {
             "model.norm": "frn",
             "model.act": "silu",
             "model.global_pool": "avgmax",
-            "train.judged_by": "macro_f1",
+            "train.monitor": "macro_f1",
             "train.early_stopping": 1,
             "train.steps": 12,
             "train.eval_batch_size": 100,
@@ -309,10 +309,10 @@ CASES: dict[str, Case] = {
         {
             **EVERY_TWO_STEPS,
             "train.steps": 30,
-            "augment.shift": 1,
+            "augment.pad_crop": 1,
             "augment.mixup": 0.2,
             "model.dropout": 0.1,
-            "average.decay": 0.95,
+            "ema.decay": 0.95,
         },
         killed=True,
     ),
