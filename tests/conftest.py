@@ -167,6 +167,38 @@ def weights(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """A small network before training."""
+    from untrained import initial
+
+    from flax_resnet import create_model
+    from flax_resnet.config import freeze
+    from flax_resnet.inference.classifier import Classifier
+
+    shape = {"widths": (4, 8, 16, 32), "depths": (1, 1, 1, 1), "stem": "cifar"}
+    model = create_model("resnet18", num_classes=3, **shape)
+    config = freeze({"model": {"name": "resnet18", **shape}})
+    return Classifier(model, initial(model), tuple("abc"), config, step=0)
+
+
+@pytest.fixture
+def prepare_refuses(capsys):
+    """Runs the command `prepare`, expects an exit code and one line with these words."""
+    from flax_resnet.cli import prepare
+
+    def run(call, *words, code=4):
+        capsys.readouterr()
+        assert prepare.main(call) == code
+        *before, line = capsys.readouterr().err.splitlines()
+        assert all(x.startswith(("warning: cannot decode", "going on: ")) for x in before)
+        assert line.startswith("error: ")
+        for word in words:
+            assert word in line
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny(data_dir, cache_dir):
     """Arguments that train a very small network on the digits in a few seconds."""

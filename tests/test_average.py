@@ -140,7 +140,9 @@ def test_measured_statistics_are_the_mean_over_the_batches(steps_per_call):
 
 @pytest.mark.parametrize("name", ["vgg11_bn", "airbench94", "resnet18"])
 def test_statistics_of_every_family_are_measured_with_momentum_1(name, monkeypatch):
-    monkeypatch.setenv(dispatch.SWITCH, "plain")  # without compiler options, so that JAX can trace it
+    monkeypatch.setenv(
+        dispatch.SWITCH, "plain"
+    )  # without compiler options, so that JAX can trace it
     size, rows = 32, 2 * jax.device_count()
     config = freeze(
         {

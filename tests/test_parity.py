@@ -126,25 +126,27 @@ SMALL = Pair("resnet18", {"num_classes": 10}, "resnet18", {"num_classes": 10}, 3
 @pytest.mark.parity
 def test_the_first_layer_that_diverges_is_named(parity, monkeypatch):
     """A wrong padding, a stride in the wrong place, and two tensors swapped."""
+    import parity_outputs
+
     assert not parity.compare_logits(SMALL).failure
-    loaded = parity.loaded
+    loaded = parity_outputs.loaded
 
     def wrongly_padded(pair, tensors):
         net = loaded(pair, tensors)
         net.layer2[1].conv1.padding_mode = "circular"
         return net
 
-    monkeypatch.setattr(parity, "loaded", wrongly_padded)
+    monkeypatch.setattr(parity_outputs, "loaded", wrongly_padded)
     assert "first to diverge: layer2.1.conv1: " in parity.compare_logits(SMALL).failure
 
     def swapped(pair, tensors):
         first, second = "layer3.1.conv1.weight", "layer3.1.conv2.weight"
         return loaded(pair, {**tensors, first: tensors[second], second: tensors[first]})
 
-    monkeypatch.setattr(parity, "loaded", swapped)
+    monkeypatch.setattr(parity_outputs, "loaded", swapped)
     assert "first to diverge: layer3.1.conv1: " in parity.compare_logits(SMALL).failure
 
-    monkeypatch.setattr(parity, "loaded", loaded)
+    monkeypatch.setattr(parity_outputs, "loaded", loaded)
     moved = Pair("resnet50", {}, "resnet50_v1", {}, 32)
     failure = parity.compare_logits(moved).failure
     assert failure == "first to diverge: layer2.0.conv1: [2, 128, 4, 4], torch's [2, 128, 8, 8]"
@@ -152,13 +154,17 @@ def test_the_first_layer_that_diverges_is_named(parity, monkeypatch):
 
 @pytest.mark.parity
 def test_failures_are_listed_and_the_exit_code_is_one(parity, monkeypatch, tmp_path, capsys):
+    import parity_outputs
+
     monkeypatch.setattr(parity, "all_pairs", lambda: {"resnet18": SMALL, "resnet34": SMALL})
     monkeypatch.setattr(parity, "timm_names", lambda: ["resnet18", "resnet34"])
     page = tmp_path / "parity.md"
     assert parity.main(["--names", "resnet18", "--output", str(page)]) == 0
     assert "The logits of 1 of 1 networks of timm are" in page.read_text()
-    to_torch = parity.to_torch
-    monkeypatch.setattr(parity, "to_torch", lambda tree: {**to_torch(tree), "fc.bias": np.ones(10)})
+    to_torch = parity_outputs.to_torch
+    monkeypatch.setattr(
+        parity_outputs, "to_torch", lambda tree: {**to_torch(tree), "fc.bias": np.ones(10)}
+    )
     assert parity.main(["--names", "resnet[13]*", "--output", str(page)]) == 1
     told = "failed: Networks of timm: resnet34: AssertionError: fc.bias came back changed"
     assert told in capsys.readouterr().out.splitlines()

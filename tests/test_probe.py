@@ -1,61 +1,21 @@
-"""Features of a whole split, the two classifiers on top of them, and the command that reports both."""
+"""Probes of a network's features, and the command that reports them."""
 
 import dataclasses
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from untrained import initial, random_source
 
 import flax_resnet
 from flax_resnet import create_model, main
 from flax_resnet.cli import commands
-from flax_resnet.config import freeze
 from flax_resnet.data.sources.arrays import ArraySource
-from flax_resnet.errors import ConfigError, DataError, WeightsError
-from flax_resnet.inference import feature_classifiers, features
-from flax_resnet.inference.classifier import Classifier
+from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.inference import features
 from flax_resnet.inference.probes import measure
-from flax_resnet.ops import dispatch
 from flax_resnet.weights import to_torch, write_safetensors
-
-SHAPE = {"widths": (4, 8, 16, 32), "depths": (1, 1, 1, 1), "stem": "cifar"}
-
-
-def initial(model):
-    """Variables as before training; drawn by NumPy, since to compile the initialisation takes long."""
-    draw = np.random.default_rng(0)
-    image = jnp.zeros((1, 32, 32, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-
-    def leaf(path, shape):
-        if path[-1].key == "kernel":
-            scale = np.sqrt(2 / np.prod(shape.shape[:-1]))  # He et al. 2015, equation 10
-            return (draw.standard_normal(shape.shape) * scale).astype(np.float32)
-        return np.full(shape.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
-@pytest.fixture(scope="module")
-def untrained():
-    """A small network before training."""
-    model = create_model("resnet18", num_classes=3, **SHAPE)
-    config = freeze({"model": {"name": "resnet18", **SHAPE}})
-    return Classifier(model, initial(model), tuple("abc"), config, step=0)
-
-
-def random_source(count, classes=2, seed=0):
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
-    labels = draw.permutation(np.arange(count) % classes)
-    return ArraySource(images, labels, [f"class {c}" for c in range(classes)]), images, labels
 
 
 @pytest.fixture(scope="module")
@@ -73,154 +33,6 @@ def weights(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "three.safetensors"
     write_safetensors(file, to_torch(initial(model)))
     return file
-
-
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (7, 1.0), (101, 5e-4)])
-def test_the_vote_is_that_of_scikit_learn_and_of_its_formula(monkeypatch, k, temperature):
-    """Over several blocks of either kind, the last ones smaller."""
-    monkeypatch.setattr(feature_classifiers, "QUERIES", 16)
-    monkeypatch.setattr(feature_classifiers, "KNOWN", 40)
-    draw = np.random.default_rng(0)
-    known, vectors = (
-        draw.standard_normal((n, 12)).astype(np.float32) * draw.uniform(0.1, 10, (n, 1))
-        for n in (101, 53)
-    )
-    known, vectors = known.astype(np.float32), vectors.astype(np.float32)
-    labels = draw.integers(0, 4, 101)
-    found = feature_classifiers.knn_predict(vectors, known, labels, k=k, temperature=temperature)
-
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, known)]
-    similarity = unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
-    expected = []
-    for row in similarity:
-        nearest = np.argsort(-row)[:k]
-        shares = np.exp((row[nearest] - row.max()) / temperature)
-        expected.append(max(range(4), key=lambda c: shares[labels[nearest] == c].sum()))
-    np.testing.assert_array_equal(found, expected)
-
-    def weight(distances):  # 1 - similarity
-        return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
-
-    judge = KNeighborsClassifier(k, weights=weight, metric="cosine", algorithm="brute")
-    np.testing.assert_array_equal(found, judge.fit(known, labels).predict(vectors))
-
-
-def test_of_equally_similar_ones_the_first_comes_first(monkeypatch):
-    monkeypatch.setattr(feature_classifiers, "KNOWN", 3)
-    known = np.eye(4, dtype=np.float32)[[1, 0, 0, 0, 1, 0, 2]]
-    query = np.array([[5, 0, 0, 0], [0, 0, 0, 0]], np.float32)
-    similarities, places = feature_classifiers.nearest_neighbours(query, known, 5)
-    np.testing.assert_array_equal(places, [[1, 2, 3, 5, 0], [0, 1, 2, 3, 4]])
-    np.testing.assert_allclose(similarities, [[1, 1, 1, 1, 0], [0] * 5], atol=1e-7)
-
-
-def test_similarities_are_held_block_by_block(monkeypatch):
-    monkeypatch.setattr(feature_classifiers, "QUERIES", 8)
-    monkeypatch.setattr(feature_classifiers, "KNOWN", 16)
-    merged, shapes = feature_classifiers._merged, set()
-
-    def watched(*arguments):
-        shapes.add((len(arguments[2]), len(arguments[3])))
-        return merged(*arguments)
-
-    monkeypatch.setattr(feature_classifiers, "_merged", watched)
-    feature_classifiers.nearest_neighbours(
-        np.ones((20, 3), np.float32), np.ones((40, 3), np.float32), 4
-    )
-    assert shapes == {(8, 16), (4, 16), (8, 8), (4, 8)}
-
-
-@pytest.mark.parametrize(("noise", "dimensions", "best"), [(1.0, 60, 1e-2), (0.05, 2, 1e-1)])
-def test_regularisation_is_chosen_on_the_held_out_fifth(noise, dimensions, best):
-    """Much of it where most dimensions are noise; of equally good ones the smallest C."""
-    draw = np.random.default_rng(0)
-    labels = draw.integers(0, 3, 150).astype(np.int32)
-    known = draw.standard_normal((150, dimensions)).astype(np.float32) * noise
-    known[:, 0] += labels
-    vectors = known[::3] + np.float32(0.01)
-
-    def regression(strength):
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-
-    held = feature_classifiers.held_out(labels)
-    scores = [
-        regression(c).fit(known[~held], labels[~held]).score(known[held], labels[held])
-        for c in feature_classifiers.GRID
-    ]
-    assert feature_classifiers.GRID[int(np.argmax(scores))] == best
-    predicted, c = feature_classifiers.linear_predict(vectors, known, labels)
-    assert c == best
-    np.testing.assert_array_equal(predicted, regression(best).fit(known, labels).predict(vectors))
-
-
-def test_a_fifth_is_held_out_but_never_the_whole_of_a_class():
-    labels = np.random.default_rng(0).integers(0, 4, 1000)
-    held = feature_classifiers.held_out(labels)
-    assert held.sum() == 200
-    for c in range(4):
-        assert abs(held[labels == c].mean() - 0.2) < 0.01
-    assert (
-        len(set(np.flatnonzero(feature_classifiers.held_out(np.zeros(100, int))) % 5)) > 1
-    )  # by chance
-    np.testing.assert_array_equal(held, feature_classifiers.held_out(labels))
-    few = np.array([0] * 4 + [1] + [2] * 5)  # the fifth in order is the only one of its class
-    assert set(few[~feature_classifiers.held_out(few)]) == {0, 1, 2}
-    # One of each class: none can be spared, and still there is a classifier.
-    predicted, _ = feature_classifiers.linear_predict(
-        *[np.eye(3, dtype=np.float32)] * 2, np.arange(3)
-    )
-    np.testing.assert_array_equal(predicted, [0, 1, 2])
-
-
-def test_features_are_compiled_with_the_options_of_the_platform(untrained, monkeypatch):
-    monkeypatch.setattr(dispatch, "compiler_options", lambda: {"no_such_option": "1"})
-    source, _, _ = random_source(4, classes=3)
-    given = untrained.model, untrained.variables, untrained.config, source
-    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-        features.compute_features(*given, batch_size=4)
-
-
-def test_features_are_those_of_the_classifier(untrained):
-    classifier = untrained
-    source, images, labels = random_source(21)  # 8 devices, batches of 16: 11 rows of padding
-    found = features.compute_features(
-        classifier.model, classifier.variables, classifier.config, source, batch_size=12
-    )
-    expected = classifier.features(images)["pre_logits"]
-    assert found.vectors.dtype == np.float32
-    np.testing.assert_allclose(found.vectors, expected, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_array_equal(found.labels, labels)
-    some = features.compute_features(
-        classifier.model, classifier.variables, classifier.config, source, batch_size=8, limit=10
-    )
-    assert some.vectors.shape == (10, 32)
-    matches = np.abs(some.vectors[:, None] - expected[None]).max(axis=2).argmin(axis=1)
-    assert (np.diff(matches) > 0).all()  # ten different ones, in order, and not the first ten
-    assert list(matches) != list(range(10))
-    np.testing.assert_array_equal(some.labels, labels[matches])
-
-
-def test_features_without_a_label_or_a_number_are_refused(monkeypatch, untrained):
-    classifier = untrained
-    source, *_ = random_source(8)
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, classifier.variables)
-    with pytest.raises(WeightsError, match="not finite"):
-        features.compute_features(classifier.model, broken, classifier.config, source, batch_size=8)
-    monkeypatch.setattr(source, "_labels", np.array([0, -1] * 4, np.int32))
-    with pytest.raises(DataError, match="4 of 8 images have no label"):
-        features.compute_features(
-            classifier.model, classifier.variables, classifier.config, source, batch_size=8
-        )
-
-
-def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch, capsys, untrained):
-    classifier, (source, *_) = untrained, random_source(8)
-    arguments = (classifier.model, classifier.variables, classifier.config, source)
-    features.compute_features(*arguments, batch_size=8)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    features.compute_features(*arguments, batch_size=8, description="features of mine")
-    assert "features of mine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

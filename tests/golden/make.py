@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from golden.cases import GOLDENS, WITH_GRADIENTS
-from parity import exact, loaded, to_channels_first, torch_outputs, torch_shapes
+from parity_networks import exact, loaded, to_channels_first, torch_outputs, torch_shapes
 from weights_by_name import images_of, tensors_of
 
 FILE = pathlib.Path(__file__).with_name("logits.json")

@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     """One network on both sides.
 
     Attributes:
-      torch: name in timm; ``torchvision/NAME``; or a key of parity.BUILDERS.
+      torch: name in timm; ``torchvision/NAME``; or a key of parity_networks.BUILDERS.
       torch_options: keyword arguments there.
       ours: name here.
       options: keyword arguments of `create_model` here.

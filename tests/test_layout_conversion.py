@@ -1,0 +1,126 @@
+"""Tensors to variables: dtypes, what does not fit, another head, and a stem of other channels."""
+
+import jax
+import numpy as np
+import pytest
+from layout_trees import BASIC, DEEP, GROUPNORM, VGG, abstract, assert_same, conv, tree
+
+from flax_resnet.errors import WeightsError
+from flax_resnet.weights import detect, from_torch, layout_of, to_torch
+from flax_resnet.weights.layout_conversion import adapt_channels
+
+
+def test_what_is_filled_is_of_the_dtype_asked_for_and_a_copy():
+    variables = tree(BASIC)
+    tensors = {k: v.astype(np.float64) for k, v in to_torch(variables).items()}
+    filled = from_torch(tensors, abstract(variables))
+    assert {x.dtype for x in jax.tree.leaves(filled)} == {np.dtype(np.float32)}
+    tensors = to_torch(variables)
+    filled = from_torch(tensors, abstract(variables))
+    tensors["bn1.bias"][:] = 7
+    assert not np.any(filled["params"]["bn1"]["bias"] == 7)
+    assert all(x.flags.c_contiguous for x in jax.tree.leaves(filled))
+
+
+def test_all_misfits_are_told_in_one_line():
+    variables = tree(BASIC)
+    tensors = to_torch(variables)
+    del tensors["layer1.0.conv1.weight"], tensors["bn1.running_mean"]
+    tensors |= {f"extra.{i:02d}.weight": np.zeros(1, np.float32) for i in range(13)}
+    tensors["layer1.0.bn1.weight"] = np.zeros(9, np.float32)
+    tensors["layer1.0.conv2.weight"] = np.zeros(9, np.float32)  # of another rank
+    with pytest.raises(WeightsError) as error:
+        from_torch(tensors, abstract(variables))
+    text = str(error.value)
+    assert "\n" not in text
+    assert "missing: bn1.running_mean, layer1.0.conv1.weight; unused: extra.00.weight" in text
+    assert "extra.09.weight and 3 more; shape: " in text
+    assert "layer1.0.bn1.weight source [9] expected [4]" in text
+    assert "layer1.0.conv2.weight source [9] expected [4, 4, 3, 3]" in text
+    assert "num_classes=" not in text
+    assert "in_channels=" not in text
+    # counters are ignored, whether they are there or not
+    from_torch(
+        {k: v for k, v in to_torch(variables).items() if "num_batches" not in k},
+        abstract(variables),
+    )
+
+
+def test_a_file_of_another_kind_of_network_is_told():
+    tensors = to_torch(tree(GROUPNORM))
+    with pytest.raises(WeightsError, match=r"timm's resnetv2\.py, which has no counterpart of"):
+        from_torch(tensors, abstract(tree(BASIC)))
+    with pytest.raises(WeightsError, match=r"in no known layout .* 2 tensors named a, b"):
+        detect(["b", "a"])
+    with pytest.raises(WeightsError, match="'torhc': did you mean 'torch'"):
+        from_torch(tensors, {}, layout="torhc")
+    odd = tree(BASIC | conv("layer1_0/mystery", 1, 1, 2, 2))
+    for export in (layout_of, to_torch):
+        with pytest.raises(WeightsError, match=r"counterpart of params/layer1_0/mystery/kernel$"):
+            export(odd)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shapes", "head"),
+    [("torch", BASIC, "fc"), ("bit", GROUPNORM, "fc"), ("torch", VGG, "classifier_6")],
+)
+def test_another_number_of_classes_keeps_the_initial_head(layout, shapes, head):
+    source = tree(shapes)
+    tensors = to_torch(source, layout)
+    wanted = tree({**shapes, f"params/{head}/kernel": (6, 2), f"params/{head}/bias": (2,)})
+    with pytest.raises(WeightsError, match=r"num_classes=2 asks for a fresh head .* 5 classes"):
+        from_torch(tensors, abstract(wanted))
+    filled = from_torch(tensors, abstract(wanted), initial=wanted)
+    assert filled["params"][head]["kernel"] is wanted["params"][head]["kernel"]
+    assert filled["params"][head]["bias"] is wanted["params"][head]["bias"]
+    filled["params"][head] = source["params"][head]
+    assert_same(filled, source)
+    # the same number: the file's head, whatever stands by
+    assert_same(from_torch(tensors, abstract(source), initial=tree(shapes, np.float64)), source)
+    # only the head may differ
+    if "bn1.weight" in tensors:
+        tensors["bn1.weight"] = np.zeros(9, np.float32)
+        with pytest.raises(WeightsError, match=r"network: shape: bn1\.weight source \[9\]"):
+            from_torch(tensors, abstract(wanted), initial=wanted)
+
+
+def test_weights_without_a_head_take_the_initial_one():
+    variables = tree(BASIC)
+    tensors = {k: v for k, v in to_torch(variables).items() if not k.startswith("fc")}
+    with pytest.raises(WeightsError, match=r"missing: fc\.bias, fc\.weight; num_classes=5 asks"):
+        from_torch(tensors, abstract(variables))
+    assert_same(from_torch(tensors, abstract(variables), initial=variables), variables)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+@pytest.mark.parametrize("shapes", [BASIC, DEEP, VGG], ids=["basic", "deep", "vgg"])
+def test_the_stem_is_adapted_to_other_channels(shapes, channels):
+    source = tree(shapes)
+    tensors = to_torch(source)
+    name, stem = next(
+        (path.split("/")[1], shape) for path, shape in shapes.items() if len(shape) == 4
+    )
+    wanted = tree({**shapes, f"params/{name}/kernel": (*stem[:2], channels, stem[3])})
+    kernel = source["params"][name]["kernel"]
+    if channels != 3:
+        with pytest.raises(WeightsError, match=f"in_channels={channels} adapts .* from 3 channels"):
+            from_torch(tensors, abstract(wanted))
+    adapted = from_torch(tensors, abstract(wanted), adapt_stem=True)["params"][name]["kernel"]
+    if channels == 1:
+        expected = kernel[:, :, :1] + kernel[:, :, 1:2] + kernel[:, :, 2:]
+        np.testing.assert_allclose(adapted, expected, rtol=1e-6, atol=1e-6)
+    else:
+        for channel in range(channels):
+            expected = kernel[:, :, channel % 3] * np.float32(3 / channels)
+            np.testing.assert_array_equal(adapted[:, :, channel], expected)
+
+
+def test_adapted_stem_equals_timm():
+    manipulate = pytest.importorskip("timm.models._manipulate", reason="timm is not installed")
+    import torch
+
+    kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 8)).astype(np.float32)
+    for channels in (1, 2, 3, 4, 6, 7):
+        theirs = manipulate.adapt_input_conv(channels, torch.tensor(kernel).permute(3, 2, 0, 1))
+        ours = adapt_channels(kernel, channels).transpose(3, 2, 0, 1)
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,22 @@
+"""The parallel map: results in order, and no further ahead than asked."""
+
+import time
+
+from flax_resnet.data.packing.parallel_map import in_order
+
+
+def test_results_come_in_order_and_no_further_than_asked():
+    drawn = []
+
+    def tasks():
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    def slow(number):
+        time.sleep(0.001 * (number % 3))
+        return number
+
+    with in_order(slow, tasks(), 2) as results:
+        assert [next(results) for _ in range(50)] == list(range(50))
+        assert len(drawn) < 70

@@ -1,0 +1,261 @@
+"""Files of tensors: read from every format, refused in one line when malformed, written whole."""
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import save, save_file
+
+from flax_resnet.errors import OutputError, WeightsError
+from flax_resnet.weights import read_tensors, write_safetensors
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+
+
+def test_safetensors_of_every_dtype_are_read(tmp_path):
+    draw = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    tensors = {
+        "half": draw.astype(np.float16),
+        "single": draw,
+        "double": draw.astype(np.float64) + 1e-12,
+        "count": np.zeros((), np.int64),
+    }
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, tensors, {"format": "pt"})
+    read = read_tensors(path)
+    expected = {**tensors, "half": tensors["half"].astype(np.float32)}
+    assert read.keys() == expected.keys()
+    for name, array in expected.items():
+        assert read[name].dtype == array.dtype
+        assert read[name].shape == array.shape
+        np.testing.assert_array_equal(read[name], array)
+    assert b'"format":"pt"' in path.read_bytes()
+
+
+def test_bfloat16_safetensors_are_read(tmp_path):
+    values = np.array([[1.0, -2.5, 3e38], [1e-40, -0.0, 0.1]]).astype(ml_dtypes.bfloat16)
+    data = values.tobytes()
+    header = json.dumps(
+        {"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, len(data)]}}
+    ).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    read = read_tensors(path)["w"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values.astype(np.float32))
+
+
+def test_npz_is_read_and_a_common_prefix_dropped(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"module.a": np.float16([1, 2]), "module.b": np.arange(3)})
+    read = read_tensors(tmp_path / "w.npz")
+    assert {k: (v.dtype, v.tolist()) for k, v in read.items()} == {
+        "a": (np.float32, [1, 2]),
+        "b": (np.int64, [0, 1, 2]),
+    }
+    np.savez(tmp_path / "w.npz", **{"module.a": np.zeros(1), "b": np.zeros(1)})
+    assert set(read_tensors(tmp_path / "w.npz")) == {"module.a", "b"}
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def malformed(folder):
+    """File name -> (how to write it, what the line says)."""
+    ran = folder / "ran"
+    safetensors = save({"w": np.arange(100, dtype=np.float32)})
+    bad = {"good": np.zeros(2, np.float32), "bad": np.array([1, np.nan], np.float32)}
+    infinite = {"bad": np.array([np.inf])}
+
+    def npz(path, **arrays):
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def cut_npz(path):
+        npz(path, w=np.random.default_rng(0).normal(size=1000))
+        path.write_bytes(path.read_bytes()[:4000])
+
+    def flipped_npz(path):
+        npz(path, w=np.random.default_rng(0).normal(size=1000))
+        content = bytearray(path.read_bytes())
+        content[4000] ^= 1
+        path.write_bytes(content)
+
+    def npy(path):
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+
+    def zipped(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "not an array")
+
+    fp8 = {"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}
+    fp8 = struct.pack("<Q", len(json.dumps(fp8))) + json.dumps(fp8).encode() + b"\0"
+    return {
+        "cut.safetensors": (lambda p: p.write_bytes(safetensors[:-7]), "no intact safetensors"),
+        "short.safetensors": (lambda p: p.write_bytes(b"abc"), "no intact safetensors"),
+        "zero.safetensors": (lambda p: p.touch(), "no intact safetensors"),
+        "huge.safetensors": (lambda p: p.write_bytes(b"\xff" * 64), "no intact safetensors"),
+        "html.safetensors": (lambda p: p.write_text("<html>" * 20), "no intact safetensors"),
+        "pickle.safetensors": (lambda p: p.write_bytes(pickle.dumps(Malicious(ran))), "no intact"),
+        "none.safetensors": (lambda p: p.write_bytes(save({})), "holds no tensors"),
+        "fp8.safetensors": (lambda p: p.write_bytes(fp8), "tensor w is of dtype F8_E4M3"),
+        "nan.safetensors": (lambda p: save_file(bad, p), "tensor bad holds .* not finite"),
+        "inf.npz": (lambda p: npz(p, **infinite), "tensor bad holds .* not finite"),
+        "cut.npz": (cut_npz, "no intact npz"),
+        "flipped.npz": (flipped_npz, "no intact npz"),
+        "zero.npz": (lambda p: p.touch(), "no intact npz"),
+        "text.npz": (lambda p: p.write_text("hello"), "no intact npz"),
+        "pickle.npz": (lambda p: p.write_bytes(pickle.dumps(Malicious(ran))), "no intact npz"),
+        "object.npz": (lambda p: npz(p, w=np.array([Malicious(ran)])), "no intact npz"),
+        "array.npz": (npy, "a single array"),
+        "zip.npz": (zipped, "tensor readme.txt is of dtype bytes"),
+        "string.npz": (lambda p: npz(p, w=np.array(["a"])), "tensor w is of dtype <U1"),
+        "complex.npz": (lambda p: npz(p, w=np.array([1j])), "tensor w is of dtype complex128"),
+        "none.npz": (lambda p: npz(p), "holds no tensors"),
+        "folder.npz": (lambda p: p.mkdir(), "is a folder"),
+        "absent.pth": (lambda p: None, "no such file"),
+        "w.h5": (lambda p: p.touch(), "unknown suffix '.h5', allowed: .safetensors, .pth"),
+        "w": (lambda p: p.touch(), "unknown suffix ''"),
+    }
+
+
+@pytest.mark.parametrize("name", malformed(ROOT))
+def test_a_malformed_file_is_one_line(tmp_path, name):
+    write, says = malformed(tmp_path)[name]
+    write(tmp_path / name)
+    with pytest.raises(WeightsError, match=says) as error:
+        read_tensors(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(HAS_TORCH, reason="torch is installed")
+def test_without_torch_its_files_name_the_extra(tmp_path):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    with pytest.raises(
+        WeightsError, match=r"\.pth files need torch: pip install 'flax_resnet\[torch\]'"
+    ):
+        read_tensors(tmp_path / "w.pth")
+
+
+@needs_torch
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_files_of_torch_are_unwrapped(tmp_path, suffix):
+    import torch
+
+    path = tmp_path / f"w{suffix}"
+    state = {"a": torch.arange(3.0), "n": torch.zeros((), dtype=torch.int64)}
+    average = {"n_averaged": torch.tensor(5), "module.a": torch.full((3,), 9.0)}
+    for saved, expected in [
+        (state, [0, 1, 2]),
+        ({"state_dict": state, "epoch": 3}, [0, 1, 2]),
+        ({"model": {f"module.{k}": v for k, v in state.items()}}, [0, 1, 2]),
+        ({"model": state, "model_ema": average}, [9, 9, 9]),
+        ({"state_dict": state, "state_dict_ema": {"a": state["a"].bfloat16() + 8}}, [8, 9, 10]),
+        ({"a": state["a"].half().requires_grad_()}, [0, 1, 2]),
+    ]:
+        torch.save(saved, path)
+        read = read_tensors(path)
+        assert set(read) <= {"a", "n"}
+        assert read["a"].dtype == np.float32
+        assert read["a"].tolist() == expected
+
+
+@needs_torch
+def test_malformed_files_of_torch_are_one_line_and_run_nothing(tmp_path):
+    import torch
+
+    ran, path = tmp_path / "ran", tmp_path / "w.pth"
+
+    def refuses(says):
+        with pytest.raises(WeightsError, match=says) as error:
+            read_tensors(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not ran.exists()
+
+    for legacy in (False, True):
+        torch.save({"a": Malicious(ran)}, path, _use_new_zipfile_serialization=not legacy)
+        refuses("refused, holds more than tensors")
+    path.write_bytes(pickle.dumps(Malicious(ran)))
+    refuses("refused")
+    pickle.loads(path.read_bytes())
+    assert ran.exists()  # it would have run
+    ran.rmdir()
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    refuses("no intact file of torch")
+    path.write_bytes(b"")
+    refuses("no intact file of torch|refused")
+    path.write_text("<html>")
+    refuses("no intact file of torch|refused")
+    torch.save([1, 2], path)
+    refuses("holds a list, not named tensors")
+    torch.save({"a": torch.zeros(1), "epoch": 3}, path)
+    refuses("epoch is a int, not a tensor")
+    torch.save({"a": torch.tensor([float("nan")])}, path)
+    refuses("tensor a holds a number that is not finite")
+    torch.save({"a": torch.zeros(2, 2).to_sparse()}, path)
+    refuses("tensor a")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, {"a": np.arange(6).reshape(2, 3).T})
+    assert read_tensors(path)["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    before = path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match=r"weights .* cannot be written: .*No space left"):
+            write_safetensors(path, {"a": np.zeros(9)})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    os.link(path, tmp_path / "opened")  # whoever has the old file open goes on reading it
+    write_safetensors(path, {"a": np.ones(1)})
+    assert read_tensors(path)["a"].tolist() == [1]
+    assert (tmp_path / "opened").read_bytes() == before
+    with pytest.raises(OutputError, match="No such file"):
+        write_safetensors(tmp_path / "absent" / "w.safetensors", {"a": np.zeros(1)})
+    (tmp_path / "d.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"weights .* cannot be written: .*directory"):
+        write_safetensors(tmp_path / "d.safetensors", {"a": np.zeros(1)})
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_safetensors(path, {"a": np.array([object()])})
+    with pytest.raises(WeightsError, match=r"must end in \.safetensors"):
+        write_safetensors(tmp_path / "w.npz", {})
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_importing_the_room_is_cheap():
+    code = "import sys, flax_resnet.weights; print(sorted(sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not re.search(r"'(torch|safetensors|huggingface_hub)'", out.stdout)
