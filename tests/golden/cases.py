@@ -1,4 +1,4 @@
-"""The networks that the golden file holds: rows of data, read by make.py and by test_parity.py."""
+"""The networks that the golden file holds: rows of data, read by make.py and by parity/test_parity.py."""
 
 from typing import Any
 

@@ -15,6 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "parity"))
 from golden.cases import GOLDENS, WITH_GRADIENTS
 from parity_networks import exact, loaded, to_channels_first, torch_outputs, torch_shapes
 from weights_by_name import images_of, tensors_of

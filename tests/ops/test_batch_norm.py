@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from operation_results import farthest, normal
 
 from flax_resnet.models.layers.activations import ACTIVATIONS
 from flax_resnet.models.layers.normalization import BatchNorm
 from flax_resnet.ops import batch_norm, dispatch
-from tests.test_lowering import farthest, normal
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-10), ("float32", 2e-5)])

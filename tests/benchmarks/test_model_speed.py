@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from benchmarks.arguments import output
 from benchmarks.speed import model_speed, roofline
 from benchmarks.speed.workloads import Work
 from flax_resnet.models.summary import summarize
-from tests.conftest import ROOT
 
 
 def test_cost_counts_two_operations_a_multiply_add_and_three_passes():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import AS_USERS
+from operation_results import SWITCHES, farthest, normal, results
 
 from flax_resnet import create_model
 from flax_resnet.errors import ConfigError
@@ -53,27 +54,6 @@ ODD = {
     "gap": ((2, 1, 1, 4), 3, 2, 2),
     "nothing": ((2, 1, 1, 4), 1, 2, 1),
 }
-
-
-# Both lowerings of a CPU: of one device, and of several (the tests have eight).
-SWITCHES = ("cpu", "auto")
-
-
-def normal(shape, dtype, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def results(function, *arguments):
-    """What a function returns, and its gradients against a fixed direction, exact in bfloat16."""
-    y, pull = jax.vjp(function, *arguments)
-    return y, *pull(normal(y.shape, jnp.bfloat16, 9).astype(y.dtype))
-
-
-def farthest(got, wanted):
-    """The largest difference of each pair, of its largest value."""
-    return max(
-        float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(got, wanted, strict=True)
-    )
 
 
 @pytest.mark.parametrize(

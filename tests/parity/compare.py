@@ -1,7 +1,7 @@
 """Compares the networks with timm's and torchvision's, on the same weights.
 
-    python tests/parity.py --names 'resnet5*'
-    python tests/parity.py --gradients --output docs/parity.md
+    python tests/parity/compare.py --names 'resnet5*'
+    python tests/parity/compare.py --gradients --output docs/parity.md
 
 Needs the extra `parity` (timm, torch, torchvision). Prints a row per comparison and exits with 1 if any
 failed. The weights are random, a function of each tensor's torch name and shape.
@@ -25,6 +25,7 @@ import timm
 import torch
 import torchvision
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from golden.pairs import FLOAT32_BOUND, FLOAT64_BOUND
 from parity_networks import CIFAR, all_pairs, option_pairs, timm_names
@@ -32,7 +33,7 @@ from parity_outputs import OWN_LIMIT, Row, compare_features, compare_logits
 from parity_training import LAST_SCALE, LEARNING_RATE, STEPS, compare_gradients, compare_trajectory
 from tqdm import tqdm
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 GRADIENTS = (
     *("resnet18", "resnet50", "resnet50d", "resnet26t", "resnet50s", "resnext50_32x4d"),
     *("wide_resnet50_2", "seresnet50", "senet154", "ecaresnet26t", "ecaresnetlight"),
@@ -160,7 +161,7 @@ def report(results: list[tuple[Section, list[Row]]], command: str) -> str:
         f"{OWN_LIMIT:.0e}, at most {FLOAT64_BOUND:.0e} in float64.",
         "",
         "- Weights: random, a function of each tensor's torch name and shape, running statistics and scales too "
-        "([weights_by_name.py](../tests/weights_by_name.py)). Each set went from the torch layout to Flax "
+        "([weights_by_name.py](../tests/parity/weights_by_name.py)). Each set went from the torch layout to Flax "
         "variables and back, came back bit for bit, and was loaded into the torch network with `strict=True`.",
         "- Images: two, random, 96 px (AlexNet and VGG: 224 px; networks for small images: 32 px).",
         "- float64 on torch's side is float64 throughout: where timm's EvoNorm and filter response normalisation "
@@ -216,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         switch = " --gradients" if flags.gradients else ""
         names = "" if flags.names == "*" else f" --names '{flags.names}'"
         output = os.path.relpath(flags.output, ROOT)
-        command = f"python tests/parity.py{names}{switch} --output {output}"
+        command = f"python tests/parity/compare.py{names}{switch} --output {output}"
         flags.output.write_text(report(results, command), encoding="utf-8")
     print(f"{total - len(failures)} of {total} agree")
     for failure in failures:

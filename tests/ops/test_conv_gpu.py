@@ -5,10 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from operation_results import farthest, normal, results
 
 from flax_resnet import create_model
 from flax_resnet.ops import conv, dispatch
-from tests.test_lowering import farthest, normal, results
 
 
 @pytest.mark.parametrize("shape", [(2, 15, 14, 3), (1, 16, 17, 1)])

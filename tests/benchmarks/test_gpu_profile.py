@@ -4,14 +4,14 @@ import json
 import sys
 
 import pytest
+from conftest import ROOT
 from PIL import Image
+from program_text import IMAGES, KERNEL, MAP, STEP
 
 from benchmarks.lab import hlo
 from benchmarks.speed import gpu_profile
 from benchmarks.speed.gpu_profile import OTHER, Run
 from benchmarks.speed.workloads import Work
-from tests.conftest import ROOT
-from tests.test_gpu_program import IMAGES, KERNEL, MAP, STEP
 
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from operation_results import SWITCHES, normal, results
 
 from flax_resnet.ops import dispatch
 from flax_resnet.ops.max_pool import max_pool, plain_max_pool
-from tests.test_lowering import SWITCHES, normal, results
 
 # size, stride, padding
 POOLS = [

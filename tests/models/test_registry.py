@@ -17,7 +17,7 @@ from flax_resnet.models.variants import VARIANTS
 # networks plain arithmetic over the papers' architectures, running statistics not stated.
 COUNTS = {
     row["name"]: (int(row["parameters"]), row["running_statistics"])
-    for row in csv.DictReader((ROOT / "tests" / "parameter_counts.csv").open())
+    for row in csv.DictReader((ROOT / "tests" / "models" / "parameter_counts.csv").open())
 }
 
 

@@ -1,4 +1,4 @@
-"""The networks that parity.py compares, by label, and their torch side; needs the extra `parity`."""
+"""The networks that compare.py compares, by label, and their torch side; needs the extra `parity`."""
 
 import contextlib
 from collections import OrderedDict

@@ -47,9 +47,9 @@ LIVE_GRADIENTS = (
 def parity():
     for library in ("torch", "timm", "torchvision"):
         pytest.importorskip(library, reason=f"{library} is not installed: pip install '.[parity]'")
-    import parity
+    import compare
 
-    return parity
+    return compare
 
 
 def filled(pair):

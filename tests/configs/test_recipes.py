@@ -3,12 +3,11 @@
 import ast
 import dataclasses
 import importlib.util
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from conftest import one_device
+from conftest import ROOT, one_device
 
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
@@ -19,7 +18,7 @@ from flax_resnet.training.plan_text import describe
 from flax_resnet.training.state import abstract_state, build_model
 from flax_resnet.training.train import train
 
-FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+FOLDER = ROOT / "configs"
 FILES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__")
 EXAMPLES = {
     "digits": (1437, 360, 10),
