@@ -1,4 +1,4 @@
-"""The mistakes a user can make. Each is one line: what is wrong, the value, what is allowed, the cure.
+"""The mistakes a user can make. Each is one line: the key, its value, what is wrong, what is allowed, the cure.
 
 A command prints the line and exits with the error's code; any other exception is a bug of ours and keeps its
 traceback. Schedulers tell by the code what to do:
@@ -14,8 +14,9 @@ traceback. Schedulers tell by the code what to do:
 
 import contextlib
 import difflib
-import pathlib
+import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
 
@@ -23,11 +24,43 @@ INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
 class UserError(ValueError):
     """Base of everything a user can cause and mend.
 
+    The message is the fields in one line: ``KEY=VALUE: PROBLEM; must be ALLOWED; CURE``. Without a value it begins
+    with ``KEY:``. A field that is not given is left out.
+
     Attributes:
+      key: what is at fault: a setting ("train.batch_size"), a flag ("--workdir"), an environment variable, an
+        argument, or a file.
+      value: the value at fault; `...` if there is none to show.
+      problem: what is wrong.
+      allowed: what is allowed, in words that follow "must be", or a tuple of choices. Of choices, the message names
+        the nearest one, or all.
+      cure: what to do.
       exit_code: exit code of a command that raises this error.
+
+    >>> str(UserError("more than the data hold", key="train.batch_size", value=64, allowed="at most 32"))
+    'train.batch_size=64: more than the data hold; must be at most 32'
     """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        key: str | os.PathLike = "",
+        value: Any = ...,
+        allowed: str | Iterable[str] = "",
+        cure: str = "",
+    ) -> None:
+        self.key, self.value, self.problem, self.cure = str(key), value, problem, cure
+        self.allowed = allowed if isinstance(allowed, str) else tuple(allowed)
+        head = self.key if value is ... else f"{self.key}={_shown(self.key, value)}"
+        if isinstance(self.allowed, tuple):
+            limits = suggestion(str(value), self.allowed)
+        else:
+            limits = self.allowed and f"must be {self.allowed}"
+        body = "; ".join(filter(None, (problem, limits, cure)))
+        super().__init__(": ".join(filter(None, (head, body))))
 
 
 class ConfigError(UserError):
@@ -73,12 +106,19 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def writing(path: str | pathlib.Path) -> Iterator[None]:
+def writing(path: str | os.PathLike) -> Iterator[None]:
     """Inside this block an OSError becomes an OutputError that names `path`."""
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
+        raise OutputError(f"cannot be written: {one_line(error)}", key=path) from error
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as the user wrote it: text in quotes, but not that of a flag or an environment variable."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if key.startswith("--") or key.isupper() else repr(value)
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ os.environ.setdefault(
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ['TEST_COMPILER']}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -50,6 +51,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for rule in reversed(WARNINGS):
             item.add_marker(pytest.mark.filterwarnings(rule), append=False)
+
+
+@contextlib.contextmanager
+def refused(key, value=..., kind=None):
+    """Expects a user's mistake in one line that is about this key, and has this value unless it is `...`."""
+    from flax_resnet.errors import UserError
+
+    with pytest.raises(kind or UserError) as caught:
+        yield caught
+    error = caught.value
+    assert error.key == str(key), error
+    assert value is ... or error.value == value, error
+    assert "\n" not in str(error)
 
 
 def records_of(workdir, split):

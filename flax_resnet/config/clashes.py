@@ -17,17 +17,22 @@ def _check_source(config: Config) -> None:
     needs = {"folder": "the folder of images", "csv": "the CSV file"}.get(config.data.source)
     if needs and not config.data.path:
         raise ConfigError(
-            f"data.path='': must name {needs} when data.source={config.data.source!r}"
+            key="data.path", value="", allowed=f"{needs} with data.source={config.data.source!r}"
         )
-    if config.train.feed == "resident" and config.data.train_crop == "random_resized":
+    resident = config.train.feed == "resident"
+    if resident and config.data.train_crop == "random_resized":
         raise ConfigError(
-            "train.feed='resident': goes with data.train_crop='resize' or 'center', not "
-            "'random_resized', which takes a new random crop each time"
+            "images on the device do not change, and data.train_crop='random_resized' takes a new crop each time",
+            key="train.feed",
+            value="resident",
+            cure="set train.feed='streaming', or data.train_crop='resize' or 'center'",
         )
-    if config.train.feed == "resident" and config.data.progressive:
+    if resident and config.data.progressive:
         raise ConfigError(
-            f"train.feed='resident': keeps images of one size; cannot be used with data.progressive="
-            f"{config.data.progressive}"
+            f"images on the device keep one size, and data.progressive={config.data.progressive} has several",
+            key="train.feed",
+            value="resident",
+            cure="set train.feed='streaming', or data.progressive=()",
         )
 
 
@@ -43,37 +48,41 @@ def _check_left_open(config: Config) -> None:
     for key, (value, words) in left_open.items():
         if not value and not model.pretrained:
             raise ConfigError(
-                f"{key}={value!r}: must be {words} where model.pretrained names no weights to take it from"
+                key=key,
+                value=value,
+                allowed=words,
+                cure="or set model.pretrained to weights that say it",
             )
 
 
 def _check_sizes(config: Config) -> None:
     """Raise for augmentations that are larger than the images."""
-    least = min((int(size) for _, size in config.data.progressive), default=config.data.image_size)
     size = config.data.image_size
-    if size and config.augment.pad_crop >= least:
-        raise ConfigError(
-            f"augment.pad_crop={config.augment.pad_crop}: must be below the {least} px of the smallest training "
-            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
-        )
+    if not size:  # taken from pretrained weights
+        return
+    smallest = min((int(px) for _, px in config.data.progressive), default=size)
     evaluated = config.data.eval_size or size
-    if size and config.augment.eval_shift >= evaluated:
-        raise ConfigError(
-            f"augment.eval_shift={config.augment.eval_shift}: must be below the {evaluated} px that are evaluated"
-        )
-    if size and config.augment.cutout > least:
-        raise ConfigError(
-            f"augment.cutout={config.augment.cutout}: must be at most the {least} px of the smallest training "
-            f"images (data.image_size={size}, data.progressive={config.data.progressive})"
-        )
+    training = (
+        "of the smallest training images "
+        f"(data.image_size={size}, data.progressive={config.data.progressive})"
+    )
+    limits = {
+        "pad_crop": (smallest - 1, f"below the {smallest} px {training}"),
+        "eval_shift": (evaluated - 1, f"below the {evaluated} px of the evaluated images"),
+        "cutout": (smallest, f"at most the {smallest} px {training}"),
+    }
+    for key, (most, words) in limits.items():
+        if (value := getattr(config.augment, key)) > most:
+            raise ConfigError(key=f"augment.{key}", value=value, allowed=words)
 
 
 def _check_mixing(config: Config) -> None:
     for key in ("mixup", "cutmix"):
-        if getattr(config.augment, key) and config.train.batch_size % 2:
+        if (rate := getattr(config.augment, key)) and config.train.batch_size % 2:
             raise ConfigError(
-                f"train.batch_size={config.train.batch_size}: must be even with "
-                f"augment.{key}={getattr(config.augment, key)}, which mixes images in pairs"
+                key="train.batch_size",
+                value=config.train.batch_size,
+                allowed=f"even with augment.{key}={rate:g}, which mixes images in pairs",
             )
 
 
@@ -83,41 +92,48 @@ def _check_channels(config: Config) -> None:
         per_channel = getattr(config.augment, key)
         if per_channel and model.name and len(per_channel) != model.in_channels:
             raise ConfigError(
-                f"augment.{key}={getattr(config.augment, key)}: must be {config.model.in_channels} "
-                f"numbers, one per channel (model.in_channels={config.model.in_channels})"
+                key=f"augment.{key}",
+                value=per_channel,
+                allowed=f"{model.in_channels} numbers, one per channel (model.in_channels={model.in_channels})",
             )
 
 
 def _check_distill(config: Config) -> None:
-    unset = Distill()
+    default = Distill()
     for field in dataclasses.fields(Distill):
         value = getattr(config.distill, field.name)
-        if not config.distill.teacher and value != getattr(unset, field.name):
+        if not config.distill.teacher and value != getattr(default, field.name):
             raise ConfigError(
-                f"distill.{field.name}={value!r}: goes with distill.teacher, which is not set"
+                "there is no teacher",
+                key=f"distill.{field.name}",
+                value=value,
+                cure="set distill.teacher",
             )
 
 
 def _check_ema(config: Config) -> None:
-    if config.ema.bn_batches and config.data.progressive:
-        raise ConfigError(
-            f"ema.bn_batches={config.ema.bn_batches}: measures on the run's first images, whose size "
-            "data.progressive changes; allowed: 0, which averages the statistics like the weights"
-        )
-    if config.ema.bn_batches and not config.ema.decay:
-        raise ConfigError(
-            f"ema.bn_batches={config.ema.bn_batches}: goes with ema.decay above 0; there is no moving average"
-        )
     ema = config.ema
-    for key in ("decay_power", "lookahead"):
-        if getattr(ema, key) and not ema.decay:
+    for key in ("bn_batches", "decay_power", "lookahead"):
+        if (value := getattr(ema, key)) and not ema.decay:
             raise ConfigError(
-                f"ema.{key}={getattr(ema, key):g}: goes with ema.decay above 0; there is no moving average"
+                "there is no moving average",
+                key=f"ema.{key}",
+                value=value,
+                cure="set ema.decay above 0",
             )
+    if ema.bn_batches and config.data.progressive:
+        raise ConfigError(
+            "measures on the run's first images, whose size data.progressive changes",
+            key="ema.bn_batches",
+            value=ema.bn_batches,
+            allowed="0, which averages the statistics like the weights",
+        )
     if ema.lookahead and ema.bn_batches:
         raise ConfigError(
-            f"ema.lookahead={ema.lookahead}: the weights go on from the moving average and its statistics; "
-            "allowed: 0, or ema.bn_batches=0"
+            "the weights go on from the moving average and its statistics",
+            key="ema.lookahead",
+            value=ema.lookahead,
+            allowed="0 with ema.bn_batches above 0",
         )
 
 
@@ -125,26 +141,33 @@ def _check_dropping(config: Config) -> None:
     schedule = config.schedule
     if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):
         raise ConfigError(
-            f"schedule.drop_until={schedule.drop_until:g}: must be above 0 with schedule.drop_rates='early' or "
-            f"'late', and 0 without (drop_rates={schedule.drop_rates!r})"
+            key="schedule.drop_until",
+            value=schedule.drop_until,
+            allowed="above 0 with schedule.drop_rates='early' or 'late', and 0 with "
+            f"others (drop_rates={schedule.drop_rates!r})",
         )
 
 
 def _check_norm(config: Config) -> None:
-    if (config.model.norm_groups > 1) != (config.model.norm_scope == "ghost"):
+    model, train = config.model, config.train
+    if (model.norm_groups > 1) != (model.norm_scope == "ghost"):
         raise ConfigError(
-            f"model.norm_groups={config.model.norm_groups}: must be above 1 with "
-            f"model.norm_scope='ghost', and 1 without (norm_scope={config.model.norm_scope!r})"
+            key="model.norm_groups",
+            value=model.norm_groups,
+            allowed="above 1 with model.norm_scope='ghost', and 1 with others "
+            f"(norm_scope={model.norm_scope!r})",
         )
-    if config.train.gradient_dtype != "float32" and config.model.norm_scope != "local":
+    if train.gradient_dtype != "float32" and model.norm_scope != "local":
         raise ConfigError(
-            f"train.gradient_dtype={config.train.gradient_dtype!r}: must be 'float32' without "
-            f"model.norm_scope='local' (norm_scope={config.model.norm_scope!r})"
+            key="train.gradient_dtype",
+            value=train.gradient_dtype,
+            allowed=f"'float32' unless model.norm_scope='local' (norm_scope={model.norm_scope!r})",
         )
-    if config.train.batch_size % config.model.norm_groups:
+    if train.batch_size % model.norm_groups:
         raise ConfigError(
-            f"model.norm_groups={config.model.norm_groups}: must divide "
-            f"train.batch_size={config.train.batch_size}"
+            key="model.norm_groups",
+            value=model.norm_groups,
+            allowed=f"a divisor of train.batch_size={train.batch_size}",
         )
 
 

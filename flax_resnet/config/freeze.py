@@ -26,12 +26,12 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
     classes, built = sections(), {}
     for name, section in values.items():
         if name not in classes or not isinstance(section, Mapping):
-            raise ConfigError(f"config key {name!r} is unknown: {suggestion(name, classes)}")
+            raise ConfigError("unknown section", key=name, cure=suggestion(name, classes))
         types, fields = get_type_hints(classes[name]), {}
         for key, value in section.items():
             dotted = f"{name}.{key}"
             if dotted not in known:
-                raise ConfigError(f"config key {dotted!r} is unknown: {suggestion(dotted, known)}")
+                raise ConfigError("unknown setting", key=dotted, cure=suggestion(dotted, known))
             fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
         built[name] = classes[name](**fields)
     config = Config(**built)
@@ -44,14 +44,12 @@ def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
         value = float(value)
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
+    words = metadata["rule"].words
+    numbers = kind is tuple and metadata["rule"].numbers
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{key}={value!r}: must be {kind.__name__} ({metadata['help']})")
-    if (
-        kind is tuple
-        and metadata["rule"].numbers
-        and not all(isinstance(x, int | float) for x in value)
-    ):
-        raise ConfigError(f"{key}={value!r}: must be numbers ({metadata['help']})")
-    if not metadata["rule"].holds(value):
-        raise ConfigError(f"{key}={value!r}: must be {metadata['rule'].words} ({metadata['help']})")
-    return value
+        words = kind.__name__
+    elif numbers and not all(isinstance(x, int | float) for x in value):
+        words = "numbers"
+    elif metadata["rule"].holds(value):
+        return value
+    raise ConfigError(key=key, value=value, allowed=words, cure=metadata["help"])

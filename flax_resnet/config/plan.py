@@ -35,7 +35,23 @@ class Plan:
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
         """Return a plan of one step, for states that need no schedule."""
-        return cls(1, 1, num_classes, 1, 1, 1.0, 0, 0, (), 1, ((0, 1),), 1, 1, 1, 0)
+        return cls(
+            num_train=1,
+            num_eval=1,
+            num_classes=num_classes,
+            steps_per_epoch=1,
+            total_steps=1,
+            peak_learning_rate=1.0,
+            warmup_steps=0,
+            cooldown_steps=0,
+            milestones=(),
+            unit=1,
+            sizes=((0, 1),),
+            eval_every=1,
+            checkpoint_every=1,
+            eval_batch_size=1,
+            drop_until=0,
+        )
 
 
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
@@ -60,7 +76,9 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     steps = num_train // batch
     if config.train.steps_per_call > steps:
         raise ConfigError(
-            f"train.steps_per_call={config.train.steps_per_call}: must be at most the {steps} steps of an epoch"
+            key="train.steps_per_call",
+            value=config.train.steps_per_call,
+            allowed=f"at most the {steps} steps of an epoch",
         )
 
     def in_steps(epochs: float) -> int:
@@ -72,14 +90,18 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     length = f"train.steps={total}" if config.train.steps else f"train.epochs={config.train.epochs}"
     if total < config.train.steps_per_call:
         raise ConfigError(
-            f"train.steps_per_call={config.train.steps_per_call}: must be at most {length}"
+            key="train.steps_per_call",
+            value=config.train.steps_per_call,
+            allowed=f"at most {length}",
         )
     unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
     warmup, cooldown = round(schedule.warmup * unit), round(schedule.cooldown * unit)
     if warmup + cooldown and warmup + cooldown >= total:
         raise ConfigError(
-            f"schedule.warmup={schedule.warmup:g} and schedule.cooldown={schedule.cooldown:g} {schedule.unit}: "
-            f"must be below the {total} steps of {length}, together"
+            key="schedule.warmup",
+            value=schedule.warmup,
+            allowed=f"below the {total} steps of {length}, together with schedule.cooldown={schedule.cooldown:g} "
+            f"(both in {schedule.unit})",
         )
     drop_until = round(schedule.drop_until * unit)
     _check_starts(config, unit, total, drop_until, length)
@@ -113,21 +135,25 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
     batch = config.train.batch_size
     if num_train < batch:
         raise ConfigError(
-            f"train.batch_size={batch}: must be at most the {num_train} images used of data.train_split="
-            f"{config.data.train_split!r} (data.limit={config.data.limit}, "
-            f"data.fraction={config.data.fraction})"
+            key="train.batch_size",
+            value=batch,
+            allowed=f"at most the {num_train} images used of data.train_split={config.data.train_split!r} "
+            f"(data.limit={config.data.limit}, data.fraction={config.data.fraction})",
         )
     if num_eval < 1:
-        raise DataError(f"data.eval_split={config.data.eval_split!r} holds no images")
+        raise DataError("holds no images", key="data.eval_split", value=config.data.eval_split)
     if config.model.num_classes and config.model.num_classes < num_classes:
         raise ConfigError(
-            f"model.num_classes={config.model.num_classes}: must be at least the dataset's "
-            f"{num_classes} classes, or 0 for that number"
+            key="model.num_classes",
+            value=config.model.num_classes,
+            allowed=f"at least the dataset's {num_classes} classes, or 0 for that number",
         )
     logits = config.model.num_classes or num_classes
     if config.loss.class_weights and len(config.loss.class_weights) != logits:
         raise ConfigError(
-            f"loss.class_weights={config.loss.class_weights}: must be {logits} numbers, one per class"
+            key="loss.class_weights",
+            value=config.loss.class_weights,
+            allowed=f"{logits} numbers, one per class",
         )
 
 
@@ -145,14 +171,17 @@ def _check_starts(config: Config, unit: int, total: int, drop_until: int, length
     for pattern, start in config.optimizer.unfreeze_at:
         if round(start * unit) >= total:
             raise ConfigError(
-                f"optimizer.unfreeze_at: ({pattern!r}, {start:g}) {schedule.unit}: must be below the {total} steps "
-                f"of {length}; to freeze parameters for the whole run, set their factor in "
-                "optimizer.learning_rate_rules to 0"
+                key="optimizer.unfreeze_at",
+                value=(pattern, start),
+                allowed=f"below the {total} steps of {length} (it is in {schedule.unit})",
+                cure="to freeze parameters for the whole run, set their factor in "
+                "optimizer.learning_rate_rules to 0",
             )
     if schedule.drop_until and not 0 < drop_until < total:
         raise ConfigError(
-            f"schedule.drop_until={schedule.drop_until:g} {schedule.unit}: must be at least 1 step and below the "
-            f"{total} steps of {length}"
+            key="schedule.drop_until",
+            value=schedule.drop_until,
+            allowed=f"at least 1 step and below the {total} steps of {length} (it is in {schedule.unit})",
         )
 
 
@@ -166,8 +195,10 @@ def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[in
     starts = [start for start, _ in sizes]
     if starts[-1] >= total or len(set(starts)) < len(starts):
         raise ConfigError(
-            f"data.progressive={config.data.progressive} {config.schedule.unit}: starts must be apart by a call "
-            f"(train.steps_per_call steps) or more, and below the {total} steps of {length}"
+            key="data.progressive",
+            value=config.data.progressive,
+            allowed=f"starts (in {config.schedule.unit}) at least a call of train.steps_per_call steps apart, and "
+            f"below the {total} steps of {length}",
         )
     return sizes
 

@@ -2,10 +2,11 @@ import dataclasses
 import json
 
 import pytest
+from conftest import refused
 
 from flax_resnet.config import Config, default_config, differences, freeze, settings
 from flax_resnet.config.plan import Plan, plan
-from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.errors import DataError
 
 
 def test_defaults_are_valid_and_survive_json():
@@ -24,59 +25,81 @@ def test_the_dict_is_locked():
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "words"),
+    ("key", "value"),
     [
-        ("train", "batch_size", 0, "at least 1"),
-        ("train", "batch_size", "many", "int"),
-        ("train", "batch_size", True, "int"),
-        ("data", "image_size", 0, "at least 1 where model.pretrained"),
-        ("optimizer", "learning_rate", -0.1, "above 0"),
-        ("optimizer", "learning_rate", float("nan"), "above 0"),
-        ("optimizer", "momentum", 1.5, "between 0 and 0.9999"),
-        ("distill", "temperature", 4.0, "goes with distill.teacher"),
-        ("data", "source", "folders", "one of tfds, folder"),
-        ("data", "source", "folder", "data.path"),
-        ("data", "crop_area", (0.9, 0.1), "two ascending numbers"),
-        ("augment", "mean", (0.1, 0.2), "3 numbers"),
-        ("augment", "mean", ("a", "b", "c"), "numbers"),
-        ("augment", "pad_crop", 8, "below the 8 px"),
-        ("augment", "pad_crop_fill", "edge", "one of black, reflect"),
-        ("augment", "hue", 0.6, "between 0 and 0.5"),
-        ("augment", "policy", "autoaugment", "one of none, randaugment, trivialaugment"),
-        ("augment", "policy_magnitude", 31, "between 0 and 30"),
-        ("augment", "random_erasing_area", (0.4, 0.2), "two ascending numbers"),
-        ("augment", "cutout", 9, "at most the 8 px"),
-        ("augment", "mix_mode", "elem", "one of batch, pair, element"),
-        ("model", "norm_groups", 3, "model.norm_scope='ghost'"),
-        ("train", "gradient_dtype", "bfloat16", "model.norm_scope='local'"),
-        ("model", "in_channels", 2, "one of 1, 3"),
-        ("schedule", "milestones", (60, 30), "ascending numbers"),
-        ("schedule", "warmup_epochs", 5.0, "is unknown"),
-        ("optimizer", "name", "adam", "one of sgd, lars, lamb, adamw"),
-        ("optimizer", "betas", (0.9, 1.0), "two numbers from 0 to below 1"),
-        ("optimizer", "weight_decay_rules", (("kernel", -1.0),), "pairs of a regular expression"),
-        ("optimizer", "learning_rate_rules", (("(", 1.0),), "pairs of a regular expression"),
-        ("optimizer", "learning_rate_rules", ("fc", 0.1), "pairs of a regular expression"),
-        ("loss", "class_weights", (0, 0), "not all 0"),
-        ("loss", "class_weights", ("a", "b"), "numbers"),
-        ("train", "batchsize", 3, "did you mean 'train.batch_size'"),
-        ("trian", "batch_size", 3, "did you mean 'train'"),
+        ("train.batch_size", 0),
+        ("train.batch_size", "many"),
+        ("train.batch_size", True),
+        ("train.batch_size", None),
+        ("data.image_size", 0),  # taken from pretrained weights, and there are none
+        ("optimizer.learning_rate", -0.1),
+        ("optimizer.learning_rate", float("inf")),
+        ("optimizer.momentum", 1.5),
+        ("distill.temperature", 4.0),  # without a teacher
+        ("data.source", "folders"),
+        ("data.crop_area", (0.9, 0.1)),
+        ("augment.mean", (0.1, 0.2)),
+        ("augment.mean", ("a", "b", "c")),
+        ("augment.pad_crop", 8),  # images have 8 px
+        ("augment.pad_crop_fill", "edge"),
+        ("augment.hue", 0.6),
+        ("augment.policy", "autoaugment"),
+        ("augment.policy_magnitude", 31),
+        ("augment.random_erasing_area", (0.4, 0.2)),
+        ("augment.cutout", 9),
+        ("augment.eval_shift", 8),
+        ("augment.mix_mode", "elem"),
+        ("model.norm_groups", 3),  # without ghost normalisation
+        ("train.gradient_dtype", "bfloat16"),  # without local normalisation
+        ("model.in_channels", 2),
+        ("schedule.milestones", (60, 30)),
+        ("optimizer.name", "adam"),
+        ("optimizer.betas", (0.9, 1.0)),
+        ("optimizer.weight_decay_rules", (("kernel", -1.0),)),
+        ("optimizer.learning_rate_rules", (("(", 1.0),)),
+        ("optimizer.learning_rate_rules", ("fc", 0.1)),
+        ("loss.class_weights", (0, 0)),
+        ("loss.class_weights", ("a", "b")),
     ],
 )
-def test_a_bad_value_is_one_line_with_key_and_cure(section, key, value, words):
-    with pytest.raises(ConfigError) as error:
-        freeze({section: {key: value}})
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-    if section != "trian":
-        assert f"{section}.{key}" in str(error.value)
+def test_a_bad_value_is_one_line_with_key_value_and_cure(key, value):
+    section, name = key.split(".")
+    with refused(key, value) as caught:
+        freeze({section: {name: value}})
+    assert caught.value.allowed or caught.value.cure
+    assert str(caught.value).startswith(f"{key}=")
+
+
+def test_not_a_number_is_refused():
+    with refused("optimizer.learning_rate"):
+        freeze({"optimizer": {"learning_rate": float("nan")}})
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "meant"),
+    [
+        ({"train": {"batchsize": 3}}, "train.batchsize", "train.batch_size"),
+        ({"schedule": {"warmup_epochs": 5.0}}, "schedule.warmup_epochs", "schedule.warmup"),
+        ({"trian": {"batch_size": 3}}, "trian", "train"),
+    ],
+)
+def test_an_unknown_setting_is_met_by_the_nearest_one(sections, key, meant):
+    with refused(key) as caught:
+        freeze(sections)
+    assert repr(meant) in caught.value.cure
+
+
+def test_a_folder_needs_its_path():
+    with refused("data.path", ""):
+        freeze({"data": {"source": "folder"}})
 
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
 def test_mixing_needs_an_even_batch(key):
     sections = {"train": {"batch_size": 15}, "augment": {key: 1.0}}
-    with pytest.raises(ConfigError, match=f"train.batch_size=15: must be even with augment.{key}"):
+    with refused("train.batch_size", 15) as caught:
         freeze(sections)
+    assert f"augment.{key}" in caught.value.allowed
 
 
 def test_an_int_serves_as_a_float_and_a_list_as_a_tuple():
@@ -94,7 +117,21 @@ def test_plan_drops_the_remainder_of_an_epoch():
     )
     result = plan(config, num_train=1437, num_eval=360, num_classes=10)
     assert result == Plan(
-        1437, 360, 10, 22, 66, 0.1, 33, 0, (660, 1320), 22, ((0, 8),), 11, 22, 64, 0
+        num_train=1437,
+        num_eval=360,
+        num_classes=10,
+        steps_per_epoch=22,
+        total_steps=66,
+        peak_learning_rate=0.1,
+        warmup_steps=33,
+        cooldown_steps=0,
+        milestones=(660, 1320),
+        unit=22,
+        sizes=((0, 8),),
+        eval_every=11,
+        checkpoint_every=22,
+        eval_batch_size=64,
+        drop_until=0,
     )
 
 
@@ -105,8 +142,9 @@ def test_a_run_has_so_many_steps_as_epochs_make_or_as_are_asked_for():
     longer = freeze({"train": {"batch_size": 10, "steps": 30}, "schedule": {"warmup": 1.0}})
     assert not differences(config, longer)
     short = freeze({"train": {"batch_size": 10, "steps": 9}, "schedule": {"warmup": 1.0}})
-    with pytest.raises(ConfigError, match=r"the 9 steps of train.steps=9"):
+    with refused("schedule.warmup", 1.0) as caught:
         plan(short, num_train=100, num_eval=1, num_classes=10)
+    assert "train.steps=9" in caught.value.allowed
 
 
 def test_rules_survive_json():
@@ -116,17 +154,17 @@ def test_rules_survive_json():
 
 def test_class_weights_are_as_many_as_the_classes():
     config = freeze({"loss": {"class_weights": (1, 2)}, "train": {"batch_size": 1}})
-    with pytest.raises(ConfigError, match=r"loss.class_weights=\(1, 2\): must be 3 numbers"):
+    with refused("loss.class_weights", (1.0, 2.0)):
         plan(config, num_train=1, num_eval=1, num_classes=3)
 
 
 def test_plan_refuses_what_the_data_cannot_give():
     config = freeze({"train": {"batch_size": 64}, "model": {"num_classes": 5}})
-    with pytest.raises(ConfigError, match="at most the 63 images"):
+    with refused("train.batch_size", 64):
         plan(config, num_train=63, num_eval=1, num_classes=5)
-    with pytest.raises(DataError, match="holds no images"):
+    with refused("data.eval_split", "test", DataError):
         plan(config, num_train=64, num_eval=0, num_classes=5)
-    with pytest.raises(ConfigError, match="num_classes=5"):
+    with refused("model.num_classes", 5):
         plan(config, num_train=64, num_eval=1, num_classes=6)
 
 
