@@ -23,8 +23,9 @@ def get_config(task: str = ""):
     source, _, place = dataset.partition("=")
     if size not in STEPS or source not in ("folder", "csv", "tfds") or not place:
         raise ConfigError(
-            f"configs/bit_finetune.py:{task}: must be small, medium or large, a comma, and folder=/path, "
-            "csv=/path or tfds=NAME"
+            key="configs/bit_finetune.py",
+            value=task,
+            allowed="small, medium or large, a comma, and folder=/path, csv=/path or tfds=NAME",
         )
     config = default_config()
     config.data.source = source

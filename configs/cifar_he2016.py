@@ -15,7 +15,7 @@ Cost: 64,000 steps of 128 images. Needs `python -m flax_resnet prepare --name=ci
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 
 NETWORKS = ("resnet20", "resnet56", "resnet110", "preact164", "plain20", "plain56")
 WARMED_UP = ("resnet110", "preact164")
@@ -27,7 +27,7 @@ def get_config(network: str = "resnet20"):
     The papers train for 64,000 steps; 164 epochs of 390 steps are 40 steps fewer.
     """
     if network not in NETWORKS:
-        raise ConfigError(f"configs/cifar_he2016.py:{network}: {suggestion(network, NETWORKS)}")
+        raise ConfigError(key="configs/cifar_he2016.py", value=network, allowed=NETWORKS)
     config = default_config()
     config.model.name = network
     config.data.name = "cifar10"

@@ -14,7 +14,7 @@ Cost: 312 steps of 4,096 images per epoch (resnet18: 1,251 steps of 1,024). Need
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 
 # {number of epochs: first epoch with 192 px images}
 GROWS = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
@@ -24,7 +24,7 @@ NETWORKS = tuple(f"{name}_{epochs}" for name in ("resnet18", "resnet50") for epo
 def get_config(run: str = "resnet50_16"):
     """Return the configuration of one of the runs."""
     if run not in NETWORKS:
-        raise ConfigError(f"configs/ffcv.py:{run}: {suggestion(run, NETWORKS)}")
+        raise ConfigError(key="configs/ffcv.py", value=run, allowed=NETWORKS)
     name, epochs = run.split("_")
     config = default_config()
     config.model.name = name

@@ -30,7 +30,9 @@ def get_config(dataset: str = "folder="):
     source, _, place = dataset.partition("=")
     if source not in ("folder", "csv", "tfds") or not place:
         raise ConfigError(
-            f"configs/finetune.py:{dataset}: must be folder=/path, csv=/path or tfds=NAME"
+            key="configs/finetune.py",
+            value=dataset,
+            allowed="folder=/path, csv=/path or tfds=NAME",
         )
     config = default_config()
     config.data.source = source

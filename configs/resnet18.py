@@ -21,7 +21,7 @@ python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images -
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 
 
 def get_config(dataset: str = "digits"):
@@ -29,8 +29,15 @@ def get_config(dataset: str = "digits"):
     config = default_config()
     config.model.name = "resnet18"
     name, _, path = dataset.partition("=")
-    if name not in RECIPES or (path and name not in ("folder", "csv", "tfds")):
-        raise ConfigError(f"configs/resnet18.py:{dataset}: {suggestion(name, RECIPES)}")
+    if name not in RECIPES:
+        raise ConfigError(key="configs/resnet18.py", value=name, allowed=RECIPES)
+    if path and name not in ("folder", "csv", "tfds"):
+        raise ConfigError(
+            f"{name} takes no path or name",
+            key="configs/resnet18.py",
+            value=dataset,
+            allowed=repr(name),
+        )
     RECIPES[name](config)
     if name in ("folder", "csv"):
         config.data.source = name

@@ -11,7 +11,7 @@ Cost: 450,360 steps of 256 images. Needs `python -m flax_resnet prepare --name=i
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 
 # {network: learning rate}
 NETWORKS = {
@@ -27,7 +27,7 @@ NETWORKS = {
 def get_config(network: str = "resnet50"):
     """Return the configuration for one of the networks."""
     if network not in NETWORKS:
-        raise ConfigError(f"configs/torchvision_v1.py:{network}: {suggestion(network, NETWORKS)}")
+        raise ConfigError(key="configs/torchvision_v1.py", value=network, allowed=NETWORKS)
     config = default_config()
     config.model.name = network
     config.data.name = "imagenet2012"

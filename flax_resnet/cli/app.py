@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -118,6 +119,37 @@ def flag(values: flags.FlagValues, name: str) -> Any:
     return values[name].value
 
 
+def needed(key: str, what: str) -> ConfigError:
+    """Return the error for a flag that is not set; `what` is the value to set it to, in words."""
+    return ConfigError("is needed", key=key, cure=f"set it to {what}")
+
+
+def one_of(values: flags.FlagValues, names: Sequence[str], what: str) -> str:
+    """Return which one of these flags is set.
+
+    Args:
+      values: the parsed flags.
+      names: the flags, without dashes.
+      what: what the flags select, for the message.
+
+    Raises:
+      ConfigError: none of the flags is set, or several are.
+    """
+    given = [name for name in names if flag(values, name)]
+    if not given:
+        others = " or ".join(f"--{name}" for name in names[1:])
+        raise ConfigError(f"is needed, or {others}", key=f"--{names[0]}", cure=f"name {what}")
+    if len(given) > 1:
+        first, second = given[:2]
+        raise ConfigError(
+            f"excludes --{first}={flag(values, first)}",
+            key=f"--{second}",
+            value=flag(values, second),
+            cure=f"set one only: {what}",
+        )
+    return given[0]
+
+
 def _help(values: flags.FlagValues) -> str:
     lines = []
     for name in sorted(values):
@@ -134,7 +166,13 @@ def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
         return values.read_flags_from_files(argv)
     except (flags.Error, UnicodeDecodeError) as error:
         given = next(text for text in argv if text.lstrip("-").startswith("flagfile"))
-        raise ConfigError(f"{given}: cannot be read: {one_line(error)}") from error
+        following = argv[argv.index(given) + 1 :]
+        _, equals, file = given.partition("=")
+        raise ConfigError(
+            f"cannot be read: {one_line(error)}",
+            key="--flagfile",
+            value=file if equals else next(iter(following), ...),
+        ) from error
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
@@ -142,17 +180,17 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
     try:
         rest = values([sys.argv[0], *argv])[1:]
     except flags.UnrecognizedFlagError as error:
-        known = [n for n in values if len(n) > 1]
-        raise ConfigError(
-            f"flag --{error.flagname} is unknown: {suggestion(error.flagname, known)}"
-        ) from error
+        name, known = f"--{error.flagname}", [f"--{n}" for n in values if len(n) > 1]
+        raise ConfigError("unknown flag", key=name, cure=suggestion(name, known)) from error
     except Exception as error:
         # A configuration file is the user's code: it may raise anything.
         raise _readable(error, argv) from error
     for name, value in zip(positional, rest, strict=False):
         values[name].value = value
     if unexpected := rest[len(positional) :]:
-        raise ConfigError(f"argument {unexpected[0]!r} is not expected: flags start with --")
+        raise ConfigError(
+            "unexpected argument", key=unexpected[0], cure="begin the names of flags with --"
+        )
 
 
 def _readable(error: Exception, argv: list[str]) -> UserError:
@@ -170,14 +208,23 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
             if not equals:
                 value = argv[position + 1] if position + 1 < len(argv) else ""
             if key not in known:
-                return ConfigError(f"config key {key!r} is unknown: {suggestion(key, known)}")
+                return ConfigError("unknown setting", key=key, cure=suggestion(key, known))
             if f"config.{key}" in str(error):
                 field = known[key]
-                kind = getattr(field.type, "__name__", field.type)
-                return ConfigError(f"{key}={value!r}: must be {kind} ({field.metadata['help']})")
+                kind = getattr(field.type, "__name__", str(field.type))
+                return ConfigError(key=key, value=value, allowed=kind, cure=field.metadata["help"])
     if isinstance(error, flags.Error):
-        return ConfigError(one_line(error))
-    return ConfigError(f"--config: {type(error).__name__}: {one_line(error)}")
+        return _flag_error(one_line(error))
+    return ConfigError(f"{type(error).__name__}: {one_line(error)}", key="--config")
+
+
+def _flag_error(message: str) -> ConfigError:
+    """Return an error with the flag and value that absl names: ``flag --NAME=VALUE: PROBLEM``."""
+    if found := re.match(r"flag (--\w+)=(.*?): (.*)", message):
+        key, value, problem = found.groups()
+        return ConfigError(problem, key=key, value=value)
+    named = re.search(r"--\w+", message)
+    return ConfigError(message, key=named[0] if named else "")
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -216,8 +263,10 @@ def _config_file(text: str) -> str:
         wanted = pathlib.Path(name).name.removesuffix(".py")
         if wanted not in packaged or name not in (wanted, f"{wanted}.py", f"configs/{wanted}.py"):
             raise ConfigError(
-                f"--config={name}: is neither a file nor a packaged configuration: "
-                + suggestion(wanted, packaged)
+                "is neither a file nor a packaged configuration",
+                key="--config",
+                value=name,
+                cure=suggestion(wanted, packaged),
             )
         name = str(packaged[wanted])
     return name + colon + argument
@@ -232,9 +281,7 @@ def _config_folders() -> list[pathlib.Path]:
 def frozen_config(values: flags.FlagValues) -> Config:
     """Return the checked configuration of --config, with --data_dir if it is set. Raises ConfigError."""
     if not isinstance(flag(values, "config"), ConfigDict):
-        raise ConfigError(
-            "--config is needed: a file such as configs/resnet18.py, or a packaged name"
-        )
+        raise needed("--config", "a file such as configs/resnet18.py, or a packaged name")
     config = freeze(flag(values, "config"))
     if data_dir := flag(values, "data_dir"):
         config = dataclasses.replace(
@@ -247,9 +294,14 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
     """Return the path of a picture to draw. Raises ConfigError without matplotlib, or for another suffix."""
     path = pathlib.Path(path).expanduser()
     if path.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"{flag}={path}: must end in .png, .pdf or .svg")
+        raise ConfigError(key=flag, value=path, allowed="a file that ends in .png, .pdf or .svg")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("drawing needs matplotlib: pip install 'flax_resnet[plot]'")
+        raise ConfigError(
+            "drawing needs matplotlib",
+            key=flag,
+            value=path,
+            cure="pip install 'flax_resnet[plot]'",
+        )
     return path
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from flax_resnet.cli import app
-from flax_resnet.errors import suggestion
+from flax_resnet.errors import ConfigError, suggestion
 from flax_resnet.version import __version__
 
 # Each command is a module of this folder with a `main(argv)` that returns the exit code.
@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
-        known = [*COMMANDS, *ALIASES]
-        print(f"error: command {name!r} is unknown: {suggestion(name, known)}", file=sys.stderr)
-        return 2
+        near = suggestion(name, [*COMMANDS, *ALIASES])
+        error = ConfigError("unknown command", key=name, cure=near)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return importlib.import_module(f"flax_resnet.cli.{name}").main(rest)
 
 

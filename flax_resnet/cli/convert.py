@@ -40,11 +40,16 @@ def _convert(values: flags.FlagValues) -> None:
     source, dest = app.flag(values, "source"), app.flag(values, "dest")
     for key, value in (("SOURCE", source), ("DEST", dest)):
         if not value:
-            raise ConfigError(f"{key} is needed: python -m flax_resnet convert SOURCE DEST")
-    if pathlib.Path(source).expanduser().is_dir():
-        if app.flag(values, "model"):
             raise ConfigError(
-                f"--model={values['model'].value}: a run folder knows its own network"
+                "is needed", key=key, cure="run python -m flax_resnet convert SOURCE DEST"
+            )
+    if pathlib.Path(source).expanduser().is_dir():
+        if model := app.flag(values, "model"):
+            raise ConfigError(
+                f"SOURCE={source} is a run folder, which knows its own network",
+                key="--model",
+                value=model,
+                cure="leave it out",
             )
         export_run(source, dest, checkpoint=app.flag(values, "checkpoint"))
     else:
@@ -68,26 +73,15 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
     from flax_resnet.config import freeze
     from flax_resnet.inference.classifier import load_pretrained
     from flax_resnet.training import sharding
-    from flax_resnet.training.pretrained import is_file
     from flax_resnet.training.runs.checkpoint import Checkpoints
     from flax_resnet.training.runs.folder import RunFolder
     from flax_resnet.training.runs.metadata import RunMetadata
     from flax_resnet.training.state import TrainState
-    from flax_resnet.weights.opening import SUFFIXES
 
     folder = RunFolder.at(dest)
     if folder.read_config() is not None:
-        raise WorkdirError(f"{folder} holds a run already: name a new folder")
-    if not is_file(source) and "/" in source:
-        raise WeightsError(f"SOURCE={source}: there is no such file or folder")
-    if folder.path.suffix in SUFFIXES:
-        raise ConfigError(
-            f"DEST={dest}: is a run folder to be made; its name must not end in {folder.path.suffix}"
-        )
-    if is_file(source) and not model:
-        raise ConfigError(f"--model is needed: the network that {source} holds, such as resnet50")
-    if model and not is_file(source):
-        raise ConfigError(f"--model={model}: {source!r} is no file of weights")
+        raise WorkdirError("holds a run already", key=folder.path, cure="name a new folder")
+    _check_import(source, dest, model)
     classifier = load_pretrained(model or source, weights=source if model else "")
     # With momentum 0 the optimizer has no momentum state, which pretrained weights do not include.
     optimizer = dataclasses.replace(classifier.config.optimizer, momentum=0.0)
@@ -116,6 +110,30 @@ def import_weights(source: str, dest: str, *, model: str = "") -> None:
         f"{config.model.name}, {count:,} parameters, {len(classifier.class_names)} classes, "
         f'in {folder}\nin Python: flax_resnet.load("{folder}")'
     )
+
+
+def _check_import(source: str, dest: str, model: str) -> None:
+    """Raise for arguments of `import_weights` that are wrong or do not fit together."""
+    from flax_resnet.training.pretrained import is_file
+    from flax_resnet.weights.opening import SUFFIXES
+
+    if not is_file(source) and "/" in source:
+        raise WeightsError("there is no such file or folder", key="SOURCE", value=source)
+    if (suffix := pathlib.Path(dest).suffix) in SUFFIXES:
+        raise ConfigError(
+            key="DEST",
+            value=dest,
+            allowed=f"a run folder to make, whose name does not end in {suffix}",
+        )
+    if is_file(source) and not model:
+        raise app.needed("--model", f"the network that {source} holds, such as resnet50")
+    if model and not is_file(source):
+        raise ConfigError(
+            f"SOURCE={source} is no file of weights",
+            key="--model",
+            value=model,
+            cure="leave it out, or name a file",
+        )
 
 
 def _optimizer_state(config: Any, classifier: Any) -> Any:
@@ -147,11 +165,13 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
 
     file = pathlib.Path(dest).expanduser()
     if file.suffix != ".safetensors":
-        raise WeightsError(f"{dest}: a run is written to a .safetensors file")
+        raise WeightsError(
+            f"SOURCE={source} is a run", key="DEST", value=dest, allowed="a .safetensors file"
+        )
     sidecar = file.with_suffix(".json")
     for path in (file, sidecar):
         if path.exists():
-            raise WeightsError(f"{path} exists: name another file")
+            raise WeightsError("exists already", key=path, cure="name another file")
     classifier = load(source, checkpoint)
     variables = unstack_blocks(jax.device_get(classifier.variables))
     tensors = to_torch(variables)

@@ -60,7 +60,10 @@ def _evaluate(values: flags.FlagValues) -> None:
     record, counts, names = run(sources["model"] or sources["workdir"], **options)
     if file and counts is None:
         raise ConfigError(
-            f"--confusion={file}: not for {len(names)} classes; at most {MOST_CLASSES}"
+            f"there are {len(names)} classes, and the matrix has at most {MOST_CLASSES}",
+            key="--confusion",
+            value=file,
+            cure="leave it out",
         )
     what = f"checkpoint {record['step']}" if "step" in record else record["model"]
     where = f"{record['split']} ({record['count']} images), {what}"

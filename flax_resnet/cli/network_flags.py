@@ -40,17 +40,13 @@ def check(values: flags.FlagValues, *, purpose: str, model_only: Sequence[str]) 
     Raises:
       ConfigError: both or neither of --workdir and --model are set, or a flag does not go with the one that is.
     """
-    sources = {name: app.flag(values, name) for name in ("workdir", "model")}
-    if bool(sources["workdir"]) == bool(sources["model"]):
-        raise ConfigError(
-            f"--workdir or --model is needed, and one only: the run, or the network, to {purpose}"
-        )
-    if sources["model"]:
-        if (checkpoint := app.flag(values, "checkpoint")) != "last":
-            raise ConfigError(f"--checkpoint={checkpoint}: goes with --workdir, not --model")
-        return
-    for name in model_only:
-        if app.flag(values, name):
+    source = app.one_of(values, ("workdir", "model"), f"the run, or the network, to {purpose}")
+    other, options = ("workdir", ["checkpoint"]) if source == "model" else ("model", model_only)
+    for name in options:
+        if app.flag(values, name) != values[name].default:
             raise ConfigError(
-                f"--{name}={app.flag(values, name)}: goes with --model, not --workdir"
+                f"is an option of --{other}, not of --{source}",
+                key=f"--{name}",
+                value=app.flag(values, name),
+                cure="leave it out",
             )

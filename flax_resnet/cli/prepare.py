@@ -61,7 +61,7 @@ def _prepare(values: flags.FlagValues) -> None:
     name, pack = app.flag(values, "name"), app.flag(values, "pack")
     for flag in ("threads", "max_bad"):
         if app.flag(values, flag) < 0:
-            raise ConfigError(f"--{flag}={app.flag(values, flag)}: must be at least 0")
+            raise ConfigError(key=f"--{flag}", value=app.flag(values, flag), allowed="at least 0")
     threads = app.flag(values, "threads")
     if values["pack"].present:
         from flax_resnet.data.packing import Packing, pack_dataset
@@ -72,9 +72,14 @@ def _prepare(values: flags.FlagValues) -> None:
         return
     for flag in PACKING:
         if values[flag].present:
-            raise ConfigError(f"--{flag} needs --pack=NEW_NAME, the dataset to make")
+            raise ConfigError(
+                "is an option of packing",
+                key=f"--{flag}",
+                value=app.flag(values, flag),
+                cure="set --pack=NEW_NAME, the dataset to make",
+            )
     if not name:
-        raise ConfigError("--name is needed: the dataset to prepare, such as cifar10")
+        raise app.needed("--name", "the dataset to prepare, such as cifar10")
     from flax_resnet.data.array_record import prepare_dataset
 
     print(prepare_dataset(name, app.flag(values, "data_dir"), threads=threads))

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.errors import ConfigError, writing
+from flax_resnet.errors import writing
 
 SHOWN = (3, 8)  # rows and columns of example images
 
@@ -34,7 +34,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _report(values: flags.FlagValues) -> None:
     if not app.flag(values, "workdir"):
-        raise ConfigError("--workdir is needed: the folder of the run to draw")
+        raise app.needed("--workdir", "the folder of the run to draw")
     app.set_up_jax(app.flag(values, "compilation_cache"))
     workdir = pathlib.Path(app.flag(values, "workdir")).expanduser()
     output = app.picture(app.flag(values, "output") or workdir / "report.png")

@@ -115,16 +115,16 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _summary(values: flags.FlagValues) -> None:
-    modes = [mode for mode in MODES if app.flag(values, mode)]
-    if len(modes) != 1:
-        raise ConfigError(
-            "--model, --list or --schedule is needed, and one only: a network, a pattern, or a picture to draw"
-        )
+    mode = app.one_of(values, MODES, "a network, a pattern, or a picture to draw")
     for names, allowed in GOES_WITH.items():
         for name in names:
-            if values[name].present and modes[0] not in allowed:
-                others = " or ".join(f"--{mode}" for mode in allowed)
-                raise ConfigError(f"--{name}: goes with {others}, not --{modes[0]}")
+            if values[name].present and mode not in allowed:
+                others = " or ".join(f"--{other}" for other in allowed)
+                raise ConfigError(
+                    f"is an option of {others}, not of --{mode}",
+                    key=f"--{name}",
+                    cure="leave it out",
+                )
     if app.flag(values, "schedule"):
         config = app.frozen_config(values)
         output = app.picture(app.flag(values, "schedule"), "--schedule")
@@ -133,7 +133,7 @@ def _summary(values: flags.FlagValues) -> None:
         return
     given = {name: app.flag(values, name) for name in values if name not in ("h", "help")}
     if given["format"] not in FORMATS:
-        raise ConfigError(f"--format={given['format']}: {suggestion(given['format'], FORMATS)}")
+        raise ConfigError(key="--format", value=given["format"], allowed=FORMATS)
     options = {
         key: given[key]
         for key, unset in (("num_classes", -1), ("in_channels", 0), ("dtype", ""))
@@ -169,13 +169,19 @@ def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> lis
     if not names:
         near = suggestion(pattern.strip("*"), list_models())
         hint = near if near.startswith("did") else "--list '*' shows all"
-        raise ConfigError(f"--list={pattern}: no network has such a name: {hint}")
+        raise ConfigError("no network has such a name", key="--list", value=pattern, cure=hint)
     rows = []
     for name in tqdm(names, disable=not sys.stderr.isatty(), leave=False, unit="network"):
         try:
             summary = summarize(name, **shape, **options)
         except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError(
+                f"{name}: {error.problem}".removesuffix(": "),
+                key=error.key,
+                value=error.value,
+                allowed=error.allowed,
+                cure=error.cure,
+            ) from error
         sums = totals(summary)
         rows.append({
             "model": name, "image_size": summary.input_shape[1],

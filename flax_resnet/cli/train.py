@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _train(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
-        raise ConfigError("--workdir is needed: the folder that the run is written to")
+        raise app.needed("--workdir", "the folder that the run is written to")
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.training.train import train
 

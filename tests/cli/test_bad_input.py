@@ -14,107 +14,97 @@ DIVERGED, DATA, DISK = 3, 4, 5  # exit codes beside 2, that of a wrong command o
 
 @pytest.fixture
 def refuse(capsys):
-    """Runs the command, expects this exit code and one line with these words."""
+    """Runs the command, expects this exit code and one line about this key (and value) that has these names."""
 
-    def run(arguments, *words, code=2):
+    def run(arguments, fault, *names, code=2):
         assert main.main(arguments) == code
         captured = capsys.readouterr()
         (line,) = captured.err.splitlines()
-        assert line.startswith("error: ")
-        for word in words:
-            assert word in line
+        assert line.startswith(f"error: {fault}: ")
+        for name in names:
+            assert name in line
         assert "Traceback" not in line
-        return line
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "fault", "names"),
     [
-        ([], ["--config is needed"]),
-        (["--config=nowhere.py"], ["--config=nowhere.py", "packaged", "resnet18"]),
-        (["--config=configs/resnet81.py"], ["did you mean 'resnet18'"]),
-        (["--config=setup.cfg"], ["--config: SyntaxError"]),
-        (["--config=resnet18:digit"], ["did you mean 'digits'"]),
-        (["--config=resnet18", "--config.train.batchsize=3"], ["did you mean 'train.batch_size'"]),
-        (["--config=resnet18", "--config.nothing.at_all=3"], ["'nothing.at_all' is unknown"]),
-        (
-            ["--config=resnet18", "--config.train.batch_size=many"],
-            ["train.batch_size='many'", "int"],
-        ),
-        (
-            ["--config=resnet18", "--config.train.batch_size", "2.5"],
-            ["train.batch_size='2.5'", "int"],
-        ),
-        (
-            ["--config=resnet18", "--config.augment.flip=perhaps"],
-            ["augment.flip='perhaps'", "bool"],
-        ),
-        (["--config=resnet18", "--config.augment.mean=(1,"], ["augment.mean", "tuple"]),
-        (
-            ["--config=resnet18", "--config.train.batch_size=0"],
-            ["train.batch_size=0", "at least 1"],
-        ),
-        (
-            ["--config=resnet18", "--config.optimizer.learning_rate=-1"],
-            ["learning_rate=-1.0", "above 0"],
-        ),
-        (
-            ["--config=resnet18", "--config.optimizer.learning_rate=nan"],
-            ["learning_rate=nan", "above 0"],
-        ),
-        (["--config=resnet18", "--config.data.image_size=0"], ["data.image_size=0", "at least 1"]),
-        (["--config=resnet18", "--workdri=x"], ["--workdri is unknown", "did you mean 'workdir'"]),
-        (["--config=resnet18", "--resume=maybe", "--workdir=x"], ["resume", "auto|force"]),
-        (["--config=resnet18", "stray"], ["'stray' is not expected"]),
-        (["--config=resnet18"], ["--workdir is needed"]),
+        ([], "--config", []),
+        (["--config=nowhere.py"], "--config=nowhere.py", ["resnet18", "wrn28_10"]),
+        (["--config=configs/resnet81.py"], "--config=configs/resnet81.py", ["'resnet18'"]),
+        (["--config=setup.cfg"], "--config", ["SyntaxError", "setup.cfg"]),
+        (["--config"], "--config", ["Missing"]),
+        (["--config=resnet18:digit"], "configs/resnet18.py='digit'", ["'digits'"]),
+        (["--config=resnet18:digits=3"], "configs/resnet18.py='digits=3'", []),
+        (["--config=resnet18", "--config.train.batchsize=3"], "train.batchsize", ["'train.batch_size'"]),
+        (["--config=resnet18", "--config.nothing.at_all=3"], "nothing.at_all", []),
+        (["--config=resnet18", "--config.train.batch_size=many"], "train.batch_size='many'", ["int"]),
+        (["--config=resnet18", "--config.train.batch_size", "2.5"], "train.batch_size='2.5'", ["int"]),
+        (["--config=resnet18", "--config.augment.flip=perhaps"], "augment.flip='perhaps'", ["bool"]),
+        (["--config=resnet18", "--config.augment.mean=(1,"], "augment.mean='(1,'", ["tuple"]),
+        (["--config=resnet18", "--config.train.batch_size=0"], "train.batch_size=0", []),
+        (["--config=resnet18", "--config.optimizer.learning_rate=-1"], "optimizer.learning_rate=-1", []),
+        (["--config=resnet18", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate=nan", []),
+        (["--config=resnet18", "--config.data.image_size=0"], "data.image_size=0", ["model.pretrained"]),
+        (["--config=resnet18", "--workdri=x"], "--workdri", ["'--workdir'"]),
+        (["--config=resnet18", "--resume=maybe", "--workdir=x"], "--resume=maybe", ["auto|force"]),
+        (["--config=resnet18", "stray"], "stray", []),
+        (["--config=resnet18"], "--workdir", []),
     ],
-)
-def test_flags_and_configuration(refuse, arguments, words):
-    refuse(arguments, *words)
+)  # fmt: skip
+def test_flags_and_configuration(refuse, arguments, fault, names):
+    refuse(arguments, fault, *names)
 
 
 def test_files_of_flags(refuse, tmp_path):
-    file, nested = tmp_path / "flags", tmp_path / "nested"
-    for content, words in (
-        (b"\xff\xfe--dry_run\n", ["cannot be read", "utf-8"]),
-        (b"--workdri=x\n", ["--workdri is unknown"]),
-        (b"--config=resnet18\n--config.train.batch_size=many", ["train.batch_size='many'", "int"]),
-    ):
-        file.write_bytes(content)
-        nested.write_text(f"--flagfile={file}\n")
-        refuse([f"--flagfile={file}"], *words)
-        refuse(["--flagfile", str(nested)], *words)
-    refuse([f"--flagfile={tmp_path / 'none'}"], f"--flagfile={tmp_path / 'none'}: cannot be read")
-    refuse(["--flagfile"], "--flagfile: cannot be read", "no argument")
+    file, nested, absent = tmp_path / "flags", tmp_path / "nested", tmp_path / "none"
+    nested.write_text(f"--flagfile={file}\n")
+    for given, outer in (([f"--flagfile={file}"], file), (["--flagfile", str(nested)], nested)):
+        file.write_bytes(b"\xff\xfe--dry_run\n")
+        refuse(given, f"--flagfile={outer}", "utf-8")
+        file.write_bytes(b"--workdri=x\n")
+        refuse(given, "--workdri")
+        file.write_bytes(b"--config=resnet18\n--config.train.batch_size=many")
+        refuse(given, "train.batch_size='many'", "int")
+    refuse([f"--flagfile={absent}"], f"--flagfile={absent}")
+    refuse(["--flagfile"], "--flagfile")
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "fault", "names"),
     [
-        ("model.name=resnet81", ["did you mean 'resnet18'"]),
-        ("data.name=digit", ["did you mean 'digits'"]),
-        ("data.name=cifar10", ["not prepared", "python -m flax_resnet prepare --name=cifar10"]),
-        ("data.name=imagenet2012", ["ILSVRC2012_img_train.tar", "downloads/manual"]),
-        ("data.eval_split=valid", ["'valid'", "train, test"]),
-        ("train.batch_size=1438", ["train.batch_size=1438", "1437 images"]),
-        ("train.batch_size=12", ["train.batch_size=12", "multiple of the 8 devices"]),
-        ("model.num_classes=9", ["model.num_classes=9", "10 classes"]),
-        ("train.batch_size=8", ["one value per channel", "train.batch_size"]),
-        ("model.act=rellu", ["model.act='rellu'", "did you mean 'relu'"]),
-        ("model.norm=frozen", ["model.norm_scope='local'", "frozen"]),
-        ("model.name=vgg11", ["model.depths=(1, 1, 1, 1)", "vgg11 has no such option"]),
-        ("model.pretrained=~no-such-user/w.pth", ["begins with ~"]),
+        ("model.name=resnet81", "model.name='resnet81'", ["'resnet18'"]),
+        ("data.name=digit", "data.name='digit'", ["'digits'"]),
+        ("data.name=cifar10", "data.name='cifar10'", ["python -m flax_resnet prepare --name=cifar10"]),
+        ("data.name=imagenet2012", "data.name='imagenet2012'", ["ILSVRC2012_img_train.tar", "downloads/manual"]),
+        ("data.eval_split=valid", "data.eval_split='valid'", ["train, test"]),
+        ("train.batch_size=1438", "train.batch_size=1438", ["1437"]),
+        ("train.batch_size=12", "train.batch_size=12", ["8 devices"]),
+        ("model.num_classes=9", "model.num_classes=9", ["10"]),
+        ("train.batch_size=8", "train.batch_size", ["model.norm_groups"]),
+        ("model.act=rellu", "model.act='rellu'", ["'relu'"]),
+        ("model.norm=frozen", "model.norm_scope='local'", ["'frozen'"]),
+        ("model.name=vgg11", "model.depths=(1, 1, 1, 1)", ["vgg11"]),
     ],
-)
-def test_models_and_datasets(refuse, tiny, tmp_path, override, words):
+)  # fmt: skip
+def test_models_and_datasets(refuse, tiny, tmp_path, override, fault, names):
     if "batch_size=8" in override:  # one image for each device, and a map of 1x1
         tiny = [*tiny, "--config.model.norm_scope=local"]
     if "frozen" in override:
         tiny = [*tiny, "--config.model.norm_scope=local"]
     code = DATA if override.startswith("data.") else 2
-    refuse([*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"], *words, code=code)
+    arguments = [*tiny, f"--workdir={tmp_path / 'run'}", f"--config.{override}"]
+    refuse(arguments, fault, *names, code=code)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_home_of_nobody(tiny, tmp_path, capsys):
+    override = "--config.model.pretrained=~no-such-user/w.pth"
+    assert main.main([*tiny, f"--workdir={tmp_path / 'run'}", override]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "~" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -123,14 +113,14 @@ def test_folders(refuse, tmp_path, photographs, cache_dir):
         return [f"--config=resnet18:folder={path}", f"--workdir={tmp_path / 'run'}"]
 
     (tmp_path / "empty").mkdir()
-    refuse(arguments(tmp_path / "absent"), "is not a folder", code=DATA)
-    refuse(arguments(tmp_path / "empty"), "found none", code=DATA)
-    refuse(arguments(""), "data.path")
+    refuse(arguments(tmp_path / "absent"), f"data.path='{tmp_path / 'absent'}'", code=DATA)
+    refuse(arguments(tmp_path / "empty"), tmp_path / "empty", code=DATA)
+    refuse(arguments(""), "data.path=''")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     (tmp_path / "hollow" / "b").mkdir()
-    refuse(arguments(tmp_path / "hollow"), "holds no images", code=DATA)
+    refuse(arguments(tmp_path / "hollow"), tmp_path / "hollow" / "a", code=DATA)
     shutil.rmtree(photographs / "china")
-    refuse(arguments(photographs), "found only 'flower'", code=DATA)
+    refuse(arguments(photographs), photographs, "'flower'", code=DATA)
 
 
 def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, capsys):
@@ -143,21 +133,22 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
     ]  # fmt: skip
     assert main.main(arguments) == DATA
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: cannot decode {photographs / 'flower'}")
+    assert line.startswith(f"error: {photographs / 'flower'}")
     assert "data.max_bad_images=0" in line
 
 
 def test_workdirs(refuse, tiny, tmp_path):
     (tmp_path / "file").write_text("x")
-    refuse([*tiny, f"--workdir={tmp_path / 'file'}"], "is a file", code=DISK)
+    refuse([*tiny, f"--workdir={tmp_path / 'file'}"], tmp_path / "file", code=DISK)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    refuse([*tiny, f"--workdir={tmp_path / 'other'}"], "holds something else", code=DISK)
+    refuse([*tiny, f"--workdir={tmp_path / 'other'}"], tmp_path / "other", code=DISK)
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     (tmp_path / "torn").mkdir()
     for content in (b"{", b"\xff\xfe{}"):
-        (tmp_path / "torn" / "config.json").write_bytes(content)
-        refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], "cannot be read", code=DISK)
+        file = tmp_path / "torn" / "config.json"
+        file.write_bytes(content)
+        refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], file, code=DISK)
 
 
 def test_a_read_only_workdir(refuse, tiny, tmp_path):
@@ -166,8 +157,7 @@ def test_a_read_only_workdir(refuse, tiny, tmp_path):
     locked.chmod(0o555)
     if os.access(locked, os.W_OK):  # root may write there: take a file system that refuses root too
         locked = pathlib.Path("/sys")
-    words = f"workdir {locked / 'run'} cannot be written"
-    refuse([*tiny, f"--workdir={locked / 'run'}"], words, code=DISK)
+    refuse([*tiny, f"--workdir={locked / 'run'}"], locked / "run", code=DISK)
 
 
 def test_a_relative_workdir_works(tiny, tmp_path, monkeypatch):
@@ -186,8 +176,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
     assert main.main([*arguments, *wild]) == DIVERGED
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
-    for words in ("at step", "checkpoint 5 in", "learning_rate=1e+30 is too high"):
-        assert words in line
+    for name in ("at step", "checkpoint 5 in", str(workdir), "optimizer.learning_rate=1e+30"):
+        assert name in line
     assert {
         p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()
     } == before
@@ -206,13 +196,16 @@ def test_the_console_script(capsys):
     assert commands.main([]) == 0
     assert "evaluate" in capsys.readouterr().out
     assert commands.main(["evalute"]) == 2
-    assert "did you mean 'evaluate'" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: evalute: ")
+    assert "'evaluate'" in line
     for name in ("train", "main"):
         assert commands.main([name, "--config=nowhere"]) == 2
     assert commands.main(["evaluate", "--help"]) == 0
     assert "--checkpoint" in capsys.readouterr().out
     assert commands.main(["evaluate", "--workdir=/nowhere"]) == DISK
-    assert "no run folder" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /nowhere: ")
 
 
 def test_two_commands_in_one_process_do_not_clash(capsys):
@@ -224,14 +217,14 @@ def test_two_commands_in_one_process_do_not_clash(capsys):
 def test_prepare(capsys, tmp_path):
     assert commands.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "digits" / "1.0.0")
-    for arguments, code, words in (
-        ([], 2, "--name is needed"),
-        (["--name=digitz"], DATA, "did you mean 'digits'"),
+    for arguments, code, *names in (
+        ([], 2, "--name: "),
+        (["--name=digitz"], DATA, "'digitz'", "'digits'"),
         (["--name=imagenet2012", f"--data_dir={tmp_path}"], DATA, "ILSVRC2012_img_train.tar"),
     ):
         assert commands.main(["prepare", *arguments]) == code
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-        assert words in line
+        assert all(name in line for name in names)
 
 
 def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
@@ -245,7 +238,8 @@ def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
     wider = [a.replace("widths=(4,8,", "widths=(8,8,") for a in arguments]
     wider += ["--resume=force", "--config.train.epochs=2"]
     assert main.main(wider) == DISK
-    assert "checkpoint 5 holds another network" in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {workdir / 'checkpoints' / '5'}: ")
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
     # A split that the finished run was not evaluated on is evaluated now.
     assert main.main([*arguments, "--resume=force", "--config.data.eval_split=train[:100]"]) == 0

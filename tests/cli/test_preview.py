@@ -20,13 +20,14 @@ def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cach
     assert preview.main([*arguments, f"--output={output}"]) == 0
     assert capsys.readouterr().out.strip() == str(output)
     assert Image.open(output).size > (800, 400)
-    for wrong, words in (
-        ("--output=batch.txt", "must end in"),
-        ("--step=-1", "step"),
-        ("--config.train.batch_size=100", "must be at most"),
+    for wrong, fault in (
+        ("--output=batch.txt", "--output=batch.txt"),
+        ("--step=-1", "--step=-1"),
+        ("--config.train.batch_size=100", "train.batch_size=100"),
     ):
         assert preview.main([*arguments, wrong]) == 2
-        assert words in capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {fault}: ")
 
 
 def test_a_soft_label_is_described_by_its_parts():
@@ -42,4 +43,4 @@ def test_data_dir_is_where_every_command_with_a_configuration_looks(tmp_path, ca
     ):
         assert run("--config=resnet18:cifar10", f"--data_dir={tmp_path / 'data'}") == 4
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"looked in {tmp_path / 'data' / 'cifar10'}" in line
+        assert str(tmp_path / "data" / "cifar10") in line

@@ -19,7 +19,7 @@ def checked(file: str) -> pathlib.Path | None:
     path = pathlib.Path(file).expanduser()
     if path.is_dir() or path.suffix not in (".csv", ".png", ".pdf", ".svg"):
         raise ConfigError(
-            f"--confusion={file}: must be a file that ends in .csv, .png, .pdf or .svg"
+            key="--confusion", value=file, allowed="a file that ends in .csv, .png, .pdf or .svg"
         )
     return path if path.suffix == ".csv" else app.picture(path, "--confusion")
 
