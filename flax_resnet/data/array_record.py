@@ -36,9 +36,11 @@ def prepare_dataset(name: str, data_dir: str = "", *, threads: int = 0) -> str:
     try:
         builder.download_and_prepare()
     except AssertionError as error:  # TFDS raises it if archives are missing
-        raise DataError(not_prepared(builder, name, data_dir)) from error
+        raise not_prepared(builder, name, data_dir) from error
     except Exception as error:  # whatever the network or a dataset's own script raises
-        raise DataError(f"dataset {name!r} cannot be prepared: {one_line(error)}") from error
+        raise DataError(
+            f"cannot be prepared: {one_line(error)}", key="data.name", value=name
+        ) from error
     folder = pathlib.Path(builder.data_path)
     if {f.value for f in builder.info.available_file_formats()} == {"tfrecord"}:
         convert_to_array_record(folder, threads=threads)
@@ -99,7 +101,7 @@ def convert_to_array_record(folder: pathlib.Path, *, threads: int = 0) -> None:
         info.alternative_file_formats.append(FileFormat.ARRAY_RECORD.value)
         replace_text(folder / "dataset_info.json", dataset_info.get_dataset_info_json(info))
     except OSError as error:
-        raise OutputError(f"{folder} cannot be converted: {one_line(error)}") from error
+        raise OutputError(f"cannot be converted: {one_line(error)}", key=folder) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -111,7 +113,7 @@ def _convert(shard: _Shard) -> int:
     if shard.array_record.exists() and count_records(shard.array_record) == shard.examples:
         return shard.examples
     if not shard.tfrecord.exists():
-        raise DataError(f"{shard.tfrecord} is missing")
+        raise DataError("is missing", key=shard.tfrecord)
     temporary = shard.array_record.with_name(f"incomplete.{shard.array_record.name}")
     written, examples = hashlib.sha256(), 0
 
@@ -126,16 +128,19 @@ def _convert(shard: _Shard) -> int:
         write_records(temporary, records())
         if examples != shard.examples:
             raise DataError(
-                f"{shard.tfrecord} holds {examples} records, but dataset_info.json says {shard.examples}"
+                f"holds {examples} records, but dataset_info.json says {shard.examples}",
+                key=shard.tfrecord,
             )
         read = hashlib.sha256()
         for record in _read_records(temporary, examples):
             read.update(record)
         if read.digest() != written.digest():
-            raise DataError(f"{temporary} reads back other bytes than were written: check the disk")
+            raise DataError(
+                "reads back other bytes than were written", key=temporary, cure="check the disk"
+            )
         temporary.replace(shard.array_record)
     except tf.errors.DataLossError as error:
-        raise DataError(f"{shard.tfrecord} is damaged: {one_line(error)}") from error
+        raise DataError(f"is damaged: {one_line(error)}", key=shard.tfrecord) from error
     finally:
         temporary.unlink(missing_ok=True)
     return examples
@@ -148,7 +153,7 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
     try:
         writer = ArrayRecordWriter(str(file), ARRAY_RECORD_OPTIONS)
     except RuntimeError as error:
-        raise OutputError(f"{file} cannot be written: {one_line(error)}") from error
+        raise OutputError(f"cannot be written: {one_line(error)}", key=file) from error
     iterator, going = iter(records), True
     try:
         while going:
@@ -157,7 +162,7 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
             try:  # only around the writer: errors of the records pass through
                 writer.write(record) if going else writer.close()
             except RuntimeError as error:  # a C++ status, such as "No space left on device"
-                raise OutputError(f"{file} cannot be written: {one_line(error)}") from error
+                raise OutputError(f"cannot be written: {one_line(error)}", key=file) from error
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     except BaseException:

@@ -89,3 +89,11 @@ class Data:
     threads: int = setting(
         0, at_least(0), "decoding threads; 0 for one per core", changes_result=False
     )
+
+
+def split_setting(data: Data, split: str) -> str:
+    """Return the setting that names a split, as the key of an error; "split" if no setting names it."""
+    return next(
+        (f"data.{key}" for key in ("train_split", "eval_split") if getattr(data, key) == split),
+        "split",
+    )

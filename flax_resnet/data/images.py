@@ -44,11 +44,13 @@ def _opened(image: np.ndarray | str | pathlib.Path | Image.Image, *, exif: bool)
                     upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 return upright.convert("RGB")
         except (OSError, ValueError) as error:
-            raise DataError(f"image {image}: {one_line(error)}") from error
+            raise DataError(f"cannot be read: {one_line(error)}", key=image) from error
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3):
         raise DataError(
-            f"image of shape {list(array.shape)} and dtype {array.dtype}: must be uint8 [H, W, 3]"
+            f"an image has shape {list(array.shape)} and dtype {array.dtype}",
+            key="images",
+            allowed="uint8 [H, W, 3] or [H, W, 1]",
         )
     return Image.fromarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
 

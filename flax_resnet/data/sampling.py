@@ -147,7 +147,7 @@ class EpochSampler:
             for candidate in itertools.chain(among[start:], among[:start]):
                 if int(candidate) not in bad:
                     return int(candidate)
-        raise DataError(f"all {self.epoch_size} images to train on are unreadable")
+        raise DataError(f"all {self.epoch_size} to train on are unreadable", key="images")
 
     def _of_subset(self, xp: ModuleType, index: Any) -> Any:
         """Map positions in the subset, [0, epoch_size), to examples of the source."""

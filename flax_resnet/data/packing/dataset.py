@@ -28,7 +28,7 @@ from flax_resnet.data.packing import shards as packed_shards
 from flax_resnet.data.packing.shards import Shard
 from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
 from flax_resnet.data.sources.tfds import EMBEDDED
-from flax_resnet.errors import ConfigError, DataError, OutputError, one_line
+from flax_resnet.errors import ConfigError, DataError, writing
 
 log = logging.getLogger("flax_resnet")
 
@@ -63,15 +63,23 @@ class Packing:
         import tensorflow_datasets as tfds
 
         if bool(self.name) == bool(self.path):
-            raise ConfigError("--pack needs one of --name (TFDS dataset) and --path (folder)")
+            raise ConfigError(
+                "needs one of --name (TFDS dataset) and --path (folder)",
+                key="--pack",
+                value=self.new_name,
+            )
         if not re.fullmatch("[a-z][a-z0-9_]*", self.new_name):
             raise ConfigError(
-                f"--pack={self.new_name!r}: must be a name for TFDS: lower case letters, digits and _, "
-                "a letter first"
+                key="--pack",
+                value=self.new_name,
+                allowed="a name for TFDS: lower case letters, digits and _, a letter first",
             )
         if self.new_name in {*EMBEDDED, *tfds.list_builders(with_community_datasets=False)}:
             raise ConfigError(
-                f"--pack={self.new_name!r}: another TFDS dataset has this name and would be opened instead"
+                "another TFDS dataset has this name and would be opened instead",
+                key="--pack",
+                value=self.new_name,
+                cure="choose another name",
             )
         for flag, low, high in (
             ("max_side", 1, 65535),  # JPEG's limit
@@ -79,10 +87,8 @@ class Packing:
             ("eval_fraction", 0.01, 0.99),
             ("shard_size", 1, 10**9),
         ):
-            if not low <= getattr(self, flag) <= high:
-                raise ConfigError(
-                    f"--{flag}={getattr(self, flag)}: must be between {low} and {high}"
-                )
+            if not low <= (value := getattr(self, flag)) <= high:
+                raise ConfigError(key=f"--{flag}", value=value, allowed=f"between {low} and {high}")
 
     @property
     def root(self) -> pathlib.Path:
@@ -128,22 +134,19 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
     if folder.exists():
         return _already(folder, packing)
     splits = packing.open()
-    try:
-        with _held(work), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data and large images
-            _begin(work, packing, splits)
-            shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
-            packed_shards.write(
-                shards,
-                splits,
-                max_side=packing.max_side,
-                quality=packing.quality,
-                threads=threads,
-                max_bad=max_bad,
-            )
-            return _finish(folder, work, packing, splits, shards, threads)
-    except OSError as error:
-        raise OutputError(f"{work} cannot be written: {one_line(error)}") from error
+    with writing(work), _held(work), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data and large images
+        _begin(work, packing, splits)
+        shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
+        packed_shards.write(
+            shards,
+            splits,
+            max_side=packing.max_side,
+            quality=packing.quality,
+            threads=threads,
+            max_bad=max_bad,
+        )
+        return _finish(folder, work, packing, splits, shards, threads)
 
 
 def _already(folder: pathlib.Path, packing: Packing) -> str:
@@ -151,9 +154,11 @@ def _already(folder: pathlib.Path, packing: Packing) -> str:
         begun = json.loads((folder / "packing.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} holds a dataset that was not packed by this command: choose another name"
+            "holds a dataset that was not packed by this command",
+            key=folder,
+            cure="choose another name",
         ) from error
-    _compare(begun["options"], packing.options(), f"{folder} was packed")
+    _compare(folder, "was packed", begun["options"], packing.options())
     # The packed dataset stays usable if its source is gone.
     with contextlib.suppress(DataError):
         identities = {key: split.identity for key, split in packing.open().items()}
@@ -175,12 +180,16 @@ def _training(packing: Packing, splits: list[str]) -> str:
     )
 
 
-def _compare(begun: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+def _compare(
+    folder: pathlib.Path, done: str, begun: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    """Raise DataError if a folder's packing "was packed" or "was begun" (`done`) with other options."""
     for key in {**wanted, **begun}:
         if begun.get(key) != wanted.get(key):
             raise DataError(
-                f"{where} with {key}={begun.get(key)}, not {wanted.get(key)}: give the same options, "
-                "choose another name, or delete it"
+                f"{done} with {key}={begun.get(key)}, not {wanted.get(key)}",
+                key=folder,
+                cure="give the same options, choose another name, or delete it",
             )
 
 
@@ -193,7 +202,7 @@ def _held(work: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"{work}: another process is packing into it") from error
+            raise DataError("another process is packing into it", key=work) from error
         yield
     finally:
         os.close(descriptor)
@@ -214,11 +223,11 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
     if not file.exists():
         replace_text(file, json.dumps(state, indent=2))
     begun = json.loads(file.read_text())
-    _compare(begun["options"], state["options"], f"{work} was begun")
-    _compare(begun["encoder"], state["encoder"], f"{work} was begun")
+    for part in ("options", "encoder"):
+        _compare(work, "was begun", begun[part], state[part])
     if begun["source"] != state["source"]:
         raise DataError(
-            f"{work} was begun when its source held other files: delete it to begin again"
+            "was begun when its source held other files", key=work, cure="delete it to begin again"
         )
 
 

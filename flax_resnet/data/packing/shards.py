@@ -126,7 +126,7 @@ def write(
             ledger = tally.new_ledger()
             write_records(temporary, tally.records(images, bar))
             if not ledger["labels"]:
-                raise DataError(f"{shard.file}: none of its images can be read")
+                raise DataError("none of its images can be read", key=shard.file)
             shard.ledger.unlink(missing_ok=True)
             temporary.replace(shard.file)
             replace_text(
@@ -178,8 +178,10 @@ class _Tally:
         self._bad += 1
         if self._bad > self._max_bad:
             raise DataError(
-                f"cannot decode {image.name} ({image.error}), and --max_bad={self._max_bad} unreadable "
-                "images are allowed"
+                f"cannot be decoded ({image.error}), and --max_bad={self._max_bad} unreadable images are "
+                "allowed",
+                key=image.name,
+                cure="repair or remove it, or increase --max_bad",
             )
         self._ledger["bad"].append(image.name)
         log.warning("cannot decode %s (%s); left out (%d)", image.name, image.error, self._bad)

@@ -46,7 +46,7 @@ def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
     builder = find_builder(name, data_dir)
     infos = {key: info for key, info in builder.info.splits.items() if info.num_examples}
     if not infos:
-        raise DataError(not_prepared(builder, name, data_dir))
+        raise not_prepared(builder, name, data_dir)
     splits = {}
     for key, info in infos.items():
         source = open_source(Data(name=name, data_dir=data_dir), train=key == "train", split=key)
@@ -77,10 +77,12 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     names = names or {"train": "train", "test": "test"}
     if odd := [key for key in names.values() if not key.isidentifier()]:
         raise DataError(
-            f"{root}: split {odd[0]!r} is not a valid TFDS name: use letters, digits and _ only"
+            f"split {odd[0]!r} is not a valid TFDS name",
+            key=root,
+            cure="use letters, digits and _ only",
         )
     if len(set(names.values())) < len(names):
-        raise DataError(f"{root}: has both val and validation; remove one")
+        raise DataError("has both val and validation", key=root, cure="remove one")
     config = Data(source=kind, path=path, eval_fraction=eval_fraction)
     splits = {}
     for name, key in names.items():

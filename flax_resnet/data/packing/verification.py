@@ -39,7 +39,7 @@ def verify(
     names = tuple(builder.info.features["label"].names)
     if names != tuple(class_names):
         odd = next(a for a in itertools.zip_longest(names, class_names) if a[0] != a[1])
-        raise DataError(f"{folder}: class {odd[1]!r} reads as {odd[0]!r}")
+        raise DataError(f"class {odd[1]!r} reads as {odd[0]!r}", key=folder)
     total = sum(len(file) for files in labels.values() for file in files)
     with tqdm(total=total, unit=" images", unit_scale=True, desc="verifying", disable=None) as bar:
         for split, files in labels.items():
@@ -47,7 +47,7 @@ def verify(
             expected = list(itertools.chain.from_iterable(files))
             if len(source) != len(expected):
                 raise DataError(
-                    f"{folder}: split {split} holds {len(source)} records, not {len(expected)}"
+                    f"split {split} holds {len(source)} records, not {len(expected)}", key=folder
                 )
             starts = range(0, len(expected), CHUNK)
             tasks = (range(start, min(start + CHUNK, len(expected))) for start in starts)
@@ -62,7 +62,9 @@ def verify(
                     if fault:
                         file = _file_of(builder.info.splits[split].filepaths, files, place)
                         raise DataError(
-                            f"record {place} of split {split} {fault}: delete {file} and run the command again"
+                            f"record {place} of split {split} {fault}",
+                            key=file,
+                            cure="delete the file and run the command again",
                         )
                     bar.update()
 

@@ -35,13 +35,17 @@ class ArraySource:
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
-                f"labels of shape {list(labels.shape)} and dtype {labels.dtype}: must be integers [n]"
+                f"have shape {list(labels.shape)} and dtype {labels.dtype}",
+                key="labels",
+                allowed="integers [n]",
             )
         if not len(labels) or len(labels) != len(images):
             raise DataError(
-                f"{len(images)} images and {len(labels)} labels: must be equal numbers, at least 1"
+                f"there are {len(labels)} for {len(images)} images",
+                key="labels",
+                allowed="one per image, and at least 1",
             )
-        for image in images[:1] if isinstance(images, np.ndarray) else images:
+        for number, image in enumerate(images[:1] if isinstance(images, np.ndarray) else images):
             if (
                 image.dtype != np.uint8
                 or image.ndim != 3
@@ -49,14 +53,19 @@ class ArraySource:
                 or not image.size
             ):
                 raise DataError(
-                    f"image of shape {list(image.shape)} and dtype {image.dtype}: must be uint8 [H, W, 3] "
-                    "or [H, W, 1]"
+                    f"image {number} has shape {list(image.shape)} and dtype {image.dtype}",
+                    key="images",
+                    allowed="uint8 [H, W, 3] or [H, W, 1]",
                 )
-        names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
-        if labels.min() < 0 or labels.max() >= len(names):
+        names = tuple(class_names)
+        largest = len(names) - 1 if names else int(labels.max())
+        if labels.min() < 0 or labels.max() > largest:
             raise DataError(
-                f"labels from {labels.min()} to {labels.max()}: must be between 0 and {len(names) - 1}"
+                f"are from {labels.min()} to {labels.max()}",
+                key="labels",
+                allowed=f"between 0 and {largest}" if names else "at least 0",
             )
+        names = names or tuple(map(str, range(largest + 1)))
         self._images, self._labels, self.class_names = images, labels.astype(np.int32), names
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from flax_resnet.data.data_section import Data
+from flax_resnet.data.data_section import Data, split_setting
 from flax_resnet.data.records import Records
 from flax_resnet.errors import DataError, one_line
 
@@ -93,12 +93,12 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
     """
     root = pathlib.Path(config.path).expanduser()
     if not root.is_dir():
-        raise DataError(f"data.path={config.path!r}: is not a folder")
+        raise DataError("is not a folder", key="data.path", value=config.path)
     if not (root / "train").is_dir():
         folders = _class_folders(root)
         if folders and {*folders} <= {"test", "val", "validation"}:
             raise DataError(
-                f"data.path={config.path!r}: has no train/ (found: {', '.join(folders)})"
+                f"has no train/ (found: {', '.join(folders)})", key="data.path", value=config.path
             )
         files, labels, classes = _list_classes(root)
         names = [str(file.relative_to(root)) for file in files]
@@ -109,14 +109,17 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
     found = [root / name for name in wanted if (root / name).is_dir()]
     if not found:
         raise DataError(
-            f"data.path={config.path!r}: has train/ but none of {', '.join(wanted)} "
-            f"(found: {', '.join(_class_folders(root))})"
+            f"has train/ but none of {', '.join(wanted)} (found: {', '.join(_class_folders(root))})",
+            key="data.path",
+            value=config.path,
         )
     files, labels, classes = _list_classes(found[0])
     expected = _class_folders(root / "train")
     if classes != tuple(expected):
         odd = sorted(set(classes) ^ set(expected))
-        raise DataError(f"{found[0]}: classes differ from those of train/: {', '.join(odd[:5])}")
+        raise DataError(
+            f"its classes differ from those of train/: {', '.join(odd[:5])}", key=found[0]
+        )
     return FileSource(files, labels, classes, exif=config.exif)
 
 
@@ -135,18 +138,22 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
             table = csv.DictReader(opened)
             rows, columns = list(table), table.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"data.path={config.path!r}: cannot be read: {one_line(error)}") from error
+        raise DataError(
+            f"cannot be read: {one_line(error)}", key="data.path", value=config.path
+        ) from error
     if missing := {"path", "label"} - set(columns):
         raise DataError(
-            f"data.path={config.path!r}: its first line must name the columns path and label (split is "
-            f"optional); {' and '.join(sorted(missing))} missing"
+            f"has no column {' or '.join(sorted(missing))}",
+            key="data.path",
+            value=config.path,
+            cure="name the columns path and label in its first line (split is optional)",
         )
     for number, row in enumerate(rows, 2):
-        if not row["path"] or not row["label"]:
-            raise DataError(f"{file}, line {number}: must have a path and a label")
+        if lacking := [key for key in ("path", "label") if not row[key]]:
+            raise DataError(f"line {number} has no {' and no '.join(lacking)}", key=file)
     names = {row["label"].strip() for row in rows}
     if len(names) < 2:
-        raise DataError(f"{file}: needs at least two classes; found {len(names)}")
+        raise DataError(f"needs at least two classes; found {len(names)}", key=file)
     numbers = all(name.isdecimal() for name in names)
     classes = tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
     label = {name: number for number, name in enumerate(classes)}
@@ -156,14 +163,14 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
         found = next((name for name in wanted if name in sides), None)
         if found is None:
             listed = ", ".join(sorted(set(sides)))
-            raise DataError(f"{file}: has no rows of split {split!r} (found: {listed})")
+            raise DataError(f"has no rows of split {split!r} (found: {listed})", key=file)
         kept = [i for i, side in enumerate(sides) if side == found]
     else:
         kept = _side([row["path"] for row in rows], config, split, train=train)
     files = [file.parent / rows[i]["path"] for i in kept]
     for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to detect a wrong folder
         if not path.is_file():
-            raise DataError(f"{file}, line {i + 2}: no such file: {path}")
+            raise DataError(f"line {i + 2} names {path}: no such file", key=file)
     return FileSource(
         files,
         [label[rows[i]["label"].strip()] for i in kept],
@@ -200,8 +207,10 @@ def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> lis
     """Return the indices of the files in one of the two splits that `held_out` makes."""
     if split not in (config.train_split, config.eval_split):
         raise DataError(
-            f"split {split!r} of data.path={config.path!r}: the only splits are {config.train_split!r} and "
-            f"{config.eval_split!r}"
+            key=split_setting(config, split),
+            value=split,
+            allowed=f"{config.train_split!r} or {config.eval_split!r}, the only splits of "
+            f"data.path={config.path!r}",
         )
     kept = [
         i
@@ -210,7 +219,7 @@ def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> lis
     ]
     if not kept:
         side = "train on" if train else "evaluate on"
-        raise DataError(f"data.path={config.path!r}: too few images to {side}")
+        raise DataError(f"has too few images to {side}", key="data.path", value=config.path)
     return kept
 
 
@@ -230,7 +239,7 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
         raise DataError(
-            f"{root}: needs one sub-folder of images per class, at least two; found {found}"
+            f"needs one sub-folder of images per class, at least two; found {found}", key=root
         )
     files, labels = [], []
     for label, name in enumerate(classes):
@@ -240,7 +249,7 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
             if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
         )
         if not here:
-            raise DataError(f"{root / name}: holds no images ({' '.join(SUFFIXES)})")
+            raise DataError(f"holds no images ({' '.join(SUFFIXES)})", key=root / name)
         files += here
         labels += [label] * len(here)
     return files, labels, tuple(classes)

@@ -35,12 +35,16 @@ def kind_of(dataset: str) -> str:
       DataError: the name is a path that does not exist.
     """
     if not dataset:
-        raise ConfigError("--dataset is needed with --model: a TFDS dataset, or a folder of images")
+        raise ConfigError(
+            "is needed with --model",
+            key="--dataset",
+            allowed="a TFDS dataset, a folder of images or a CSV file",
+        )
     place = pathlib.Path(dataset).expanduser()
     if place.is_dir() or place.is_file():
         return "folder" if place.is_dir() else "csv"
     if dataset[0] in "./~":
-        raise DataError(f"--dataset={dataset}: is neither a folder nor a file")
+        raise DataError("is neither a folder nor a file", key="--dataset", value=dataset)
     return "tfds"
 
 
@@ -81,7 +85,10 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
         for flag, value in (("train_split", train_split), ("split", split)):
             if value:
                 raise ConfigError(
-                    f"--{flag}={value}: {data.path} has no splits of its own; leave the flag out"
+                    f"{data.path} has no splits of its own",
+                    key=f"--{flag}",
+                    value=value,
+                    cure="leave the flag out",
                 )
     return dataclasses.replace(data, **_given(train_split=train_split, eval_split=split))
 

@@ -23,7 +23,9 @@ def open_source(config: Data, *, train: bool, split: str = "") -> StoredSource:
 
         return TfdsSource(config, split)
     if config.source == "python":
-        raise DataError("data.source='python': pass the sources to train() in Python")
+        raise DataError(
+            key="data.source", value="python", cure="pass the sources to train() in Python"
+        )
     from flax_resnet.data.sources.files import csv_source, folder_source
 
     opened = {"folder": folder_source, "csv": csv_source}[config.source]

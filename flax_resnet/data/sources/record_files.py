@@ -42,23 +42,21 @@ class ArrayRecordShard:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self._path = path
-        if not os.path.exists(path):  # the reader would report a file without records
-            raise DataError(f"{path} is missing")
+        _check_exists(path)  # the reader would report a file without records
         try:
             # No read-ahead: random access discards it.
             self._reader = ArrayRecordReader(path, "readahead_buffer_size:0")
             records = self._reader.num_records()
         except (RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-        if records != count:
-            raise DataError(f"{path} holds {records} records, its dataset says {count}")
+            raise DataError(f"cannot be read: {one_line(error)}", key=path) from error
+        _check_count(path, records, count)
 
     def read(self, places: Sequence[int]) -> list[bytes]:
         """Return the records at these positions of the file. Raise DataError if they are corrupted."""
         try:
             return self._reader.read(places)
         except (RuntimeError, IndexError) as error:
-            raise DataError(f"{self._path} is damaged: {one_line(error)}") from error
+            raise DataError(f"is damaged: {one_line(error)}", key=self._path) from error
 
 
 class TfrecordShard:
@@ -68,15 +66,13 @@ class TfrecordShard:
     """
 
     def __init__(self, path: str, count: int):
-        if not os.path.exists(path):
-            raise DataError(f"{path} is missing")
+        _check_exists(path)
         try:
             self._file = os.open(path, os.O_RDONLY)
             self._offsets, self._lengths = _cached_index(path).T.tolist()
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-        if len(self._offsets) != count:
-            raise DataError(f"{path} holds {len(self._offsets)} records, its dataset says {count}")
+            raise DataError(f"cannot be read: {one_line(error)}", key=path) from error
+        _check_count(path, len(self._offsets), count)
 
     def read(self, places: Sequence[int]) -> list[bytes]:
         """Return the records at these positions of the file."""
@@ -85,6 +81,16 @@ class TfrecordShard:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
+
+
+def _check_exists(path: str) -> None:
+    if not os.path.exists(path):
+        raise DataError("is missing", key=path)
+
+
+def _check_count(path: str, records: int, count: int) -> None:
+    if records != count:
+        raise DataError(f"holds {records} records, but its dataset says {count}", key=path)
 
 
 FORMATS: dict[str, Callable[[str, int], Shard]] = {
@@ -160,7 +166,7 @@ def offsets(path: str | os.PathLike) -> np.ndarray:
             position += HEADER + length + FOOTER
     if position != size:
         raise DataError(
-            f"{path} is damaged: record {len(records) - 1} does not end within the file"
+            f"is damaged: record {len(records) - 1} does not end within the file", key=path
         )
     return np.array(records, np.int64)
 

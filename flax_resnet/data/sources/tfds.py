@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from flax_resnet.data.data_section import Data
+from flax_resnet.data.data_section import Data, split_setting
 from flax_resnet.data.records import Records
 from flax_resnet.data.sources.record_files import FORMATS, ShardedRecords
 from flax_resnet.errors import DataError, OutputError, one_line, suggestion
@@ -44,8 +44,8 @@ class TfdsSource:
         self._name, self._split = config.name, split
         builder = find_builder(config.name, config.data_dir)
         features = builder.info.features
-        self._image = _find(features, "image", config.image_feature, _is_image, config.name)
-        self._label = _find(features, "label", config.label_feature, _is_label, config.name)
+        self._image = find_feature(features, "image", config.image_feature, config.name)
+        self._label = find_feature(features, "label", config.label_feature, config.name)
         self._records: _Split
         self._parse: Callable[[Any], tuple[bytes, int]]
         if builder.data_path.exists():
@@ -53,7 +53,11 @@ class TfdsSource:
         else:  # raises, except under tfds.testing.mock_data, which replaces the files
             self._records, self._parse = _MockedSplit(builder, config, split), self._chosen
         if not len(self._records):
-            raise DataError(f"split {split!r} of dataset {config.name!r} is empty")
+            raise DataError(
+                f"is empty in dataset {config.name!r}",
+                key=split_setting(config, split),
+                value=split,
+            )
         label = _lookup(features, self._label)
         self.class_names = ("False", "True") if label.np_dtype == np.bool_ else tuple(label.names)
 
@@ -87,7 +91,9 @@ class TfdsSource:
             return image.value[0], label.value[0]
         except (DecodeError, IndexError) as error:
             raise DataError(
-                f"dataset {self._name!r}: a record of split {self._split!r} is damaged: {one_line(error)}"
+                f"a record of split {self._split!r} is damaged: {one_line(error)}",
+                key="data.name",
+                value=self._name,
             ) from error
 
     def _chosen(self, example: dict[str, Any]) -> tuple[bytes, int]:
@@ -110,29 +116,33 @@ def _is_label(feature: Any) -> bool:
     )
 
 
-def _find(features: Any, role: str, wanted: str, fits: Any, name: str) -> str:
-    """Return the key of the image or label: the requested key, else the key named `role`, else the only one."""
+def find_feature(features: Any, role: str, wanted: str, name: str) -> str:
+    """Return the key of the image or label: the requested key, else the key named `role`, else the only one.
+
+    Args:
+      features: features of a TFDS dataset.
+      role: "image" or "label".
+      wanted: the requested key; or empty.
+      name: name of the dataset, for errors.
+
+    Raises:
+      DataError: there is no such feature, or there are several and none is requested.
+    """
+    fits, kind = {"image": (_is_image, "images"), "label": (_is_label, "class labels")}[role]
     candidates = [key for key, feature in _flat(features) if fits(feature)]
-    key = f"data.{role}_feature"
-    if wanted:
-        if wanted not in candidates:
-            raise DataError(
-                f"{key}={wanted!r}: is no {role}; dataset {name!r} has {_listed(candidates)}"
-            )
-        return wanted
-    if role in candidates or len(candidates) == 1:
-        return role if role in candidates else candidates[0]
-    kind = "images" if role == "image" else "class labels"
     if not candidates:
         everything = ", ".join(key for key, _ in _flat(features))
-        raise DataError(f"data.name={name!r}: has no {kind} (features: {everything})")
+        raise DataError(f"has no {kind} (features: {everything})", key="data.name", value=name)
+    if wanted in candidates:
+        return wanted
+    if not wanted and (role in candidates or len(candidates) == 1):
+        return role if role in candidates else candidates[0]
     raise DataError(
-        f"data.name={name!r}: has several {kind}; set {key} to one of {_listed(candidates)}"
+        f"is no {role} of dataset {name!r}" if wanted else f"dataset {name!r} has several {kind}",
+        key=f"data.{role}_feature",
+        value=wanted,
+        allowed=candidates,
     )
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(keys) or "none"
 
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -158,25 +168,26 @@ def _open_split(builder: Any, config: Data, split: str) -> ShardedRecords:
     kind = next((kind for kind in FORMATS if kind in available), None)
     if kind is None:
         raise DataError(
-            f"dataset {name!r} in {builder.data_path} is stored as {_listed(sorted(available))}; random "
-            f"access needs {' or '.join(FORMATS)}; prepare it again: {preparation(name, config.data_dir)}"
+            f"is stored in {builder.data_path} as {', '.join(sorted(available)) or 'an unknown format'}",
+            key="data.name",
+            value=name,
+            allowed=f"stored as {' or '.join(FORMATS)} for random access",
+            cure=f"prepare it again: {preparation(name, config.data_dir)}",
         )
     if builder.info.file_format != available[kind]:
         builder.info.set_file_format(FileFormat(kind), override=True, override_if_initialized=True)
     try:
         parts = builder.info.splits[split].file_instructions
     except (ValueError, KeyError, AssertionError) as error:
-        raise DataError(_no_split(builder, name, split, error)) from error
+        raise DataError(
+            f"dataset {name!r}: {one_line(error).rstrip('.')}",
+            key=split_setting(config, split),
+            value=split,
+            allowed=f"one of the splits: {', '.join(builder.info.splits)}; or a slice such as "
+            "'train[:90%]'",
+        ) from error
     return ShardedRecords(
         kind, [(str(p.filename), p.skip, p.take, p.examples_in_shard) for p in parts]
-    )
-
-
-def _no_split(builder: Any, name: str, split: str, error: Exception) -> str:
-    splits = ", ".join(builder.info.splits)
-    return (
-        f"split {split!r} of dataset {name!r}: {one_line(error)} (splits: {splits}; slices such as "
-        "'train[:90%]' are allowed)"
     )
 
 
@@ -191,7 +202,7 @@ class _MockedSplit:
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )
         except (AssertionError, KeyError) as error:  # no folder, no splits
-            raise DataError(not_prepared(builder, config.name, config.data_dir)) from error
+            raise not_prepared(builder, config.name, config.data_dir) from error
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -252,13 +263,14 @@ def find_builder(name: str, data_dir: str) -> Any:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
-        raise DataError(f"data.name={name!r} is not a TFDS dataset: {hint}") from error
+        raise DataError("is not a TFDS dataset", key="data.name", value=name, cure=hint) from error
     except OSError as error:
         raise OutputError(
-            f"dataset {name!r} cannot be written to {where}: {one_line(error)}"
+            f"dataset {name!r} cannot be written: {one_line(error)}",
+            key=where or tfds.core.constants.DATA_DIR,
         ) from error
     except (ValueError, AssertionError, ImportError) as error:
-        raise DataError(f"data.name={name!r}: {one_line(error)}") from error
+        raise DataError(one_line(error), key="data.name", value=name) from error
 
 
 def _with_alternatives(builder: Any) -> Any:
@@ -274,10 +286,12 @@ def _with_alternatives(builder: Any) -> Any:
     return builder
 
 
-def not_prepared(builder: Any, name: str, data_dir: str) -> str:
-    """Return the message for a dataset that is not prepared, with the folder searched and the command to run."""
-    message = f"dataset {name!r} is not prepared: looked in {builder.data_path}; "
+def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
+    """Return the error of a dataset that is not prepared, with the folder searched and the command to run."""
+    cure = f"run: {preparation(name, data_dir)}"
     if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         folder = builder.data_path.parents[1] / "downloads" / "manual"
-        message += f"put the archives into {folder} ({' '.join(manual.split())}), then "
-    return message + f"run: {preparation(name, data_dir)}"
+        cure = f"put the archives into {folder} ({' '.join(manual.split())}), then {cure}"
+    return DataError(
+        f"is not prepared: looked in {builder.data_path}", key="data.name", value=name, cure=cure
+    )
