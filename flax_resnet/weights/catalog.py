@@ -5,10 +5,10 @@ import functools
 import importlib.resources
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from flax_resnet.errors import WeightsError, one_line, suggestion
+from flax_resnet.errors import WeightsError, suggestion
 
 
 class Pretrained(NamedTuple):
@@ -62,18 +62,25 @@ def find(name: str) -> Pretrained:
     Source: default_cfgs of timm, models/resnet.py and models/resnetv2.py.
     """
     model, _, tag = name.partition(".")
-    tags = _pretrained().get(model)
+    tags = all_pretrained().get(model)
     if tags is None:
-        near = suggestion(model, _pretrained())
-        cure = near if near.startswith("did") else "give a file of weights"
-        raise WeightsError(f"no pretrained weights for {model!r} on the hub: {cure}")
+        near = suggestion(model, all_pretrained())
+        raise WeightsError(
+            f"the hub has no pretrained weights for {model!r}",
+            key="name",
+            value=name,
+            cure=near if near.startswith("did") else "give a file of weights",
+        )
     if not tag:
         return next(iter(tags.values()))
     if tag not in tags:
         near = suggestion(tag, tags)
-        near = "" if near.startswith("allowed") else f"{near} "
         raise WeightsError(
-            f"no weights {tag!r} for {model!r}: {near}allowed: {', '.join(sorted(tags))}"
+            f"the hub has no weights {tag!r} for {model!r}",
+            key="name",
+            value=name,
+            allowed=f"{model} with one of the tags {', '.join(sorted(tags))}",
+            cure=near if near.startswith("did") else "",
         )
     return tags[tag]
 
@@ -90,35 +97,27 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
 
     Source: _parse_model_cfg of timm, models/_hub.py.
     """
-    try:
-        inner = {**config.get("pretrained_cfg", {}), **config}
-        size, crop = _side(inner["input_size"]), _fraction(inner["crop_pct"])
-        test_size, test_crop = inner.get("test_input_size"), inner.get("test_crop_pct")
-        return Pretrained(
-            model=str(inner["architecture"]),
-            tag=str(inner.get("tag") or ""),
-            num_classes=int(inner["num_classes"]),
-            image_size=size,
-            crop_fraction=crop,
-            interpolation=_one_of("interpolation", inner["interpolation"], "bilinear", "bicubic"),
-            mean=_channels("mean", (float(x) for x in inner["mean"])),
-            std=_channels("std", (_positive(x) for x in inner["std"])),
-            test_image_size=_side(test_size) if test_size else size,
-            test_crop_fraction=_fraction(test_crop) if test_crop else crop,
-            crop_mode=_one_of("crop_mode", inner.get("crop_mode", "center"), "center", "squash"),
-            options=tuple(
-                (str(key), tuple(value) if isinstance(value, list) else value)
-                for key, value in inner.get("options", {}).items()
-                if key not in ("name", "num_classes", "in_channels")  # have fields of their own
-            ),
-            class_names=tuple(
-                str(x) for x in inner.get("label_names") or inner.get("labels") or ()
-            ),
-        )
-    except KeyError as error:
-        raise WeightsError(f"config.json of the weights has no {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"config.json of the weights: {one_line(error)}") from error
+    inner = _entry(config, "pretrained_cfg", {})
+    entries = {**inner, **config}
+    entry = functools.partial(
+        _entry, {k: v for k, v in entries.items() if v or k not in MAY_BE_EMPTY}
+    )
+    size, crop = entry("input_size"), entry("crop_pct")
+    return Pretrained(
+        model=entry("architecture"),
+        tag=entry("tag", ""),
+        num_classes=entry("num_classes"),
+        image_size=size,
+        crop_fraction=crop,
+        interpolation=entry("interpolation"),
+        mean=entry("mean"),
+        std=entry("std"),
+        test_image_size=entry("test_input_size", size),
+        test_crop_fraction=entry("test_crop_pct", crop),
+        crop_mode=entry("crop_mode", "center"),
+        options=entry("options", ()),
+        class_names=entry("label_names", entry("labels", ())),
+    )
 
 
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -131,8 +130,8 @@ def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @functools.cache
-def _pretrained() -> dict[str, dict[str, Pretrained]]:
-    """Return model -> tag -> weights, with the default tag first."""
+def all_pretrained() -> dict[str, dict[str, Pretrained]]:
+    """Return all weights on the hub: model -> tag -> weights, with the default tag first."""
     models: dict[str, dict[str, Pretrained]] = {}
     for row in sorted(_rows("pretrained.csv"), key=lambda row: row["default"] != "1"):
         size, crop = int(row["image_size"]), float(row["crop_fraction"])
@@ -156,34 +155,88 @@ def _rows(file: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
+def _entry(entries: Mapping[str, Any], key: str, default: Any = ...) -> Any:
+    """Return an entry of a config as `ENTRIES` converts it, or the default if it is missing."""
+    if key not in entries:
+        if default is ...:
+            raise WeightsError("is missing in the config.json of the weights", key=key)
+        return default
+    convert, allowed = ENTRIES[key]
+    try:
+        return convert(entries[key])
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise WeightsError(
+            "is wrong in the config.json of the weights",
+            key=key,
+            value=entries[key],
+            allowed=allowed,
+        ) from error
+
+
 def _side(input_size: Any) -> int:
     _, height, width = (int(x) for x in input_size)
     if height != width or height < 1:
-        raise ValueError(f"input_size {list(input_size)}: must be square")
+        raise ValueError
     return height
 
 
-def _one_of(key: str, value: Any, *choices: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{key} {value!r}: allowed: {', '.join(choices)}")
-    return value
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    return lambda value: choices[choices.index(value)]
 
 
-def _channels(key: str, values: Any) -> tuple[float, ...]:
-    values = tuple(values)
-    if len(values) not in (1, 3):
-        raise ValueError(f"{key} {list(values)}: must be 3 numbers, or 1 for grey")
-    return values
+def _channels(values: Any, convert: Callable[[Any], float]) -> tuple[float, ...]:
+    numbers = tuple(convert(x) for x in values)
+    if len(numbers) not in (1, 3):
+        raise ValueError
+    return numbers
+
+
+def _options(values: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (str(key), tuple(value) if isinstance(value, list) else value)
+        for key, value in values.items()
+        if key not in ("name", "num_classes", "in_channels")  # have fields of their own
+    )
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(str(x) for x in values)
 
 
 def _fraction(number: Any) -> float:
     if (number := _positive(number)) > 1:
-        raise ValueError(f"crop_pct {number}: must be at most 1")
+        raise ValueError
     return number
 
 
 def _positive(number: Any) -> float:
     number = float(number)
     if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{number} must be above zero")
+        raise ValueError
     return number
+
+
+SQUARE = "channels, height and width of a square image"
+FRACTION = "above 0 and at most 1"
+INTERPOLATIONS, CROP_MODES = ("bilinear", "bicubic"), ("center", "squash")
+
+# The entries of a config.json: how each is converted, and what is allowed.
+ENTRIES: dict[str, tuple[Callable[[Any], Any], str | tuple[str, ...]]] = {
+    "pretrained_cfg": (lambda values: {**values}, "an object"),
+    "architecture": (str, "the name of a network"),
+    "tag": (str, "a text"),
+    "num_classes": (int, "a whole number"),
+    "input_size": (_side, SQUARE),
+    "test_input_size": (_side, SQUARE),
+    "crop_pct": (_fraction, FRACTION),
+    "test_crop_pct": (_fraction, FRACTION),
+    "interpolation": (_one_of(*INTERPOLATIONS), INTERPOLATIONS),
+    "crop_mode": (_one_of(*CROP_MODES), CROP_MODES),
+    "mean": (lambda mean: _channels(mean, float), "3 numbers, or 1 for grey"),
+    "std": (lambda std: _channels(std, _positive), "3 numbers above 0, or 1 for grey"),
+    "options": (_options, "an object"),
+    "label_names": (_names, "a list of names"),
+    "labels": (_names, "a list of names"),
+}
+# Entries that mean the same empty (null, "", 0, []) as missing.
+MAY_BE_EMPTY = ("tag", "test_input_size", "test_crop_pct", "label_names", "labels")

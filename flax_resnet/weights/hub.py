@@ -25,35 +25,46 @@ def fetch(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
 
     Note: the cache is that of huggingface_hub, at $HF_HOME/hub, by default ~/.cache/huggingface/hub.
     """
-    repo = f"timm/{name}"
-    weights = next(filter(None, (_cached(repo, file) for file in FILES)), None)
-    weights = weights or _downloaded(repo, FILES[0]) or _downloaded(repo, FILES[1])
-    config = _cached(repo, "config.json") or _downloaded(repo, "config.json")
+    weights = next(filter(None, (_cached(name, file) for file in FILES)), None)
+    weights = weights or _downloaded(name, FILES[0]) or _downloaded(name, FILES[1])
+    config = _cached(name, "config.json") or _downloaded(name, "config.json")
     if weights is None or config is None:
         wanted = "config.json" if weights else " or ".join(FILES)
-        raise WeightsError(f"weights {name!r}: huggingface.co/{repo} has no {wanted}")
+        raise WeightsError(f"{_address(name)} has no {wanted}", key="name", value=name)
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"weights {name!r}: {config}: {one_line(error)}") from error
+        raise WeightsError(
+            f"describes the weights {name!r}, and cannot be read: {one_line(error)}", key=config
+        ) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"weights {name!r}: {config} holds no JSON object")
+        raise WeightsError(f"describes the weights {name!r}, and holds no JSON object", key=config)
     return weights, content
 
 
-def _cached(repo: str, file: str) -> pathlib.Path | None:
+def _repository(name: str) -> str:
+    return f"timm/{name}"
+
+
+def _address(name: str) -> str:
+    return f"huggingface.co/{_repository(name)}"
+
+
+def _cached(name: str, file: str) -> pathlib.Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(hf_hub_download(repo, file, local_files_only=True))
+        return pathlib.Path(hf_hub_download(_repository(name), file, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise WeightsError(f"weights {repo!r}: no name of the hub: {one_line(error)}") from error
+        raise WeightsError(
+            f"cannot be a name on the hub: {one_line(error)}", key="name", value=name
+        ) from error
 
 
-def _downloaded(repo: str, file: str) -> pathlib.Path | None:
+def _downloaded(name: str, file: str) -> pathlib.Path | None:
     """Return the downloaded file, or None if the hub has no such file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -63,17 +74,20 @@ def _downloaded(repo: str, file: str) -> pathlib.Path | None:
         RepositoryNotFoundError,
     )
 
+    repo = _repository(name)
     try:
         # Without a network, hf_hub_download retries six times, for half a minute. This call fails at once.
         get_hf_file_metadata(hf_hub_url(repo, file), timeout=SECONDS)
         return pathlib.Path(hf_hub_download(repo, file, etag_timeout=SECONDS))
     except RepositoryNotFoundError as error:
-        raise WeightsError(f"there are no weights huggingface.co/{repo}") from error
+        raise WeightsError(f"{_address(name)} does not exist", key="name", value=name) from error
     # The version of huggingface_hub decides whether connection errors are those of httpx or requests.
     except Exception as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         raise WeightsError(
-            f"cannot get {file} of huggingface.co/{repo}, nor is it in the cache {HF_HUB_CACHE}: "
-            f"{one_line(error)}; download it elsewhere and name the file instead"
+            f"cannot get {file} of {_address(name)}, nor is it in the cache {HF_HUB_CACHE}: {one_line(error)}",
+            key="name",
+            value=name,
+            cure="download it elsewhere and name the file instead",
         ) from error

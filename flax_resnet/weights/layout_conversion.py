@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_resnet.errors import WeightsError, suggestion
+from flax_resnet.errors import WeightsError
 from flax_resnet.weights.layouts import HEAD, HEAD_KERNELS, LAYOUTS, STEMS, Layout, Place
 
 EXPORTED = ("torch", "timm_v2")  # one layout per family of networks
@@ -33,8 +33,9 @@ def detect(names: Iterable[str]) -> str:
         if any(place and place.name in names for place in places):
             return name
     raise WeightsError(
-        f"weights in no known layout ({', '.join(LAYOUTS)}): {len(names)} tensors named "
-        f"{_some(sorted(names), 3) or '(none)'}"
+        f"the {len(names)} tensors named {_some(sorted(names), 3) or '(none)'} are in no known layout",
+        key="weights",
+        allowed=LAYOUTS,
     )
 
 
@@ -56,7 +57,7 @@ def layout_of(tree: Any) -> str:
         if not homeless[name]:
             return name
     fewest = min(homeless.values(), key=len)
-    raise WeightsError(f"no layout has a counterpart of {_some(fewest)}")
+    raise WeightsError(f"no layout has a counterpart of {_some(fewest)}", key="variables")
 
 
 def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
@@ -114,8 +115,9 @@ def from_torch(
     leaves = dict(_leaves(abstract))
     if homeless := _homeless(leaves, table):
         raise WeightsError(
-            f"the weights are of {table.title}, which has no counterpart of {_some(homeless)}: "
-            "they belong to another family of networks"
+            f"are of {table.title}, which has no counterpart of {_some(homeless)}: they belong to another family "
+            "of networks",
+            key="weights",
         )
     places = _places(leaves, table)
     tensors = {k: v for k, v in tensors.items() if not re.fullmatch(table.ignored, k)}
@@ -126,7 +128,7 @@ def from_torch(
         if initial is not None:
             fresh = {path: leaf for path, leaf in _leaves(initial) if re.fullmatch(HEAD, path)}
         else:
-            hints.append(f"num_classes={wanted} asks for a fresh head instead of {count} classes")
+            hints.append(f"set num_classes={wanted} for a fresh head instead of {count} classes")
     elif not head and initial is not None:
         for path in HEAD_KERNELS:
             own = table.place(path, rank=2)
@@ -139,7 +141,9 @@ def from_torch(
             kernel = adapt_channels(kernel, wanted)
             tensors[places[stem].name] = places[stem].transform.to_source(kernel)
         elif kernel.shape[2] != wanted:
-            hints.append(f"in_channels={wanted} adapts the stem from {kernel.shape[2]} channels")
+            hints.append(
+                f"set in_channels={wanted} to adapt the stem from {kernel.shape[2]} channels"
+            )
 
     filled, missing, shapes = [], [], []
     for path, leaf in leaves.items():
@@ -158,7 +162,9 @@ def from_torch(
     if any(misfits.values()):
         details = [f"{kind}: {_some(names)}" for kind, names in misfits.items() if names]
         raise WeightsError(
-            f"weights of {table.title} do not fit the network: {'; '.join([*details, *hints])}"
+            f"are of {table.title}, and do not fit the network: {'; '.join(details)}",
+            key="weights",
+            cure="; ".join(hints),
         )
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), filled)
 
@@ -180,7 +186,9 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
     table = _layout(layout or layout_of(variables))
     leaves = dict(_leaves(variables))
     if homeless := _homeless(leaves, table):
-        raise WeightsError(f"{table.title} has no counterpart of {_some(homeless)}")
+        raise WeightsError(
+            f"the layout of {table.title} has no counterpart of {_some(homeless)}", key="variables"
+        )
     places = _places(leaves, table)
     tensors = {}
     for path, leaf in leaves.items():
@@ -219,7 +227,7 @@ def adapt_channels(kernel: np.ndarray, in_channels: int) -> np.ndarray:
 
 def _layout(name: str) -> Layout:
     if name not in LAYOUTS:
-        raise WeightsError(f"unknown layout {name!r}: {suggestion(name, LAYOUTS)}")
+        raise WeightsError("unknown layout", key="layout", value=name, allowed=LAYOUTS)
     return LAYOUTS[name]
 
 

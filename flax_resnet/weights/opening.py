@@ -84,7 +84,7 @@ def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{file}, beside the weights, cannot be read: {one_line(error)}"
+                f"describes the weights beside it, and cannot be read: {one_line(error)}", key=file
             ) from error
         if isinstance(config, dict) and isinstance(config.get("architecture"), str):
             yield config

@@ -54,17 +54,21 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     path = pathlib.Path(path).expanduser()
     if path.suffix not in READERS:
         raise WeightsError(
-            f"weights {path}: unknown suffix {path.suffix!r}, allowed: {', '.join(READERS)}"
+            f"unknown suffix {path.suffix!r} of a file of weights",
+            key=path,
+            allowed=READERS,
         )
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"weights {path}: {what}")
+        raise WeightsError(
+            "is a folder, not a file of weights" if path.is_dir() else "no such file of weights",
+            key=path,
+        )
     try:
         tensors = READERS[path.suffix](path)
     except OSError as error:
-        raise WeightsError(f"weights {path}: {one_line(error)}") from error
+        raise WeightsError(f"cannot be read: {one_line(error)}", key=path) from error
     if not tensors:
-        raise WeightsError(f"weights {path}: holds no tensors")
+        raise WeightsError("holds no tensors", key=path)
     return {name: _number(path, name, array) for name, array in _stripped(tensors).items()}
 
 
@@ -89,7 +93,7 @@ def write_safetensors(
 
     path = pathlib.Path(path).expanduser()
     if path.suffix != ".safetensors":
-        raise WeightsError(f"weights {path}: must end in .safetensors")
+        raise WeightsError(key=path, allowed="a file that ends in .safetensors")
     # np.ascontiguousarray would turn scalars into vectors.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -102,7 +106,7 @@ def write_safetensors(
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"weights {path} cannot be written: {one_line(error)}") from error
+        raise OutputError(f"cannot be written: {one_line(error)}", key=path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -113,12 +117,12 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         entries = deserialize(path.read_bytes())
     except SafetensorError as error:
-        raise WeightsError(f"weights {path}: no intact safetensors: {one_line(error)}") from error
+        raise _damaged(path, "safetensors", error) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
             raise WeightsError(
-                f"weights {path}: tensor {name} is of dtype {entry['dtype']}, allowed: {', '.join(DTYPES)}"
+                f"tensor {name} is of dtype {entry['dtype']}", key=path, allowed=DTYPES
             )
         array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
         if entry["dtype"] == "BF16":  # the upper half of a float32
@@ -132,28 +136,31 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"weights {path}: {path.suffix} files need torch: pip install 'flax_resnet[torch]'"
+            f"{path.suffix} files need torch", key=path, cure="pip install 'flax_resnet[torch]'"
         ) from error
     try:
         with warnings.catch_warnings(action="ignore"):  # long warnings that repeat the error
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights {path}: refused, holds more than tensors, or is not a torch file (none of its code was "
-            "run): save model.state_dict() instead"
+            "holds more than tensors, or is not a torch file (none of its code was run)",
+            key=path,
+            cure="save model.state_dict() instead",
         ) from error
     except Exception as error:  # torch raises many types for corrupted files
-        raise WeightsError(f"weights {path}: no intact file of torch: {one_line(error)}") from error
+        raise _damaged(path, "torch", error) from error
     tensors = {}
     for name, value in _unwrapped(path, loaded).items():
         if not isinstance(value, torch.Tensor):
-            raise WeightsError(f"weights {path}: {name} is a {type(value).__name__}, not a tensor")
+            raise WeightsError(f"{name} is a {type(value).__name__}, not a tensor", key=path)
         if value.is_floating_point() and value.dtype != torch.float64:
             value = value.float()
         try:
             tensors[str(name)] = value.detach().numpy()
         except (TypeError, RuntimeError) as error:  # sparse or quantized tensors
-            raise WeightsError(f"weights {path}: tensor {name}: {one_line(error)}") from error
+            raise WeightsError(
+                f"tensor {name} cannot be read: {one_line(error)}", key=path
+            ) from error
     return tensors
 
 
@@ -163,7 +170,7 @@ def _unwrapped(path: pathlib.Path, loaded: Any) -> dict:
             inner = [loaded[k] for k in WRAPPERS if isinstance(loaded.get(k), dict) and loaded[k]]
             loaded = inner[0] if inner else loaded
     if not isinstance(loaded, dict):
-        raise WeightsError(f"weights {path}: holds a {type(loaded).__name__}, not named tensors")
+        raise WeightsError(f"holds a {type(loaded).__name__}, not named tensors", key=path)
     # "n_averaged" is the counter of torch.optim.swa_utils.AveragedModel; all its tensors start with "module.".
     return {name: value for name, value in loaded.items() if name != "n_averaged"}
 
@@ -176,9 +183,11 @@ def _from_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsError(
-            f"weights {path}: no intact npz of numbers: {one_line(error)}"
-        ) from error
+        raise _damaged(path, "npz (of numbers)", error) from error
+
+
+def _damaged(path: pathlib.Path, kind: str, error: Exception) -> WeightsError:
+    return WeightsError(f"is damaged, or no file of {kind}: {one_line(error)}", key=path)
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
@@ -201,9 +210,9 @@ def _number(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
     """Return a floating array as float32 or float64, and an integer or boolean array unchanged."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = getattr(array, "dtype", type(array).__name__)
-        raise WeightsError(f"weights {path}: tensor {name} is of dtype {kind}, not of numbers")
+        raise WeightsError(f"tensor {name} is of dtype {kind}, not of numbers", key=path)
     if array.dtype.kind != "f":
         return array
     if not np.isfinite(array).all():
-        raise WeightsError(f"weights {path}: tensor {name} holds a number that is not finite")
+        raise WeightsError(f"tensor {name} holds a number that is not finite", key=path)
     return array.astype(np.float32 if array.dtype.itemsize < 8 else np.float64, copy=False)

@@ -10,23 +10,27 @@ import sys
 import threading
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 from hub_config import CONFIG
 
 from flax_resnet.errors import WeightsError
 from flax_resnet.weights import fetch
 
+# Prints what fetch returns or, of its error, the fields; and the seconds that it took.
 FETCH = """
-import sys, time
+import json, sys, time
 from flax_resnet.errors import WeightsError
 from flax_resnet.weights import fetch, hub
 hub.SECONDS = 1.0
 start = time.perf_counter()
 try:
     path, config = fetch(sys.argv[1])
-    print(path, config["architecture"])
+    answer = {"path": str(path), "architecture": config["architecture"]}
 except WeightsError as error:
-    print("WeightsError:", error)
+    value = None if error.value is ... else error.value
+    answer = {"key": error.key, "value": value, "problem": error.problem, "cure": error.cure}
+    assert "\\n" not in str(error)
+print(json.dumps(answer))
 print(time.perf_counter() - start)
 """
 
@@ -45,7 +49,7 @@ def fetched(home, name, **environment):
         timeout=60,
     )
     answer, seconds = run.stdout.splitlines()
-    return answer, float(seconds)
+    return json.loads(answer), float(seconds)
 
 
 def cached(home, name, files):
@@ -71,24 +75,25 @@ def test_weights_come_from_the_cache_without_a_network(tmp_path, file):
     config = json.dumps(CONFIG).encode()
     snapshot = cached(tmp_path, "toy.a1", {file: b"weights", "config.json": config})
     answer, _ = fetched(tmp_path, "toy.a1", HF_ENDPOINT=nobody())
-    assert answer == f"{snapshot / file} resnet18"
+    assert answer == {"path": str(snapshot / file), "architecture": "resnet18"}
 
 
-def test_a_broken_config_in_the_cache_is_one_line(tmp_path):
-    snapshot = cached(tmp_path, "toy.a1", {"model.safetensors": b"w", "config.json": b"{"})
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_broken_config_in_the_cache_is_one_line(tmp_path, content):
+    snapshot = cached(tmp_path, "toy.a1", {"model.safetensors": b"w", "config.json": content})
     answer, _ = fetched(tmp_path, "toy.a1", HF_ENDPOINT=nobody())
-    assert answer.startswith(f"WeightsError: weights 'toy.a1': {snapshot / 'config.json'}: ")
+    assert answer["key"] == str(snapshot / "config.json")
+    assert "'toy.a1'" in answer["problem"]
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_without_cache_and_network_one_line_comes_soon(tmp_path, offline):
     answer, seconds = fetched(tmp_path, "toy.a1", HF_ENDPOINT=nobody(), HF_HUB_OFFLINE=offline)
     assert seconds < 10
-    assert answer.startswith(
-        "WeightsError: cannot get model.safetensors of huggingface.co/timm/toy.a1, nor is it in the "
-        f"cache {tmp_path / 'hub'}: "
-    )
-    assert answer.endswith("; download it elsewhere and name the file instead")
+    assert (answer["key"], answer["value"]) == ("name", "toy.a1")
+    for place in ("model.safetensors", "huggingface.co/timm/toy.a1", str(tmp_path / "hub")):
+        assert place in answer["problem"]
+    assert answer["cure"]
 
 
 def test_a_network_that_never_answers_is_given_up_soon(tmp_path):
@@ -97,7 +102,8 @@ def test_a_network_that_never_answers_is_given_up_soon(tmp_path):
         silent.listen()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         answer, seconds = fetched(tmp_path, "toy.a1", HF_ENDPOINT=endpoint)
-    assert answer.startswith("WeightsError: cannot get model.safetensors")
+    assert (answer["key"], answer["value"]) == ("name", "toy.a1")
+    assert "model.safetensors" in answer["problem"]
     assert seconds < 10
 
 
@@ -107,6 +113,7 @@ ON_THE_HUB = {
     "/timm/old.a1/resolve/main/pytorch_model.bin": b"old weights",
     "/timm/old.a1/resolve/main/config.json": json.dumps(CONFIG).encode(),
     "/timm/bare.a1/resolve/main/model.safetensors": b"weights without a config",
+    "/timm/void.a1/resolve/main/config.json": json.dumps(CONFIG).encode(),
 }
 
 
@@ -149,18 +156,22 @@ def test_weights_are_downloaded_once(tmp_path, hub):
     for name, file in (("new.a1", "model.safetensors"), ("old.a1", "pytorch_model.bin")):
         answer, _ = fetched(tmp_path, name, HF_ENDPOINT=hub)
         path = tmp_path / "hub" / f"models--timm--{name}" / "snapshots" / ("0" * 40) / file
-        assert answer == f"{path} resnet18"
+        assert answer == {"path": str(path), "architecture": "resnet18"}
         assert path.read_bytes().endswith(b"weights")
         again, _ = fetched(tmp_path, name, HF_ENDPOINT=nobody())
         assert again == answer
-    answer, _ = fetched(tmp_path, "bare.a1", HF_ENDPOINT=hub)
-    assert (
-        answer == "WeightsError: weights 'bare.a1': huggingface.co/timm/bare.a1 has no config.json"
-    )
-    answer, _ = fetched(tmp_path, "none.a1", HF_ENDPOINT=hub)
-    assert answer == "WeightsError: there are no weights huggingface.co/timm/none.a1"
+
+
+def test_what_the_hub_does_not_have_is_named(tmp_path, hub):
+    for name, missing in (
+        ("bare.a1", "huggingface.co/timm/bare.a1 has no config.json"),
+        ("void.a1", "huggingface.co/timm/void.a1 has no model.safetensors or pytorch_model.bin"),
+        ("none.a1", "huggingface.co/timm/none.a1 does not exist"),
+    ):
+        answer, _ = fetched(tmp_path, name, HF_ENDPOINT=hub)
+        assert answer == {"key": "name", "value": name, "problem": missing, "cure": ""}
 
 
 def test_a_name_that_cannot_be_on_the_hub_is_one_line():
-    with pytest.raises(WeightsError, match="no name of the hub"):
+    with refused("name", "a/b c", WeightsError):
         fetch("a/b c")

@@ -13,7 +13,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
+from safetensors import SafetensorError
 from safetensors.numpy import save, save_file
 
 from flax_resnet.errors import OutputError, WeightsError
@@ -76,7 +77,7 @@ class Malicious:
 
 
 def malformed(folder):
-    """File name -> (how to write it, what the line says)."""
+    """File name -> (how to write it, what caused the error or what its problem names)."""
     ran = folder / "ran"
     safetensors = save({"w": np.arange(100, dtype=np.float32)})
     bad = {"good": np.zeros(2, np.float32), "bad": np.array([1, np.nan], np.float32)}
@@ -107,52 +108,66 @@ def malformed(folder):
     fp8 = {"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}
     fp8 = struct.pack("<Q", len(json.dumps(fp8))) + json.dumps(fp8).encode() + b"\0"
     return {
-        "cut.safetensors": (lambda p: p.write_bytes(safetensors[:-7]), "no intact safetensors"),
-        "short.safetensors": (lambda p: p.write_bytes(b"abc"), "no intact safetensors"),
-        "zero.safetensors": (lambda p: p.touch(), "no intact safetensors"),
-        "huge.safetensors": (lambda p: p.write_bytes(b"\xff" * 64), "no intact safetensors"),
-        "html.safetensors": (lambda p: p.write_text("<html>" * 20), "no intact safetensors"),
-        "pickle.safetensors": (lambda p: p.write_bytes(pickle.dumps(Malicious(ran))), "no intact"),
-        "none.safetensors": (lambda p: p.write_bytes(save({})), "holds no tensors"),
+        "cut.safetensors": (lambda p: p.write_bytes(safetensors[:-7]), SafetensorError),
+        "short.safetensors": (lambda p: p.write_bytes(b"abc"), SafetensorError),
+        "zero.safetensors": (lambda p: p.touch(), SafetensorError),
+        "huge.safetensors": (lambda p: p.write_bytes(b"\xff" * 64), SafetensorError),
+        "html.safetensors": (lambda p: p.write_text("<html>" * 20), SafetensorError),
+        "pickle.safetensors": (
+            lambda p: p.write_bytes(pickle.dumps(Malicious(ran))),
+            SafetensorError,
+        ),
+        "none.safetensors": (lambda p: p.write_bytes(save({})), "no tensors"),
         "fp8.safetensors": (lambda p: p.write_bytes(fp8), "tensor w is of dtype F8_E4M3"),
-        "nan.safetensors": (lambda p: save_file(bad, p), "tensor bad holds .* not finite"),
-        "inf.npz": (lambda p: npz(p, **infinite), "tensor bad holds .* not finite"),
-        "cut.npz": (cut_npz, "no intact npz"),
-        "flipped.npz": (flipped_npz, "no intact npz"),
-        "zero.npz": (lambda p: p.touch(), "no intact npz"),
-        "text.npz": (lambda p: p.write_text("hello"), "no intact npz"),
-        "pickle.npz": (lambda p: p.write_bytes(pickle.dumps(Malicious(ran))), "no intact npz"),
-        "object.npz": (lambda p: npz(p, w=np.array([Malicious(ran)])), "no intact npz"),
-        "array.npz": (npy, "a single array"),
+        "nan.safetensors": (lambda p: save_file(bad, p), "tensor bad holds"),
+        "inf.npz": (lambda p: npz(p, **infinite), "tensor bad holds"),
+        "cut.npz": (cut_npz, zipfile.BadZipFile),
+        "flipped.npz": (flipped_npz, zipfile.BadZipFile),
+        "zero.npz": (lambda p: p.touch(), EOFError),
+        "text.npz": (lambda p: p.write_text("hello"), ValueError),
+        "pickle.npz": (lambda p: p.write_bytes(pickle.dumps(Malicious(ran))), ValueError),
+        "object.npz": (lambda p: npz(p, w=np.array([Malicious(ran)])), ValueError),
+        "array.npz": (npy, ValueError),
         "zip.npz": (zipped, "tensor readme.txt is of dtype bytes"),
         "string.npz": (lambda p: npz(p, w=np.array(["a"])), "tensor w is of dtype <U1"),
         "complex.npz": (lambda p: npz(p, w=np.array([1j])), "tensor w is of dtype complex128"),
-        "none.npz": (lambda p: npz(p), "holds no tensors"),
-        "folder.npz": (lambda p: p.mkdir(), "is a folder"),
+        "none.npz": (lambda p: npz(p), "no tensors"),
+        "folder.npz": (lambda p: p.mkdir(), "folder"),
         "absent.pth": (lambda p: None, "no such file"),
-        "w.h5": (lambda p: p.touch(), "unknown suffix '.h5', allowed: .safetensors, .pth"),
-        "w": (lambda p: p.touch(), "unknown suffix ''"),
+        "w.h5": (lambda p: p.touch(), "'.h5'"),
+        "w": (lambda p: p.touch(), "''"),
     }
 
 
 @pytest.mark.parametrize("name", malformed(ROOT))
 def test_a_malformed_file_is_one_line(tmp_path, name):
-    write, says = malformed(tmp_path)[name]
+    write, why = malformed(tmp_path)[name]
     write(tmp_path / name)
-    with pytest.raises(WeightsError, match=says) as error:
+    with refused(tmp_path / name, ..., WeightsError) as caught:
         read_tensors(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value)
-    assert "\n" not in str(error.value)
+    if isinstance(why, str):
+        assert why in caught.value.problem
+        assert caught.value.__cause__ is None
+    else:
+        assert type(caught.value.__cause__) is why
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_allowed_suffixes_and_dtypes_are_listed(tmp_path):
+    write, _ = malformed(tmp_path)["fp8.safetensors"]
+    write(tmp_path / "w.safetensors")
+    for name, some in (("w.h5", {".safetensors", ".pth", ".npz"}), ("w.safetensors", {"BF16"})):
+        with refused(tmp_path / name, ..., WeightsError) as caught:
+            read_tensors(tmp_path / name)
+        assert some <= {*caught.value.allowed}
 
 
 @pytest.mark.skipif(HAS_TORCH, reason="torch is installed")
 def test_without_torch_its_files_name_the_extra(tmp_path):
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
-    with pytest.raises(
-        WeightsError, match=r"\.pth files need torch: pip install 'flax_resnet\[torch\]'"
-    ):
+    with refused(tmp_path / "w.pth", ..., WeightsError) as caught:
         read_tensors(tmp_path / "w.pth")
+    assert "flax_resnet[torch]" in caught.value.cure
 
 
 @needs_torch
@@ -184,36 +199,39 @@ def test_malformed_files_of_torch_are_one_line_and_run_nothing(tmp_path):
 
     ran, path = tmp_path / "ran", tmp_path / "w.pth"
 
-    def refuses(says):
-        with pytest.raises(WeightsError, match=says) as error:
+    def refusal():
+        with refused(path, ..., WeightsError) as caught:
             read_tensors(path)
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
         assert not ran.exists()
+        return caught.value
 
     for legacy in (False, True):
         torch.save({"a": Malicious(ran)}, path, _use_new_zipfile_serialization=not legacy)
-        refuses("refused, holds more than tensors")
+        assert type(refusal().__cause__) is pickle.UnpicklingError
     path.write_bytes(pickle.dumps(Malicious(ran)))
-    refuses("refused")
+    assert type(refusal().__cause__) is pickle.UnpicklingError
+    assert "state_dict" in refusal().cure
     pickle.loads(path.read_bytes())
     assert ran.exists()  # it would have run
     ran.rmdir()
     torch.save({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
-    refuses("no intact file of torch")
+    assert not isinstance(refusal().__cause__, pickle.UnpicklingError | None)
     path.write_bytes(b"")
-    refuses("no intact file of torch|refused")
+    assert refusal().__cause__ is not None
     path.write_text("<html>")
-    refuses("no intact file of torch|refused")
-    torch.save([1, 2], path)
-    refuses("holds a list, not named tensors")
-    torch.save({"a": torch.zeros(1), "epoch": 3}, path)
-    refuses("epoch is a int, not a tensor")
-    torch.save({"a": torch.tensor([float("nan")])}, path)
-    refuses("tensor a holds a number that is not finite")
+    assert refusal().__cause__ is not None
+    for saved, names in (
+        ([1, 2], "a list"),
+        ({"a": torch.zeros(1), "epoch": 3}, "epoch is a int"),
+        ({"a": torch.tensor([float("nan")])}, "tensor a holds"),
+    ):
+        torch.save(saved, path)
+        error = refusal()
+        assert names in error.problem
+        assert error.__cause__ is None
     torch.save({"a": torch.zeros(2, 2).to_sparse()}, path)
-    refuses("tensor a")
+    assert "tensor a " in refusal().problem
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -228,23 +246,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        with pytest.raises(OutputError, match=r"weights .* cannot be written: .*No space left"):
+        with refused(path, ..., OutputError) as caught:
             write_safetensors(path, {"a": np.zeros(9)})
+        assert "No space left" in caught.value.problem
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     os.link(path, tmp_path / "opened")  # whoever has the old file open goes on reading it
     write_safetensors(path, {"a": np.ones(1)})
     assert read_tensors(path)["a"].tolist() == [1]
     assert (tmp_path / "opened").read_bytes() == before
-    with pytest.raises(OutputError, match="No such file"):
-        write_safetensors(tmp_path / "absent" / "w.safetensors", {"a": np.zeros(1)})
     (tmp_path / "d.safetensors").mkdir()
-    with pytest.raises(OutputError, match=r"weights .* cannot be written: .*directory"):
-        write_safetensors(tmp_path / "d.safetensors", {"a": np.zeros(1)})
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_safetensors(path, {"a": np.array([object()])})
-    with pytest.raises(WeightsError, match=r"must end in \.safetensors"):
+    for unwritable, array, cause in (
+        (tmp_path / "absent" / "w.safetensors", np.zeros(1), FileNotFoundError),
+        (tmp_path / "d.safetensors", np.zeros(1), IsADirectoryError),
+        (path, np.array([object()]), SafetensorError),
+    ):
+        with refused(unwritable, ..., OutputError) as caught:
+            write_safetensors(unwritable, {"a": array})
+        assert type(caught.value.__cause__) is cause
+    with refused(tmp_path / "w.npz", ..., WeightsError) as caught:
         write_safetensors(tmp_path / "w.npz", {})
+    assert ".safetensors" in caught.value.allowed
 
 
 def umask():
