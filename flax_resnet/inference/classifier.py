@@ -99,7 +99,10 @@ class Classifier:
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names:
             raise ConfigError(
-                f"no features asked for: allowed: {', '.join(self.model.feature_info())}"
+                "no features asked for",
+                key="names",
+                value=names,
+                allowed=self.model.feature_info(),
             )
         _check_batch_size(batch_size)
         pixels = prepare(images, self.config.evaluating().data)
@@ -169,7 +172,9 @@ class NetworkChoice(NamedTuple):
 
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: must be a whole number of at least 1")
+        raise ConfigError(
+            key="batch_size", value=batch_size, allowed="a whole number of at least 1"
+        )
 
 
 def load(
@@ -219,7 +224,7 @@ def load_pretrained(
       WeightsError: there are no such weights, or they do not fit the network; one line lists all mismatches.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
+        raise ConfigError(key="name", value=name, allowed="a network's name, such as 'resnet50'")
     architecture = name.partition(".")[0]
     asked = {"num_classes": num_classes, "in_channels": in_channels}
     asked = {key: value for key, value in asked.items() if value is not None}

@@ -65,7 +65,7 @@ def evaluate_run(
     config = dataclasses.replace(config, data=data)
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
-    _check_classes(source.class_names, run.class_names, f"split {split!r}")
+    check_classes(source.class_names, run.class_names, split, key="--split")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     variables = {"": run.variables} | ({EMA: run.ema} if run.ema else {})
     metrics, counts = _measure(run.model, config, source, variables, batch_size)
@@ -111,7 +111,7 @@ def evaluate_model(
     data = dataclasses.replace(data, eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)
     source = open_source(data, train=False)
-    _check_classes(source.class_names, classifier.class_names, dataset)
+    check_classes(source.class_names, classifier.class_names, dataset, key="--dataset")
     variables = {"": classifier.variables}
     metrics, counts = _measure(classifier.model, config, source, variables, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
@@ -123,28 +123,51 @@ def _named(names: tuple[str, ...], count: int) -> tuple[str, ...]:
     return names + tuple(f"class {number}" for number in range(len(names), count))
 
 
-def _check_classes(found: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
-    """Raise DataError if the classes of the data or their order do not match the logits."""
+def check_classes(
+    found: tuple[str, ...], own: tuple[str, ...], where: str, *, key: str = "--dataset"
+) -> None:
+    """Raise DataError if the classes of the data or their order do not match the logits.
+
+    Names of ImageNet classes match their WordNet ids. Logits named by numbers match any names.
+
+    Args:
+      found: names of the dataset's classes.
+      own: names of the classes of the weights.
+      where: the dataset or the split, for the message.
+      key: the flag that names it.
+    """
     from flax_resnet.weights import imagenet_classes
 
     wnids, words = imagenet_classes()
     if found == own or (own == words and found == wnids):
         return
     if len(found) != len(own):
-        raise DataError(f"{where} has {len(found)} classes, the weights {len(own)}")
+        raise DataError(
+            f"has {len(found)} classes",
+            key=key,
+            value=where,
+            allowed=f"data with the {len(own)} classes of the weights",
+        )
     if set(found) == set(wnids):
-        raise DataError(f"{where}: its ImageNet classes are in another order than the weights'")
+        raise DataError(
+            "has the ImageNet classes in another order",
+            key=key,
+            value=where,
+            allowed="data with the classes in the order of the weights",
+        )
     # Logits named by ImageNet words or by numbers have no class names to compare.
     if own not in (words, tuple(map(str, range(len(own))))):
         odd = next(pair for pair in zip(found, own, strict=True) if pair[0] != pair[1])
-        raise DataError(f"{where} has the class {odd[0]!r} where the weights have {odd[1]!r}")
+        raise DataError(
+            f"has the class {odd[0]!r} where the weights have {odd[1]!r}", key=key, value=where
+        )
 
 
 def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:
     """Yield the batches. Raises DataError for an image without a label, which TFDS marks by -1."""
     for batch in batches:
         if min(int(part.data.min()) for part in batch["label"].addressable_shards) < 0:
-            raise DataError(f"split {split!r} has images without a label")
+            raise DataError("has images without a label", key="--split", value=split)
         yield batch
 
 

@@ -28,9 +28,9 @@ MAX_ITERATIONS = 1000
 def check_neighbours(k: int, temperature: float, known: int) -> None:
     """Raise ConfigError unless `k` is between 1 and `known`, and `temperature` is finite and above 0."""
     if not 1 <= k <= known:
-        raise ConfigError(f"k={k}: must be between 1 and the {known} training images")
+        raise ConfigError(key="k", value=k, allowed=f"between 1 and the {known} training images")
     if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature={temperature}: must be a finite number above 0")
+        raise ConfigError(key="temperature", value=temperature, allowed="a finite number above 0")
 
 
 def nearest_neighbours(
@@ -52,14 +52,14 @@ def nearest_neighbours(
     for start in range(0, len(known), KNOWN):
         block = jnp.asarray(known[start : start + KNOWN])
         for rows in _slices(len(vectors), QUERIES):
-            similarities[rows], places[rows] = _merged(
+            similarities[rows], places[rows] = merge_block(
                 similarities[rows], places[rows], vectors[rows], block, np.int32(start)
             )
     return similarities, places
 
 
 @jax.jit
-def _merged(
+def merge_block(
     similarities: jax.Array,
     places: jax.Array,
     vectors: jax.Array,
@@ -140,7 +140,11 @@ def linear_predict(
       DataError: there are fewer than two classes.
     """
     if len(np.unique(labels)) < 2:
-        raise DataError(f"all {len(labels)} training images are of one class; two are needed")
+        raise DataError(
+            f"all {len(labels)} training images are of one class",
+            key="labels",
+            allowed="of at least 2 classes",
+        )
     held = held_out(labels)
     fitted = ~held
     tested = held if held.any() else fitted  # with very few vectors, none can be held out

@@ -96,8 +96,11 @@ def compute_features(
             bar.update(rows.stop - rows.start)
             if not np.isfinite(vectors[rows]).all():
                 raise WeightsError(
-                    f"{description}: some are not finite; the weights may be corrupted or have diverged"
+                    f"some {description} are not finite; the weights may be corrupted or have diverged",
+                    key="weights",
                 )
     if unlabelled := int((labels[:filled] < 0).sum()):
-        raise DataError(f"{description}: {unlabelled} of {filled} images have no label")
+        raise DataError(
+            f"{unlabelled} of {filled} images have no label ({description})", key="source"
+        )
     return Features(vectors[:filled], labels[:filled])

@@ -45,8 +45,10 @@ def probe(
     train, test = (open_source(data, train=side) for side in (True, False))
     if shared := train.shared(test):
         raise DataError(
-            f"--train_split={data.train_split}, --split={data.eval_split}: have images in common ({shared:,}), "
-            "which would be their own neighbours; allowed: disjoint splits, such as train[:80%] and train[80%:]"
+            f"has {shared:,} images in common with --split={data.eval_split}, which would be their own neighbours",
+            key="--train_split",
+            value=data.train_split,
+            cure="choose disjoint splits, such as train[:80%] and train[80%:]",
         )
     own = config.train.eval_batch_size or config.train.batch_size if workdir else 64
     classifier = dataclasses.replace(classifier, config=dataclasses.replace(config, data=data))
@@ -105,9 +107,17 @@ def measure(
 
     check_neighbours(k, temperature, min(limit or len(train), len(train)))
     if train.class_names != test.class_names:
-        raise DataError("the classes of the split learnt from and of the one judged on differ")
+        raise DataError(
+            "has other classes than the training images",
+            key="test",
+            allowed="a split with the same classes",
+        )
     if len(train.class_names) < 2:
-        raise DataError(f"the only class is {train.class_names[0]!r}: two are needed")
+        raise DataError(
+            f"the only class is {train.class_names[0]!r}",
+            key="train",
+            allowed="a split of at least 2 classes",
+        )
     known, tested = (
         compute_features(
             classifier.model,

@@ -52,13 +52,13 @@ def test_of_equally_similar_ones_the_first_comes_first(monkeypatch):
 def test_similarities_are_held_block_by_block(monkeypatch):
     monkeypatch.setattr(feature_classifiers, "QUERIES", 8)
     monkeypatch.setattr(feature_classifiers, "KNOWN", 16)
-    merged, shapes = feature_classifiers._merged, set()
+    merged, shapes = feature_classifiers.merge_block, set()
 
     def watched(*arguments):
         shapes.add((len(arguments[2]), len(arguments[3])))
         return merged(*arguments)
 
-    monkeypatch.setattr(feature_classifiers, "_merged", watched)
+    monkeypatch.setattr(feature_classifiers, "merge_block", watched)
     feature_classifiers.nearest_neighbours(
         np.ones((20, 3), np.float32), np.ones((40, 3), np.float32), 4
     )

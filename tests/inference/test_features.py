@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from conftest import refused
 from untrained import random_source
 
+from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import DataError, WeightsError
 from flax_resnet.inference import features
 from flax_resnet.ops import dispatch
@@ -38,17 +40,36 @@ def test_features_are_those_of_the_classifier(untrained):
     np.testing.assert_array_equal(some.labels, labels[matches])
 
 
-def test_features_without_a_label_or_a_number_are_refused(monkeypatch, untrained):
+class HalfLabelled(ArraySource):
+    """A source whose images at odd indices have no label, which TFDS marks by -1."""
+
+    def labels(self):
+        return np.where(np.arange(len(self)) % 2, -1, super().labels()).astype(np.int32)
+
+    def read(self, indices):
+        return super().read(indices)._replace(labels=self.labels()[np.asarray(indices)])
+
+
+def test_features_without_a_label_or_a_number_are_refused(untrained):
     classifier = untrained
-    source, *_ = random_source(8)
+    source, images, labels = random_source(8)
     broken = jax.tree.map(lambda leaf: leaf * np.nan, classifier.variables)
-    with pytest.raises(WeightsError, match="not finite"):
-        features.compute_features(classifier.model, broken, classifier.config, source, batch_size=8)
-    monkeypatch.setattr(source, "_labels", np.array([0, -1] * 4, np.int32))
-    with pytest.raises(DataError, match="4 of 8 images have no label"):
+    with refused("weights", ..., WeightsError) as caught:
+        features.compute_features(
+            classifier.model,
+            broken,
+            classifier.config,
+            source,
+            batch_size=8,
+            description="features of train",
+        )
+    assert "features of train" in caught.value.problem
+    source = HalfLabelled(images, labels, source.class_names)
+    with refused("source", ..., DataError) as caught:
         features.compute_features(
             classifier.model, classifier.variables, classifier.config, source, batch_size=8
         )
+    assert "4 of 8 images" in caught.value.problem
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch, capsys, untrained):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import refused
 from untrained import initial, random_source
 
 import flax_resnet
@@ -36,34 +37,39 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "key", "limit"),
     [
-        ({"k": 13}, "k=13: must be between 1 and the 12 training images"),
-        ({"k": 9, "limit": 8}, "the 8 training images"),
-        ({"k": 0}, "k=0"),
-        ({"k": 1, "temperature": 0.0}, "temperature=0.0"),
-        ({"k": 1, "temperature": float("nan")}, "temperature=nan"),
+        ({"k": 13}, "k", "12"),  # as many as there are training images
+        ({"k": 9, "limit": 8}, "k", "8"),
+        ({"k": 0}, "k", "12"),
+        ({"k": 1, "temperature": 0.0}, "temperature", ""),
+        ({"k": 1, "temperature": float("inf")}, "temperature", ""),
+        ({"k": 1, "temperature": float("nan")}, "temperature", ""),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_the_network_runs(
-    monkeypatch, untrained, options, words
+    monkeypatch, untrained, options, key, limit
 ):
     monkeypatch.setattr(features, "compute_features", lambda *a, **k: 1 / 0)
     train, test = random_source(12)[0], random_source(4)[0]
-    with pytest.raises(ConfigError, match=words):
+    with refused(key, ..., ConfigError) as caught:
         measure(untrained, train, test, **options)
+    assert repr(caught.value.value) == repr(options[key])  # NaN is not equal to itself
+    assert f" {limit} " in f" {caught.value.allowed} " or not limit
 
 
 def test_one_class_only_and_other_classes_are_refused(untrained):
     classifier, test = untrained, random_source(4)[0]
     images = random_source(12)[1]
-    with pytest.raises(DataError, match="the only class is 'x'"):
+    with refused("train", ..., DataError) as caught:
         measure(classifier, *[ArraySource(images, np.zeros(12, int), ["x"])] * 2, k=1)
-    with pytest.raises(DataError, match="the one judged on differ"):
+    assert "'x'" in caught.value.problem
+    with refused("test", ..., DataError):
         measure(classifier, random_source(12, classes=3)[0], test, k=1)
     train = ArraySource(images, np.zeros(12, int), test.class_names)
-    with pytest.raises(DataError, match="all 12 training images are of one class"):
+    with refused("labels", ..., DataError) as caught:
         measure(classifier, train, test, k=1)
+    assert "12 training images" in caught.value.problem
 
 
 def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, capsys):
@@ -129,42 +135,46 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
     (copy / "probes.jsonl").unlink()
     (copy / "probes.jsonl").mkdir()
     assert commands.main([*common, f"--workdir={copy}"]) == 5
-    assert "cannot be written" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(copy / "probes.jsonl") in line
 
 
 # By exit code: a mistake in the command, data that do not fit, no run.
 REFUSED = {
     2: [
-        ([], "--workdir or --model is needed"),
-        (["--model=x", "--workdir=y"], "one only: the run, or the network, to probe"),
-        (["--model=test_resnet", "--weights=WEIGHTS"], "--dataset is needed with --model"),
-        (["--model=test_resnet", "--checkpoint=best", "--dataset=x"], "goes with --workdir"),
-        (["--workdir=RUN", "--weights=x"], "--weights=x: goes with --model"),
-        (["--workdir=RUN", "--dataset=TMP/plain", "--split=val"], "--split=val: "),
-        (["--workdir=RUN", "--dataset=TMP/plain", "--train_split=x"], "has no splits of its own"),
-        (["--workdir=RUN", "--k=many"], "--k=many"),
-        (["--workdir=RUN", "--k=0"], "--k=0"),
-        (["--workdir=RUN", "--k=1438"], "k=1438: must be between 1 and the 1437 training images"),
-        (["--workdir=RUN", "--temperature=warm"], "--temperature=warm"),
-        (["--workdir=RUN", "--temperature=-1"], "temperature=-1.0"),
-        (["--workdir=RUN", "--limit=-1"], "--limit=-1"),
-        (["--workdir=RUN", "--image_size=big"], "--image_size=big"),
+        ([], ["--workdir", "--model"]),
+        (["--model=x", "--workdir=y"], ["--model=x", "--workdir=y"]),
+        (["--model=test_resnet", "--weights=WEIGHTS"], ["--dataset"]),
+        (["--model=test_resnet", "--checkpoint=best", "--dataset=x"], ["--checkpoint=best"]),
+        (["--workdir=RUN", "--weights=x"], ["--weights=x"]),
+        (["--workdir=RUN", "--dataset=TMP/plain", "--split=val"], ["--split=val", "TMP/plain"]),
+        (["--workdir=RUN", "--dataset=TMP/plain", "--train_split=x"], ["--train_split=x"]),
+        (["--workdir=RUN", "--k=many"], ["--k=many"]),
+        (["--workdir=RUN", "--k=0"], ["--k=0"]),
+        (["--workdir=RUN", "--k=1438"], ["k=1438", "1437"]),
+        (["--workdir=RUN", "--temperature=warm"], ["--temperature=warm"]),
+        (["--workdir=RUN", "--temperature=-1"], ["temperature=-1"]),
+        (["--workdir=RUN", "--limit=-1"], ["--limit=-1"]),
+        (["--workdir=RUN", "--image_size=big"], ["--image_size=big"]),
     ],
     4: [
-        (["--workdir=RUN", "--split=train"], "--split=train: have images in common (1,437)"),
+        (["--workdir=RUN", "--split=train"], ["--train_split=train", "--split=train", "1,437"]),
         (
             ["--workdir=RUN", "--train_split=test+train[:80%]", "--split=train[1100:]"],
-            "--train_split=test+train[:80%], --split=train[1100:]: have images in common (50)",
+            ["--train_split=test+train[:80%]", "--split=train[1100:]", " 50 "],
         ),
-        (["--workdir=RUN", "--dataset=TMP/twice.csv"], "have images in common (1)"),
-        (["--workdir=RUN", "--train_split=valid"], "splits: train, test"),
-        (["--workdir=RUN", "--dataset=./nowhere"], "neither a folder nor a file"),
-        (["--workdir=RUN", "--dataset=TMP/untrained"], "has no train/ (found: test, val)"),
-        (["--workdir=RUN", "--dataset=TMP/one"], "found only 'a'"),
-        (["--workdir=RUN", "--dataset=TMP/test.csv"], "has no rows of split 'train'"),
+        (
+            ["--workdir=RUN", "--dataset=TMP/twice.csv"],
+            ["--train_split=train", "--split=test", " 1 "],
+        ),
+        (["--workdir=RUN", "--train_split=valid"], ["'valid'", "train, test"]),
+        (["--workdir=RUN", "--dataset=./nowhere"], ["--dataset=./nowhere"]),
+        (["--workdir=RUN", "--dataset=TMP/untrained"], ["TMP/untrained", "train/", "test, val"]),
+        (["--workdir=RUN", "--dataset=TMP/one"], ["TMP/one", "'a'"]),
+        (["--workdir=RUN", "--dataset=TMP/test.csv"], ["TMP/test.csv", "'train'"]),
     ],
     5: [
-        (["--workdir=TMP"], "no run folder"),
+        (["--workdir=TMP"], ["TMP"]),
     ],
 }
 
@@ -184,11 +194,13 @@ def test_what_the_command_refuses(code, arguments, words, run, weights, tmp_path
     places = {"WEIGHTS": weights, "TMP": tmp_path, "RUN": run}
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
+        words = [word.replace(name, str(place)) for word in words]
     capsys.readouterr()
     assert commands.main(["probe", *arguments]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert words in line
+    for word in words:
+        assert word in line
 
 
 def test_the_default_split_is_one_that_the_dataset_has(run, data_dir, weights, capsys):
