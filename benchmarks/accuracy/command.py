@@ -29,7 +29,7 @@ from benchmarks.accuracy.tables import Result, report
 from benchmarks.arguments import absent, count, folder, output, picture, seed, share
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.sources.open import open_source
-from flax_resnet.errors import DataError, UserError, WorkdirError, suggestion
+from flax_resnet.errors import DataError, UserError, WorkdirError
 from flax_resnet.training.pretrained import adopted
 from flax_resnet.training.runs.folder import RunFolder
 
@@ -64,7 +64,9 @@ def main() -> None:
             train_one(run)
             results.append(read(run))
         if not results:
-            raise WorkdirError(f"no run of {args.experiment} in {args.folder} is finished")
+            raise WorkdirError(
+                f"holds no finished run of {args.experiment}", key="--folder", value=args.folder
+            )
     except UserError as error:
         parser.error(" ".join(str(error).split()))
     labels = [row.label for row in EXPERIMENTS[args.experiment]]
@@ -79,7 +81,7 @@ def planned(args: argparse.Namespace) -> list[Run]:
       UserError: the experiment does not exist.
     """
     if args.experiment not in EXPERIMENTS:
-        raise UserError(f"{args.experiment}: {suggestion(args.experiment, EXPERIMENTS)}")
+        raise UserError(key="EXPERIMENT", value=args.experiment, allowed=EXPERIMENTS)
     common = DATA | {"data.path": args.data}
     chosen = {"train.epochs": args.epochs, "data.limit": args.limit}
     chosen = {key: value for key, value in chosen.items() if value}
@@ -112,7 +114,7 @@ def link_images(data: pathlib.Path, run: Run) -> None:
         for name in row.classes:
             files = sorted((data / split / name).glob("*"))
             if not files:
-                raise DataError(f"--data={data}: has no {split}/{name}/")
+                raise DataError(f"has no {split}/{name}/", key="--data", value=data)
             (part / split / name).mkdir(parents=True)
             for file in files[: most or len(files)]:
                 (part / split / name / file.name).symlink_to(file.resolve())
@@ -181,11 +183,15 @@ def read(run: Run) -> Result:
         changed.append(f"train.epochs: {stored.train.epochs} -> {wanted.train.epochs}")
     if not stored or changed:
         raise WorkdirError(
-            f"{run.folder} was trained with another configuration ({'; '.join(changed)}): name another --folder"
+            f"was trained with another configuration ({'; '.join(changed)})",
+            key=run.folder,
+            cure="name another --folder",
         )
     result = Result(run, stored, folder.read_records())
     if not result.evaluations or round(result.final["epoch"]) != stored.train.epochs:
-        raise WorkdirError(f"{run.folder}: its metrics.jsonl does not reach the end: remove it")
+        raise WorkdirError(
+            "its metrics.jsonl does not reach the end", key=run.folder, cure="remove the folder"
+        )
     return result
 
 

@@ -63,9 +63,11 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _train(values: flags.FlagValues) -> None:
     config = app.frozen_config(values)
     if not app.flag(values, "workdir"):
-        raise ConfigError("--workdir is needed: the folder that the run is written to")
+        raise app.needed("--workdir", "the folder that the run is written to")
     if missing := absent("torch", "timm"):
-        raise ConfigError(f"{' and '.join(missing)} not installed: pip install '.[parity]'")
+        raise ConfigError(
+            "not installed", key=" and ".join(missing), cure="pip install '.[parity]'"
+        )
     app.set_up_jax(app.flag(values, "compilation_cache"))
     train(config, pathlib.Path(app.flag(values, "workdir")).expanduser().resolve())
 
@@ -73,20 +75,32 @@ def _train(values: flags.FlagValues) -> None:
 def check(config: Config) -> None:
     """Raise ConfigError if PyTorch's side lacks the network, or does not follow one of the settings."""
     if config.data.source not in ("folder", "csv"):
-        raise ConfigError(f"data.source={config.data.source!r}: must be 'folder' or 'csv' here")
+        raise ConfigError(
+            "PyTorch's side does not read it",
+            key="data.source",
+            value=config.data.source,
+            allowed="'folder' or 'csv'",
+        )
     values, usual, fields = flatten(config), flatten(Config()), settings()
     for key, value in values.items():
         wanted = FIXED.get(key, usual[key])
         free = FOLLOWED.fullmatch(key) and key not in FIXED
         if fields[key].metadata["changes_result"] and not free and value != wanted:
             raise ConfigError(
-                f"{key}={value!r}: PyTorch's side does not follow it; allowed: {wanted!r}"
+                "PyTorch's side does not follow it", key=key, value=value, allowed=repr(wanted)
             )
     name, widths = config.model.name, config.model.widths
     if name not in NETWORKS:
-        raise ConfigError(f"model.name={name!r}: PyTorch's side has {', '.join(NETWORKS)}")
+        raise ConfigError(
+            "PyTorch's side does not have it", key="model.name", value=name, allowed=NETWORKS
+        )
     if widths and name != "airbench94":
-        raise ConfigError(f"model.widths={widths!r}: PyTorch's side has {name} as it is")
+        raise ConfigError(
+            f"PyTorch's side has only one width of {name}",
+            key="model.widths",
+            value=widths,
+            allowed="()",
+        )
 
 
 def train(config: Config, folder: pathlib.Path) -> None:
@@ -132,7 +146,9 @@ def train(config: Config, folder: pathlib.Path) -> None:
             window.append(training.step(number))
             step, last = number + 1, number + 1 == plan.total_steps
             if not math.isfinite(window[-1]["loss"]):
-                raise DivergedError(f"the loss is {window[-1]['loss']} at step {step}")
+                raise DivergedError(
+                    f"is not finite at step {step}", key="loss", value=window[-1]["loss"]
+                )
             if step % config.train.log_every == 0 or last:
                 now = time.perf_counter()
                 values = {key: sum(one[key] for one in window) / len(window) for key in window[0]}
@@ -170,7 +186,9 @@ def pixels(source: Source, indices: np.ndarray, config: Config) -> tuple[np.ndar
                 upright = ImageOps.exif_transpose(opened) if source.orientations else opened
                 images.append(prepare([upright], config.data)[0])
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot decode {source.describe(index)}: {one_line(error)}") from error
+            raise DataError(
+                f"cannot be decoded: {one_line(error)}", key=source.describe(index)
+            ) from error
     return np.stack(images), records.labels
 
 

@@ -110,7 +110,11 @@ def _run_and_report(args: argparse.Namespace) -> int:
 def _refuse_for_reading(args: argparse.Namespace) -> None:
     for name in ("seconds", "stages"):
         if getattr(args, name):
-            raise ConfigError(f"--{name}: is of --quick and --full, not of --read")
+            raise ConfigError(
+                "is an option of --quick and --full, not of --read",
+                key=f"--{name}",
+                cure="leave it out",
+            )
 
 
 def _write_page(where: pathlib.Path, report: Report) -> str:
@@ -133,16 +137,21 @@ def run(args: argparse.Namespace) -> None:
     """
     began = time.monotonic()
     if args.cifar and not pathlib.Path(args.cifar, "train").is_dir():
-        raise ConfigError(f"--cifar={args.cifar}: must be a folder with train/ and test/")
+        raise ConfigError(key="--cifar", value=args.cifar, allowed="a folder with train/ and test/")
     if args.full and args.seconds:
-        raise ConfigError("--seconds: is of --quick, not of --full")
+        raise ConfigError(
+            "is an option of --quick, not of --full",
+            key="--seconds",
+            value=args.seconds,
+            cure="leave it out",
+        )
     machine = find_machine(args.platform, args.tiny)
     photographs = args.folder.resolve() / "photographs"
     stages = _stages(args, machine, photographs)
     names = [stage.name for stage in stages]
     for name in args.stages:
         if name not in names:
-            raise ConfigError(f"no such stage: {name}; stages are {', '.join(names)}")
+            raise ConfigError("no such stage", key="--stages", value=name, allowed=names)
     print(f"on {machine}; records go to {args.folder}", flush=True)
     claim(args.folder, machine)
     deadline = began + (args.seconds or quick.SECONDS)

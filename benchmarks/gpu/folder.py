@@ -32,14 +32,19 @@ def claim(folder: pathlib.Path, machine: Machine) -> None:
             _set_aside_broken(file)
         write_record(folder, machine)
     except OSError as error:
-        raise WorkdirError(f"--folder={folder}: cannot be written: {one_line(error)}") from error
+        raise WorkdirError(
+            f"cannot be written: {one_line(error)}", key="--folder", value=folder
+        ) from error
 
 
 def _compare(folder: pathlib.Path, former: Machine, machine: Machine) -> None:
     if (str(former), former.tiny) != (str(machine), machine.tiny):
         raise WorkdirError(
-            f"--folder={folder}: holds records of {former}{', tiny' if former.tiny else ''}; this is "
-            f"{machine}{', tiny' if machine.tiny else ''}: name another folder"
+            f"holds records of {former}{', tiny' if former.tiny else ''}; this is "
+            f"{machine}{', tiny' if machine.tiny else ''}",
+            key="--folder",
+            value=folder,
+            cure="name another folder",
         )
 
 
@@ -99,5 +104,6 @@ def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
         return machine, [_stopped(StageRecord.from_json(one)) for one in values["stages"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{file}: holds no record of these benchmarks: {type(error).__name__}: {one_line(error)}"
+            f"holds no record of these benchmarks: {type(error).__name__}: {one_line(error)}",
+            key=file,
         ) from error

@@ -13,9 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 PLATFORMS = {"gpu": "cuda,cpu", "cpu": "cpu"}
 SECONDS = 60.0  # time limit: the driver may hang
 CURES = {
-    "gpu": "It needs an NVIDIA GPU with its driver and `pip install '.[cuda13]'`. "
-    "`--platform cpu --tiny` rehearses on the CPU",
-    "cpu": "It needs `pip install .`",
+    "gpu": "use a machine with an NVIDIA GPU and its driver, and pip install '.[cuda13]'; "
+    "or rehearse on the CPU with --platform=cpu --tiny",
+    "cpu": "pip install .",
 }
 ASKED = """
 import json, jax
@@ -65,7 +65,7 @@ def find_machine(platform: str, tiny: bool) -> Machine:
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"JAX did not answer within {SECONDS:.0f} s, asked for a {platform.upper()}"
+            f"JAX did not answer within {SECONDS:g} s", key="--platform", value=platform
         ) from error
     if not done.returncode:
         found, device, count, known = json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -75,7 +75,10 @@ def find_machine(platform: str, tiny: bool) -> Machine:
             )
     said = done.stderr.strip().rpartition("\n")[2]
     raise ConfigError(
-        f"no {platform.upper()}: JAX sees none{f' ({said})' if said else ''}. {CURES[platform]}"
+        f"JAX sees no {platform.upper()}{f' ({said})' if said else ''}",
+        key="--platform",
+        value=platform,
+        cure=CURES[platform],
     )
 
 

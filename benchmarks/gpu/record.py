@@ -176,7 +176,7 @@ def read_stage(file: pathlib.Path) -> StageRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file}: is not the record of a stage: {one_line(error)}") from error
+        raise ConfigError(f"is not the record of a stage: {one_line(error)}", key=file) from error
 
 
 def write_json(file: pathlib.Path, values: Any) -> None:

@@ -64,14 +64,14 @@ def run_all(
             now = time.monotonic()
             most = min(max(stage.seconds, due - now), MOST_LIMITS * stage.seconds)
             print(f"\n== {stage.name}: {stage.question}", flush=True)
-            record = _run_or_skip(stage, folder, machine, min(most, deadline - now))
+            record = run_or_skip(stage, folder, machine, min(most, deadline - now))
             write_record(folder, machine)
             print(f"   {record.state} in {record.seconds:.0f} s: {record.summary()}", flush=True)
     finally:
         write_record(folder, machine)
 
 
-def _run_or_skip(
+def run_or_skip(
     stage: Stage, folder: pathlib.Path, machine: Machine, seconds: float
 ) -> StageRecord:
     """Run a stage for at most `seconds`, unless it is complete or cannot be run; return its record."""

@@ -195,7 +195,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
                 archive.extractall(part)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"--archive={args.archive}: must be a zip of CIFAR-10: {one_line(error)}"
+                one_line(error), key="--archive", value=args.archive, allowed="a zip of CIFAR-10"
             ) from error
         part.rename(images)
     return images

@@ -116,8 +116,9 @@ def load_expected() -> dict[Case, dict[str, Any]]:
     stored = json.loads(EXPECTED.read_text())
     if stored["jax"] != jax.__version__:
         raise ConfigError(
-            f"{EXPECTED.name} is of jax {stored['jax']}, and this is {jax.__version__}: pip install that version, "
-            "or remove the file and --store anew"
+            f"is of jax {stored['jax']}, and this is {jax.__version__}",
+            key=EXPECTED,
+            cure="pip install that version, or remove the file and --store anew",
         )
     return {
         Case(**row["case"] | {"settings": tuple(row["case"]["settings"])}): row["figures"]
@@ -135,7 +136,7 @@ def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
     known = {case.model for case in expected}
     for model in models or known:
         if model not in known:
-            raise ConfigError(f"--models {model}: --check knows {', '.join(sorted(known))}")
+            raise ConfigError("has no expected figures", key="--models", value=model, allowed=known)
     return {case: found for case, found in expected.items() if case.model in (models or known)}
 
 
@@ -208,7 +209,9 @@ def run(args: argparse.Namespace) -> None:
         args.models or ["resnet50"], args.targets, args.gpus, kinds
     ):
         if plain_flax and model not in PLAIN_FLAX:
-            raise ConfigError(f"--plain_flax: must be of {', '.join(PLAIN_FLAX)}, not {model}")
+            raise ConfigError(
+                "--plain_flax has no such network", key="--models", value=model, allowed=PLAIN_FLAX
+            )
         settings = () if plain_flax else tuple(args.settings)
         case = Case(
             model, target, many, args.batch_size, args.image_size, args.dtype, settings, plain_flax

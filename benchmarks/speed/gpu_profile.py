@@ -10,6 +10,7 @@ below its rate. Identical kernels share a name and a line. Needs exactly one GPU
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -192,10 +193,13 @@ def measure(args: argparse.Namespace) -> Profile:
     """
     summary = summarize(args.model, args.image_size, args.batch_size, dtype=args.dtype)
     if jax.default_backend() != "gpu":
-        raise ConfigError(f"the device is a {jax.default_backend()}: a GPU is needed")
+        raise ConfigError(key="device", value=jax.default_backend(), allowed="a GPU")
     if jax.device_count() > 1:
         raise ConfigError(
-            f"{jax.device_count()} GPUs are visible: must be one, as with CUDA_VISIBLE_DEVICES=0"
+            f"{jax.device_count()} GPUs are visible",
+            key="CUDA_VISIBLE_DEVICES",
+            value=os.environ.get("CUDA_VISIBLE_DEVICES", ...),
+            allowed="one GPU, such as 0",
         )
     classes = summary.layers[-1].output_shape[-1]
     work = Work(args.model, summary.input_shape[1], args.batch_size, classes, dtype=args.dtype)
@@ -219,7 +223,9 @@ def read(file: str) -> Profile:
         fields["kernels"] = [Row(**row) for row in record["kernels"]]
         return Profile(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--read={file}: is no record of a profile: {one_line(error)}") from None
+        raise ConfigError(
+            f"is no record of a profile: {one_line(error)}", key="--read", value=file
+        ) from None
 
 
 def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:

@@ -87,5 +87,13 @@ def _serve(connection: Any, make: Callable[[], Turn]) -> None:
     """Measure a turn for each number received, until None is received."""
     end_with_parent()
     turn = make()
-    while (number := connection.recv()) is not None:
+    while (number := _received(connection)) is not None:
         connection.send(turn(number))
+
+
+def _received(connection: Any) -> int | None:
+    """Return the number of the next turn, or None if there is none or the parent has stopped."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None

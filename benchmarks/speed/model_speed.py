@@ -178,7 +178,9 @@ def fitting(work: Work, rounds: int, seconds: float) -> tuple[Work, dict[str, di
             half = work.batch_size // 2 // jax.device_count() * jax.device_count()
             if not half:
                 raise ConfigError(
-                    f"{work.model}: not even one image a device fits into memory"
+                    "not even one image per device fits into memory",
+                    key="--models",
+                    value=work.model,
                 ) from None
         print(
             f"{work.model}, {work.dtype}: a batch of {work.batch_size} does not fit into memory: {half}"

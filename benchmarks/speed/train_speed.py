@@ -82,12 +82,14 @@ def _measure(values: flags.FlagValues) -> None:
     skipped = warm_calls(config, app.flag(values, "warmup"))
     kept, rounds = app.flag(values, "profile"), app.flag(values, "rounds")
     if kept and pathlib.Path(kept).expanduser().is_file():
-        raise ConfigError(f"--profile={kept}: must be a folder")
+        raise ConfigError(key="--profile", value=kept, allowed="a folder")
     if record := app.flag(values, "output"):
         try:
             output(record)
-        except argparse.ArgumentTypeError as error:
-            raise ConfigError(f"--output={error}") from None
+        except argparse.ArgumentTypeError:
+            raise ConfigError(
+                key="--output", value=record, allowed="a file that can be written"
+            ) from None
     app.set_up_jax(app.flag(values, "compilation_cache"))
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,17 +113,15 @@ def shortened(config: Config, steps: int) -> Config:
     Raises:
       ConfigError: a setting makes the step one that `step_alone` cannot repeat.
     """
+    auto = "auto" if config.train.microbatch_size == "auto" else ""
     for key, value, allowed in (
-        ("distill.teacher", config.distill.teacher, ""),
-        ("model.pretrained", config.model.pretrained, ""),
-        ("data.progressive", config.data.progressive, ()),
+        ("distill.teacher", config.distill.teacher, "''"),
+        ("model.pretrained", config.model.pretrained, "''"),
+        ("data.progressive", config.data.progressive, "()"),
+        ("train.microbatch_size", auto, "'whole', or a number of images"),
     ):
-        if value != allowed:
-            raise ConfigError(f"{key}={value!r}: is not measured here; allowed: {allowed!r}")
-    if config.train.microbatch_size == "auto":
-        raise ConfigError(
-            "train.microbatch_size='auto': is not measured here; allowed: 'whole', or a number of images"
-        )
+        if value:
+            raise ConfigError("is not measured here", key=key, value=value, allowed=allowed)
     section = dataclasses.replace(
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
@@ -139,7 +139,9 @@ def warm_calls(config: Config, warmup: int) -> int:
     calls, per_call = -(-warmup // config.train.steps_per_call), config.train.steps_per_call
     if calls * per_call >= config.train.steps:
         raise ConfigError(
-            f"--steps={config.train.steps}: must be more than the {calls * per_call} that do not count (--warmup)"
+            key="--steps",
+            value=config.train.steps,
+            allowed=f"more than the {calls * per_call} that do not count (--warmup)",
         )
     return calls
 

@@ -85,7 +85,11 @@ def configured(
         key, is_set, text = setting.partition("=")
         section, dot, name = key.partition(".")
         if not (is_set and dot):
-            raise ConfigError(f"{setting}: must be section.name=value, as model.norm_scope=local")
+            raise ConfigError(
+                key="--settings",
+                value=setting,
+                allowed="section.name=value, such as model.norm_scope=local",
+            )
         values.setdefault(section, {})[name] = _literal(text)
     return freeze(values)
 

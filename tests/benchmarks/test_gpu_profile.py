@@ -66,17 +66,17 @@ def test_a_record_is_read_again_and_drawn(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "fault", "name"),
     [
-        ([], "error: the device is a cpu: a GPU is needed"),
-        (["--read", "nowhere.json"], "error: --read=nowhere.json: is no record of a profile: "),
-        (["--read", "setup.cfg"], "error: --read=setup.cfg: is no record of a profile: "),
-        (["--read", f"{RESULTS}/h100_peers.json"], "is no record of a profile: "),
-        (["--read", "DAMAGED"], "is no record of a profile: 'model'"),
-        (["--model", "resnet19"], "model 'resnet19' is unknown: did you mean 'resnet18'?"),
+        ([], "device='cpu'", "GPU"),
+        (["--read", "nowhere.json"], "--read=nowhere.json", "No such file"),
+        (["--read", "setup.cfg"], "--read=setup.cfg", ""),
+        (["--read", f"{RESULTS}/h100_peers.json"], f"--read={RESULTS}/h100_peers.json", ""),
+        (["--read", "DAMAGED"], "--read=DAMAGED", "'model'"),
+        (["--model", "resnet19"], "model.name='resnet19'", "'resnet18'"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line(arguments, fault, name, tmp_path, monkeypatch, capsys):
     damaged = tmp_path / "damaged.json"
     damaged.write_text('{"device": "1 x GPU", "kernels": []}')
     arguments = [text.replace("DAMAGED", str(damaged)) for text in arguments]
@@ -85,4 +85,5 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
         gpu_profile.main()
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert line.startswith(f"error: {fault.replace('DAMAGED', str(damaged))}: ")
+    assert name in line

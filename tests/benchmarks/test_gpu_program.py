@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 from program_text import IMAGES, KERNEL, MAP, STEP
 
 from benchmarks.lab import gpu_program, hlo, kernels
 from benchmarks.lab.gpu_specs import TARGETS
 from benchmarks.lab.program_figures import Case, program_figures
-from flax_resnet.errors import ConfigError
 
 
 def edited(old, new):
@@ -172,8 +171,10 @@ def test_expectations_of_another_compiler_are_refused(tmp_path, monkeypatch):
     assert gpu_program.load_expected() == {case: figures}
     stored = json.loads(gpu_program.EXPECTED.read_text())
     gpu_program.EXPECTED.write_text(json.dumps(stored | {"jax": "0.1"}))
-    with pytest.raises(ConfigError, match=r"is of jax 0\.1, and this is"):
+    with refused(gpu_program.EXPECTED) as caught:
         gpu_program.load_expected()
+    assert "jax 0.1," in caught.value.problem
+    assert gpu_program.jax.__version__ in caught.value.problem
 
 
 def test_a_target_is_described_as_the_compiler_reads_it():
@@ -184,18 +185,18 @@ def test_a_target_is_described_as_the_compiler_reads_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--models", "resnet19"], "did you mean 'resnet1"),
-        (["--gpus", "2x0"], "2x0: must be a number of GPUs, 1 to 64, or hosts x GPUs of each"),
-        (["--targets", "v100"], "invalid choice: 'v100'"),
-        (["--settings", "norm_scope=local"], "must be section.name=value"),
-        (["--settings", "model.norm_scope=here"], "model.norm_scope='here': must be one of"),
-        (["--models", "resnet19", "--check"], "--models resnet19: --check knows resnet18"),
-        (["--models", "resnet18", "resnet34", "--plain_flax"], "--plain_flax: must be of resnet18"),
+        (["--models", "resnet19"], ["model.name='resnet19': ", "'resnet1"]),
+        (["--gpus", "2x0"], ["--gpus: 2x0: "]),
+        (["--targets", "v100"], ["--targets: ", "'v100'"]),
+        (["--settings", "norm_scope=local"], ["--settings=norm_scope=local: "]),
+        (["--settings", "model.norm_scope=here"], ["model.norm_scope='here': "]),
+        (["--models", "resnet19", "--check"], ["--models=resnet19: ", "'resnet18'"]),
+        (["--models", "resnet18", "resnet34", "--plain_flax"], ["--models=resnet34: ", "--plain_flax"]),
     ],
-)
-def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
+)  # fmt: skip
+def test_a_mistake_is_one_line(arguments, names, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_program", *arguments])
     monkeypatch.setattr(gpu_program, "absent", lambda *packages: [])
     monkeypatch.setattr(gpu_program.jax.config, "update", lambda *setting: None)
@@ -206,7 +207,9 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_program.main()
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    for name in names:
+        assert name in line
 
 
 def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):

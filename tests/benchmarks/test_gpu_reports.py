@@ -7,7 +7,7 @@ import signal
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import full, quick
@@ -17,7 +17,6 @@ from benchmarks.gpu.folder import read
 from benchmarks.gpu.machine import Machine, first_gpus
 from benchmarks.gpu.record import Check, Measurement, Recorder, StageRecord, read_stage
 from benchmarks.gpu.report import Report, as_html, as_text
-from flax_resnet.errors import ConfigError
 
 MACHINE = Machine(
     "cpu", "a processor", 1, True, {"cpu": "x", "cores": 2, "commit": "abc", "versions": {}}
@@ -111,7 +110,7 @@ def test_what_is_no_record_is_refused(tmp_path, text):
     file.write_text(json.dumps(SOUND))
     assert read(file)[1][0].stage == "a"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=r"record\.json"):
+    with refused(file):
         read(file)
 
 
@@ -198,27 +197,23 @@ def test_records_of_other_benchmarks_become_measurements(read, file, expected):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--quick"], "no GPU: JAX sees none"),  # the tests' JAX is told to use the CPU
-        (["--full", "--cifar=nowhere"], "--cifar=nowhere: must be a folder with train/ and test/"),
-        (
-            ["--quick", "--platform=cpu", "--stages", "steps"],
-            "no such stage: steps; stages are gradients, ",
-        ),
-        (["--full", "--seconds=9"], "--seconds: is of --quick, not of --full"),
-        (["--read", "nowhere", "--stages", "step"], "--stages: is of --quick and --full, not of"),
-        (
-            ["--read", "nowhere", "--seconds=9"],
-            "--seconds: is of --quick and --full, not of --read",
-        ),
-        (["--read", "nowhere"], "nowhere: holds no record"),
-        (["--quick", "--seconds=0"], "0: must be seconds"),
-        ([], "--quick --full --read"),
+        (["--quick"], ["--platform=gpu: "]),  # the tests' JAX is told to use the CPU
+        (["--full", "--cifar=nowhere"], ["--cifar=nowhere: "]),
+        (["--quick", "--platform=cpu", "--stages", "gradient"], ["--stages=gradient: ", "'gradients'"]),
+        (["--full", "--seconds=9"], ["--seconds=9: ", "--full"]),
+        (["--read", "nowhere", "--stages", "step"], ["--stages: ", "--read"]),
+        (["--read", "nowhere", "--seconds=9"], ["--seconds: ", "--read"]),
+        (["--read", "nowhere"], ["nowhere: "]),
+        (["--quick", "--seconds=0"], ["--seconds: 0: "]),
+        ([], ["--quick --full --read"]),
     ],
-)
-def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+)  # fmt: skip
+def test_a_mistake_is_one_line(arguments, names, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert call(monkeypatch, f"--folder={tmp_path / 'runs'}", *arguments) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    for name in names:
+        assert name in line
     assert not list(pathlib.Path(tmp_path).iterdir())

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
+from conftest import refused
 
 from benchmarks.speed import train_speed
 from benchmarks.speed.train_speed import Span, measured
 from flax_resnet.config import freeze
-from flax_resnet.errors import ConfigError
 from flax_resnet.training.stages import STAGES
 
 
@@ -43,8 +43,9 @@ def test_a_warm_up_does_not_count():
     assert (found["steps"], found["step"], found["dispatch"]) == (4, 4, 0)
     assert found["images_per_second"] == 2 * 10 / 4
     assert [train_speed.warm_calls(config, number) for number in (1, 2, 3)] == [1, 1, 2]
-    with pytest.raises(ConfigError, match=r"--steps=6: must be more than the 6 that do not count"):
+    with refused("--steps", 6) as caught:
         train_speed.warm_calls(config, 5)
+    assert "--warmup" in caught.value.allowed
 
 
 def test_medians_and_their_table():
@@ -62,19 +63,30 @@ def test_medians_and_their_table():
 
 
 @pytest.mark.parametrize(
-    ("sections", "steps", "message"),
+    ("key", "value"),
     [
-        (
-            {"train": {"microbatch_size": "auto"}},
-            8,
-            "train.microbatch_size='auto': is not measured here",
-        ),
-        ({"model": {"pretrained": "resnet50.a1_in1k"}}, 8, "model.pretrained='resnet50.a1_in1k'"),
+        ("train.microbatch_size", "auto"),
+        ("model.pretrained", "resnet50.a1_in1k"),
+        ("distill.teacher", "/teacher"),
+        ("data.progressive", ((0.0, 4), (1.0, 8))),
     ],
 )
-def test_what_it_does_not_repeat_is_refused(sections, steps, message):
-    with pytest.raises(ConfigError, match=message):
-        train_speed.shortened(freeze(sections), steps)
+def test_what_it_does_not_repeat_is_refused(key, value):
+    section, name = key.split(".")
+    config = freeze({section: {name: value}})
+    with refused(key, value):
+        train_speed.shortened(config, 8)
+
+
+@pytest.mark.parametrize("flag", ["--profile", "--output"])
+def test_results_that_cannot_be_written_are_refused_first(flag, tmp_path, capsys):
+    wrong = tmp_path / "file"
+    wrong.touch()
+    if flag == "--output":
+        wrong = tmp_path
+    assert train_speed.main(["--config=resnet18", "--steps=6", f"{flag}={wrong}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag}={wrong}: ")
 
 
 def test_a_shortened_run_keeps_its_step():
