@@ -135,7 +135,7 @@ class ConvNet(nn.Module):
                 index += 1
             x, index = nn.relu(x), index + 2
         if min(x.shape[1:3]) < 1:
-            raise ConfigError(f"images of {images.shape[1]}x{images.shape[2]} px are too small")
+            raise ConfigError("too small for this network", key="images", value=images.shape)
         x = adaptive_average_pool(x, self.map_size)
         # torch flattens with channels first, and the weights of the first linear layer are in that order.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

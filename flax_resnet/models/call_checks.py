@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.errors import ConfigError
 
 
 def check_call(net: Any, images: jax.Array, features: Sequence[str]) -> None:
@@ -18,11 +18,10 @@ def check_call(net: Any, images: jax.Array, features: Sequence[str]) -> None:
     """
     if images.ndim != 4 or images.shape[-1] != net.in_channels:
         raise ConfigError(
-            f"images of shape {list(images.shape)}: must be [N, H, W, {net.in_channels}] "
-            f"(in_channels={net.in_channels})"
+            key="images",
+            value=images.shape,
+            allowed=f"of shape [N, H, W, {net.in_channels}] (model.in_channels={net.in_channels})",
         )
     for name in features:
         if name not in net.feature_info():
-            raise ConfigError(
-                f"feature {name!r} is unknown: {suggestion(name, net.feature_info())}"
-            )
+            raise ConfigError("unknown", key="features", value=name, allowed=net.feature_info())

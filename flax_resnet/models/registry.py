@@ -70,11 +70,19 @@ FAMILIES = (
 
 
 class Clash(NamedTuple):
-    """A combination of ResNet options that are each valid but conflict, and the reason."""
+    """A combination of ResNet options that are each valid but conflict.
+
+    Attributes:
+      holds: returns whether the options conflict.
+      options: the options; the error's key is the first one.
+      reason: why they conflict.
+      cure: what to do, if the reason does not say it.
+    """
 
     holds: Callable[[ResNet], bool]
     options: tuple[str, ...]
     reason: str
+    cure: str = ""
 
 
 def _any_block(net: ResNet, *kinds: str) -> bool:
@@ -125,12 +133,12 @@ CLASHES = (
     ),
     Clash(
         lambda n: n.shortcut == "none" and n.zero_init_last,
-        ("shortcut", "zero_init_last"),
-        "without shortcuts all would start at zero",
+        ("zero_init_last", "shortcut"),
+        "without shortcuts all blocks would start at zero",
     ),
     Clash(
         lambda n: n.shortcut == "none" and n.drop_path > 0,
-        ("shortcut", "drop_path"),
+        ("drop_path", "shortcut"),
         "without shortcuts there is no other path",
     ),
     Clash(
@@ -141,7 +149,8 @@ CLASHES = (
     Clash(
         lambda n: n.global_pool == "none" and n.num_classes > 0,
         ("global_pool", "num_classes"),
-        "without pooling there are no logits: set num_classes=0 to leave the head out",
+        "without pooling there are no logits",
+        "set model.num_classes=0 to leave the head out",
     ),
     Clash(
         lambda n: n.output_stride < 32 and n.stem == "cifar",
@@ -150,8 +159,8 @@ CLASHES = (
     ),
     Clash(
         lambda n: bool(n.block_widths) and tuple(map(len, n.block_widths)) != n.depths,
-        ("block_widths", "depths"),
-        "a pruned network's blocks are what they are",
+        ("depths", "block_widths"),
+        "the number of blocks of a pruned network is fixed",
     ),
 )
 
@@ -181,19 +190,25 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Raises:
       ConfigError: an unknown name or option, an invalid value, or options that conflict; one line.
     """
-    if not isinstance(name, str):
-        raise ConfigError(f"model {name!r}: must be a name, such as 'resnet50'")
-    family = next((family for family in FAMILIES if name in family.rows), None)
+    families = (family for family in FAMILIES if isinstance(name, str) and name in family.rows)
+    family = next(families, None)
     if not family:
-        hint = suggestion(name, list_models())
-        hint = hint if hint.startswith("did") else "flax_resnet.list_models() names them all"
-        raise ConfigError(f"model {name!r} is unknown: {hint}")
+        near = suggestion(str(name), list_models())
+        raise ConfigError(
+            key="model.name",
+            value=name,
+            allowed="a name of flax_resnet.list_models(), such as 'resnet50'",
+            cure=near if near.startswith("did") else "",
+        )
     make, known = family.make, family.options
     kinds = {f.name: type(f.default) for f in dataclasses.fields(make)}
     for key, value in options.items():
         if key not in known:
             raise ConfigError(
-                f"model.{key}={value!r}: {name} has no such option: {suggestion(key, known)}"
+                f"{name} has no such option",
+                key=f"model.{key}",
+                value=value,
+                cure=suggestion(key, known),
             )
         options[key] = _checked(key, value, kinds[key])
     model = make(**{**family.rows[name], "dtype": jnp.dtype("float32"), **options})
@@ -211,14 +226,15 @@ def _checked(key: str, value: Any, kind: type) -> Any:
                 return jnp.dtype(value)
         except TypeError:
             pass
-        raise ConfigError(f"model.dtype={value!s}: allowed: {', '.join(COMPUTE_DTYPES)}")
+        raise ConfigError(key="model.dtype", value=value, allowed=COMPUTE_DTYPES)
     if isinstance(value, list):
         value = tuple(value)
     if key in CHOICES:
         for choice in value if key == "block" and isinstance(value, tuple) else (value,):
             if choice not in CHOICES[key] or isinstance(choice, bool):
-                near = suggestion(str(choice), map(str, CHOICES[key]))
-                raise ConfigError(f"model.{key}={value!r}: {near}")
+                place = "" if choice is value else f"in {value!r}"
+                names = map(str, CHOICES[key])
+                raise ConfigError(place, key=f"model.{key}", value=choice, allowed=names)
         return value
     numbers = value if isinstance(value, tuple) else (value,)
     if kind is bool:
@@ -234,12 +250,12 @@ def _checked(key: str, value: Any, kind: type) -> Any:
         fits, words = True, ""
     if fits and kind in (int, float):
         fits, words = all(map(math.isfinite, numbers)), "finite"
+    if fits and key in LEAST and value is not None:
+        fits, words = min(numbers) >= LEAST[key], f"at least {LEAST[key]}"
+    if fits and key in BELOW:
+        fits, words = max(numbers) < BELOW[key], f"below {BELOW[key]:g}"
     if not fits:
-        raise ConfigError(f"model.{key}={value!r}: must be {words}")
-    if key in LEAST and value is not None and min(numbers) < LEAST[key]:
-        raise ConfigError(f"model.{key}={value!r}: must be at least {LEAST[key]}")
-    if key in BELOW and not max(numbers) < BELOW[key]:
-        raise ConfigError(f"model.{key}={value!r}: must be below {BELOW[key]:g}")
+        raise ConfigError(key=f"model.{key}", value=value, allowed=words)
     return value
 
 
@@ -247,31 +263,39 @@ def _check_clashes(name: str, model: ResNet) -> None:
     """Raise ConfigError if options conflict."""
     for clash in CLASHES:
         if clash.holds(model):
-            values = " and ".join(f"model.{key}={getattr(model, key)!r}" for key in clash.options)
-            raise ConfigError(f"{values} conflict ({name}): {clash.reason}")
+            key, *others = clash.options
+            values = " and ".join(f"model.{one}={getattr(model, one)!r}" for one in others)
+            raise ConfigError(
+                f"{clash.reason} ({name})",
+                key=f"model.{key}",
+                value=getattr(model, key),
+                allowed=values and f"compatible with {values}",
+                cure=clash.cure,
+            )
 
 
 def _check_blocks(name: str, model: ResNet) -> None:
     """Raise ConfigError if channels are zero or not divisible, or if the blocks to be scanned differ."""
 
-    def refuse(reason: str) -> None:
+    def refuse(key: str, reason: str) -> None:
         keys = ("widths", "stem_width", "base_width", "cardinality", "reduce_first")
-        values = ", ".join(f"{key}={getattr(model, key)}" for key in keys)
-        raise ConfigError(f"model options of {name} ({values}): {reason}")
+        values = ", ".join(f"{one}={getattr(model, one)}" for one in keys if one != key)
+        raise ConfigError(
+            f"{reason} ({name} with {values})", key=f"model.{key}", value=getattr(model, key)
+        )
 
     channels = model.stem_channels
     if min(int(channels * share) for _, _, share in STEMS[model.stem].layers) < 1:
-        refuse(f"the {model.stem} stem would have a convolution without channels")
+        key = "stem_width" if model.stem_width else "widths"
+        refuse(key, f"the {model.stem} stem would have a convolution without channels")
     for number, specs in enumerate(block_specs(model), 1):
         for spec in specs:
             if min(spec.channels) < 1:
-                refuse(f"a convolution of stage {number} would have no channels")
+                refuse("widths", f"a convolution of stage {number} would have no channels")
             if len(spec.channels) == 3 and any(c % model.cardinality for c in spec.channels[:2]):
-                refuse(f"the {model.cardinality} groups do not divide {spec.channels[:2]} channels")
+                refuse("cardinality", f"the groups do not divide {spec.channels[:2]} channels")
             if model.shortcut == "pad" and spec.channels[-1] < channels:
-                refuse("shortcut='pad' can only add channels")
+                refuse("shortcut", f"can only add channels, and stage {number} has fewer")
             channels = spec.channels[-1]
         if model.scan_blocks and len({spec._replace(drop_path=0.0) for spec in specs[1:]}) > 1:
-            raise ConfigError(
-                f"model.scan_blocks=True: the blocks of stage {number} of {name} differ"
-            )
+            refuse("scan_blocks", f"the blocks of stage {number} differ")

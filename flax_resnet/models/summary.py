@@ -85,12 +85,15 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
     """
     if options.get("scan_blocks"):
         raise ConfigError(
-            "model.scan_blocks=True: a summary lists blocks one by one; leave the option out"
+            "a summary lists blocks one by one",
+            key="model.scan_blocks",
+            value=options["scan_blocks"],
+            cure="leave the option out",
         )
     for key, value, least in (("image_size", image_size, 0), ("batch_size", batch_size, 1)):
         if type(value) is not int or not least <= value <= LARGEST:
             raise ConfigError(
-                f"{key}={value!r}: must be a whole number from {least} to {LARGEST:,}"
+                key=key, value=value, allowed=f"a whole number from {least} to {LARGEST:,}"
             )
     model = create_model(name, **options)
     size = image_size or (32 if getattr(model, "stem", "") == "cifar" else 224)

@@ -45,7 +45,7 @@ def batch_normalize(
     Returns:
       The normalised map [..., N, H, W, C], mean and biased variance [..., 1, 1, 1, C].
     """
-    form = _with_own_gradient if dispatch.has_own_form(x, "cpu", "gpu") else _by_moments
+    form = with_own_gradient if dispatch.has_own_form(x, "cpu", "gpu") else by_moments
     return form(x, scale, bias, about, epsilon, act, dtype)
 
 
@@ -70,7 +70,7 @@ def along_channels(vector: Array, x: Array) -> Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def _by_moments(
+def by_moments(
     x: Array,
     scale: Array,
     bias: Array,
@@ -101,15 +101,15 @@ def _by_moments(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _with_own_gradient(*arguments: Any) -> tuple[Array, Array, Array]:
-    """Compute the same as `_by_moments`; the gradient reads x and dy once for all sums."""
-    return _by_moments(*arguments)
+def with_own_gradient(*arguments: Any) -> tuple[Array, Array, Array]:
+    """Compute the same as `by_moments`; the gradient reads x and dy once for all sums."""
+    return by_moments(*arguments)
 
 
 def _own_forward(
     x: Array, scale: Array, bias: Array, about: Array, *static: Any
 ) -> tuple[tuple, tuple]:
-    y, mean, var = _by_moments(x, scale, bias, about, *static)
+    y, mean, var = by_moments(x, scale, bias, about, *static)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -146,4 +146,4 @@ def _own_backward(
     return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(bias)
 
 
-_with_own_gradient.defvjp(_own_forward, _own_backward)
+with_own_gradient.defvjp(_own_forward, _own_backward)

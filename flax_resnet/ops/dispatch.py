@@ -67,15 +67,15 @@ def has_own_form(x: Array, *platforms: str) -> bool:
     """
     choice = os.environ.get(SWITCH, "auto")
     if choice not in CHOICES:
-        raise ConfigError(f"{SWITCH}={choice}: must be one of {', '.join(CHOICES)}")
+        raise ConfigError(key=SWITCH, value=choice, allowed=CHOICES)
     if not all(isinstance(side, int) for side in x.shape):
         return False
-    return choice in platforms or (choice == "auto" and _devices()[0] in platforms)
+    return choice in platforms or (choice == "auto" and backend()[0] in platforms)
 
 
 def pins_layout() -> bool:
     """Return whether layouts are pinned: the only device is a CPU, or FLAX_RESNET_OPS is "cpu"."""
-    return os.environ.get(SWITCH) == "cpu" or _devices() == ("cpu", 1)
+    return os.environ.get(SWITCH) == "cpu" or backend() == ("cpu", 1)
 
 
 def compiler_options() -> dict[str, str]:
@@ -85,7 +85,7 @@ def compiler_options() -> dict[str, str]:
     if XLA_FLAGS sets the option already, and if XLA does not know the option. Pass them only to the outermost
     `jit`: JAX accepts no options for a jitted function that another one traces.
     """
-    if os.environ.get(SWITCH) in ("plain", "gpu") or _devices()[0] != "cpu":
+    if os.environ.get(SWITCH) in ("plain", "gpu") or backend()[0] != "cpu":
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
     options = {name: value for name, value in CPU_COMPILER.items() if name not in flags}
@@ -103,8 +103,11 @@ def _compiles(options: tuple[tuple[str, str], ...]) -> bool:
 
 
 @functools.cache
-def _devices() -> tuple[str, int]:
-    """Return the platform and its number of devices; ("", 0) without a backend, so that shapes can be traced."""
+def backend() -> tuple[str, int]:
+    """Return the default platform and its number of devices.
+
+    Without a backend the result is ("", 0), so that shapes can be traced.
+    """
     try:
         return jax.default_backend(), jax.device_count()
     except RuntimeError:

@@ -300,8 +300,10 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
         if not is_matched:
             some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
             raise ConfigError(
-                f"{key}: ({pattern!r}, {value:g}) matches no parameter that an earlier rule leaves; names are "
-                f"such as {some} (python -m flax_resnet summary lists them)"
+                f"matches no parameter that an earlier rule leaves; names are such as {some}",
+                key=key,
+                value=(pattern, value),
+                cure="list the names with python -m flax_resnet summary",
             )
     return values
 
@@ -329,10 +331,8 @@ def block_factors(params: optax.Params, layer_decay: float, model: Network) -> A
         return jax.tree.map(lambda leaf: 1.0, params)
     depths = block_depths(model.stages())
     if not depths or getattr(model, "scan_blocks", False):
-        raise ConfigError(
-            f"optimizer.layer_decay={layer_decay:g}: goes with residual networks without stacked blocks "
-            "(model.scan_blocks=False)"
-        )
+        why = "with model.scan_blocks=True" if depths else "for a network without residual blocks"
+        raise ConfigError(key="optimizer.layer_decay", value=layer_decay, allowed=f"1 {why}")
     most = max(depths.values())
 
     def factor(name: str) -> float:

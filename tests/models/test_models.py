@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from conftest import refused
 
 from flax_resnet import create_model, list_models
+from flax_resnet.errors import ConfigError
 from flax_resnet.models.layers import convolution, normalization
 from flax_resnet.ops.max_pool import max_pool
 
@@ -82,7 +83,7 @@ def test_frozen_batch_norm_ignores_the_batch():
 def test_batch_norm_refuses_a_variance_of_one_value():
     layer, x = normalization.BatchNorm(), np.ones((1, 1, 1, 3), np.float32)
     variables = layer.init(jax.random.key(0), x, train=False)
-    with pytest.raises(ValueError, match="no variance"):
+    with refused("train.batch_size", kind=ConfigError):
         layer.apply(variables, x, train=True, mutable=["batch_stats"])
 
 

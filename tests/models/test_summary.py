@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from flax_resnet.cli import commands, summary
 from flax_resnet.cli.summary import format_table
@@ -83,7 +83,8 @@ def test_float64_is_float64():
 
 @pytest.mark.parametrize("wrong", [{"image_size": -1}, {"batch_size": 0}, {"batch_size": "8"}])
 def test_sizes_are_whole_numbers(wrong):
-    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
+    ((key, value),) = wrong.items()
+    with refused(key, value, ConfigError):
         summarize("resnet18", **wrong)
 
 
@@ -141,48 +142,48 @@ def test_a_list_of_networks(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
-        ([], "--model, --list or --schedule is needed"),
-        (["--model=resnet18", "--list=*"], "one only"),
-        (["--model=resnet81"], "did you mean 'resnet18'"),
-        (["--list=*resnet81*"], "did you mean 'resnet18'"),
-        (["--list=nothing*"], "--list '*' shows all"),
-        (["--model=vgg11", "--image_size=16"], "16x16 px are too small"),
-        (["--model=vgg11", "--image_size=8"], "too small"),
-        (["--model=alexnet", "--image_size=1"], "11x11 convolution meets a map of 1x1"),
-        (["--list=vgg1?", "--image_size=8"], "vgg11: images are too small"),
-        (["--model=resnet18", "--image_size=-1"], "image_size"),
-        (["--model=resnet18", "--batch_size=0"], "batch_size"),
-        (["--model=resnet18", "--dtype=int8"], "model.dtype=int8"),
-        (["--model=resnet18", "--format=jsn"], "did you mean 'json'"),
-        (["--model=resnet18", "--deep=1"], "did you mean 'depth'"),
-        (["--model=resnet18", "--num_train=9"], "--num_train: goes with --schedule, not --model"),
-        (["--model=resnet18", "--config=resnet18"], "--config: goes with --schedule, not --model"),
-        (["--list=resnet18", "--data_dir=x"], "--data_dir: goes with --schedule, not --list"),
-        (["--list=resnet18", "--depth=1"], "--depth: goes with --model, not --list"),
+        ([], ["--model", "--list", "--schedule"]),
+        (["--model=resnet18", "--list=*"], ["--list=*", "--model=resnet18"]),
+        (["--model=resnet81"], ["model.name='resnet81'", "'resnet18'"]),
+        (["--list=*resnet81*"], ["--list=*resnet81*", "'resnet18'"]),
+        (["--list=nothing*"], ["--list=nothing*"]),
+        (["--model=vgg11", "--image_size=16"], ["images=(1, 16, 16, 3)"]),
+        (["--model=vgg11", "--image_size=8"], ["images", "map of 0x0"]),
+        (["--model=alexnet", "--image_size=1"], ["images", "11x11", "map of 1x1"]),
+        (["--list=vgg1?", "--image_size=8"], ["images", "vgg11", "map of 0x0"]),
+        (["--model=resnet18", "--image_size=-1"], ["--image_size=-1"]),
+        (["--model=resnet18", "--batch_size=0"], ["--batch_size=0"]),
+        (["--model=resnet18", "--dtype=int8"], ["model.dtype='int8'"]),
+        (["--model=resnet18", "--format=jsn"], ["--format=jsn", "'json'"]),
+        (["--model=resnet18", "--deep=1"], ["--deep", "depth"]),
+        (["--model=resnet18", "--num_train=9"], ["--num_train", "--schedule", "--model"]),
+        (["--model=resnet18", "--config=resnet18"], ["--config", "--schedule", "--model"]),
+        (["--list=resnet18", "--data_dir=x"], ["--data_dir", "--schedule", "--list"]),
+        (["--list=resnet18", "--depth=1"], ["--depth", "--model", "--list"]),
         (
             ["--schedule=rate.png", "--config=resnet18", "--image_size=0"],
-            "--image_size: goes with --model or --list, not --schedule",
+            ["--image_size", "--model", "--list", "--schedule"],
         ),
     ],
 )
-def test_wrong_input_is_one_line(arguments, words, capsys):
+def test_wrong_input_is_one_line(arguments, parts, capsys):
     assert commands.main(["summary", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
+    assert line.startswith(f"error: {parts[0]}")
+    for part in parts:
+        assert part in line
 
 
 def test_an_output_that_cannot_be_written_is_one_line(capsys):
     assert commands.main(["summary", "--model=resnet18", "--output=/nowhere/table"]) == 5
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert "cannot be written" in line
+    assert line.startswith("error: /nowhere/table: ")
 
 
 def test_scanned_networks_are_not_shown():
-    with pytest.raises(ConfigError, match="scan"):
+    with refused("model.scan_blocks", value=True, kind=ConfigError):
         summarize("resnet50", scan_blocks=True)
 
 
@@ -210,14 +211,15 @@ def test_the_schedule_is_drawn(tmp_path, capsys):
     command = ["--config=resnet50_mlperf", f"--schedule={output}"]
     assert summary.main([*command, "--num_train=1281167"]) == 0
     assert output.stat().st_size > 10_000
-    for flags, words in (
-        ([*command, "--num_train=100"], "train.batch_size=3200: must be at most"),
-        ([f"--schedule={output}"], "--config is needed"),
-        ([*command, "--model=resnet18"], "one only"),
-        (["--config=resnet50_mlperf", "--schedule=rate.txt"], "--schedule=rate.txt: must end in"),
+    for flags, parts in (
+        ([*command, "--num_train=100"], ["train.batch_size=3200", "100"]),
+        ([f"--schedule={output}"], ["--config"]),
+        ([*command, "--model=resnet18"], ["--model=resnet18", f"--schedule={output}"]),
+        (["--config=resnet50_mlperf", "--schedule=rate.txt"], ["--schedule=rate.txt", ".png"]),
     ):
         capsys.readouterr()
         assert summary.main(flags) == 2
         error = capsys.readouterr().err.strip().splitlines()
         assert len(error) == 1
-        assert words in error[0]
+        for part in parts:
+            assert part in error[0]

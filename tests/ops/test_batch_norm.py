@@ -63,8 +63,8 @@ def test_the_gradient_of_the_statistics_themselves(platform, monkeypatch):
             y, pull = jax.vjp(lambda *arrays: function(*arrays, *static), *given)
             return pull(tuple(normal(leaf.shape, "float64", 9) for leaf in y))[:3]
 
-        got = slopes(batch_norm._with_own_gradient)
-        assert farthest(got, slopes(batch_norm._by_moments)) < 1e-10
+        got = slopes(batch_norm.with_own_gradient)
+        assert farthest(got, slopes(batch_norm.by_moments)) < 1e-10
 
 
 def test_second_derivatives_of_batch_normalisation_on_cpu(monkeypatch):

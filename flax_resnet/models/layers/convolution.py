@@ -58,8 +58,9 @@ def convolution(
         for size, span in zip(x.shape[1:3], spans, strict=True)
     ):
         raise ConfigError(
-            f"images are too small for this network: a {kernel.shape[0]}x{kernel.shape[1]} convolution "
-            f"meets a map of {x.shape[1]}x{x.shape[2]}"
+            f"too small for this network: a {kernel.shape[0]}x{kernel.shape[1]} convolution meets a map of "
+            f"{x.shape[1]}x{x.shape[2]}",
+            key="images",
         )
 
     return convolve(Geometry(stride, padding, dilation, groups), x, kernel)

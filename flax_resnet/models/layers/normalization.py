@@ -69,7 +69,11 @@ class BatchNorm(nn.Module):
         batch, height, width, _ = x.shape
         groups = self.groups if train and not self.frozen else 1
         if batch % groups:
-            raise ConfigError(f"BatchNorm: a batch of {batch} does not divide into {groups} groups")
+            raise ConfigError(
+                key="model.norm_groups",
+                value=groups,
+                allowed=f"a divisor of the batch of {batch} images that BatchNorm receives",
+            )
         shape = (groups, batch // groups, height, width, channels)
         # Without groups, keep four axes: XLA on GPU fuses less around an axis of length 1.
         grouped = x.reshape(shape if groups > 1 else shape[1:])
@@ -81,8 +85,9 @@ class BatchNorm(nn.Module):
                 count = x.size // (groups * channels)
                 if count < 2:
                     raise ConfigError(
-                        "BatchNorm: one value per channel has no variance; use a larger train.batch_size, larger "
-                        "images or fewer groups"
+                        "BatchNorm receives one value per channel, which has no variance",
+                        key="train.batch_size",
+                        cure="use a larger train.batch_size, larger images or fewer model.norm_groups",
                     )
                 mean, var = (leaf.reshape(-1, channels).mean(axis=0) for leaf in (mean, var))
                 keep = 1 - self.momentum
@@ -99,7 +104,10 @@ class BatchNorm(nn.Module):
         """Add the bias, the only parameter that `folding.fold_batch_norm` keeps."""
         if train:
             raise ConfigError(
-                "BatchNorm is folded into the convolution before it and cannot be trained"
+                "BatchNorm is folded into the convolution before it and cannot be trained",
+                key="train",
+                value=True,
+                cure="train with the variables from before fold_batch_norm",
             )
         bias: Array = self.get_variable("params", "bias")
         y = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
