@@ -119,14 +119,19 @@ def open_splits(
     from_python = config.data.source == "python"
     if any((source is not None) != from_python for source in (train_source, eval_source)):
         raise ConfigError(
-            f"data.source={config.data.source!r}: pass both train_source and eval_source to train() with 'python', "
-            "and neither otherwise"
+            key="data.source",
+            value=config.data.source,
+            allowed="'python' if train() receives both train_source and eval_source, and another if neither",
         )
     if train_source is None or eval_source is None:
         train_source = open_source(config.data, train=True)
         eval_source = open_source(config.data, train=False)
     if train_source.class_names != eval_source.class_names:
-        raise DataError("the classes to evaluate on are not those to train on, or in another order")
+        raise DataError(
+            f"has other classes than data.train_split={config.data.train_split!r}, or in another order",
+            key="data.eval_split",
+            value=config.data.eval_split,
+        )
     return Splits(train_source, eval_source, make_sampler(train_source, config))
 
 

@@ -33,8 +33,10 @@ def microbatches_of(config: Config, mesh: Mesh) -> int | None:
     size = train.batch_size if text == "whole" else int(text)
     if train.batch_size % size or not _divides(config, mesh, size):
         raise ConfigError(
-            f"train.microbatch_size={text!r}: must divide train.batch_size={train.batch_size} and be a multiple of "
-            f"the {mesh.size} devices and of model.norm_groups={config.model.norm_groups}"
+            key="train.microbatch_size",
+            value=text,
+            allowed=f"a divisor of train.batch_size={train.batch_size}, and a multiple of the {mesh.size} devices "
+            f"and of model.norm_groups={config.model.norm_groups}",
         )
     return train.batch_size // size
 
@@ -64,9 +66,11 @@ def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any])
         log.info("microbatch: %d images would take %s", size // count, usage)
         if size % (2 * count) or not _divides(config, mesh, size // (2 * count)):
             raise ConfigError(
-                f"train.microbatch_size='auto': even {size // count} images, the fewest that {mesh.size} devices "
-                f"and model.norm_groups={config.model.norm_groups} divide, take {usage}: use a smaller "
-                "data.image_size or model, or model.remat='block'"
+                f"even {size // count} images, the fewest that {mesh.size} devices and "
+                f"model.norm_groups={config.model.norm_groups} divide, take {usage}",
+                key="train.microbatch_size",
+                value="auto",
+                cure="use a smaller data.image_size or model, or model.remat='block'",
             )
         count *= 2
 

@@ -93,8 +93,11 @@ def open_pretrained(
     def check(network: str) -> None:
         if name not in ("", network):
             raise ConfigError(
-                f"{key}={text!r}: is of {network}, not of {name_key}={name!r}; allowed: weights of {name}, a run "
-                f"of it, a file of it, or {name_key}='' for the network of the weights"
+                f"is of {network}, not of {name_key}={name!r}",
+                key=key,
+                value=text,
+                allowed=f"weights of {name}: a name of the hub, a run folder, or a file",
+                cure=f"or set {name_key}='' for the network of the weights",
             )
 
     if is_run(text):
@@ -105,17 +108,22 @@ def open_pretrained(
         network = name or network_of(text)
         if not network:
             raise ConfigError(
-                f"{name_key}='': must name the network that the file {key}={text!r} holds: no JSON file beside "
-                "it says so"
+                f"no JSON file beside {key}={text!r} names its network",
+                key=name_key,
+                value="",
+                allowed="the name of the network that the file holds",
             )
         return open_weights(network, text)
     if is_path(text):
-        raise ConfigError(f"{key}={text!r}: is neither a run folder nor a file of weights")
+        raise ConfigError(key=key, value=text, allowed="a run folder or a file of weights")
     check(text.partition(".")[0])  # a wrong name costs no download
     try:
         find(text)
     except WeightsError as error:
-        raise WeightsError(f"{key}={text!r}: is no run folder, no file, and {error}") from error
+        problem = "; ".join(filter(None, ("is no run folder and no file", error.problem)))
+        raise WeightsError(
+            problem, key=key, value=text, allowed=error.allowed, cure=error.cure
+        ) from error
     return open_weights(text)
 
 

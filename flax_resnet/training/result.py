@@ -81,14 +81,17 @@ def finished_result(
     if early and not has_stopped_early(records, config, scores_from):
         return None
     epochs = restored.step / plan.steps_per_epoch
+    key = "train.steps" if train.steps else "train.epochs"
     if restored.step > plan.total_steps:
         raise WorkdirError(
-            f"train.epochs={train.epochs}, train.steps={train.steps}: workdir {folder} has already trained "
-            f"{epochs:.3g} epochs; allowed: as many or more"
+            f"{folder} has already trained {epochs:.3g} epochs, {restored.step} steps",
+            key=key,
+            value=train.steps or train.epochs,
+            allowed="as many or more",
         )
     result = result_of(records, config, restored.step)
     if result is not None:
-        longer = "a larger train.steps extends it" if train.steps else "more epochs extend it"
+        longer = f"a larger {key} extends it"
         log.info(
             "%s is finished: %.3g epochs%s, final top-1 %.2f %% on %s (%s)",
             folder,

@@ -30,7 +30,9 @@ def split_steps(mesh: Mesh) -> NamedSharding:
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raise ConfigError if the global batch size is no multiple of the number of devices."""
     if batch_size % mesh.size:
-        raise ConfigError(f"{key}={batch_size}: must be a multiple of the {mesh.size} devices")
+        raise ConfigError(
+            key=key, value=batch_size, allowed=f"a multiple of the {mesh.size} devices"
+        )
 
 
 def round_up(mesh: Mesh, batch_size: int) -> int:

@@ -9,7 +9,7 @@ from flax_resnet.errors import WorkdirError
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.pretrained import warm_started
 from flax_resnet.training.runs.checkpoint import Restored
-from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.folder import ANOTHER_WORKDIR, RunFolder
 from flax_resnet.training.state import TrainState, initial_state
 from flax_resnet.training.teacher import Teacher
 
@@ -75,8 +75,7 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
         change = f"images: {restored.metadata.num_examples:,} -> {len(source):,}"
     if change:
         raise WorkdirError(
-            f"workdir {folder} was trained on other data ({change}): name another workdir, or resume "
-            "with --resume=force"
+            f"was trained on other data ({change})", key=folder.path, cure=ANOTHER_WORKDIR
         )
 
 
@@ -86,6 +85,8 @@ def check_teacher(
     """Raise WorkdirError if a run was trained with another teacher; `name` is the configured teacher's name."""
     if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
         raise WorkdirError(
-            f"distill.teacher={name!r}: its weights are not those that workdir {folder} has learnt from: restore "
-            "those, name another workdir, or resume with --resume=force"
+            f"its weights are not those that {folder} was trained with",
+            key="distill.teacher",
+            value=name,
+            cure=f"restore those, {ANOTHER_WORKDIR}",
         )

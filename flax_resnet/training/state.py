@@ -60,25 +60,33 @@ def build_model(config: Config, num_classes: int) -> Network:
     options = section.options() | {"dtype": compute_dtype(section)}
     groups = options.pop("norm_groups", 1)
     model = create_model(section.name, num_classes=num_classes, **options)
-    normalises = getattr(model, "norm", "") == "batch"
+    norm = getattr(model, "norm", "none")
+    normalises, network = norm == "batch", f"{section.name} with norm={norm!r}"
     if config.ema.bn_batches and not normalises:
         raise ConfigError(
-            f"ema.bn_batches={config.ema.bn_batches}: {section.name} with "
-            f"norm={getattr(model, 'norm', 'none')!r} has no batch normalisation to measure; must be 0"
+            f"{network} has no batch normalisation to measure",
+            key="ema.bn_batches",
+            value=config.ema.bn_batches,
+            allowed="0",
         )
     if config.schedule.drop_rates != "constant" and not (
         getattr(model, "dropout", 0.0) or getattr(model, "drop_path", 0.0)
     ):
         raise ConfigError(
-            f"schedule.drop_rates={config.schedule.drop_rates!r}: goes with model.dropout or model.drop_path above "
-            f"0; {section.name} has both at 0"
+            f"model.dropout and model.drop_path of {section.name} are both 0",
+            key="schedule.drop_rates",
+            value=config.schedule.drop_rates,
+            allowed="'constant'",
+            cure="or set one of them above 0",
         )
     if section.norm_scope == "global":
         return model
     if not normalises:
         raise ConfigError(
-            f"model.norm_scope={section.norm_scope!r}: goes with batch normalisation only, and "
-            f"{section.name} has norm={getattr(model, 'norm', 'none')!r}"
+            f"{network} has no batch normalisation",
+            key="model.norm_scope",
+            value=section.norm_scope,
+            allowed="'global'",
         )
     return model.clone(norm_groups=jax.device_count() if section.norm_scope == "local" else groups)
 

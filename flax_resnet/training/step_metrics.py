@@ -70,15 +70,17 @@ class StepMetrics:
         """Count the update, and raise DivergedError if training has diverged."""
         values = self._values[-1]
         if not math.isfinite(values["loss"]):
-            raise DivergedError(f"the loss is {values['loss']} at step {step}")
+            raise DivergedError(f"not finite at step {step}", key="loss", value=values["loss"])
         skipped = values.get("skipped", 0) > 0
         self.updates += not skipped
         stuck = skipped and values["loss_scale"] <= loss_scale.LEAST
         self._overflows = self._overflows + 1 if stuck else 0
         if self._overflows == loss_scale.PATIENCE:
             raise DivergedError(
-                f"the gradient overflowed {loss_scale.PATIENCE} times in a row at the least loss scale, "
-                f"{loss_scale.LEAST:g} (model.dtype='bfloat16' needs none), at step {step}"
+                f"overflowed {loss_scale.PATIENCE} times in a row at the least loss scale, "
+                f"{loss_scale.LEAST:g}, at step {step}",
+                key="gradient",
+                cure="set model.dtype='bfloat16', which needs no loss scale",
             )
 
     def means(self) -> dict[str, float]:

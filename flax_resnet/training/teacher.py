@@ -80,14 +80,18 @@ def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -
     theirs = adopted(asked, about)
     if len(about.mean) != len(own.mean):
         raise ConfigError(
-            f"distill.teacher={section.teacher!r}: takes images of {len(about.mean)} channels, not of "
-            f"model.in_channels={len(own.mean)}"
+            f"takes images of {len(about.mean)} channels",
+            key="distill.teacher",
+            value=section.teacher,
+            allowed=f"a network for images of model.in_channels={len(own.mean)}",
         )
     classes = classes_of(tensors)
     if classes != num_classes or not _same(about.class_names, class_names):
         raise ConfigError(
-            f"distill.teacher={section.teacher!r}: has {classes} classes, {_first(about.class_names)}; must be the "
-            f"dataset's {num_classes}, {_first(class_names)}, in the same order"
+            f"has {classes} classes, {_first(about.class_names)}",
+            key="distill.teacher",
+            value=section.teacher,
+            allowed=f"a network with the dataset's {num_classes} classes, {_first(class_names)}, in the same order",
         )
     network = build_model(theirs, classes)
     scale = np.array(own.std) / np.array(about.std)

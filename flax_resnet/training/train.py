@@ -56,7 +56,11 @@ def train(
     """
     began = time.perf_counter()
     if not workdir and not dry_run:
-        raise ConfigError(f"workdir={workdir!r}: must name the run folder, unless dry_run")
+        raise ConfigError(
+            key="workdir",
+            value=workdir,
+            allowed="the path of the run folder, unless dry_run is set",
+        )
     config = with_absolute_teacher(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])

@@ -124,7 +124,11 @@ class Trainer:
             variables = variables_by_prefix(state)
             values = evaluate(self.programs.eval_step, variables, self.eval_feed.data, batches)
             if not math.isfinite(values["loss"]):
-                raise DivergedError(f"the evaluation's loss is not finite at step {step}")
+                raise DivergedError(
+                    f"not finite, in the evaluation at step {step}",
+                    key="loss",
+                    value=values["loss"],
+                )
             log.record(step, self.experiment.config.data.eval_split, values)
         return values
 
@@ -146,20 +150,26 @@ class Trainer:
             try:
                 self.checkpoints.save(step, state, metadata)
             except DivergedError as error:
-                raise DivergedError(f"{error} at step {step}") from error
+                raise DivergedError(f"{error.problem} at step {step}", key=error.key) from error
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add the last good checkpoint and the usual causes to the message of a DivergedError."""
+        """Add the last good checkpoint and the usual cures to a DivergedError."""
         try:
             yield
         except DivergedError as error:
             saved, config = self.checkpoints.steps(), self.experiment.config
             last = f"checkpoint {saved[-1]} in {self.folder} is the last good one"
+            usual = (
+                f"decrease optimizer.learning_rate={config.optimizer.learning_rate}, increase "
+                f"schedule.warmup={config.schedule.warmup}, or use a wider type than "
+                f"model.dtype={config.model.dtype!r}"
+            )
             raise DivergedError(
-                f"{error}; {last if saved else 'none was saved'}. Usual causes: optimizer.learning_rate="
-                f"{config.optimizer.learning_rate} is too high, schedule.warmup="
-                f"{config.schedule.warmup} too short, model.dtype={config.model.dtype} too narrow"
+                f"{error.problem}; {last if saved else 'no checkpoint was saved'}",
+                key=error.key,
+                value=error.value,
+                cure="; ".join(filter(None, (error.cure, usual))),
             ) from error
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import one_device
+from conftest import one_device, refused
 
 from flax_resnet import main
 from flax_resnet.config import freeze
@@ -160,30 +160,31 @@ def test_the_plan_says_what_changes_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "words"),
+    ("schedule", "key", "value", "other"),
     [
-        ({"drop_rates": "sometimes"}, "one of constant, linear, early, late"),
-        ({"drop_rates": "early"}, r"schedule.drop_until=0: must be above 0"),
-        ({"drop_until": 2}, r"drop_until=2: .* 0 without \(drop_rates='constant'\)"),
-        ({"drop_rates": "linear", "drop_until": 2}, r"0 without \(drop_rates='linear'\)"),
-        ({"drop_rates": "late", "drop_until": -1}, "drop_until=-1.0: must be at least 0"),
-        ({"drop_rates": "late", "drop_until": 10}, "drop_until=10 epochs: .* below the 100 steps"),
-        ({"drop_rates": "early", "drop_until": 0.04}, "drop_until=0.04 epochs: .* at least 1 step"),
+        ({"drop_rates": "sometimes"}, "drop_rates", "sometimes", "linear"),
+        ({"drop_rates": "early"}, "drop_until", 0, "drop_rates='early'"),
+        ({"drop_until": 2}, "drop_until", 2, "drop_rates='constant'"),
+        ({"drop_rates": "linear", "drop_until": 2}, "drop_until", 2, "drop_rates='linear'"),
+        ({"drop_rates": "late", "drop_until": -1}, "drop_until", -1, "at least 0"),
+        ({"drop_rates": "late", "drop_until": 10}, "drop_until", 10, "100 steps"),
+        ({"drop_rates": "early", "drop_until": 0.04}, "drop_until", 0.04, "1 step"),
     ],
 )
-def test_wrong_schedules_are_refused(schedule, words):
-    with pytest.raises(ConfigError, match=words) as error:
+def test_wrong_schedules_are_refused(schedule, key, value, other):
+    with refused(f"schedule.{key}", value, ConfigError) as error:
         planned(schedule)
-    assert "\n" not in str(error.value)
+    assert other in error.value.allowed
 
 
 def test_a_schedule_of_nothing_is_refused():
     for shape in ({"drop_rates": "linear"}, LATE):
-        with pytest.raises(ConfigError, match=r"schedule.drop_rates='(linear|late)': goes with"):
+        with refused("schedule.drop_rates", shape["drop_rates"], ConfigError):
             build_model(planned(shape, model=SMALL)[0], 10)
         for rate in ("dropout", "drop_path"):
             build_model(planned(shape, model={**SMALL, rate: 0.1})[0], 10)
         build_model(planned(shape, model={"name": "alexnet"})[0], 10)  # its own rate is 0.5
     config, _ = planned({"drop_rates": "linear"}, model={"name": "alexnet", "dropout": 0.0})
-    with pytest.raises(ConfigError, match="alexnet has both at 0"):
+    with refused("schedule.drop_rates", "linear", ConfigError) as error:
         build_model(config, 10)
+    assert "alexnet" in error.value.problem

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drawn, saved
+from conftest import drawn, refused, saved
 from jax.sharding import AxisType
 
 from flax_resnet import main
@@ -119,8 +119,10 @@ def test_auto_takes_the_largest_that_fits(monkeypatch):
     choose = microbatch_size.choose_microbatches
     assert choose(config, mesh, lambda count: Compiled(800 // count)) == 1
     assert choose(config, mesh, lambda count: Compiled(3000 // count)) == 4
-    with pytest.raises(ConfigError, match="even 2 images"):
+    with refused("train.microbatch_size", "auto", ConfigError) as error:
         choose(config, mesh_of(2), lambda count: Compiled(800_000))
+    assert "2 images" in error.value.problem
+    assert "2 devices" in error.value.problem
 
 
 def test_needed_memory_falls_with_the_microbatch():

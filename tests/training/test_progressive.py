@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from conftest import records_of, saved
+from conftest import records_of, refused, saved
 
 from flax_resnet import main
 from flax_resnet.config import freeze
+from flax_resnet.config.config import settings
 from flax_resnet.config.plan import plan
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.data.sources.arrays import ArraySource
@@ -93,24 +94,47 @@ def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
 
 
 @pytest.mark.parametrize(
-    ("sections", "words"),
+    "progressive",
     [
-        ({"data": {"progressive": ((1, 8), (2, 12))}}, "the first 0"),
-        ({"data": {"progressive": ((0, 8), (2, 12), (1, 16))}}, "ascending"),
-        ({"data": {"progressive": ((0, 8.5),)}}, "a size in pixels"),
-        ({"data": {"progressive": (0, 8)}}, "pairs of a start"),
-        ({"data": {"progressive": ((0, 8), (3, 12))}}, "below the 12 steps"),
-        ({"data": {"progressive": ((0, 8), (0.1, 12))}}, "apart by a call"),
-        (
-            {"data": {"progressive": GROWING, "image_size": 32}, "augment": {"pad_crop": 8}},
-            "below the 8 px",
-        ),
-        ({"data": {"progressive": GROWING}, "train": {"feed": "resident"}}, "images of one size"),
+        ((1, 8), (2, 12)),  # the first is not 0
+        ((0, 8), (2, 12), (1, 16)),  # not ascending
+        ((0, 8.5),),  # no whole number of pixels
+        (0, 8),  # no pairs
     ],
 )
-def test_wrong_sizes_are_one_line(sections, words):
-    with pytest.raises(ConfigError, match=words):
-        planned(**sections)
+def test_wrong_sizes_are_refused(progressive):
+    with refused("data.progressive", progressive, ConfigError) as error:
+        freeze({"data": {"progressive": progressive}})
+    assert error.value.allowed == settings()["data.progressive"].metadata["rule"].words
+
+
+@pytest.mark.parametrize("progressive", [((0, 8), (3, 12)), ((0, 8), (0.1, 12))])
+def test_sizes_that_do_not_fit_the_run_are_refused(progressive):
+    """The second begins after the end, or with the first."""
+    config = freeze({"data": {"progressive": progressive}})
+    assert config.data.progressive == progressive
+    with refused("data.progressive", progressive, ConfigError) as error:
+        planned(data={"progressive": progressive})
+    assert "12 steps" in error.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "value", "field", "other"),
+    [
+        (
+            {"data": {"progressive": GROWING, "image_size": 32}, "augment": {"pad_crop": 8}},
+            "augment.pad_crop", 8, "allowed", "8 px",
+        ),
+        (
+            {"data": {"progressive": GROWING}, "train": {"feed": "resident"}},
+            "train.feed", "resident", "problem", "data.progressive",
+        ),
+    ],
+)  # fmt: skip
+def test_sizes_that_clash_are_refused(sections, key, value, field, other):
+    with refused(key, value, ConfigError) as error:
+        freeze(sections)
+    assert other in getattr(error.value, field)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """Whole runs through the command line: train, stop, go on, finish, extend, evaluate, load."""
 
-import dataclasses
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from conftest import records_of, saved
+from conftest import records_of, refused, saved
 from PIL import Image
 
 import flax_resnet
@@ -66,8 +64,11 @@ def test_more_epochs_extend_and_fewer_are_refused(copy, capsys):
     workdir, arguments = copy
     assert main.main([*arguments, "--config.train.epochs=3"]) == 0
     assert [r["step"] for r in records_of(workdir, "test")] == [5, 10, 15]
+    capsys.readouterr()
     assert main.main([*arguments, "--config.train.epochs=1"]) == 5
-    assert "has already trained 3 epochs" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: train.epochs=1: ")
+    assert "3 epochs" in line
 
 
 def test_another_configuration_is_refused_or_taken_over(copy, capsys):
@@ -135,7 +136,7 @@ def test_records_after_the_restored_step_are_cut_and_hidden(copy, capsys):
         file.write('{"step": 11, "split": "test", "top1": 9}\n{"step": 12, "spl')
     assert main.main(arguments) == 0
     err = capsys.readouterr().err
-    assert "checkpoint 10 cannot be read" in err
+    assert f"warning: {workdir / 'checkpoints' / '10' / 'state'}: " in err
     assert "going on from checkpoint 5" in err
     assert [r["step"] for r in records_of(workdir, "test")] == [5, 10]
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
@@ -180,23 +181,26 @@ def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, ca
         evaluate.main([*options, "--split=train[1200:]", "--checkpoint=5", "--batch_size=64"]) == 0
     )
     assert "(237 images), checkpoint 5" in capsys.readouterr().out
-    for wrong, words, code in (
-        (["--split=valid"], "splits: train, test", 4),
-        (["--checkpoint=7"], "allowed: 10, 5, best, last", 5),
-        (["--batch_size=-1"], "batch_size", 2),
+    for flag, choices, code in (
+        ("--split=valid", ("train", "test"), 4),
+        ("--checkpoint=7", ("10", "5", "best", "last"), 5),
+        ("--batch_size=-1", (), 2),
     ):
-        assert evaluate.main([*options, *wrong]) == code
-        assert words in capsys.readouterr().err
+        assert evaluate.main([*options, flag]) == code
+        line = capsys.readouterr().err.splitlines()[-1]
+        name, value = flag.removeprefix("--").split("=")
+        for part in (name, value, *choices):
+            assert part in line
 
 
 def test_load_refuses_what_is_no_run(tmp_path, copy):
     from flax_resnet.errors import CheckpointError
 
-    with pytest.raises(CheckpointError, match="no run folder"):
+    with refused(tmp_path / "nothing", kind=CheckpointError):
         flax_resnet.load(tmp_path / "nothing")
     workdir, _ = copy
     shutil.rmtree(workdir / "checkpoints" / "10" / "state")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with refused(workdir / "checkpoints" / "10" / "state", kind=CheckpointError):
         flax_resnet.load(workdir)
     assert flax_resnet.load(workdir, checkpoint=5).step == 5
 
@@ -204,7 +208,7 @@ def test_load_refuses_what_is_no_run(tmp_path, copy):
 @pytest.mark.parametrize("workdir", [None, ""])
 def test_a_run_needs_a_folder(workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"workdir=.*: must name the run folder"):
+    with refused("workdir", workdir, ConfigError):
         flax_resnet.train(freeze(default_config()), workdir)
     assert not list(tmp_path.iterdir())
 
@@ -254,103 +258,3 @@ def test_a_shorter_last_call_is_compiled_before_the_first(tiny, tmp_path, monkey
     command = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.steps_per_call=4"]
     assert main.main(command) == 2
     assert "steps of [(4,), (2,)]" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
-    from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sampling import EpochSampler
-    from flax_resnet.data.sources.open import open_source
-
-    data = Data(source="folder", path=str(photographs), eval_fraction=0.1)
-    source = open_source(data, train=True)
-    index = int(EpochSampler(len(source), 0, kept=8).used[0])
-    victim = pathlib.Path(source.describe(index))
-    good = victim.read_bytes()
-    victim.write_bytes(b"\xff\xd8\xff broken")
-    arguments = [
-        f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
-        "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
-        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
-        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.eval_fraction=0.1",
-    ]  # fmt: skip
-    assert main.main(arguments) == 0
-    assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}
-    victim.write_bytes(good)
-    for number in range(30):
-        shutil.copy(victim, photographs / "flower" / f"more{number}.jpg")
-    more = [*arguments, "--config.train.epochs=2"]
-    capsys.readouterr()
-    assert main.main(more) == 5
-    assert "other data (images: " in capsys.readouterr().err
-    assert main.main([*more, "--resume=force"]) == 0
-    assert saved(tmp_path / "run", 2)["bad_images"] == {}
-
-
-def test_arrays_from_python(tmp_path):
-    from flax_resnet.config import freeze
-    from flax_resnet.data.sources.arrays import ArraySource
-    from flax_resnet.errors import UserError
-    from flax_resnet.training.train import train
-
-    draw = np.random.default_rng(0)
-    labels = draw.integers(0, 2, 64)
-    images = (draw.integers(0, 100, (64, 8, 8, 3)) + 150 * labels[:, None, None, None]).astype(
-        np.uint8
-    )
-    source = ArraySource(images, labels, ("dark", "light"))
-    config = freeze(
-        {
-            "data": {"source": "python", "image_size": 8, "limit": 48, "class_balanced": True},
-            "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
-            "train": {"batch_size": 16, "epochs": 8},
-            "optimizer": {"learning_rate": 0.05},
-        }
-    )
-    result = train(config, tmp_path / "run", train_source=source, eval_source=source)
-    assert result.step == 24
-    assert result.final_top1 > 0.9
-    assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
-    from flax_resnet.training.experiment import make_sampler
-
-    np.testing.assert_array_equal(make_sampler(source, config).labels, labels)
-    other = ArraySource(images, 1 - labels, ("light", "dark"))
-    tfds = dataclasses.replace(config, data=dataclasses.replace(config.data, source="tfds"))
-    for wrong, sources, words in (
-        (config, {}, "both"),
-        (config, {"train_source": source}, "both"),
-        (tfds, {"train_source": source, "eval_source": source}, "data.source='tfds'"),
-        (config, {"train_source": source, "eval_source": other}, "in another order"),
-    ):
-        with pytest.raises(UserError, match=words):
-            train(wrong, tmp_path / "other", **sources)
-    assert not (tmp_path / "other").exists()
-
-
-def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
-    workdir = tmp_path / "run"
-    arguments = [
-        f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,16,32)",
-        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
-        "--config.schedule.warmup=0", "--config.data.eval_fraction=0.3",
-        f"--compilation_cache={cache_dir}",
-    ]  # fmt: skip
-    (photographs / "china" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")
-    assert main.main(arguments) == 0
-    assert f"cannot decode {photographs / 'china' / '1.jpg'}" in capsys.readouterr().err
-    classifier = flax_resnet.load(workdir)
-    files = sorted((photographs / "flower").iterdir())
-    assert classifier.predict(files).labels.shape == (6,)
-    assert classifier.class_names == ("china", "flower")
-
-    # Resized by Pillow here and by TensorFlow there, a photograph gets the same probabilities.
-    from flax_resnet.data.decode import evaluation_pixels
-
-    data = classifier.config.data
-    theirs = [evaluation_pixels(f.read_bytes(), data).numpy() for f in files]
-    whole = dataclasses.replace(data, eval_crop="resize")  # they are cut already
-    as_cut = dataclasses.replace(
-        classifier, config=dataclasses.replace(classifier.config, data=whole)
-    )
-    expected = as_cut.predict(theirs).probabilities
-    np.testing.assert_allclose(classifier.predict(files).probabilities, expected, atol=1e-2)

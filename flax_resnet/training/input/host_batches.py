@@ -99,7 +99,7 @@ class HostBatches:
             except pipeline.DECODE_ERRORS as error:
                 unreadable = pipeline.find_bad(self._source, candidates(step))
                 if not unreadable:  # no single image fails, so the decoder's message is all we have
-                    raise DataError(f"cannot read step {step}: {one_line(error)}") from error
+                    raise self._error(f"cannot read step {step}: {one_line(error)}") from error
                 self._note_bad(unreadable, step)
                 iterator = batches(step)
                 continue
@@ -113,15 +113,19 @@ class HostBatches:
         for index in found:
             if len(self.bad) >= limit:
                 raise DataError(
-                    f"cannot decode {self._source.describe(index)}, and data.max_bad_images={limit} "
-                    "unreadable images are allowed: repair or remove it, or allow more"
+                    f"cannot be decoded, and data.max_bad_images={limit} unreadable images are allowed",
+                    key=self._source.describe(index),
+                    cure="repair or remove it, or increase data.max_bad_images",
                 )
             self.bad[index] = step
             if len(self.bad) == len(self._source):
-                raise DataError(f"none of the {len(self.bad)} images can be decoded")
+                raise self._error(f"none of the {len(self.bad)} images can be decoded")
             log.warning(
                 "cannot decode %s: skipped (%d of at most %d)",
                 self._source.describe(index),
                 len(self.bad),
                 limit,
             )
+
+    def _error(self, problem: str) -> DataError:
+        return DataError(problem, key="data.source", value=self._config.source)

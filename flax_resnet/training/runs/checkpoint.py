@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError, one_line, suggestion
+from flax_resnet.errors import CheckpointError, DivergedError, UserError, WorkdirError, one_line
 from flax_resnet.optim.metrics import score
 from flax_resnet.training.runs.metadata import RunMetadata, versions
 
@@ -97,10 +97,10 @@ class Checkpoints:
                 metrics=metadata.metrics,
             )
         except OSError as error:
-            raise CheckpointError(f"cannot write checkpoint {step}: {one_line(error)}") from error
+            raise self._unwritable(step, error) from error
         if not started:
             raise CheckpointError(
-                f"checkpoint {step} was not written: {self._folder} holds {self.steps()}"
+                f"was not written: the saved steps are {self.steps()}", key=self._path(step)
             )
         self._pending = step
 
@@ -112,9 +112,9 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax reraises any error of its writing thread
-            raise CheckpointError(f"cannot write checkpoint {step}: {one_line(error)}") from error
+            raise self._unwritable(step, error) from error
         if step not in self._manager.all_steps():
-            raise CheckpointError(f"checkpoint {step} is not in {self._folder} after its save")
+            raise CheckpointError("is missing after its save", key=self._path(step))
 
     def metadata(self, step: int) -> RunMetadata:
         """Read the metadata of a checkpoint.
@@ -123,13 +123,14 @@ class Checkpoints:
           CheckpointError: the metadata cannot be read, or is corrupted.
           WorkdirError: another version of flax_resnet wrote the checkpoint.
         """
+        path = self._path(step) / "run"
         try:
             args = ocp.args.Composite(run=ocp.args.JsonRestore())
-            return RunMetadata.from_json(self._manager.restore(step, args=args)["run"])
-        except WorkdirError as error:
-            raise WorkdirError(f"{self._folder}: {error}") from error
+            return RunMetadata.from_json(self._manager.restore(step, args=args)["run"], path)
+        except UserError:
+            raise
         except Exception as error:  # a corrupted checkpoint raises errors of many types
-            raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
+            raise CheckpointError(f"cannot be read: {one_line(error)}", key=path) from error
 
     def restore(self, step: int, abstract: Any) -> Restored:
         """Read and verify a complete checkpoint.
@@ -143,9 +144,9 @@ class Checkpoints:
           WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
         """
         metadata = self.metadata(step)
-        _check_shapes(step, metadata.shapes, shapes(abstract))
+        _check_shapes(self._path(step), metadata.shapes, shapes(abstract))
         state = self._read(step, ocp.args.StandardRestore(abstract))
-        _check_sums(step, metadata.checksums, checksums(state))
+        _check_sums(self._path(step) / "state", metadata.checksums, checksums(state))
         return Restored(step, state, metadata)
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> Restored:
@@ -164,19 +165,27 @@ class Checkpoints:
         def of_fields(table: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in table.items() if name.startswith(fields)}
 
-        _check_shapes(step, of_fields(metadata.shapes), shapes(abstract))
+        _check_shapes(self._path(step), of_fields(metadata.shapes), shapes(abstract))
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         parts = self._read(
             step, ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
         )
-        _check_sums(step, of_fields(metadata.checksums), checksums(parts))
+        path = self._path(step) / "state"
+        _check_sums(path, of_fields(metadata.checksums), checksums(parts))
         return Restored(step, parts, metadata)
 
     def _read(self, step: int, args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # truncated files raise errors of many types
-            raise CheckpointError(f"checkpoint {step} cannot be read: {one_line(error)}") from error
+            path = self._path(step) / "state"
+            raise CheckpointError(f"cannot be read: {one_line(error)}", key=path) from error
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self._folder / str(step)
+
+    def _unwritable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(f"cannot be written: {one_line(error)}", key=self._path(step))
 
     def restore_last_good(self, abstract: Any) -> Restored | None:
         """Restore the newest intact checkpoint; move newer, corrupted ones to ``checkpoints.bad/``.
@@ -202,7 +211,7 @@ class Checkpoints:
         """Return the step of "last", "best" or a step. Raises CheckpointError if there is no such checkpoint."""
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"{self._folder} holds no checkpoint")
+            raise CheckpointError("holds no checkpoint", key=self._folder)
         if checkpoint == "last":
             return steps[-1]
         if checkpoint == "best":
@@ -211,8 +220,10 @@ class Checkpoints:
         if text.isdigit() and int(text) in steps:
             return int(text)
         raise CheckpointError(
-            f"checkpoint {text!r} is not in {self._folder}: "
-            + suggestion(text, ["last", "best", *map(str, steps)])
+            f"is not in {self._folder}",
+            key="checkpoint",
+            value=checkpoint,
+            allowed=("last", "best", *map(str, steps)),
         )
 
     def best(self) -> int | None:
@@ -230,23 +241,26 @@ class Checkpoints:
         self._manager.close()
 
 
-def _check_shapes(step: int, stored: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+def _check_shapes(
+    path: pathlib.Path, stored: dict[str, list[int]], wanted: dict[str, list[int]]
+) -> None:
     """Raise WorkdirError if arrays have other shapes. Such a checkpoint is intact, so it is not moved."""
     if stored != wanted:
         odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
         raise WorkdirError(
-            f"checkpoint {step} holds another network: {odd[0]} is {stored.get(odd[0])}, not "
-            f"{wanted.get(odd[0])}; name another workdir"
+            f"holds another network: {odd[0]} is {stored.get(odd[0])}, not {wanted.get(odd[0])}",
+            key=path,
+            cure="name another workdir",
         )
 
 
-def _check_sums(step: int, stored: dict[str, int], found: dict[str, int]) -> None:
+def _check_sums(path: pathlib.Path, stored: dict[str, int], found: dict[str, int]) -> None:
     """Raise CheckpointError if the checksums of arrays mismatch."""
     wrong = sorted(name for name in found.keys() | stored if found.get(name) != stored.get(name))
     if wrong:
         raise CheckpointError(
-            f"checkpoint {step} is not what was saved: {len(wrong)} of {len(found)} arrays differ, "
-            f"such as {wrong[0]}"
+            f"is not what was saved: {len(wrong)} of {len(found)} arrays differ, such as {wrong[0]}",
+            key=path,
         )
 
 
@@ -264,7 +278,7 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
         )
         name = _name(path)
         if must_be_finite and not np.isfinite(array).all():
-            raise DivergedError(f"{name} is not finite")
+            raise DivergedError("is not finite", key=name)
         sums[name] = zlib.crc32(array.tobytes())
     return sums
 

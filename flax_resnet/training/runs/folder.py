@@ -11,6 +11,7 @@ from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
+ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
 EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 
@@ -47,19 +48,21 @@ class RunFolder:
             if not self.path.exists():
                 return None
             if not self.path.is_dir():
-                raise WorkdirError(f"workdir {self} is a file: name a folder")
+                raise WorkdirError("is a file", key=self.path, cure="name a folder")
             if not file.exists():
                 if any(self.path.iterdir()):
                     raise WorkdirError(
-                        f"workdir {self} holds something else (no {CONFIG} in it): name a new folder"
+                        f"holds something else (no {CONFIG} in it)",
+                        key=self.path,
+                        cure="name a new folder",
                     )
                 return None
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WorkdirError(f"workdir {self} cannot be read: {one_line(error)}") from error
+            raise WorkdirError(f"cannot be read: {one_line(error)}", key=file) from error
         if not isinstance(values, dict):
-            raise WorkdirError(f"workdir {self}: {CONFIG} is not a configuration")
-        check_schema(values, f"workdir {self}")
+            raise WorkdirError("is not a configuration", key=file)
+        check_schema(values, file)
         return freeze({name: section for name, section in values.items() if name != "schema"})
 
     def claim(self, config: Config, *, resume: str) -> Config | None:
@@ -80,8 +83,9 @@ class RunFolder:
         stored = self.read_config()
         if stored is not None and resume != "force" and (changed := differences(stored, config)):
             raise WorkdirError(
-                f"workdir {self} was trained with another configuration ({'; '.join(changed)}): "
-                "name another workdir, or resume from its last checkpoint with --resume=force"
+                f"was trained with another configuration ({'; '.join(changed)})",
+                key=self.path,
+                cure=f"{ANOTHER_WORKDIR}, which resumes from the last checkpoint",
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -136,4 +140,4 @@ class RunFolder:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> WorkdirError:
-        return WorkdirError(f"workdir {self} cannot be written: {one_line(error)}")
+        return WorkdirError(f"cannot be written: {one_line(error)}", key=self.path)

@@ -56,7 +56,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
     """
     folder = pathlib.Path(path).expanduser().resolve()
     if not is_run(folder):
-        raise CheckpointError(f"{folder} is no run folder: it has no checkpoints/")
+        raise CheckpointError("is no run folder: it has no checkpoints/", key=folder)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         step = checkpoints.resolve(checkpoint)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from typing import Any, Self
@@ -61,44 +62,50 @@ class RunMetadata:
         return {**values, "checksum": _checksum(values)}
 
     @classmethod
-    def from_json(cls, values: Any) -> Self:
+    def from_json(cls, values: Any, path: str | os.PathLike = "the metadata") -> Self:
         """Read the JSON object of `to_json`.
+
+        Args:
+          values: the JSON object.
+          path: the place it was read from, for error messages.
 
         Raises:
           WorkdirError: another version of flax_resnet wrote it.
           CheckpointError: the metadata are corrupted.
         """
         if not isinstance(values, Mapping):
-            raise CheckpointError("its description is not a JSON object")
+            raise CheckpointError("is not a JSON object", key=path)
         fields = {key: value for key, value in values.items() if key != "checksum"}
         if "checksum" in values and values["checksum"] != _checksum(fields):
-            raise CheckpointError("its description is not what was saved")
-        check_schema(values, "the checkpoint")  # schema 1 has no checksum
+            raise CheckpointError("is not what was saved: its checksum differs", key=path)
+        check_schema(values, path)  # schema 1 has no checksum
         if "checksum" not in values:
-            raise CheckpointError("its description has no checksum")
+            raise CheckpointError("has no checksum", key=path)
         names = {field.name for field in dataclasses.fields(cls)}
         if mismatch := names ^ fields.keys():
-            raise CheckpointError(f"its description does not fit: {', '.join(sorted(mismatch))}")
+            odd = ", ".join(sorted(mismatch))
+            raise CheckpointError(f"has missing or unknown fields: {odd}", key=path)
         return cls(**{**fields, "class_names": tuple(fields["class_names"])})
 
 
-def check_schema(values: Mapping[str, Any], what: str) -> None:
+def check_schema(values: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Raise WorkdirError if another version of flax_resnet wrote a run folder.
 
     Args:
       values: the JSON object; a missing `schema` counts as 1.
-      what: the file or folder, for the message.
+      path: the place it was read from, for error messages.
     """
     schema = values.get("schema", 1)
     if type(schema) is not int:
-        raise WorkdirError(f"{what} has schema {schema!r}: must be a whole number")
+        raise WorkdirError(f"has schema {schema!r}", key=path, allowed="a whole number")
     if schema == SCHEMA:
         return
-    if schema in READERS:
-        reader = f"flax_resnet=={READERS[schema]} reads it"
-    else:
-        reader = f"a flax_resnet newer than {__version__} reads it"
-    raise WorkdirError(f"{what} has schema {schema}, this version reads {SCHEMA}: {reader}")
+    version = f"=={READERS[schema]}" if schema in READERS else f" newer than {__version__}"
+    raise WorkdirError(
+        f"has schema {schema}, this version reads {SCHEMA}",
+        key=path,
+        cure=f"read it with flax_resnet{version}",
+    )
 
 
 def versions() -> dict[str, str]:

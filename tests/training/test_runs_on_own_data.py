@@ -1,0 +1,113 @@
+"""Runs on data of a user's own: arrays from Python, folders of photographs, and data that change."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from conftest import refused, saved
+
+import flax_resnet
+from flax_resnet import main
+
+
+@pytest.mark.slow
+def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.sampling import EpochSampler
+    from flax_resnet.data.sources.open import open_source
+
+    data = Data(source="folder", path=str(photographs), eval_fraction=0.1)
+    source = open_source(data, train=True)
+    index = int(EpochSampler(len(source), 0, kept=8).used[0])
+    victim = pathlib.Path(source.describe(index))
+    good = victim.read_bytes()
+    victim.write_bytes(b"\xff\xd8\xff broken")
+    arguments = [
+        f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
+        "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
+        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
+        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.eval_fraction=0.1",
+    ]  # fmt: skip
+    assert main.main(arguments) == 0
+    assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}
+    victim.write_bytes(good)
+    for number in range(30):
+        shutil.copy(victim, photographs / "flower" / f"more{number}.jpg")
+    more = [*arguments, "--config.train.epochs=2"]
+    capsys.readouterr()
+    assert main.main(more) == 5
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path / 'run'}: ")
+    assert "images: " in line
+    assert main.main([*more, "--resume=force"]) == 0
+    assert saved(tmp_path / "run", 2)["bad_images"] == {}
+
+
+def test_arrays_from_python(tmp_path):
+    from flax_resnet.config import freeze
+    from flax_resnet.data.sources.arrays import ArraySource
+    from flax_resnet.training.train import train
+
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 64)
+    images = (draw.integers(0, 100, (64, 8, 8, 3)) + 150 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    source = ArraySource(images, labels, ("dark", "light"))
+    config = freeze(
+        {
+            "data": {"source": "python", "image_size": 8, "limit": 48, "class_balanced": True},
+            "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
+            "train": {"batch_size": 16, "epochs": 8},
+            "optimizer": {"learning_rate": 0.05},
+        }
+    )
+    result = train(config, tmp_path / "run", train_source=source, eval_source=source)
+    assert result.step == 24
+    assert result.final_top1 > 0.9
+    assert flax_resnet.load(tmp_path / "run").class_names == ("dark", "light")
+    from flax_resnet.training.experiment import make_sampler
+
+    np.testing.assert_array_equal(make_sampler(source, config).labels, labels)
+    other = ArraySource(images, 1 - labels, ("light", "dark"))
+    tfds = dataclasses.replace(config, data=dataclasses.replace(config.data, source="tfds"))
+    for wrong, sources, key, value in (
+        (config, {}, "data.source", "python"),
+        (config, {"train_source": source}, "data.source", "python"),
+        (tfds, {"train_source": source, "eval_source": source}, "data.source", "tfds"),
+        (config, {"train_source": source, "eval_source": other}, "data.eval_split", "test"),
+    ):
+        with refused(key, value):
+            train(wrong, tmp_path / "other", **sources)
+    assert not (tmp_path / "other").exists()
+
+
+def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
+    workdir = tmp_path / "run"
+    arguments = [
+        f"--config=resnet18:folder={photographs}", f"--workdir={workdir}", "--config.model.widths=(4,8,16,32)",
+        "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=2",
+        "--config.schedule.warmup=0", "--config.data.eval_fraction=0.3",
+        f"--compilation_cache={cache_dir}",
+    ]  # fmt: skip
+    (photographs / "china" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")
+    assert main.main(arguments) == 0
+    assert f"cannot decode {photographs / 'china' / '1.jpg'}" in capsys.readouterr().err
+    classifier = flax_resnet.load(workdir)
+    files = sorted((photographs / "flower").iterdir())
+    assert classifier.predict(files).labels.shape == (6,)
+    assert classifier.class_names == ("china", "flower")
+
+    # Resized by Pillow here and by TensorFlow there, a photograph gets the same probabilities.
+    from flax_resnet.data.decode import evaluation_pixels
+
+    data = classifier.config.data
+    theirs = [evaluation_pixels(f.read_bytes(), data).numpy() for f in files]
+    whole = dataclasses.replace(data, eval_crop="resize")  # they are cut already
+    as_cut = dataclasses.replace(
+        classifier, config=dataclasses.replace(classifier.config, data=whole)
+    )
+    expected = as_cut.predict(theirs).probabilities
+    np.testing.assert_allclose(classifier.predict(files).probabilities, expected, atol=1e-2)
