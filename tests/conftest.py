@@ -47,10 +47,39 @@ WARNINGS = [
 ]
 
 
+# Tests marked `quick`, by how their names begin: some of every room, and one run from the command to a prediction.
+QUICK = (
+    *(
+        "test_house.py",
+        "configs/",
+        "config/",
+        "augment/",
+        "optim/test_losses",
+        "optim/test_schedules",
+    ),
+    *("optim/test_optimizers", "data/test_sources", "data/test_sampling", "data/test_decode"),
+    *("data/test_tfds", "data/test_array_source", "data/packing/test_jpeg", "weights/test_layout"),
+    *("weights/test_tensor_files", "weights/test_catalog", "models/test_models"),
+    *("ops/test_batch_norm", "ops/test_compiler_options", "training/test_checkpoint"),
+    *("training/test_precision", "inference/test_feature_classifiers", "cli/test_prepare"),
+    *(
+        "cli/test_convert",
+        "benchmarks/test_gpu_re",
+        "benchmarks/test_gpu_pro",
+        "benchmarks/test_accuracy.",
+    ),
+    "training/test_runs.py::test_evaluate_and_predict_agree",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items):
     for item in items:
         for rule in reversed(WARNINGS):
             item.add_marker(pytest.mark.filterwarnings(rule), append=False)
+        is_heavy = item.get_closest_marker("slow") or item.get_closest_marker("parity")
+        if item.nodeid.removeprefix("tests/").startswith(QUICK) and not is_heavy:
+            item.add_marker("quick")
 
 
 @contextlib.contextmanager
