@@ -18,13 +18,13 @@ from flax_resnet.errors import ConfigError
 
 # {number of epochs: first epoch with 192 px images}
 GROWS = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
-NETWORKS = tuple(f"{name}_{epochs}" for name in ("resnet18", "resnet50") for epochs in GROWS)
+RUNS = tuple(f"{name}_{epochs}" for name in ("resnet18", "resnet50") for epochs in GROWS)
 
 
 def get_config(run: str = "resnet50_16"):
     """Return the configuration of one of the runs."""
-    if run not in NETWORKS:
-        raise ConfigError(key="configs/ffcv.py", value=run, allowed=NETWORKS)
+    if run not in RUNS:
+        raise ConfigError(key="configs/ffcv.py", value=run, allowed=RUNS)
     name, epochs = run.split("_")
     config = default_config()
     config.model.name = name

@@ -15,13 +15,13 @@ Cost: 625 steps of 2,048 images per epoch. Needs `python -m flax_resnet prepare 
 from flax_resnet.config import default_config
 from flax_resnet.errors import ConfigError
 
-NETWORKS = ("a1", "a2", "a3")
+PROCEDURES = ("a1", "a2", "a3")
 
 
 def get_config(procedure: str = "a3"):
     """Return the configuration of one of the procedures."""
-    if procedure not in NETWORKS:
-        raise ConfigError(key="configs/resnet50_rsb.py", value=procedure, allowed=NETWORKS)
+    if procedure not in PROCEDURES:
+        raise ConfigError(key="configs/resnet50_rsb.py", value=procedure, allowed=PROCEDURES)
     config = default_config()
     config.model.name = "resnet50"
     config.data.name = "imagenet2012"

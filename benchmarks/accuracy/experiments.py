@@ -133,9 +133,9 @@ class Run(NamedTuple):
         ]
         path = f"--config.data.path={self.overrides['data.path']}"  # may contain spaces
         # One folder for the experiment: all seeds of a row share one program.
-        kept = f"--compilation_cache={self.folder.parents[1] / 'compiled'}"
+        cache = f"--compilation_cache={self.folder.parents[1] / 'compiled'}"
         start = ["-m", SYSTEMS[self.row.system], "--config", self.row.config]
-        return [*start, "--workdir", str(self.folder), kept, path, *changed]  # fmt: skip
+        return [*start, "--workdir", str(self.folder), cache, path, *changed]  # fmt: skip
 
     @property
     def shown(self) -> str:

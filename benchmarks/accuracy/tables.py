@@ -114,8 +114,8 @@ def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return mean, min and max, and from two values on the sample standard deviation."""
-    found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
-    return found | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
+    summary = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+    return summary | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
 
 
 def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[float]]:
@@ -159,11 +159,11 @@ def tables(results: Sequence[Result], target: float = 0.0) -> str:
     for label, some in by_row(results).items():
         split = some[0].config.data.eval_split
         for key, title in (("top1", label), ("ema_top1", f"{label}, averaged")):
-            if found := curve(some, split, key):
-                curves[title] = {epoch: spread(values) for epoch, values in found.items()}
+            if points := curve(some, split, key):
+                curves[title] = {epoch: spread(values) for epoch, values in points.items()}
     lines += ["", *_head(["epoch", *curves])]
-    for epoch in sorted({epoch for found in curves.values() for epoch in found}):
-        cells = [_shown(found.get(epoch), 100, 2) for found in curves.values()]
+    for epoch in sorted({epoch for points in curves.values() for epoch in points}):
+        cells = [_shown(points.get(epoch), 100, 2) for points in curves.values()]
         lines.append(_line([f"{epoch:g}", *cells]))
     return "\n".join(lines)
 
@@ -239,10 +239,10 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
             (right, split, "top1", "-", label),
             (right, split, "ema_top1", "--", f"{label}, averaged"),
         ):
-            found = curve(some, part, key)
-            if not found:
+            points = curve(some, part, key)
+            if not points:
                 continue
-            epochs, values = list(found), list(found.values())
+            epochs, values = list(points), list(points.values())
             means = [statistics.fmean(some) for some in values]
             marker = "" if part == "train" else "o"
             name = f"{title} (n={len(some)})"

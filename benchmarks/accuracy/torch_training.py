@@ -98,9 +98,9 @@ class Training:
 
         train = self._config.train
         indices = self._order.batch(np, number, train.batch_size)
-        places = np.searchsorted(self._order.used, indices)
+        rows = np.searchsorted(self._order.used, indices)
         key = stream_key(train.seed, AUGMENT_STREAM, number)
-        batch = self._augmented(key, self._images[places], self._labels[places])
+        batch = self._augmented(key, self._images[rows], self._labels[rows])
         images, targets = (_tensor(array, self._device) for array in batch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]
@@ -151,14 +151,14 @@ class Training:
           images: uint8 [n, S, S, 3].
           labels: int32 [n].
         """
-        found = {**self._evaluated(images, labels), "count": len(images)}
+        metrics = {**self._evaluated(images, labels), "count": len(images)}
         if self._mean:
             own = self._copied()
             self._net.load_state_dict(self._mean, strict=False)  # without the batch counters
             mean = self._evaluated(images, labels)
             self._net.load_state_dict(own, strict=False)
-            found |= {f"ema_{key}": value for key, value in mean.items()}
-        return found
+            metrics |= {f"ema_{key}": value for key, value in mean.items()}
+        return metrics
 
     def _evaluated(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         import torch
@@ -200,9 +200,9 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
 
 def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:
     """Return {PyTorch's tensor name: factor of the rules}."""
-    found = factors(variables["params"], rules, "rules")
+    by_parameter = factors(variables["params"], rules, "rules")
     filled = jax.tree.map(
-        lambda leaf, number: np.full(leaf.shape, number), variables["params"], found
+        lambda leaf, number: np.full(leaf.shape, number), variables["params"], by_parameter
     )
     tensors = to_torch({**variables, "params": filled})
     return {name: float(tensor.flat[0]) for name, tensor in tensors.items() if tensor.size}

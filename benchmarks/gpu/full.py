@@ -130,12 +130,12 @@ def _on_one(sizes: Sizes, environment: dict[str, str]) -> Iterator[Stage]:
     systems = [f"{name}, bfloat16" for name in SYSTEMS]
     for work in sizes.works:
         yield Stage(
-            f"peers_{work}",
+            f"vs_torch_{work}",
             f"How fast is {work}'s step beside PyTorch's?",
             HOURS,
             ("benchmarks.speed.vs_torch", "--works", work, "--systems", *systems, *sizes.speed),
             environment=environment,
-            read=read_peers,
+            read=read_vs_torch,
         )
     if environment:
         yield Stage(
@@ -184,7 +184,7 @@ def read_train_speed(record: dict[str, Any]) -> list[Measurement]:
     return [Measurement(name, (value,), "images/s") for name, value in rates.items()]
 
 
-def read_peers(record: dict[str, Any]) -> list[Measurement]:
+def read_vs_torch(record: dict[str, Any]) -> list[Measurement]:
     """Return the images per second of each system."""
     return [
         Measurement(system, (row["spread"][0], row["median"], row["spread"][1]), "images/s")

@@ -222,9 +222,9 @@ class Recorder:
         show: bool = True,
     ) -> None:
         """Record a measurement, replacing an earlier one of the same name, and print it if `show` is set."""
-        kept = [one for one in self.record.measurements if one.name != name]
+        others = [one for one in self.record.measurements if one.name != name]
         item = Measurement(name, tuple(values), unit, larger_is_better)
-        self.record.measurements = [*kept, item]
+        self.record.measurements = [*others, item]
         self.save()
         if show:
             print(f"{name:42}{item.median:12.5g} {unit:10} {item.spread}", flush=True)

@@ -56,10 +56,10 @@ def main() -> None:
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     try:
-        found = PARTS[args.part](args)
+        result = PARTS[args.part](args)
     except UserError as error:
         parser.error(str(error))
-    write_record(args.output, found)
+    write_record(args.output, result)
 
 
 def compared(systems: Mapping[str, Callable], rounds: int, images: int) -> dict:

@@ -26,12 +26,12 @@ class Traced(BaseException):
 def frames() -> list[traceback.FrameSummary]:
     """Return the frames of the package above `model.apply`, from the command to the loss."""
     apply = nn.Module.apply
-    found: list[traceback.FrameSummary] = []
+    above: list[traceback.FrameSummary] = []
 
     def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         own = [f for f in traceback.extract_stack() if PACKAGE in pathlib.Path(f.filename).parents]
         if any(frame.name == STEP for frame in own):
-            found[:] = own
+            above[:] = own
             raise Traced
         return apply(self, *args, **kwargs)
 
@@ -40,7 +40,7 @@ def frames() -> list[traceback.FrameSummary]:
         sys.argv += [f"--data_dir={folder}/data", "--compilation_cache=off"]
         with contextlib.suppress(Traced):
             runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
-    return found
+    return above
 
 
 def main() -> None:

@@ -50,47 +50,48 @@ LIMITS = {
 }
 
 
-def table(case: Case, found: dict[str, Any]) -> str:
+def table(case: Case, measured: dict[str, Any]) -> str:
     """Return the figures of a program as a readable table."""
     target = TARGETS[case.target]
     lines = [f"{case}. {LABEL}", f"{'':22}{'kernels':>9}{'GB':>9}{'share':>8}"]
     for kind in KINDS:
-        number, moved = found["kernels_by_kind"][kind], found["bytes_by_kind"][kind]
+        number, moved = measured["kernels_by_kind"][kind], measured["bytes_by_kind"][kind]
         if number:
-            share = moved / found["bytes"]
+            share = moved / measured["bytes"]
             lines.append(f"{kind:22}{number:9}{moved / 1e9:9.2f}{share:8.1%}")
-    lines.append(f"{'all':22}{found['kernels']:9}{found['bytes'] / 1e9:9.2f}")
+    lines.append(f"{'all':22}{measured['kernels']:9}{measured['bytes'] / 1e9:9.2f}")
     lines.append(
-        f"convolutions: {found['convolutions']}; float32 {found['float32_convolutions']}, not NHWC "
-        f"{found['convolutions_not_nhwc']}, not by cuDNN {found['convolutions_without_cudnn']}; "
-        f"copies of activations: {found['activation_copies']}"
+        f"convolutions: {measured['convolutions']}; float32 {measured['float32_convolutions']}, not NHWC "
+        f"{measured['convolutions_not_nhwc']}, not by cuDNN {measured['convolutions_without_cudnn']}; "
+        f"copies of activations: {measured['activation_copies']}"
     )
-    if found["collectives"]:
-        dtypes = found["collective_bytes_by_dtype"].items()
-        told = ", ".join(f"{moved / 1e6:.1f} MB {dtype}" for dtype, moved in dtypes)
+    if measured["collectives"]:
+        dtypes = measured["collective_bytes_by_dtype"].items()
+        by_dtype = ", ".join(f"{moved / 1e6:.1f} MB {dtype}" for dtype, moved in dtypes)
         lines.append(
-            f"collectives: {found['collectives']} ({told}); exposed: {found['exposed_collectives']} "
-            f"({found['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled beside them move "
-            f"{found['bytes_beside_collectives'] / 1e9:.2f} GB"
+            f"collectives: {measured['collectives']} ({by_dtype}); exposed: {measured['exposed_collectives']} "
+            f"({measured['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled beside them move "
+            f"{measured['bytes_beside_collectives'] / 1e9:.2f} GB"
         )
     lines.append(
-        f"temporary {found['temporary_bytes'] / 1e9:.2f} GB, arguments {found['argument_bytes'] / 1e9:.2f} GB; "
-        f"traced in {found['trace_seconds']:.1f} s, compiled in {found['compile_seconds']:.1f} s"
+        f"temporary {measured['temporary_bytes'] / 1e9:.2f} GB, "
+        f"arguments {measured['argument_bytes'] / 1e9:.2f} GB; "
+        f"traced in {measured['trace_seconds']:.1f} s, compiled in {measured['compile_seconds']:.1f} s"
     )
     lines.append(
-        f"bounds, not times: {1e3 * found['bytes'] / target.bandwidth:.1f} ms by bytes, "
-        f"{1e3 * found['flops'] / target.flops:.1f} ms by arithmetic in bfloat16"
+        f"bounds, not times: {1e3 * measured['bytes'] / target.bandwidth:.1f} ms by bytes, "
+        f"{1e3 * measured['flops'] / target.flops:.1f} ms by arithmetic in bfloat16"
     )
     return "\n".join(lines)
 
 
-def slips(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+def slips(case: Case, measured: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Return a line for each figure that is worse than expected."""
     return [
-        f"{case}: {name.replace('_', ' ')}: {found[name]:,}, expected at most {expected[name]:,}"
+        f"{case}: {name.replace('_', ' ')}: {measured[name]:,}, expected at most {expected[name]:,}"
         + (f" and {share:.0%}" if share else "")
         for name, share in LIMITS.items()
-        if found[name] > expected[name] * (1 + share)
+        if measured[name] > expected[name] * (1 + share)
     ]
 
 
@@ -98,9 +99,11 @@ def check(cases: dict[Case, dict[str, Any]]) -> int:
     """Compile the expected cases, print the figures that got worse, and return their number."""
     number = 0
     for case, expected in cases.items():
-        found = figures(case)
-        worse = slips(case, found, expected)
-        print("\n".join(worse) or f"{case}: {found['bytes'] / 1e9:.1f} GB, as expected", flush=True)
+        measured = figures(case)
+        worse = slips(case, measured, expected)
+        print(
+            "\n".join(worse) or f"{case}: {measured['bytes'] / 1e9:.1f} GB, as expected", flush=True
+        )
         number += len(worse)
     return number
 
@@ -137,14 +140,16 @@ def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
     for model in models or known:
         if model not in known:
             raise ConfigError("has no expected figures", key="--models", value=model, allowed=known)
-    return {case: found for case, found in expected.items() if case.model in (models or known)}
+    return {
+        case: measured for case, measured in expected.items() if case.model in (models or known)
+    }
 
 
-def store(found: dict[Case, dict[str, Any]]) -> None:
+def store(measured: dict[Case, dict[str, Any]]) -> None:
     """Add the figures of programs to the expected figures."""
-    kept = (*LIMITS, "bytes_by_kind", "collective_bytes_by_dtype")
+    names = (*LIMITS, "bytes_by_kind", "collective_bytes_by_dtype")
     programs = load_expected() | {
-        case: {name: figure[name] for name in kept} for case, figure in found.items()
+        case: {name: figure[name] for name in names} for case, figure in measured.items()
     }
     rows = [{"case": case._asdict(), "figures": programs[case]} for case in sorted(programs)]
     EXPECTED.parent.mkdir(exist_ok=True)
@@ -221,12 +226,12 @@ def run(args: argparse.Namespace) -> None:
         cases.append(case)
     results = []
     for case in cases:
-        found = figures(case)
-        print(table(case, found), end="\n\n", flush=True)
-        results.append({"case": case._asdict(), **found})
+        measured = figures(case)
+        print(table(case, measured), end="\n\n", flush=True)
+        results.append({"case": case._asdict(), **measured})
         write_record(args.output, {"what": LABEL, "programs": results})
         if args.store:
-            store({case: found})
+            store({case: measured})
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class Instruction(NamedTuple):
 
     def attribute(self, pattern: str) -> str:
         """Return the first group of a pattern in the attributes, or ""."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else ""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else ""
 
 
 Computation = dict[str, Instruction]
@@ -87,8 +87,8 @@ def parse(text: str) -> Program:
             entry = name if line.startswith("ENTRY") else entry
         elif line.startswith("}"):
             current = None
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            current[found[2]] = _instruction(*found.groups())
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current[match[2]] = _instruction(*match.groups())
     if not entry:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
     return Program(computations, entry)
@@ -96,9 +96,9 @@ def parse(text: str) -> Program:
 
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
     # The text before the opcode has parentheses too: of tuples and of tiles in a layout. No word precedes these.
-    found = _OPCODE.search(" " + rest)
-    assert found is not None, name
-    start = found.end() - 1
+    match = _OPCODE.search(" " + rest)
+    assert match is not None, name
+    start = match.end() - 1
     depth, end = 1, start
     while depth:
         depth += {"(": 1, ")": -1}.get(rest[end], 0)
@@ -106,8 +106,8 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
     inside = rest[start : end - 1]
     return Instruction(
         name=name,
-        opcode=found[1],
-        results=_arrays(rest[: found.start()]),
+        opcode=match[1],
+        results=_arrays(rest[: match.start()]),
         operands=tuple(re.findall(r"%([^\s,)]+)", inside)),
         attributes=("" if "%" in inside else inside) + rest[end:],
         is_root=bool(root),

@@ -48,7 +48,7 @@ def kernels(program: Program) -> list[Kernel]:
         for one in program.computations[program.entry].values()
         if one.opcode == "parameter" and one.results and one.results[0].dtype == "f32"
     }
-    found = []
+    results = []
     for computation, one, times in schedule(program):
         if one.opcode in NO_KERNEL:
             continue
@@ -59,8 +59,8 @@ def kernels(program: Program) -> list[Kernel]:
             for array in (computation[name].results if name in computation else ())
         )
         kind = _kind(one, called, operands, parameters)
-        found.append(Kernel(one, kind, times, _moved(one, called, computation), operands))
-    return found
+        results.append(Kernel(one, kind, times, _moved(one, called, computation), operands))
+    return results
 
 
 def _sides(array: Array) -> tuple[int, ...]:
@@ -82,8 +82,8 @@ def _kind(
         return "matrix product"
     if {"reduce-window", "select-and-scatter", "scatter"} & (inside | {one.opcode}):
         return "max-pool"
-    whole = [array for array in (*one.results, *operands) if len(array.shape) > 1]
-    largest = max(whole, key=lambda array: array.bytes, default=None)
+    arrays = [array for array in (*one.results, *operands) if len(array.shape) > 1]
+    largest = max(arrays, key=lambda array: array.bytes, default=None)
     of_weights = largest is None or _sides(largest) in parameters
     if one.opcode in ("copy", "copy-start", "transpose") or (
         inside and inside <= _ELEMENTS and {"copy", "transpose"} & inside
@@ -114,9 +114,9 @@ def _moved(one: Instruction, called: Computation, computation: Computation) -> i
     }
     if one.opcode in ("slice", "dynamic-slice"):
         return 2 * one.results[0].bytes
-    for place, name in enumerate(one.operands):
-        whole = sum(array.bytes for array in computation[name].results)
-        total += _read(parameters[place], called, whole) if place in parameters else whole
+    for position, name in enumerate(one.operands):
+        size = sum(array.bytes for array in computation[name].results)
+        total += _read(parameters[position], called, size) if position in parameters else size
     root = next((part for part in called.values() if part.is_root), one)
     roots = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for part in roots:
@@ -162,14 +162,14 @@ class Convolution(NamedTuple):
 
 def convolutions(program: Program) -> list[Convolution]:
     """Return all convolutions, including those within fusions."""
-    found = []
+    results = []
     for computation, one, times in schedule(program):
         called = program.computations.get(one.attribute(r"calls=%([^\s,]+)"), {})
         for scope in (called, {one.name: one}):
             for part in scope.values():
                 if is_convolution(part):
-                    found.append(_convolution(part, scope | computation, times))
-    return found
+                    results.append(_convolution(part, scope | computation, times))
+    return results
 
 
 def _convolution(one: Instruction, scope: Computation, times: int) -> Convolution:
@@ -221,13 +221,13 @@ def collectives(program: Program) -> list[Collective]:
         for kernel in kernels(program)
         if kernel.kind != "collective"
     }
-    found = []
+    results = []
     for computation, one, times in schedule(program):
         opcode = one.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             continue
         arrays = [array for name in one.operands for array in computation[name].results]
-        found.append(
+        results.append(
             Collective(
                 opcode,
                 frozenset(array.dtype for array in arrays),
@@ -236,7 +236,7 @@ def collectives(program: Program) -> list[Collective]:
                 times,
             )
         )
-    return found
+    return results
 
 
 def _beside(computation: Computation, one: Instruction) -> Iterator[str]:

@@ -103,9 +103,9 @@ def _lowered_plain_flax(case: Case, mesh: Mesh) -> Any:
     image = jnp.zeros((1, size, size, 3), case.dtype)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
     opt_state = jax.eval_shape(optimizer.init, variables["params"])
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    replicated, split = sharding.replicated(mesh), sharding.split(mesh)
     variables, opt_state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
         (variables, opt_state),
     )
     rows = case.batch_size * mesh.size

@@ -123,10 +123,10 @@ def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
 def known_keys(tree: pathlib.Path) -> Iterator[str]:
     """Yield the dotted keys of the settings of a checkout."""
     command = [sys.executable, "-c", KEYS]
-    found = subprocess.run(
+    listed = subprocess.run(
         command, cwd=tree, env=environment(tree), stdout=subprocess.PIPE, check=True
     )
-    yield from dotted(json.loads(found.stdout))
+    yield from dotted(json.loads(listed.stdout))
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -229,7 +229,7 @@ def end_of(run: pathlib.Path) -> End:
     folder = run / "checkpoints" / str(steps[-1] if steps else "")
     for file in sorted(folder.glob("*/metadata")):
         about = json.loads(file.read_text())
-        sums, shapes = found(about, "checksums"), found(about, "shapes")
+        sums, shapes = value_under(about, "checksums"), value_under(about, "shapes")
         if sums and shapes:
             break
     else:
@@ -239,11 +239,11 @@ def end_of(run: pathlib.Path) -> End:
     return End([Array(n, tuple(shapes[n]), crc) for n, crc in sums.items()], records)
 
 
-def found(values: Any, key: str) -> dict[str, Any] | None:
+def value_under(values: Any, key: str) -> dict[str, Any] | None:
     """Return what lies under a key in nested dictionaries, wherever that is."""
     if not isinstance(values, dict):
         return None
-    inner = (found(value, key) for value in values.values())
+    inner = (value_under(value, key) for value in values.values())
     return values.get(key) or next(filter(None, inner), None)
 
 
@@ -255,16 +255,16 @@ def judged(before: End, after: End) -> Verdict:
         same = named[0] == named[1]
     else:
         same = collections.Counter(bits[0]) == collections.Counter(bits[1])
-    told = []
+    differences = []
     if not same:
         counts = " and ".join(str(n) for n in dict.fromkeys(map(len, bits)))
-        told.append(f"of {counts} arrays: {first_of(odd_names(*named))}")
+        differences.append(f"of {counts} arrays: {first_of(odd_names(*named))}")
     if before.records != after.records:
         pairs = itertools.zip_longest(before.records, after.records)
         odd = [f"{a or 'none'} -> {b or 'none'}" for a, b in pairs if a != b]
-        told.append(f"records: {first_of(odd, 1)}")
-    if told:
-        return Verdict(False, "; ".join(told))
+        differences.append(f"records: {first_of(odd, 1)}")
+    if differences:
+        return Verdict(False, "; ".join(differences))
     return Verdict(True, f"{len(bits[0])} arrays" + ", in another order" * (bits[0] != bits[1]))
 
 

@@ -42,8 +42,8 @@ def main() -> None:
     programs = {}
     for scan in (False, True):
         model = create_model(args.model, scan_blocks=scan, remat=args.remat)
-        given = jax.block_until_ready(stack_blocks(variables) if scan else variables)
-        programs["scanned" if scan else "unrolled"] = compiled(model, given, images)
+        stacked = jax.block_until_ready(stack_blocks(variables) if scan else variables)
+        programs["scanned" if scan else "unrolled"] = compiled(model, stacked, images)
     for _ in range(args.steps):
         for program in programs.values():
             began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Compare the speed of flax_resnet with PyTorch, timm and plain linen: python -m benchmarks.speed.vs_torch
 
-    --works resnet50 resnet18 --output benchmarks/results/peers.json
+    --works resnet50 resnet18 --output benchmarks/results/vs_torch.json
     --works resnet50 --inference --batch_size 1
     --works resnet50 --batch_size 256 --systems "flax_resnet, bfloat16" "torch, bfloat16"    on a GPU
 

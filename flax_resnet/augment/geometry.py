@@ -87,8 +87,8 @@ def inside(top: Array, left: Array, height: Array, width: Array, shape: tuple[in
     """
 
     def along(start: Array, length: Array, side: int) -> Array:
-        place = jnp.arange(side, dtype=jnp.int32)[None]
-        return (place >= start[:, None]) & (place < (start + length)[:, None])
+        position = jnp.arange(side, dtype=jnp.int32)[None]
+        return (position >= start[:, None]) & (position < (start + length)[:, None])
 
     rows, columns = along(top, height, shape[0]), along(left, width, shape[1])
     return (rows[:, :, None] & columns[:, None, :])[..., None]

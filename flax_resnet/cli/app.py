@@ -135,19 +135,19 @@ def one_of(values: flags.FlagValues, names: Sequence[str], what: str) -> str:
     Raises:
       ConfigError: none of the flags is set, or several are.
     """
-    given = [name for name in names if flag(values, name)]
-    if not given:
+    present = [name for name in names if flag(values, name)]
+    if not present:
         others = " or ".join(f"--{name}" for name in names[1:])
         raise ConfigError(f"is needed, or {others}", key=f"--{names[0]}", cure=f"name {what}")
-    if len(given) > 1:
-        first, second = given[:2]
+    if len(present) > 1:
+        first, second = present[:2]
         raise ConfigError(
             f"excludes --{first}={flag(values, first)}",
             key=f"--{second}",
             value=flag(values, second),
             cure=f"set one only: {what}",
         )
-    return given[0]
+    return present[0]
 
 
 def _help(values: flags.FlagValues) -> str:

@@ -131,35 +131,35 @@ def _summary(values: flags.FlagValues) -> None:
         learning_rate.draw(config, output, num_train=app.flag(values, "num_train"))
         print(output)
         return
-    given = {name: app.flag(values, name) for name in values if name not in ("h", "help")}
-    if given["format"] not in FORMATS:
-        raise ConfigError(key="--format", value=given["format"], allowed=FORMATS)
+    parsed = {name: app.flag(values, name) for name in values if name not in ("h", "help")}
+    if parsed["format"] not in FORMATS:
+        raise ConfigError(key="--format", value=parsed["format"], allowed=FORMATS)
     options = {
-        key: given[key]
+        key: parsed[key]
         for key, unset in (("num_classes", -1), ("in_channels", 0), ("dtype", ""))
-        if given[key] != unset
+        if parsed[key] != unset
     }
-    shape = {key: given[key] for key in ("image_size", "batch_size")}
-    if given["model"]:
-        summary = summarize(given["model"], **shape, **options)
-        layers = collapsed(summary.layers, given["depth"]) if given["depth"] else summary.layers
+    shape = {key: parsed[key] for key in ("image_size", "batch_size")}
+    if parsed["model"]:
+        summary = summarize(parsed["model"], **shape, **options)
+        layers = collapsed(summary.layers, parsed["depth"]) if parsed["depth"] else summary.layers
         text = _written(
-            given["format"], [layer._asdict() for layer in layers], totals(summary),
+            parsed["format"], [layer._asdict() for layer in layers], totals(summary),
             format_table(summary, layers),
         )  # fmt: skip
     else:
-        rows = _listed(given["list"], shape, options)
+        rows = _listed(parsed["list"], shape, options)
         head = ["model", "image size", "parameters", "running statistics", "multiply-adds"]
         cells = [
             [r["model"], str(r["image_size"]), f"{r['parameters']:,}", f"{r['running_statistics']:,}",
              _macs(round(r["gmacs"] * 1e9))] for r in rows
         ]  # fmt: skip
-        text = _written(given["format"], rows, {}, "\n".join(_aligned([head, *cells], left=1)))
-    if not given["output"]:
+        text = _written(parsed["format"], rows, {}, "\n".join(_aligned([head, *cells], left=1)))
+    if not parsed["output"]:
         print(text)
         return
-    with writing(given["output"]):
-        pathlib.Path(given["output"]).expanduser().write_text(text + "\n")
+    with writing(parsed["output"]):
+        pathlib.Path(parsed["output"]).expanduser().write_text(text + "\n")
 
 
 def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> list[dict[str, Any]]:

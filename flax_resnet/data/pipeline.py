@@ -53,8 +53,8 @@ def training_batches(
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indices = training_indices(sampler, step, batch_size, rows, bad)
-        places = step * batch_size + np.arange(batch_size)[rows]
-        seeds = np.stack([np.full(len(places), sampler.seed), places], axis=1)
+        positions = step * batch_size + np.arange(batch_size)[rows]
+        seeds = np.stack([np.full(len(positions), sampler.seed), positions], axis=1)
         return indices, np.ones(len(indices), bool), seeds
 
     def pixels(image: tf.Tensor, seed: tf.Tensor, orientation: tf.Tensor | None) -> tf.Tensor:
@@ -109,9 +109,9 @@ def evaluation_batches(
 
 def evaluation_indices(among: np.ndarray, step: int, batch_size: int, rows: slice) -> np.ndarray:
     """Return the example indices of some rows of an evaluation batch, int64; -1 after the last example."""
-    places = (step * batch_size + np.arange(batch_size))[rows]
-    known = among[np.minimum(places, len(among) - 1)].astype(np.int64)
-    return np.where(places < len(among), known, -1)
+    positions = (step * batch_size + np.arange(batch_size))[rows]
+    known = among[np.minimum(positions, len(among) - 1)].astype(np.int64)
+    return np.where(positions < len(among), known, -1)
 
 
 def _batches(

@@ -81,7 +81,7 @@ class EpochSampler:
     Attributes:
       size: number of examples in the source.
       seed: seed of the run.
-      kept: number of examples used, a random subset of the source; 0 or `size` for all.
+      subset_size: number of examples used, a random subset of the source; 0 or `size` for all.
       subset_seed: chooses the subset, so that runs with different seeds can share one.
       repeats: number of adjacent copies of an example in an epoch. An epoch keeps its length and shows 1/repeats of
         the examples (repeated augmentation: Hoffer et al. 2020, "Augment your batch").
@@ -91,7 +91,7 @@ class EpochSampler:
 
     size: int
     seed: int
-    kept: int = 0
+    subset_size: int = 0
     subset_seed: int = 0
     repeats: int = 1
     labels: np.ndarray | None = None
@@ -99,7 +99,7 @@ class EpochSampler:
     @property
     def epoch_size(self) -> int:
         """The number of positions in an epoch."""
-        return self.kept or self.size
+        return self.subset_size or self.size
 
     def batch(self, xp: ModuleType, step: Any, batch_size: int, seed: Any = None) -> Any:
         """Return the example indices of the global batch of a step: uint32 [batch_size].
@@ -116,12 +116,12 @@ class EpochSampler:
             steps_per_epoch = xp.uint32(steps_per_epoch)
         epoch, step_in_epoch = step // steps_per_epoch, step % steps_per_epoch
         first = xp.broadcast_to(xp.asarray(step_in_epoch, xp.uint32), (batch_size,))
-        places = first * xp.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
-        places = places // xp.uint32(self.repeats)
+        positions = first * xp.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
+        positions = positions // xp.uint32(self.repeats)
         if self.labels is None:
-            index = permute(xp, places, size=self.epoch_size, seed=seed, epoch=epoch)
+            index = permute(xp, positions, size=self.epoch_size, seed=seed, epoch=epoch)
             return self._of_subset(xp, index)
-        return self._balanced(xp, places, seed, epoch)
+        return self._balanced(xp, positions, seed, epoch)
 
     @functools.cached_property
     def used(self) -> np.ndarray:
@@ -155,12 +155,12 @@ class EpochSampler:
             return index
         return permute(xp, index, size=self.size, seed=self.subset_seed, epoch=SUBSET_EPOCH)
 
-    def _balanced(self, xp: ModuleType, places: Any, seed: Any, epoch: Any) -> Any:
+    def _balanced(self, xp: ModuleType, positions: Any, seed: Any, epoch: Any) -> Any:
         members, starts, counts = (xp.asarray(table) for table in self._classes)
-        epoch = xp.broadcast_to(xp.asarray(epoch, xp.uint32), places.shape)
+        epoch = xp.broadcast_to(xp.asarray(epoch, xp.uint32), positions.shape)
         number = xp.uint32(len(counts))
-        turn = places // number
-        rank = places - turn * number  # XLA:CPU (jaxlib 0.10.2) fails to compile `% 1`
+        turn = positions // number
+        rank = positions - turn * number  # XLA:CPU (jaxlib 0.10.2) fails to compile `% 1`
         mixed = mix(xp, turn ^ mix(xp, epoch + xp.uint32(0x51ED270B)))
         which = permute(xp, rank, size=len(self._classes[2]), seed=seed, epoch=mixed)
         count = counts[which]

@@ -48,20 +48,20 @@ def nearest_neighbours(
       the order of `known`. The similarity to a vector of zeros is 0.
     """
     similarities = np.full((len(vectors), k), -np.inf, np.float32)
-    places = np.zeros((len(vectors), k), np.int32)
+    indices = np.zeros((len(vectors), k), np.int32)
     for start in range(0, len(known), KNOWN):
         block = jnp.asarray(known[start : start + KNOWN])
         for rows in _slices(len(vectors), QUERIES):
-            similarities[rows], places[rows] = merge_block(
-                similarities[rows], places[rows], vectors[rows], block, np.int32(start)
+            similarities[rows], indices[rows] = merge_block(
+                similarities[rows], indices[rows], vectors[rows], block, np.int32(start)
             )
-    return similarities, places
+    return similarities, indices
 
 
 @jax.jit
 def merge_block(
     similarities: jax.Array,
-    places: jax.Array,
+    indices: jax.Array,
     vectors: jax.Array,
     block: jax.Array,
     start: jax.Array,
@@ -71,8 +71,8 @@ def merge_block(
     scores = jnp.matmul(_unit(vectors), _unit(block).T, precision=jax.lax.Precision.HIGHEST)
     new = jnp.broadcast_to(start + jnp.arange(len(block), dtype=jnp.int32), scores.shape)
     # Earlier neighbours come first, because top_k takes the first of equal values.
-    best, where = jax.lax.top_k(jnp.concatenate([similarities, scores], 1), places.shape[1])
-    return best, jnp.take_along_axis(jnp.concatenate([places, new], 1), where, 1)
+    best, where = jax.lax.top_k(jnp.concatenate([similarities, scores], 1), indices.shape[1])
+    return best, jnp.take_along_axis(jnp.concatenate([indices, new], 1), where, 1)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
@@ -107,14 +107,14 @@ def knn_predict(
     vision transformers", section 3.2.
     """
     check_neighbours(k, temperature, len(known))
-    similarities, places = nearest_neighbours(vectors, known, k)
+    similarities, indices = nearest_neighbours(vectors, known, k)
     classes = int(labels.max()) + 1
     predicted = np.empty(len(vectors), np.int32)
     for rows in _slices(len(vectors), QUERIES):
         near = similarities[rows].astype(np.float64)
         # Subtract the largest similarity: the result is the same, and no weight overflows.
         weights = np.exp((near - near[:, :1]) / temperature)
-        ballots = np.arange(len(near))[:, None] * classes + labels[places[rows]]
+        ballots = np.arange(len(near))[:, None] * classes + labels[indices[rows]]
         votes = np.bincount(ballots.ravel(), weights.ravel(), minlength=len(near) * classes)
         predicted[rows] = votes.reshape(len(near), classes).argmax(1)
     return predicted

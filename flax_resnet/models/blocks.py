@@ -96,7 +96,7 @@ class _Block(nn.Module):
     def _dropped(self, x: Array, train: bool, rate: Array | None) -> Array:
         return Dropout(self.parts.dropout)(x, train, rate)
 
-    def _strided_3x3(self, x: Array, features: int, place: int, train: bool) -> Array:
+    def _strided_3x3(self, x: Array, features: int, number: int, train: bool) -> Array:
         """Apply conv, norm and activation with the block's stride, or at stride 1 followed by a low-pass filter."""
         spec, parts = self.spec, self.parts
         filtered = parts.anti_alias and (spec.stride > 1 or spec.first_dilation != spec.dilation)
@@ -106,9 +106,9 @@ class _Block(nn.Module):
             stride=1 if filtered or (self._is_bottleneck and parts.stride_first) else spec.stride,
             dilation=spec.first_dilation,
             groups=parts.cardinality if self._is_bottleneck else 1,
-            name=f"conv{place}",
+            name=f"conv{number}",
         )(x)
-        x = parts.norm(name=f"bn{place}")(x, train=train)
+        x = parts.norm(name=f"bn{number}")(x, train=train)
         return parts.anti_alias(x, stride=spec.stride) if filtered else x
 
     @property

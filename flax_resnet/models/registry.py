@@ -232,9 +232,9 @@ def _checked(key: str, value: Any, kind: type) -> Any:
     if key in CHOICES:
         for choice in value if key == "block" and isinstance(value, tuple) else (value,):
             if choice not in CHOICES[key] or isinstance(choice, bool):
-                place = "" if choice is value else f"in {value!r}"
+                problem = "" if choice is value else f"in {value!r}"
                 names = map(str, CHOICES[key])
-                raise ConfigError(place, key=f"model.{key}", value=choice, allowed=names)
+                raise ConfigError(problem, key=f"model.{key}", value=choice, allowed=names)
         return value
     numbers = value if isinstance(value, tuple) else (value,)
     if kind is bool:

@@ -99,15 +99,15 @@ def _max_pool_backward(size: int, stride: int, padding: int, residuals: tuple, d
     def at_once(winner: Array, dy: Array) -> Array:
         return joined(at(np.arange(stride), np.arange(stride), winner, dy))
 
-    def by_place(winner: Array, dy: Array) -> Array:
+    def by_pixel(winner: Array, dy: Array) -> Array:
         """Compute the same pixel by pixel, so that XLA on GPU fuses the computation of dy into the same kernel."""
-        places = np.arange(stride)[:, None]
-        parts = [jnp.concatenate([at(r, c, winner, dy) for c in places], 4) for r in places]
+        offsets = np.arange(stride)[:, None]
+        parts = [jnp.concatenate([at(r, c, winner, dy) for c in offsets], 4) for r in offsets]
         return joined(jnp.concatenate(parts, 2))
 
     if dispatch.has_own_form(dy, "gpu"):
-        return (by_place(winner, dy),)
-    return (dispatch.on_cpu(at_once, by_place, winner, dy),)
+        return (by_pixel(winner, dy),)
+    return (dispatch.on_cpu(at_once, by_pixel, winner, dy),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -142,7 +142,7 @@ def make_sampler(source: Source, config: Config) -> EpochSampler:
     return EpochSampler(
         size,
         config.train.seed,
-        kept=min(used, data.limit) if data.limit else used,
+        subset_size=min(used, data.limit) if data.limit else used,
         subset_seed=data.split_seed,
         repeats=data.augmentation_repeats,
         labels=source.labels() if data.class_balanced else None,

@@ -46,7 +46,7 @@ SEPARATE = (
 def described(config: Config, model: Network, class_names: Sequence[str]) -> dict[str, Any]:
     """Return network, classes and preprocessing of a run with timm's keys, as `from_config` reads them."""
     data, size = config.data, config.data.image_size
-    whole = data.eval_crop == "resize"
+    crops = data.eval_crop != "resize"
     return {
         "architecture": config.model.name,
         "num_classes": model.num_classes,
@@ -57,8 +57,8 @@ def described(config: Config, model: Network, class_names: Sequence[str]) -> dic
             "num_classes": model.num_classes,
             "input_size": [model.in_channels, size, size],
             "test_input_size": [model.in_channels, *2 * [data.eval_size or size]],
-            "crop_pct": 1.0 if whole else data.eval_crop_fraction,
-            "crop_mode": "squash" if whole else "center",
+            "crop_pct": data.eval_crop_fraction if crops else 1.0,
+            "crop_mode": "center" if crops else "squash",
             "interpolation": data.interpolation,
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from flax_resnet.errors import WeightsError
-from flax_resnet.weights.layouts import HEAD, HEAD_KERNELS, LAYOUTS, STEMS, Layout, Place
+from flax_resnet.weights.layouts import HEAD, HEAD_KERNELS, LAYOUTS, STEMS, Counterpart, Layout
 
 EXPORTED = ("torch", "timm_v2")  # one layout per family of networks
 NAMED = 10  # names listed per kind of mismatch
@@ -29,8 +29,8 @@ def detect(names: Iterable[str]) -> str:
     """
     names = set(names)
     for name, layout in LAYOUTS.items():
-        places = (layout.place(stem, rank=4) for stem in STEMS)
-        if any(place and place.name in names for place in places):
+        counterparts = (layout.counterpart(stem, rank=4) for stem in STEMS)
+        if any(counterpart and counterpart.name in names for counterpart in counterparts):
             return name
     raise WeightsError(
         f"the {len(names)} tensors named {_some(sorted(names), 3) or '(none)'} are in no known layout",
@@ -52,11 +52,11 @@ def layout_of(tree: Any) -> str:
       WeightsError: both layouts lack a counterpart of some leaf.
     """
     leaves = dict(_leaves(tree))
-    homeless = {name: _homeless(leaves, LAYOUTS[name]) for name in EXPORTED}
+    unmatched = {name: _without_counterpart(leaves, LAYOUTS[name]) for name in EXPORTED}
     for name in EXPORTED:
-        if not homeless[name]:
+        if not unmatched[name]:
             return name
-    fewest = min(homeless.values(), key=len)
+    fewest = min(unmatched.values(), key=len)
     raise WeightsError(f"no layout has a counterpart of {_some(fewest)}", key="variables")
 
 
@@ -67,8 +67,10 @@ def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
       WeightsError: the tensors are in no known layout.
     """
     table = LAYOUTS[detect(tensors)]
-    places = (table.place(head, rank=2) for head in HEAD_KERNELS)
-    return max((_classes(tensors, place) for place in places if place), default=0)
+    counterparts = (table.counterpart(head, rank=2) for head in HEAD_KERNELS)
+    return max(
+        (_classes(tensors, counterpart) for counterpart in counterparts if counterpart), default=0
+    )
 
 
 def channels_of(tensors: Mapping[str, np.ndarray]) -> int:
@@ -78,9 +80,9 @@ def channels_of(tensors: Mapping[str, np.ndarray]) -> int:
       WeightsError: the tensors are in no known layout.
     """
     table = LAYOUTS[detect(tensors)]
-    for place in (table.place(stem, rank=4) for stem in STEMS):
-        if place and place.name in tensors and tensors[place.name].ndim == 4:
-            return place.transform.from_source(tensors[place.name]).shape[2]
+    for counterpart in (table.counterpart(stem, rank=4) for stem in STEMS):
+        if counterpart and counterpart.name in tensors and tensors[counterpart.name].ndim == 4:
+            return counterpart.transform.from_source(tensors[counterpart.name]).shape[2]
     return 3
 
 
@@ -113,33 +115,35 @@ def from_torch(
     """
     table = _layout(layout or detect(tensors))
     leaves = dict(_leaves(abstract))
-    if homeless := _homeless(leaves, table):
+    if unmatched := _without_counterpart(leaves, table):
         raise WeightsError(
-            f"are of {table.title}, which has no counterpart of {_some(homeless)}: they belong to another family "
+            f"are of {table.title}, which has no counterpart of {_some(unmatched)}: they belong to another family "
             "of networks",
             key="weights",
         )
-    places = _places(leaves, table)
+    counterparts = _counterparts(leaves, table)
     tensors = {k: v for k, v in tensors.items() if not re.fullmatch(table.ignored, k)}
     fresh, hints = {}, []
 
     head = next((path for path in leaves if re.fullmatch(HEAD, path)), None)
-    if head and (count := _classes(tensors, places[head])) != (wanted := leaves[head].shape[-1]):
+    if head and (count := _classes(tensors, counterparts[head])) != (
+        wanted := leaves[head].shape[-1]
+    ):
         if initial is not None:
             fresh = {path: leaf for path, leaf in _leaves(initial) if re.fullmatch(HEAD, path)}
         else:
             hints.append(f"set num_classes={wanted} for a fresh head instead of {count} classes")
     elif not head and initial is not None:
         for path in HEAD_KERNELS:
-            own = table.place(path, rank=2)
+            own = table.counterpart(path, rank=2)
             tensors = {k: v for k, v in tensors.items() if not own or own.module != _module(k)}
 
     stem = next((path for path in leaves if path in STEMS), None)
-    if stem and (kernel := _stem(tensors, places[stem], leaves[stem])) is not None:
+    if stem and (kernel := _stem(tensors, counterparts[stem], leaves[stem])) is not None:
         wanted = leaves[stem].shape[2]
         if adapt_stem:
             kernel = adapt_channels(kernel, wanted)
-            tensors[places[stem].name] = places[stem].transform.to_source(kernel)
+            tensors[counterparts[stem].name] = counterparts[stem].transform.to_source(kernel)
         elif kernel.shape[2] != wanted:
             hints.append(
                 f"set in_channels={wanted} to adapt the stem from {kernel.shape[2]} channels"
@@ -147,17 +151,19 @@ def from_torch(
 
     filled, missing, shapes = [], [], []
     for path, leaf in leaves.items():
-        place = places[path]
-        source = tensors.pop(place.name, None)
-        expected = place.transform.to_source(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        counterpart = counterparts[path]
+        source = tensors.pop(counterpart.name, None)
+        expected = counterpart.transform.to_source(np.broadcast_to(np.float32(0), leaf.shape)).shape
         if path in fresh:
             filled.append(fresh[path])
         elif source is None:
-            missing.append(place.name)
+            missing.append(counterpart.name)
         elif source.shape != expected:
-            shapes.append(f"{place.name} source {list(source.shape)} expected {list(expected)}")
+            shapes.append(
+                f"{counterpart.name} source {list(source.shape)} expected {list(expected)}"
+            )
         else:
-            filled.append(_copy(place.transform.from_source(source), leaf.dtype))
+            filled.append(_copy(counterpart.transform.from_source(source), leaf.dtype))
     misfits = {"missing": missing, "unused": sorted(tensors), "shape": shapes}
     if any(misfits.values()):
         details = [f"{kind}: {_some(names)}" for kind, names in misfits.items() if names]
@@ -185,17 +191,19 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
     """
     table = _layout(layout or layout_of(variables))
     leaves = dict(_leaves(variables))
-    if homeless := _homeless(leaves, table):
+    if unmatched := _without_counterpart(leaves, table):
         raise WeightsError(
-            f"the layout of {table.title} has no counterpart of {_some(homeless)}", key="variables"
+            f"the layout of {table.title} has no counterpart of {_some(unmatched)}", key="variables"
         )
-    places = _places(leaves, table)
+    counterparts = _counterparts(leaves, table)
     tensors = {}
     for path, leaf in leaves.items():
-        place = places[path]
-        tensors[place.name] = _copy(place.transform.to_source(np.asarray(leaf)), leaf.dtype)
+        counterpart = counterparts[path]
+        tensors[counterpart.name] = _copy(
+            counterpart.transform.to_source(np.asarray(leaf)), leaf.dtype
+        )
         if table.counted and re.fullmatch(r"batch_stats/.*/mean", path):
-            counter = f"{place.module}{table.separator}num_batches_tracked"
+            counter = f"{counterpart.module}{table.separator}num_batches_tracked"
             tensors[counter] = np.zeros((), np.int64)
     return tensors
 
@@ -237,31 +245,35 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(keys, simple=True, separator="/"), leaf
 
 
-def _places(leaves: Mapping[str, Any], table: Layout) -> dict[str, Place]:
-    """Return path -> place of the leaves that have a counterpart."""
-    places = ((path, table.place(path, len(leaf.shape))) for path, leaf in leaves.items())
-    return {path: place for path, place in places if place is not None}
+def _counterparts(leaves: Mapping[str, Any], table: Layout) -> dict[str, Counterpart]:
+    """Return path -> counterpart of the leaves that have a counterpart."""
+    counterparts = (
+        (path, table.counterpart(path, len(leaf.shape))) for path, leaf in leaves.items()
+    )
+    return {path: counterpart for path, counterpart in counterparts if counterpart is not None}
 
 
-def _homeless(leaves: Mapping[str, Any], table: Layout) -> list[str]:
-    places = _places(leaves, table)
-    return [path for path in leaves if path not in places]
+def _without_counterpart(leaves: Mapping[str, Any], table: Layout) -> list[str]:
+    counterparts = _counterparts(leaves, table)
+    return [path for path in leaves if path not in counterparts]
 
 
-def _classes(tensors: Mapping[str, np.ndarray], place: Place) -> int:
+def _classes(tensors: Mapping[str, np.ndarray], counterpart: Counterpart) -> int:
     """Return the number of classes of the file's head; 0 if there is no head."""
-    source = tensors.get(place.name)
-    if source is None or source.ndim != _source_rank(place):
+    source = tensors.get(counterpart.name)
+    if source is None or source.ndim != _source_rank(counterpart):
         return 0
-    return place.transform.from_source(source).shape[-1]
+    return counterpart.transform.from_source(source).shape[-1]
 
 
-def _stem(tensors: Mapping[str, np.ndarray], place: Place, leaf: Any) -> np.ndarray | None:
+def _stem(
+    tensors: Mapping[str, np.ndarray], counterpart: Counterpart, leaf: Any
+) -> np.ndarray | None:
     """Return the file's first kernel [H, W, I, O]; None if more than its input channels differ from the leaf."""
-    source = tensors.get(place.name)
+    source = tensors.get(counterpart.name)
     if source is None or source.ndim != 4 or 0 in source.shape:
         return None
-    kernel = place.transform.from_source(source)
+    kernel = counterpart.transform.from_source(source)
     same = kernel.shape[:2] + kernel.shape[3:] == leaf.shape[:2] + leaf.shape[3:]
     return kernel if same else None
 
@@ -271,8 +283,8 @@ def _module(name: str) -> str:
     return re.sub(r"[./][^./]*$", "", name)
 
 
-def _source_rank(place: Place) -> int:
-    return place.transform.to_source(np.zeros((1,) * place.transform.rank)).ndim
+def _source_rank(counterpart: Counterpart) -> int:
+    return counterpart.transform.to_source(np.zeros((1,) * counterpart.transform.rank)).ndim
 
 
 def _copy(array: np.ndarray, dtype: Any) -> np.ndarray:

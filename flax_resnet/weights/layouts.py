@@ -49,7 +49,7 @@ class LeafRule(NamedTuple):
     transform: str
 
 
-class Place(NamedTuple):
+class Counterpart(NamedTuple):
     """The position of a leaf in a layout: the tensor's name, its module, and the transform of its axes."""
 
     name: str
@@ -77,8 +77,8 @@ class Layout:
     ignored: str = r".*\.num_batches_tracked"
     counted: bool = True
 
-    def place(self, path: str, rank: int) -> Place | None:
-        """Return the `Place` of a Flax leaf such as ``params/layer1_0/conv1/kernel``; None if there is none.
+    def counterpart(self, path: str, rank: int) -> Counterpart | None:
+        """Return the `Counterpart` of a Flax leaf such as ``params/layer1_0/conv1/kernel``; None if there is none.
 
         Args:
           path: collection, modules and leaf, joined by slashes.
@@ -88,7 +88,7 @@ class Layout:
         for rule in self.leaves:
             transform = TRANSFORMS[rule.transform]
             if module and transform.rank == rank and re.fullmatch(rule.pattern, path):
-                return Place(module + self.separator + rule.name, module, transform)
+                return Counterpart(module + self.separator + rule.name, module, transform)
         return None
 
     def _module(self, path: str) -> str | None:

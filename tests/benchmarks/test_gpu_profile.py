@@ -71,7 +71,7 @@ def test_a_record_is_read_again_and_drawn(tmp_path, monkeypatch, capsys):
         ([], "device='cpu'", "GPU"),
         (["--read", "nowhere.json"], "--read=nowhere.json", "No such file"),
         (["--read", "setup.cfg"], "--read=setup.cfg", ""),
-        (["--read", f"{RESULTS}/h100_peers.json"], f"--read={RESULTS}/h100_peers.json", ""),
+        (["--read", f"{RESULTS}/h100_vs_torch.json"], f"--read={RESULTS}/h100_vs_torch.json", ""),
         (["--read", "DAMAGED"], "--read=DAMAGED", "'model'"),
         (["--model", "resnet19"], "model.name='resnet19'", "'resnet18'"),
     ],

@@ -182,9 +182,9 @@ def test_the_quick_stages_fit_into_their_time():
 @pytest.mark.parametrize(
     ("read", "file", "expected"),
     [
-        (full.read_model_speed, "h100_model_speed_before", ("ms", 42.4)),
+        (full.read_model_speed, "h100_model_speed_xla_stem", ("ms", 42.4)),
         (full.read_train_speed, "h100_train_speed", ("images/s", 6202.5)),
-        (full.read_peers, "h100_peers", ("images/s", 6380.0)),
+        (full.read_vs_torch, "h100_vs_torch", ("images/s", 6380.0)),
         (full.read_profile, "h100_profile", ("ms", 40.2)),
         (full.read_accuracy, "accuracy_airbench94", ("%", 90.56)),
     ],

@@ -38,11 +38,12 @@ def recipe(name, *argument):
 
 
 # File, and network where it takes one; what is fine-tuned on is the user's: tests/test_finetune.py.
+CHOICES = ("NETWORKS", "PROCEDURES", "RUNS")  # what a recipe may offer behind the colon
 RECIPES = [
-    (name, *network)
+    (name, *choice)
     for name in FILES
     if "finetune" not in name
-    for network in [(n,) for n in getattr(module_of(name), "NETWORKS", ())] or [()]
+    for choice in [(c,) for key in CHOICES for c in getattr(module_of(name), key, ())] or [()]
 ]
 IDS = [":".join(names) for names in RECIPES]
 # Of FFCV's twelve, which differ by their lengths, the two shortest.

@@ -83,7 +83,7 @@ def test_a_substitute_is_the_next_good_one_of_the_subset_and_class():
     with refused("images", kind=DataError) as caught:
         EpochSampler(2, seed=0).substitute(0, frozenset({0, 1}))
     assert "2" in caught.value.problem
-    some = EpochSampler(100, seed=0, kept=8)
+    some = EpochSampler(100, seed=0, subset_size=8)
     used = some.used.tolist()
     assert used == sorted(set(epoch_of(some, batch=8).tolist()))
     assert some.substitute(used[2], frozenset({used[2]})) == used[3]
@@ -101,14 +101,14 @@ def epoch_of(stream, epoch=0, batch=10):
 
 def test_a_subset_is_chosen_by_its_own_seed():
     chosen = [
-        set(epoch_of(EpochSampler(1000, seed, kept=100, subset_seed=subset), epoch).tolist())
+        set(epoch_of(EpochSampler(1000, seed, subset_size=100, subset_seed=subset), epoch).tolist())
         for seed, subset, epoch in ((0, 0, 0), (5, 0, 3), (0, 1, 0))
     ]
     assert len(chosen[0]) == 100
     assert max(chosen[0]) > 800
     assert chosen[0] == chosen[1]
     assert 1 < len(chosen[0] & chosen[2]) < 30  # 10 expected
-    orders = [epoch_of(EpochSampler(1000, seed, kept=100), 0) for seed in (0, 5)]
+    orders = [epoch_of(EpochSampler(1000, seed, subset_size=100), 0) for seed in (0, 5)]
     assert (orders[0] != orders[1]).any()
 
 
@@ -140,7 +140,7 @@ def test_balanced_classes_come_equally_often_and_go_through_all_their_examples()
     assert rare[0] != rare[1]
     ever = np.concatenate([epoch_of(stream, e, 99) for e in range(20)])
     assert len(np.unique(ever)) == 100
-    some = EpochSampler(100, seed=1, kept=50, labels=labels)
+    some = EpochSampler(100, seed=1, subset_size=50, labels=labels)
     assert len(np.unique(np.concatenate([epoch_of(some, e, 50) for e in range(20)]))) == 50
 
 
@@ -148,9 +148,9 @@ def test_balanced_classes_come_equally_often_and_go_through_all_their_examples()
     "stream",
     [
         EpochSampler(5000, seed=3),
-        EpochSampler(5000, seed=3, kept=1200, subset_seed=7, repeats=3),
+        EpochSampler(5000, seed=3, subset_size=1200, subset_seed=7, repeats=3),
         EpochSampler(5000, seed=3, labels=np.arange(5000) ** 2 % 7),
-        EpochSampler(5000, seed=3, kept=999, repeats=2, labels=np.arange(5000) // 4000),
+        EpochSampler(5000, seed=3, subset_size=999, repeats=2, labels=np.arange(5000) // 4000),
     ],
     ids=["plain", "subset", "balanced", "all at once"],
 )

@@ -115,7 +115,7 @@ def steps_of(feed, start, total, *, several=False):
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"kept": 40, "repeats": 2}], ids=["all", "subset"])
+@pytest.mark.parametrize("options", [{}, {"subset_size": 40, "repeats": 2}], ids=["all", "subset"])
 def test_both_feeds_give_the_same_bits(per_call, options):
     source = pixels()
     stream = EpochSampler(len(source), seed=4, **options)
@@ -178,8 +178,8 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import ResidentFeed
 
-    streaming, source = feed_of(photographs, limit=0, kept=8)
-    stream = EpochSampler(len(source), seed=0, kept=8)
+    streaming, source = feed_of(photographs, limit=0, subset_size=8)
+    stream = EpochSampler(len(source), seed=0, subset_size=8)
     (unused, *_) = set(range(len(source))) - set(stream.used.tolist())
     pathlib.Path(source.describe(unused)).write_bytes(b"")  # none of the run's business
     config, mesh = config_of(photographs, limit=0), sharding.make_mesh()

@@ -20,7 +20,7 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
 
     data = Data(source="folder", path=str(photographs), eval_fraction=0.1)
     source = open_source(data, train=True)
-    index = int(EpochSampler(len(source), 0, kept=8).used[0])
+    index = int(EpochSampler(len(source), 0, subset_size=8).used[0])
     victim = pathlib.Path(source.describe(index))
     good = victim.read_bytes()
     victim.write_bytes(b"\xff\xd8\xff broken")

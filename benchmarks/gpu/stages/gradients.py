@@ -159,23 +159,23 @@ def compare(case: Case) -> Distances:
     with concurrent.futures.ThreadPoolExecutor(5) as threads:  # XLA compiles beside Python
         compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))
     with jax.enable_x64(True):
-        wanted = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
+        exact = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
     gradient: dict[str, float] = {}
     statistics: dict[str, float] = {}
     for (name, (_, draws)), program in zip(programs.items(), compiled[1:], strict=True):
-        found = [jax.device_get(program(*draw)) for draw in draws]
+        ours = [jax.device_get(program(*draw)) for draw in draws]
         parts = [(gradient, 0)] + ([(statistics, 1)] if variables["batch_stats"] else [])
         for distances, part in parts:
-            pairs = zip(found, wanted, strict=True)
+            pairs = zip(ours, exact, strict=True)
             distances[name] = median(distance(a[part], b[part]) for a, b in pairs)
     return Distances(gradient, statistics)
 
 
-def distance(found: Any, wanted: Any) -> float:
+def distance(ours: Any, exact: Any) -> float:
     """Return the norm of the difference of two trees over that of the second."""
     import jax
 
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True)
     squares = [
         (np.sum((np.float64(a) - np.float64(b)) ** 2), np.sum(np.float64(b) ** 2)) for a, b in pairs
     ]

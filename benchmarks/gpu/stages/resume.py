@@ -69,8 +69,8 @@ def train(workdir: pathlib.Path, tiny: bool) -> None:
     order = EpochSampler(IMAGES, config.train.seed)
 
     def fetch(data: Any, step: jax.Array) -> dict[str, jax.Array]:
-        places = order.batch(jax.numpy, step, BATCH_SIZE, data["seed"])
-        return {name: data[name][places] for name in ("image", "label")}
+        indices = order.batch(jax.numpy, step, BATCH_SIZE, data["seed"])
+        return {name: data[name][indices] for name in ("image", "label")}
 
     step = make_train_step(config, model, optimizer, mesh, fetch)
     checkpoints = Checkpoints(workdir)

@@ -106,8 +106,8 @@ def write(
     )
 
     def make(task: tuple[Shard, range]) -> tuple[Shard, list[_Image]]:
-        shard, places = task
-        return shard, _make(splits[shard.split], places, max_side, quality)
+        shard, positions = task
+        return shard, _make(splits[shard.split], positions, max_side, quality)
 
     with (
         tqdm(
@@ -187,10 +187,10 @@ class _Tally:
         log.warning("cannot decode %s (%s); left out (%d)", image.name, image.error, self._bad)
 
 
-def _make(split: Split, places: range, max_side: int, quality: int) -> list[_Image]:
+def _make(split: Split, positions: range, max_side: int, quality: int) -> list[_Image]:
     import tensorflow as tf
 
-    indices = split.order[places.start : places.stop]
+    indices = split.order[positions.start : positions.stop]
     read = split.source.read(indices)
     results = []
     for index, image, label in zip(indices, read.images, read.labels, strict=True):

@@ -53,25 +53,25 @@ def verify(
             tasks = (range(start, min(start + CHUNK, len(expected))) for start in starts)
 
             def check(
-                places: range, source: Any = source, expected: list[int] = expected
+                indices: range, source: Any = source, expected: list[int] = expected
             ) -> list[str]:
-                return [_fault(source, place, expected[place]) for place in places]
+                return [_fault(source, index, expected[index]) for index in indices]
 
             with in_order(check, tasks, threads) as checked:
-                for place, fault in enumerate(itertools.chain.from_iterable(checked)):
+                for index, fault in enumerate(itertools.chain.from_iterable(checked)):
                     if fault:
-                        file = _file_of(builder.info.splits[split].filepaths, files, place)
+                        file = _file_of(builder.info.splits[split].filepaths, files, index)
                         raise DataError(
-                            f"record {place} of split {split} {fault}",
+                            f"record {index} of split {split} {fault}",
                             key=file,
                             cure="delete the file and run the command again",
                         )
                     bar.update()
 
 
-def _fault(source: Sequence[dict], place: int, label: int) -> str:
+def _fault(source: Sequence[dict], index: int, label: int) -> str:
     try:
-        example = source[place]
+        example = source[index]
         with Image.open(io.BytesIO(example["image"])) as image:
             image.load()
     except Exception as error:  # from array_record, TFDS's parser or Pillow's decoders
@@ -80,6 +80,6 @@ def _fault(source: Sequence[dict], place: int, label: int) -> str:
     return "" if stored == label else f"has label {stored}, not {label}"
 
 
-def _file_of(paths: Sequence[pathlib.Path], files: list[list[int]], place: int) -> pathlib.Path:
+def _file_of(paths: Sequence[pathlib.Path], files: list[list[int]], index: int) -> pathlib.Path:
     ends = itertools.accumulate(len(file) for file in files)
-    return next(path for path, end in zip(paths, ends, strict=True) if place < end)
+    return next(path for path, end in zip(paths, ends, strict=True) if index < end)

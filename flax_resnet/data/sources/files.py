@@ -48,14 +48,14 @@ class FileSource:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order."""
-        places = np.asarray(indices, np.int64)
-        images = [_contents(self._files[i]) for i in places]
+        indices = np.asarray(indices, np.int64)
+        images = [_contents(self._files[i]) for i in indices]
         if self.orientations:
-            for index, image in zip(places, images, strict=True):
+            for index, image in zip(indices, images, strict=True):
                 if self._known[index] == UNKNOWN:
                     self._known[index] = orientation(image)
-        turns = self._known[places].astype(np.int32) if self.orientations else None
-        return Records(images, self._labels[places], turns)
+        turns = self._known[indices].astype(np.int32) if self.orientations else None
+        return Records(images, self._labels[indices], turns)
 
     def labels(self) -> np.ndarray:
         """Return the label of every example, int32 [n]."""
@@ -102,23 +102,23 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
             )
         files, labels, classes = _list_classes(root)
         names = [str(file.relative_to(root)) for file in files]
-        kept = _side(names, config, split, train=train)
-        files, labels = [files[i] for i in kept], [labels[i] for i in kept]
+        chosen = _side(names, config, split, train=train)
+        files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
         return FileSource(files, labels, classes, exif=config.exif)
     wanted = _called(split, train=train)
-    found = [root / name for name in wanted if (root / name).is_dir()]
-    if not found:
+    split_folders = [root / name for name in wanted if (root / name).is_dir()]
+    if not split_folders:
         raise DataError(
             f"has train/ but none of {', '.join(wanted)} (found: {', '.join(_class_folders(root))})",
             key="data.path",
             value=config.path,
         )
-    files, labels, classes = _list_classes(found[0])
+    files, labels, classes = _list_classes(split_folders[0])
     expected = _class_folders(root / "train")
     if classes != tuple(expected):
         odd = sorted(set(classes) ^ set(expected))
         raise DataError(
-            f"its classes differ from those of train/: {', '.join(odd[:5])}", key=found[0]
+            f"its classes differ from those of train/: {', '.join(odd[:5])}", key=split_folders[0]
         )
     return FileSource(files, labels, classes, exif=config.exif)
 
@@ -160,20 +160,20 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
     if "split" in columns:
         sides = [(row["split"] or "").strip() for row in rows]
         wanted = _called(split, train=train)
-        found = next((name for name in wanted if name in sides), None)
-        if found is None:
+        present = next((name for name in wanted if name in sides), None)
+        if present is None:
             listed = ", ".join(sorted(set(sides)))
             raise DataError(f"has no rows of split {split!r} (found: {listed})", key=file)
-        kept = [i for i, side in enumerate(sides) if side == found]
+        chosen = [i for i, side in enumerate(sides) if side == present]
     else:
-        kept = _side([row["path"] for row in rows], config, split, train=train)
-    files = [file.parent / rows[i]["path"] for i in kept]
-    for i, path in list(zip(kept, files, strict=True))[:100]:  # enough to detect a wrong folder
+        chosen = _side([row["path"] for row in rows], config, split, train=train)
+    files = [file.parent / rows[i]["path"] for i in chosen]
+    for i, path in list(zip(chosen, files, strict=True))[:100]:  # enough to detect a wrong folder
         if not path.is_file():
             raise DataError(f"line {i + 2} names {path}: no such file", key=file)
     return FileSource(
         files,
-        [label[rows[i]["label"].strip()] for i in kept],
+        [label[rows[i]["label"].strip()] for i in chosen],
         classes,
         exif=config.exif,
     )
@@ -212,15 +212,15 @@ def _side(names: Sequence[str], config: Data, split: str, *, train: bool) -> lis
             allowed=f"{config.train_split!r} or {config.eval_split!r}, the only splits of "
             f"data.path={config.path!r}",
         )
-    kept = [
+    chosen = [
         i
         for i, name in enumerate(names)
         if held_out(name, config.eval_fraction, config.split_seed) != train
     ]
-    if not kept:
+    if not chosen:
         side = "train on" if train else "evaluate on"
         raise DataError(f"has too few images to {side}", key="data.path", value=config.path)
-    return kept
+    return chosen
 
 
 def _contents(file: pathlib.Path) -> bytes:

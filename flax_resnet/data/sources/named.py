@@ -40,9 +40,9 @@ def kind_of(dataset: str) -> str:
             key="--dataset",
             allowed="a TFDS dataset, a folder of images or a CSV file",
         )
-    place = pathlib.Path(dataset).expanduser()
-    if place.is_dir() or place.is_file():
-        return "folder" if place.is_dir() else "csv"
+    path = pathlib.Path(dataset).expanduser()
+    if path.is_dir() or path.is_file():
+        return "folder" if path.is_dir() else "csv"
     if dataset[0] in "./~":
         raise DataError("is neither a folder nor a file", key="--dataset", value=dataset)
     return "tfds"
@@ -80,8 +80,8 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
             from flax_resnet.data.sources.tfds import evaluation_split
 
             split = evaluation_split(dataset, data.data_dir)
-    place = pathlib.Path(data.path).expanduser()
-    if data.source in ("folder", "csv") and place.exists() and not splits_of(data.path):
+    path = pathlib.Path(data.path).expanduser()
+    if data.source in ("folder", "csv") and path.exists() and not splits_of(data.path):
         for flag, value in (("train_split", train_split), ("split", split)):
             if value:
                 raise ConfigError(

@@ -31,7 +31,7 @@ HEADER, FOOTER = 12, 4
 class Shard(Protocol):
     """A file of records."""
 
-    def read(self, places: Sequence[int]) -> list[bytes]:
+    def read(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records at these positions of the file."""
 
 
@@ -51,10 +51,10 @@ class ArrayRecordShard:
             raise DataError(f"cannot be read: {one_line(error)}", key=path) from error
         _check_count(path, records, count)
 
-    def read(self, places: Sequence[int]) -> list[bytes]:
+    def read(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records at these positions of the file. Raise DataError if they are corrupted."""
         try:
-            return self._reader.read(places)
+            return self._reader.read(indices)
         except (RuntimeError, IndexError) as error:
             raise DataError(f"is damaged: {one_line(error)}", key=self._path) from error
 
@@ -74,9 +74,9 @@ class TfrecordShard:
             raise DataError(f"cannot be read: {one_line(error)}", key=path) from error
         _check_count(path, len(self._offsets), count)
 
-    def read(self, places: Sequence[int]) -> list[bytes]:
+    def read(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records at these positions of the file."""
-        return [os.pread(self._file, self._lengths[i], self._offsets[i]) for i in places]
+        return [os.pread(self._file, self._lengths[i], self._offsets[i]) for i in indices]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

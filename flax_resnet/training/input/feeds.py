@@ -101,8 +101,12 @@ def every_example(
     Returns:
       The batches of `StreamingFeed.evaluation`. Iterating over them raises as `HostBatches` does.
     """
-    kept = min(limit, len(source))
-    sampler = EpochSampler(len(source), seed=0, kept=kept, subset_seed=config.data.split_seed)
+    sampler = EpochSampler(
+        len(source),
+        seed=0,
+        subset_size=min(limit, len(source)),
+        subset_seed=config.data.split_seed,
+    )
     feed = StreamingFeed(source, sampler, config.evaluating(), mesh)
     return feed.evaluation(sharding.round_up(mesh, batch_size))
 
@@ -254,30 +258,28 @@ class ResidentFeed:
         return [jax.ShapeDtypeStruct((count,) * several, np.uint32) for count in counts]
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the row ("place") and "mask" of every example once; padding and unreadable examples are masked."""
+        """Yield the "row" and "mask" of every example once; padding and unreadable examples are masked."""
         used, rows = self._sampler.used, sharding.local_rows(batch_size)
         for start in range(0, len(used), batch_size):
-            place = start + np.arange(batch_size, dtype=np.int32)[rows]
-            within = np.minimum(place, len(used) - 1)
-            mask = (place < len(used)) & ~np.isin(used[within], list(self.bad))
-            yield sharding.place({"place": within, "mask": mask}, self._mesh, steps=False)
+            position = start + np.arange(batch_size, dtype=np.int32)[rows]
+            row = np.minimum(position, len(used) - 1)
+            mask = (position < len(used)) & ~np.isin(used[row], list(self.bad))
+            yield sharding.place({"row": row, "mask": mask}, self._mesh, steps=False)
 
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
         """Compute the order of a step, and gather its batch."""
         size = self._config.train.batch_size
-        place = self._sampler.batch(jnp, step, size, data["seed"])
+        row = self._sampler.batch(jnp, step, size, data["seed"])
         if self._sampler.epoch_size < self._sampler.size:
-            place = jnp.searchsorted(jnp.asarray(self._sampler.used), place)
-        return self._gathered(data, place, jnp.ones(size, bool))
+            row = jnp.searchsorted(jnp.asarray(self._sampler.used), row)
+        return self._gathered(data, row, jnp.ones(size, bool))
 
-    def evaluation_batch(self, data: Batch, places: Batch) -> Batch:
+    def evaluation_batch(self, data: Batch, rows: Batch) -> Batch:
         """Gather an evaluation batch."""
-        return self._gathered(data, places["place"], places["mask"])
+        return self._gathered(data, rows["row"], rows["mask"])
 
-    def _gathered(self, data: Batch, place: jax.Array, mask: jax.Array) -> Batch:
-        chosen = {
-            name: data[name].at[place].get(mode="clip") for name in ("image", "label", "index")
-        }
+    def _gathered(self, data: Batch, row: jax.Array, mask: jax.Array) -> Batch:
+        chosen = {name: data[name].at[row].get(mode="clip") for name in ("image", "label", "index")}
         return jax.lax.with_sharding_constraint(
             {**chosen, "mask": mask}, sharding.split(self._mesh)
         )
