@@ -52,4 +52,4 @@ def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
         words = "numbers"
     elif metadata["rule"].holds(value):
         return value
-    raise ConfigError(key=key, value=value, allowed=words, cure=metadata["help"])
+    raise ConfigError(key=key, value=value, allowed=f"{words} ({metadata['help']})")
