@@ -1,8 +1,8 @@
-"""Networks on CIFAR-10, trained as in the papers of He et al. After the colon: the network.
+"""Networks on CIFAR-10, trained as in the papers of He et al.; name the network after the colon.
 
 python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir runs/resnet20
 
-Expected: error on the test images (published; not yet run here in full)
+Expected: these published test errors; not yet run here to completion
     resnet20     8.75 %
     resnet56     6.97 %
     resnet110    6.43 % (best of five)
@@ -24,7 +24,7 @@ WARMED_UP = ("resnet110", "preact164")
 def get_config(network: str = "resnet20"):
     """Return the configuration for one of the networks.
 
-    The papers train for 64,000 steps; 164 epochs of 390 steps are 40 steps fewer.
+    The papers train for 64,000 steps. This recipe trains for 164 epochs of 390 steps, 40 steps fewer.
     """
     if network not in NETWORKS:
         raise ConfigError(key="configs/cifar_he2016.py", value=network, allowed=NETWORKS)
@@ -42,7 +42,8 @@ def get_config(network: str = "resnet20"):
     config.schedule.name = "multi_step"
     config.schedule.unit = "steps"
     config.schedule.milestones = (32_000.0, 48_000.0)
-    # The papers train at learning rate 0.01 for about 400 steps; here the learning rate rises from 0.01 to 0.1.
+    # The papers start with about 400 steps at learning rate 0.01. Here, the learning rate rises linearly from 0.01
+    # to 0.1 in the first 400 steps.
     if network in WARMED_UP:
         config.schedule.warmup = 400.0
         config.schedule.warmup_from = 0.1

@@ -1,20 +1,20 @@
-"""Two records of the same measurements: what became faster, what slower, and what is noise."""
+"""Compare measurements with former ones: a change is "better", "worse" or "noise"."""
 
 from typing import NamedTuple
 
 from benchmarks.gpu.record import Measurement, StageRecord
 
-# A smaller change is always noise. Two runs on one H100 differed by 0.4 % (ResNet-50's step, 6,380 and 6,408 images
-# a second); the noise of a single round may be several times as large.
+# Relative changes below these limits count as noise. Two runs of ResNet-50's step on one H100 differed by 0.4 %
+# (6,380 and 6,408 images/s). With a single round, the noise may be several times as large.
 LEAST_CHANGE, LEAST_CHANGE_OF_ONE_ROUND = 0.01, 0.05
 
 
 class Change(NamedTuple):
-    """A measurement beside a former one.
+    """The change from a former measurement to a new one.
 
     Attributes:
-      former: the median before.
-      ratio: ratio of the medians, inverted if a smaller value is better: above 1 is always an improvement.
+      former: median of the former measurement.
+      ratio: new median / former median, or its inverse if smaller values are better. Above 1 is an improvement.
       verdict: "better", "worse" or "noise".
     """
 
@@ -24,7 +24,11 @@ class Change(NamedTuple):
 
 
 def compare(now: Measurement, former: Measurement) -> Change:
-    """Return how a measurement changed: "noise" if the rounds overlap or the medians hardly differ."""
+    """Return the change between two measurements.
+
+    The verdict is "noise" if the ranges of the rounds overlap, or if the medians differ by less than the limits
+    above.
+    """
     if not now.median or not former.median:
         return Change(former.median, 1.0, "noise")
     ratio = now.median / former.median

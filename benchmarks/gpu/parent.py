@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them. Imports no library, so that any process can use it."""
+"""End a process when its parent process ends. Imports only the standard library, so any process can use it."""
 
 import ctypes
 import multiprocessing
@@ -14,5 +14,5 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent and not parent.is_alive():  # it ended before the request
+    if parent and not parent.is_alive():  # the parent ended before the call of prctl
         os._exit(1)

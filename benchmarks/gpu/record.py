@@ -15,7 +15,7 @@ from flax_resnet.errors import ConfigError, one_line
 
 # States of a stage. NOT_RUN: the stage has not started yet, or no time was left for it. SKIPPED: a package is
 # missing. STOPPED: reports show it for a record that still says RUNNING. An incomplete stage runs again, and keeps
-# the items that it has already measured.
+# the items that it has already measured. A start is one run of a stage.
 NOT_RUN, RUNNING, STOPPED, DONE = "not run", "running", "stopped", "done"
 TIMED_OUT, FAILED, SKIPPED = "timed out", "failed", "skipped"
 
@@ -114,7 +114,7 @@ class StageRecord:
         """Build a record from the output of `dataclasses.asdict`.
 
         Raises:
-          TypeError, KeyError, ValueError or AttributeError: the values are not those of a record.
+          TypeError, KeyError, ValueError or AttributeError: the values do not form a valid record.
         """
         record = cls(**values)
         read = [Measurement(**row) for row in values["measurements"]]
@@ -187,7 +187,7 @@ def write_json(file: pathlib.Path, values: Any) -> None:
 
 
 class Recorder:
-    """Writes the record of a running stage; continues the record of an earlier start.
+    """Write the record of a running stage. If an earlier start left a record, continue it.
 
     Args:
       file: path of the record.

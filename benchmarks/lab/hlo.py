@@ -19,7 +19,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)[^}]*\})?")
 
 
 class Array(NamedTuple):
-    """An operand or result.
+    """The type of an array in the program.
 
     Attributes:
       dtype: XLA's name, such as "bf16".
@@ -43,10 +43,10 @@ class Instruction(NamedTuple):
     Attributes:
       name: name of the result.
       opcode: "fusion", "custom-call", ...
-      results: its result; the elements if the result is a tuple.
+      results: the array that it returns, or the elements of the tuple that it returns.
       operands: names of the operands.
       attributes: the text after the operands.
-      is_root: whether its result is the result of its computation.
+      is_root: whether it is the ROOT instruction, whose result the computation returns.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Instruction(NamedTuple):
     is_root: bool
 
     def attribute(self, pattern: str) -> str:
-        """Return the first group of a pattern in the attributes, or ""."""
+        """Search the attributes for a regex, and return its first group; "" without a match."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else ""
 
@@ -95,7 +95,8 @@ def parse(text: str) -> Program:
 
 
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
-    # The text before the opcode has parentheses too: of tuples and of tiles in a layout. No word precedes these.
+    # The type before the opcode may contain parentheses too, for a tuple or for the tiles of a layout: T(8,128).
+    # But only an opcode is a word between a space and a parenthesis.
     match = _OPCODE.search(" " + rest)
     assert match is not None, name
     start = match.end() - 1
@@ -135,7 +136,7 @@ def schedule(program: Program) -> Iterator[tuple[Computation, Instruction, int]]
                 yield from walk(one.attribute(r"body=%([^\s,]+)"), times * int(count or 1))
             elif one.opcode in ("call", "async-start"):
                 yield from walk(one.attribute(r"(?:to_apply|calls)=%([^\s,]+)"), times)
-            elif one.opcode == "conditional":  # the longest branch, as if always taken
+            elif one.opcode == "conditional":  # count only the longest branch
                 branches = re.findall(
                     r"%([^\s,}]+)", one.attribute(r"branch_computations=\{(.*?)\}")
                 )

@@ -1,7 +1,8 @@
-"""The cost and gain of a loop over the identical blocks of a network: python -m benchmarks.lab.stacked_blocks
+"""Time and memory of a network with and without `scan_blocks`: python -m benchmarks.lab.stacked_blocks
 
-Compiles the gradient of one network with separate blocks and with stacked blocks (`scan_blocks=True`), and runs
-both in turns. Prints a table and, with --output, writes JSON. On a shared machine, compare ratios only.
+Compiles the gradient of a network twice: with separate blocks ("unrolled"), and with a loop over the identical
+blocks of each stage ("scanned", `scan_blocks=True`). Runs both in turns. Prints a table and, with --output, writes
+JSON. On a shared machine, compare ratios only.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet152")
     parser.add_argument("--image_size", type=count, default=96)
     parser.add_argument("--batch_size", type=count, default=4)
-    parser.add_argument("--steps", type=count, default=7, help="timed steps of each, by turns")
+    parser.add_argument("--steps", type=count, default=7, help="timed runs of each program")
     parser.add_argument("--remat", default="none", choices=["none", "block", "stage"])
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
@@ -71,7 +72,7 @@ def compiled(model: nn.Module, variables: dict, images: jax.Array) -> dict:
 
 
 def report(args: argparse.Namespace, programs: dict[str, dict]) -> None:
-    """Print the table; write the JSON if asked."""
+    """Print the table; with --output, write JSON."""
     rows = {}
     for name, program in programs.items():
         rows[name] = {

@@ -1,8 +1,9 @@
 """The cost of augmentation: python -m benchmarks.speed.augment_speed
 
-Measures the images per second of each operation and policy in turns, including the normalisation of every batch.
-Compares RandAugment with its naive form (`vmap` of `lax.switch`), and with one image after the other (`lax.map`).
-Prints a table and, with --output, writes JSON. On a shared machine, compare ratios only.
+Measures the images/s of each operation and policy in turns. Every program also normalises the batch. Two other
+implementations of RandAugment are measured for comparison: `vmap` of `lax.switch`, and `lax.map` of `lax.switch`,
+which processes one image at a time. Prints a table and, with --output, writes JSON. On a shared machine, compare
+ratios only.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--steps", type=count, default=5, help="timed batches of each, by turns")
+    parser.add_argument("--steps", type=count, default=5, help="timed batches per program")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def measured(batch: int, side: int, steps: int) -> dict[str, dict[str, float]]:
-    """Compile every program for a batch, run them in turns, and return a row for each."""
+    """Compile every program for a batch, run the programs in turns, and return {name: row of results}."""
     draw = np.random.default_rng(0)
     images = jnp.asarray(draw.integers(0, 256, (batch, side, side, 3)), jnp.uint8)
     labels = jnp.asarray(draw.integers(0, 1000, batch), jnp.int32)
@@ -89,15 +90,18 @@ def measured(batch: int, side: int, steps: int) -> dict[str, dict[str, float]]:
 
 
 def configured(config: Augment) -> Callable:
-    """Return the program of a section: (key, images, labels) -> images, labels."""
+    """Return a program that augments a batch as configured: (key, images, labels) -> images, labels."""
     return lambda key, images, labels: training_batch(key, images, labels, 1000, config)
 
 
 def switched(vectorize: Callable | None, side: int) -> Callable:
-    """Return RandAugment by `lax.switch` on the operation of each image, with the package's own kernels.
+    """Return a program for RandAugment that selects the operation of each image by `lax.switch`.
+
+    It uses the kernels of the package.
 
     Args:
-      vectorize: `jax.vmap`, which computes every operation for every image; None for one image after the other.
+      vectorize: `jax.vmap`, which computes every operation for every image; None to process one image at a time by
+        `lax.map`.
       side: side length of the images, in pixels.
     """
     rows = policy.operations("randaugment", side, side)
@@ -126,7 +130,7 @@ def switched(vectorize: Callable | None, side: int) -> Callable:
 
 
 def kernels() -> dict[str, Callable]:
-    """Return the kernel of each operation: (images, row of the operation) -> images."""
+    """Return {name: kernel}; a kernel is a function (images, `policy.Operation`) -> images."""
 
     def amount(values: jax.Array) -> jax.Array:
         return values[:, None, None, None]
@@ -156,13 +160,13 @@ KERNELS = kernels()
 
 
 def report(args: argparse.Namespace, rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the tables; write the JSON if asked."""
+    """Print one table per image size; with --output, write JSON."""
     for size, table in rows.items():
         batch, side = SIZES[size]
         print(
             f"batch {batch} at {side} px, {jax.default_backend()} ({jax.devices()[0].device_kind})"
         )
-        print(f"{'':30}{'images/s':>12}{'of ' + BASE:>14}{'compile s':>12}")
+        print(f"{'':30}{'images/s':>12}{'/ ' + BASE:>14}{'compile s':>12}")
         base = table[BASE]["images_per_second"]
         for name, row in table.items():
             rate = row["images_per_second"]

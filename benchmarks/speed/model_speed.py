@@ -2,11 +2,17 @@
 
     --models resnet50 resnet101 --batch_size 256 512 --dtypes bfloat16 float32 --output speed.json
 
-Measures on all devices that JAX sees. Of each network: inference (BatchNorm folded), the forward pass of
-training, forward and backward, the optimizer alone, and the whole step. The programs are compiled ahead, run once,
-and then take turns; figures are medians. Beside them: the share of a roofline measured on the spot
-(`roofline.py`), and the memory that the compiled program asks for. Where a batch does not fit into memory, it is
-halved. Times on a shared machine are only worth their ratios.
+Measures five parts of each network on all devices that JAX sees:
+
+    inference    the forward pass of inference, with folded BatchNorm
+    forward      the forward pass of training
+    gradient     the forward and backward passes of training
+    optimizer    the optimizer's update alone
+    step         the whole training step
+
+The parts are compiled ahead of time and measured in turns; the results are medians. The table also shows the memory
+of each compiled program, and its speed as a fraction of a roofline measured on the same device (`roofline.py`). A
+batch that does not fit into memory is halved. On a shared machine, compare ratios only.
 """
 
 import argparse
@@ -39,7 +45,7 @@ from flax_resnet.training.step.train_step import loss_inputs, make_train_step
 from flax_resnet.training.step.training_loss import make_loss
 
 DTYPES = ("float32", "bfloat16")
-# Images per device: at 64 px and below, and above.
+# Default number of images per device: (up to 64 px, above 64 px).
 BATCH_SIZES = {"cpu": (128, 16), "gpu": (1024, 256)}
 MIB = 2**20
 COLUMNS = {
@@ -49,12 +55,12 @@ COLUMNS = {
 
 
 class Part(NamedTuple):
-    """A compiled part of the work.
+    """A compiled part of a network's work, such as "forward" or "step".
 
     Attributes:
-      program: compiled; knows its memory.
-      call: runs it once more, and returns what to wait for.
-      compile_seconds: tracing included.
+      program: the compiled program; its `memory_analysis` returns the memory that it needs.
+      call: starts the program once, and returns the arrays to wait for.
+      compile_seconds: time to trace and compile the program.
     """
 
     program: Any
@@ -63,7 +69,7 @@ class Part(NamedTuple):
 
 
 def parts(work: Work) -> dict[str, Part]:
-    """Compiles the parts of a network's work."""
+    """Compile the parts of a network's work; return {name: part}."""
     config, model, optimizer, mesh, state = network(work)
     data = batch(work)
     images = sharding.place(data, mesh)
@@ -71,7 +77,8 @@ def parts(work: Work) -> dict[str, Part]:
     variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
     grads = jax.tree.map(jnp.zeros_like, state.params)
     loss_fn = make_loss(config, model)
-    held = [state]  # one state for all: the optimizer and the step consume it, and give another
+    # All parts share one state. The optimizer and the step donate it and return a new one.
+    held = [state]
 
     def infer(variables: Any, images: jax.Array) -> jax.Array:
         return model.apply(variables, evaluation_images(images, config.augment), train=False)
@@ -116,11 +123,16 @@ def parts(work: Work) -> dict[str, Part]:
 
 
 def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Compiles and measures the parts of a network's work.
+    """Compile and measure the parts of a network's work.
+
+    Args:
+      work: the network, its images and its dtype.
+      rounds: number of measurements of each part.
+      seconds: length of a measurement.
 
     Returns:
-      For each part: seconds of a call (median, and the least and most of the rounds), seconds it took to compile,
-      bytes of its temporaries and arguments on a device.
+      {name of the part: row}. A row has the seconds of a call (median over the rounds, and the smallest and largest
+      value), the seconds to compile, and the bytes of temporaries and arguments on each device.
 
     Raises:
       MemoryError: the batch does not fit.
@@ -129,7 +141,7 @@ def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any
         made = parts(work)
         memory = {name: part.program.memory_analysis() for name, part in made.items()}
         needed = max(m.temp_size_in_bytes + m.argument_size_in_bytes for m in memory.values())
-        # Where a GPU refuses, Linux kills.
+        # A GPU raises RESOURCE_EXHAUSTED if memory runs out. On CPU, Linux would kill the process, so check first.
         if jax.default_backend() == "cpu" and needed > available_memory():
             raise MemoryError
         calls = {name: _calls(part, seconds) for name, part in made.items()}
@@ -155,13 +167,13 @@ def measured(work: Work, rounds: int, seconds: float) -> dict[str, dict[str, Any
 
 
 def _calls(part: Part, seconds: float) -> int:
-    """Runs a part twice, and returns how many calls make a turn; more than 50 are not queued."""
+    """Run a part twice, and return the number of calls that take about `seconds`: 1 to 50."""
     _time(part, 1)
     return max(1, min(50, round(seconds / _time(part, 1))))
 
 
 def _time(part: Part, calls: int) -> float:
-    """Returns the mean time of calls, the device busy all along."""
+    """Return the mean time of a call in seconds. The calls are queued, so that the device does not wait."""
     began = time.perf_counter()
     for _ in range(calls):
         result = part.call()
@@ -170,7 +182,14 @@ def _time(part: Part, calls: int) -> float:
 
 
 def fitting(work: Work, rounds: int, seconds: float) -> tuple[Work, dict[str, dict[str, Any]]]:
-    """Measures, halving the batch until it fits into memory; returns also the work that did."""
+    """Measure a network; halve its batch until it fits into memory.
+
+    Returns:
+      The work with the batch size that fits, and the rows of `measured`.
+
+    Raises:
+      ConfigError: not even one image per device fits.
+    """
     while True:
         try:
             return work, measured(work, rounds, seconds)
@@ -183,15 +202,14 @@ def fitting(work: Work, rounds: int, seconds: float) -> tuple[Work, dict[str, di
                     value=work.model,
                 ) from None
         print(
-            f"{work.model}, {work.dtype}: a batch of {work.batch_size} does not fit into memory: {half}"
+            f"{work.model}, {work.dtype}: a batch of {work.batch_size} does not fit into memory: trying {half}"
         )
-        work = work._replace(
-            batch_size=half
-        )  # outside of the handler, which keeps what did not fit
+        # Retry outside of the handler: inside it, the exception would keep the arrays of the large batch alive.
+        work = work._replace(batch_size=half)
 
 
 def derived(rows: dict[str, dict[str, Any]], summary: Summary, limits: roofline.Limits) -> None:
-    """Adds what follows: images and floating-point operations a second, shares."""
+    """Add derived values to the rows: images/s, GFLOP/s, share of the step's time, and fraction of the roofline."""
     size = summary.input_shape[0]
     infer = roofline.cost(summary, limits, train=False)
     train = roofline.cost(summary, limits, train=True)
@@ -206,7 +224,7 @@ def derived(rows: dict[str, dict[str, Any]], summary: Summary, limits: roofline.
 
 
 def table(work: Work, rows: dict[str, dict[str, Any]]) -> str:
-    """Lays the figures of a network out for a person."""
+    """Format the rows of a network as a table."""
     lines = [f"{work.model}, {work.image_size} px, batch {work.batch_size}, {work.dtype}"]
     lines.append("".join(f"{head:>{width}}" for head, width in COLUMNS.items()))
     for name, row in rows.items():
@@ -226,24 +244,24 @@ def table(work: Work, rows: dict[str, dict[str, Any]]) -> str:
         lines.append("".join(f"{c:>{w}}" for c, w in zip(cells, COLUMNS.values(), strict=True)))
     backward = rows["gradient"]["seconds"] - rows["forward"]["seconds"]
     lines.append(
-        f"backward (gradient less forward): {backward / rows['step']['seconds']:.2f} of the step"
+        f"backward (gradient minus forward): {backward / rows['step']['seconds']:.2f} of the step"
     )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--image_size", nargs="+", type=count, default=[0],
-                        help="pixels (default: 224, or 32 behind a cifar stem)")  # fmt: skip
+                        help="pixels (default: 224, or 32 for a network with a cifar stem)")  # fmt: skip
     parser.add_argument("--batch_size", nargs="+", type=count, default=[0],
-                        help="images, over all devices (default: a device has 256, or 1024 of at most 64 px; "
-                        "a CPU 16, or 128)")  # fmt: skip
+                        help="images over all devices (default: 256 per GPU, or 1024 up to 64 px; "
+                        "16 per CPU device, or 128 up to 64 px)")  # fmt: skip
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES,
                         help="compute dtypes (default: bfloat16; on CPU float32)")  # fmt: skip
-    parser.add_argument("--rounds", type=count, default=5, help="turns of each part")
-    parser.add_argument("--seconds", type=duration, default=1.0, help="length of a turn")
+    parser.add_argument("--rounds", type=count, default=5, help="measurements of each part")
+    parser.add_argument("--seconds", type=duration, default=1.0, help="seconds per measurement")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     if computes_on_cpu():
@@ -257,16 +275,19 @@ def main() -> None:
 
 
 def device() -> str:
-    """Returns number and kind of the devices."""
+    """Return the number and kind of the devices."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measures every combination, and yields all results after each.
+    """Measure every combination of network, image size, batch size and dtype.
+
+    Yields:
+      The results so far, after each combination.
 
     Raises:
-      ConfigError: names or sizes are wrong, before anything is measured; or, when it is its turn, a network cannot
-        train on so few pixels, or does not fit into memory with one image.
+      ConfigError: a name or size is invalid; raised before the first measurement. Or the images are too small to
+        train a network, or one image per device does not fit into memory; raised when its turn comes.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtypes = args.dtypes or (["float32"] if on_cpu else ["bfloat16"])

@@ -1,8 +1,12 @@
-"""A lower bound for the time of a network on a device, from measured limits of the device.
+"""Compute a lower bound for the time of a network on a device, from measured limits of the device.
 
-The bound is a sum over convolutions and linear layers. Each takes the longer of its arithmetic and its memory
-traffic: every map is written once and read once, the parameters are read once. All other operations count as free,
-as if fused. A convolution with fewer multiplications (Winograd) can be faster than the bound.
+The bound is a sum over convolutions and linear layers. The time of a layer is the larger of two times:
+
+    arithmetic    FLOPs / (largest FLOP/s)
+    memory        bytes / bandwidth; the output is written once and read once, the parameters are read once
+
+All other operations are assumed to be fused and to take no time. An algorithm with fewer multiplications (Winograd)
+can be faster than the bound.
 
 Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model".
 """
@@ -19,8 +23,9 @@ from jax import lax
 
 from flax_resnet.models.summary import Summary
 
-COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes; far larger than any cache
-# Calls per measurement, queued as in training. A single call on a GPU takes 0.1 ms more, as long as moving 0.3 GB.
+COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes of the copied array; far larger than any cache
+# Calls per measurement, queued as in training. Without a queue, a call on a GPU takes 0.1 ms more, the time to move
+# 0.3 GB.
 CALLS = {"cpu": 1, "gpu": 10}
 
 
@@ -49,7 +54,10 @@ class Cost(NamedTuple):
 
 
 def limits(dtype: str) -> Limits:
-    """Measure the first device, and multiply by the number of devices; virtual CPU devices share one CPU."""
+    """Measure the limits of the first device, and multiply them by the number of devices.
+
+    On CPU they are not multiplied, because virtual devices share one CPU.
+    """
     on_cpu = jax.default_backend() == "cpu"
     kind = "cpu" if on_cpu else "gpu"
     count = 1 if on_cpu else jax.device_count()
@@ -57,7 +65,7 @@ def limits(dtype: str) -> Limits:
     rates = [
         2 * size**3 / _seconds(lambda x, y, over=over: lax.dot_general(x, y, ((over), ((), ()))), kind, x, x)
         for size in sizes
-        for x in [jax.random.normal(jax.random.key(0), (size, size), dtype)]  # a GPU multiplies ones faster
+        for x in [jax.random.normal(jax.random.key(0), (size, size), dtype)]  # ones would be faster on a GPU
         for over in (((1,), (0,)), ((1,), (1,)))
     ]  # fmt: skip
     moved = jnp.ones(COPIED[kind] // 4, jnp.float32)
@@ -79,7 +87,7 @@ def _seconds(function: Callable, kind: str, *arguments: jax.Array) -> float:
 
 
 def cost(summary: Summary, limits: Limits, *, train: bool) -> Cost:
-    """Return the cost of a batch: inference, or the forward and backward passes of training.
+    """Return the cost of a batch in inference, or in the forward and backward passes of training.
 
     In training, each layer counts three times: forward, input gradient and kernel gradient. The first layer has no
     input gradient.

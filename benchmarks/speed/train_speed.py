@@ -2,13 +2,18 @@
 
 python -m benchmarks.speed.train_speed --config configs/resnet18.py:cifar10
     --steps 40 --rounds 3 --profile /tmp/profile --output speed.json
-        and any --config.KEY=VALUE and --data_dir, as of `python -m flax_resnet.main`
 
-The loop of `flax_resnet.main` trains for --steps on the data of the configuration, in a temporary folder, and
-evaluates and saves at the end. Then the same step runs equally often on one batch that is already on the device.
-The two take turns; results are medians. The first steps (--warmup) do not count; one of them compiles. The time of
-each stage of the loop is read from a profile. --profile adds a turn that does not count: it records a profile with
-every operation, for Perfetto (ui.perfetto.dev) or TensorBoard. The stages are spans of the thread `python`.
+--config.KEY=VALUE and --data_dir are those of `python -m flax_resnet.main`. Each round makes two measurements:
+
+1. End to end: the loop of `flax_resnet.main` trains for --steps updates in a temporary folder, on the configured
+   data. At the end it evaluates and saves a checkpoint.
+2. Step only: the compiled step makes as many updates on one batch that is already on the device.
+
+Results are medians over the rounds. The first --warmup updates are not measured, because one of them compiles. The
+time of each stage of the loop is read from a profile.
+
+With --profile, one more run records every operation, for Perfetto (ui.perfetto.dev) or TensorBoard. This run is not
+measured. The stages are spans of the thread `python`.
 """
 
 import argparse
@@ -43,17 +48,17 @@ from flax_resnet.training.step.train_step import make_train_step
 from flax_resnet.training.train import train
 
 WHAT = {
-    "input": "waiting for a batch, and placing it on the device",
-    "dispatch": "handing the step to the device; on a CPU, the step itself",
-    "step": "waiting for the device's results",
-    "records": "writing records",
-    "evaluation": "evaluating, compilation included",
-    "checkpoint": "saving",
+    "input": "wait for a batch, and place it on the device",
+    "dispatch": "dispatch the step to the device; on a CPU, run the step",
+    "step": "wait for the device's results",
+    "records": "write records",
+    "evaluation": "evaluate, including compilation",
+    "checkpoint": "save a checkpoint",
 }
 
 
 class Span(NamedTuple):
-    """A stage of the loop, in nanoseconds of the profile's clock."""
+    """The span of one stage of the loop; times are in nanoseconds of the profile's clock."""
 
     name: str
     start: float
@@ -61,19 +66,27 @@ class Span(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` excludes the program's name."""
     return app.run("benchmarks.speed.train_speed", __doc__, _define, _measure, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_config(values, argv)
     app.define_common(values)
-    flags.DEFINE_integer("steps", 40, "updates of a turn, with --warmup", flag_values=values)
     flags.DEFINE_integer(
-        "warmup", 4, "updates before those that count", lower_bound=1, flag_values=values
+        "steps", 40, "updates per measurement, including --warmup", flag_values=values
     )
-    flags.DEFINE_integer("rounds", 3, "turns of each", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("profile", "", "folder to keep a profile in", flag_values=values)
+    flags.DEFINE_integer(
+        "warmup",
+        4,
+        "updates to run before the measurement starts",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "rounds", 3, "measurements of each kind", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_string("profile", "", "folder to write a detailed profile to", flag_values=values)
     flags.DEFINE_string("output", "", "file for the result as JSON", flag_values=values)
 
 
@@ -108,10 +121,10 @@ def _measure(values: flags.FlagValues) -> None:
 
 
 def shortened(config: Config, steps: int) -> Config:
-    """Return a configuration of `steps` updates at a constant rate, evaluated and saved at the end.
+    """Return the configuration with `steps` updates, a constant learning rate, and one evaluation at the end.
 
     Raises:
-      ConfigError: a setting makes the step one that `step_alone` cannot repeat.
+      ConfigError: the configuration uses a setting that `step_alone` does not support.
     """
     auto = "auto" if config.train.microbatch_size == "auto" else ""
     for key, value, allowed in (
@@ -121,7 +134,9 @@ def shortened(config: Config, steps: int) -> Config:
         ("train.microbatch_size", auto, "'whole', or a number of images"),
     ):
         if value:
-            raise ConfigError("is not measured here", key=key, value=value, allowed=allowed)
+            raise ConfigError(
+                "is not supported by this benchmark", key=key, value=value, allowed=allowed
+            )
     section = dataclasses.replace(
         config.train, steps=steps, early_stopping=0, eval_every=1e6, checkpoint_every=1e6
     )
@@ -131,17 +146,17 @@ def shortened(config: Config, steps: int) -> Config:
 
 
 def warm_calls(config: Config, warmup: int) -> int:
-    """Return the number of calls, of `train.steps_per_call` steps each, that do not count.
+    """Return the number of warm-up calls: `warmup` updates, rounded up to calls of `train.steps_per_call` updates.
 
     Raises:
-      ConfigError: no call would be left.
+      ConfigError: no call would be left to measure.
     """
     calls, per_call = -(-warmup // config.train.steps_per_call), config.train.steps_per_call
     if calls * per_call >= config.train.steps:
         raise ConfigError(
             key="--steps",
             value=config.train.steps,
-            allowed=f"more than the {calls * per_call} that do not count (--warmup)",
+            allowed=f"more than the {calls * per_call} updates of the warm-up (--warmup)",
         )
     return calls
 
@@ -213,12 +228,14 @@ def profiled(
 
 
 def measured(spans: Sequence[Span], config: Config, skipped: int = 1) -> dict[str, float]:
-    """Return the seconds of each stage and of "steps" (all counted steps), and their images_per_second.
+    """Return the time of each stage, the time of all measured steps ("steps"), and their "images_per_second".
+
+    Times are in seconds. "steps" excludes evaluations and checkpoints.
 
     Args:
       spans: the spans of the loop's stages, in order.
       config: the configuration.
-      skipped: number of calls that do not count, up to their results; the first compiles.
+      skipped: number of warm-up calls. The measurement starts when the results of the last one have arrived.
     """
     results = [span for span in spans if span.name == STEP]
     first, last, apart = results[skipped - 1].end, results[-1].end, (EVALUATION, CHECKPOINT)
@@ -239,7 +256,11 @@ def measured(spans: Sequence[Span], config: Config, skipped: int = 1) -> dict[st
 
 
 def medians(turns: Sequence[dict[str, float]], config: Config) -> dict[str, Any]:
-    """Return images/s of loop and step, their ratio, and the share of each stage in the time of the steps."""
+    """Return medians over the turns.
+
+    "images_per_second" holds the end-to-end rate and the rate of the step only, and "share" their ratio. "stages"
+    holds the share of each stage in the time of all steps.
+    """
     rates = {
         "end_to_end": statistics.median(turn["images_per_second"] for turn in turns),
         "step_only": statistics.median(turn["step_only"] for turn in turns),
@@ -271,13 +292,13 @@ def table(found: dict[str, Any]) -> str:
         f"step only   {rates['step_only']:10.1f} images/s",
         f"share       {found['share']:10.3f}",
         "",
-        "share of the time of the steps",
+        "share of the time of all steps",
     ]
     rest = 1 - sum(found["stages"].values())
     stages = found["stages"] | {"rest": rest}
-    what = WHAT | {"rest": "all else of the loop"}
+    what = WHAT | {"rest": "the rest of the loop"}
     lines += [f"{name:12}{share:10.3f}  {what[name]}" for name, share in stages.items()]
-    lines += ["", "seconds, once, after them"]
+    lines += ["", "seconds, once at the end of the run"]
     lines += [f"{name:12}{value:10.2f}  {what[name]}" for name, value in found["seconds"].items()]
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from flax_resnet.weights import (
 log = logging.getLogger("flax_resnet")
 
 
-# torchvision's preprocessing, for weights without a stated one.
+# torchvision's preprocessing, used for weights whose preprocessing is not known.
 USUAL = Pretrained(
     "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
 )
@@ -41,8 +41,9 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
 
     Args:
       name: name of the network, or of timm's weights for it ("resnet50.a1_in1k").
-      path: file of weights; empty for the Hugging Face hub or its local cache. A JSON file beside it, with the same
-        stem or named config.json, describes the preprocessing in timm's format, if it is for the same network.
+      path: a weights file; empty to take the weights from the Hugging Face hub or its local cache. A JSON file next
+        to the weights file can describe the preprocessing in timm's format. Its name is config.json, or the name of
+        the weights file with the suffix .json. It is ignored if its "architecture" is another network.
 
     Raises:
       WeightsError: there are no weights of that name, or the file is invalid.
@@ -59,7 +60,7 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
     try:
         about = find(name)
         log.info(
-            "%s: images are preprocessed as for %s (%d px, crop %g, %s); name model.TAG for another preprocessing",
+            "%s: images are preprocessed as for %s (%d px, crop %g, %s); add .TAG to the name to choose another",
             path.name, about.name, about.image_size, about.crop_fraction, about.interpolation,
         )  # fmt: skip
         return Weights(tensors, about)
@@ -70,13 +71,13 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
 
 
 def network_of(path: str | pathlib.Path) -> str:
-    """Return the network named by a JSON file beside a file of weights; empty without such a file."""
+    """Return the network that a JSON file next to a weights file names; empty if no file names one."""
     configs = _configs_beside(pathlib.Path(path).expanduser())
     return next((config["architecture"] for config in configs), "")
 
 
 def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yield the content of JSON files beside the weights that name a network."""
+    """Yield the content of each JSON file next to a weights file, if it names a network ("architecture")."""
     for file in (path.with_suffix(".json"), path.with_name("config.json")):
         if not file.is_file():
             continue
@@ -84,7 +85,8 @@ def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"describes the weights beside it, and cannot be read: {one_line(error)}", key=file
+                f"should describe the weights next to it, but cannot be read: {one_line(error)}",
+                key=file,
             ) from error
         if isinstance(config, dict) and isinstance(config.get("architecture"), str):
             yield config

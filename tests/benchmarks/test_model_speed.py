@@ -43,7 +43,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, capsys):
     monkeypatch.setattr(model_speed, "measured", measured)
     work, _ = model_speed.fitting(Work("resnet18", batch_size=64), 1, 1.0)
     assert work.batch_size == 16
-    assert "a batch of 64 does not fit into memory: 32" in capsys.readouterr().out
+    assert "a batch of 64 does not fit into memory: trying 32" in capsys.readouterr().out
 
 
 def test_a_network_of_which_not_one_image_fits_is_refused(monkeypatch):

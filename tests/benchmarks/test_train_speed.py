@@ -59,7 +59,7 @@ def test_medians_and_their_table():
     assert found["stages"]["input"] == 0.125
     printed = train_speed.table(found)
     assert "share            0.900" in printed
-    assert "rest             0.500  all else of the loop" in printed
+    assert "rest             0.500  the rest of the loop" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Does this device augment to the same bits as the CPU? Every operation, the same key and images on both."""
+"""Does this device augment to the same bits as the CPU? Both run each operation with the same key and images."""
 
 import concurrent.futures
 import dataclasses
@@ -63,7 +63,7 @@ def measure(recorder: Recorder, tiny: bool) -> None:
                 largest = max(float(np.abs(a - b).max()) for a, b in pairs)
                 share = odd / sum(a.size for a, _ in pairs)
                 recorder.check(
-                    name, share, 0.0, f"share of values; largest difference {largest:.2g}"
+                    name, share, 0.0, f"share of differing values; largest difference {largest:.2g}"
                 )
 
 

@@ -1,6 +1,6 @@
-"""Does `flax_resnet.main` itself, killed and resumed, end with the same bits as an undisturbed run?
+"""Does a killed and resumed run of `flax_resnet.main` end with the same bits as an undisturbed run?
 
-Trains on the digits. Needs the packages of the input pipeline and the command: TensorFlow, TFDS, clu,
+Trains on the digits. Needs the packages that the command and its input pipeline use: TensorFlow, TFDS, clu and
 ml_collections.
 """
 

@@ -24,7 +24,8 @@ class SqueezeExcitation(nn.Module):
     """Squeeze-and-excitation: ``x * sigmoid(fc2(relu(fc1(mean_HW(x)))))``.
 
     Attributes:
-      channels: channels that set the width of the hidden layer: ratio x channels, rounded to a multiple of 8.
+      channels: number of channels that sets the hidden width: ratio x channels, rounded to a multiple of 8. In a
+        pruned network, it is the number before pruning.
       ratio: width of the hidden layer / channels.
       dtype: compute dtype.
 
@@ -48,8 +49,9 @@ class EfficientChannelAttention(nn.Module):
     """Efficient channel attention: ``x * sigmoid(conv1d(mean_HW(x)))``; parameter `conv/kernel` [k].
 
     Attributes:
-      channels: channels that set the odd kernel size: about (log2(channels) + 1) / 2.
-      ratio: not used; all kinds of attention have the same signature.
+      channels: number of channels that sets the kernel size: (log2(channels) + 1) / 2, rounded down, then up to an
+        odd number, at least 3.
+      ratio: unused; it exists because all attention modules have the same attributes.
       dtype: compute dtype.
 
     Source: Wang et al. 2020, "ECA-Net", section 3.2.
@@ -69,7 +71,7 @@ class EfficientChannelAttention(nn.Module):
 
 
 class ChannelConv(nn.Module):
-    """Convolution along the channels, zero-padded to keep their number; parameter `kernel` [size].
+    """1-D convolution along the channels, with zero padding that keeps their number; parameter `kernel` [size].
 
     Attributes:
       size: number of taps, odd.
