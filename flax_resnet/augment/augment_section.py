@@ -1,4 +1,4 @@
-"""Settings of the augmentation on the device."""
+"""Settings of the preprocessing and augmentation on the device."""
 
 import dataclasses
 
@@ -15,61 +15,106 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Settings of the augmentation of uint8 batches on the device."""
+    """Settings of the preprocessing and augmentation of uint8 batches on the device."""
 
     mean: tuple = setting(
         (0.485, 0.456, 0.406),
         per_channel(0, 1),
-        "subtracted, per channel; () for that of pretrained",
+        "mean of each channel, subtracted from values in [0, 1]; () for that of model.pretrained",
     )
     std: tuple = setting(
         (0.229, 0.224, 0.225),
         per_channel(1e-6, 10),
-        "divided by, per channel; () for that of pretrained",
+        "standard deviation of each channel, which divides the values; () for that of model.pretrained",
     )
-    flip: bool = setting(False, ANY, "mirror every other training image, left to right")
+    flip: bool = setting(
+        False, ANY, "mirror each training image left to right with probability 1/2"
+    )
     eval_flip: bool = setting(
-        False, ANY, "evaluate the mean logits of an image and its mirror", changes_result=False
+        False,
+        ANY,
+        "in evaluation, average the logits of each image and its mirror image",
+        changes_result=False,
     )
     eval_shift: int = setting(
         0,
         at_least(0),
-        "evaluate the mean logits of an image (1/2) and of it moved up left and down right by this many pixels, "
-        "its edge mirrored (1/4 each)",
+        "in evaluation, average the logits of each image (weight 1/2) and of the image shifted by this many pixels "
+        "up and left, and down and right (1/4 each, with mirrored edges); 0 for no shift",
         changes_result=False,
     )
-    pad_crop: int = setting(0, at_least(0), "pad by this many pixels and crop back at random")
-    pad_crop_fill: str = setting("black", one_of("black", "reflect"), "what pad_crop pads with")
-    brightness: float = setting(
-        0.0, at_least(0), "jitter: the factor is 1 - this (0 at least) to 1 + this; 0 for none"
+    pad_crop: int = setting(
+        0,
+        at_least(0),
+        "pad each side by this many pixels, then crop a random window of the original size; 0 for none",
     )
-    contrast: float = setting(0.0, at_least(0), "jitter about the mean grey, as brightness")
-    saturation: float = setting(0.0, at_least(0), "jitter about each pixel's grey, as brightness")
-    hue: float = setting(0.0, within(0, 0.5), "jitter: turns of the colour circle, either way")
+    pad_crop_fill: str = setting(
+        "black",
+        one_of("black", "reflect"),
+        "padding of pad_crop: black pixels, or the reflected image",
+    )
+    brightness: float = setting(
+        0.0,
+        at_least(0),
+        "colour jitter: multiply by a random factor between max(0, 1 - value) and 1 + value; 0 for none",
+    )
+    contrast: float = setting(
+        0.0,
+        at_least(0),
+        "colour jitter: scale the distance from the image's mean grey by a factor as for brightness",
+    )
+    saturation: float = setting(
+        0.0,
+        at_least(0),
+        "colour jitter: scale the distance from each pixel's grey by a factor as for brightness",
+    )
+    hue: float = setting(
+        0.0,
+        within(0, 0.5),
+        "colour jitter: largest rotation of the hue in either direction, as a share of a full turn",
+    )
     policy: str = setting(
         "none",
         one_of("none", "randaugment", "trivialaugment"),
-        "random operations, each image with its own",
+        "policy that draws random operations for each image",
     )
-    policy_ops: int = setting(2, within(1, 14), "for randaugment: operations on each image")
-    policy_magnitude: int = setting(9, within(0, 30), "for randaugment: how strong, of 30")
+    policy_ops: int = setting(2, within(1, 14), "for randaugment: operations per image")
+    policy_magnitude: int = setting(
+        9, within(0, 30), "for randaugment: strength of the operations, from 0 to 30"
+    )
     random_erasing: float = setting(
-        0.0, within(0, 1), "share of images that lose a random rectangle"
+        0.0,
+        within(0, 1),
+        "probability that a random rectangle of a training image is erased; 0 for none",
     )
     random_erasing_area: tuple = setting(
-        (0.02, 0.33), ascending_pair(0, 1), "its share of the image"
+        (0.02, 0.33),
+        ascending_pair(0, 1),
+        "for random_erasing: smallest and largest area of the rectangle, as a share of the image",
     )
     random_erasing_aspect: tuple = setting(
-        (0.3, 3.3), ascending_pair(0.01, 100), "its height over width"
+        (0.3, 3.3),
+        ascending_pair(0.01, 100),
+        "for random_erasing: smallest and largest height / width of the rectangle",
     )
     random_erasing_fill: str = setting(
-        "zero", one_of("zero", "noise"), "what replaces it: the mean, or normal noise"
+        "zero",
+        one_of("zero", "noise"),
+        "for random_erasing: fill the rectangle with the mean (zero) or with normal noise",
     )
-    cutout: int = setting(0, at_least(0), "side of the square set to the mean, pixels; 0 for none")
+    cutout: int = setting(
+        0, at_least(0), "side of the square that cutout sets to the mean, in pixels; 0 for none"
+    )
     mixup: float = setting(0.0, at_least(0), "alpha of mixup's Beta distribution; 0 for none")
     cutmix: float = setting(0.0, at_least(0), "alpha of CutMix's Beta distribution; 0 for none")
     mix_mode: str = setting(
-        "batch", one_of("batch", "pair", "element"), "what shares one draw of mixup or CutMix"
+        "batch",
+        one_of("batch", "pair", "element"),
+        "images that share one draw of mixup or CutMix: all (batch), two partners (pair), none (element)",
     )
-    mix_prob: float = setting(1.0, within(0, 1), "that a draw of mixup or CutMix mixes")
-    mix_switch_prob: float = setting(0.5, within(0, 1), "that it is CutMix, with both on")
+    mix_prob: float = setting(
+        1.0, within(0, 1), "probability that a draw of mixup or CutMix mixes the images"
+    )
+    mix_switch_prob: float = setting(
+        0.5, within(0, 1), "probability of CutMix instead of mixup, if both are on"
+    )

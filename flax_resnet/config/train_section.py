@@ -18,7 +18,7 @@ class Train:
 
     batch_size: int = setting(128, at_least(1), "global batch size, over all devices")
     epochs: int = setting(
-        10, within(1, 10**6), "passes over the data; a larger number extends a run"
+        10, within(1, 10**6), "passes over the data; a larger value extends a finished run"
     )
     steps: int = setting(0, at_least(0), "length of the run in updates; 0 to use train.epochs")
     seed: int = setting(0, within(0, 2**31 - 1), "seed of weights, data order and augmentation")
@@ -45,12 +45,12 @@ class Train:
     gradient_dtype: str = setting(
         "float32",
         one_of("float32", "bfloat16"),
-        "dtype of the gradient sum over devices; bfloat16 halves the traffic and needs model.norm_scope=local",
+        "dtype in which devices sum gradients; bfloat16 halves the traffic and needs model.norm_scope=local",
     )
     microbatch_size: str = setting(
         "whole",
         MICROBATCH,
-        "images per forward and backward pass; auto for the largest size that fits in memory",
+        "images per forward and backward pass: whole is the batch, auto is the largest size that fits in memory",
     )
     log_every: int = setting(
         10, at_least(1), "steps between training records", changes_result=False
@@ -68,13 +68,16 @@ class Train:
         changes_result=False,
     )
     prefetch: int = setting(
-        2, at_least(1), "number of calls to place batches on the device ahead", changes_result=False
+        2,
+        at_least(1),
+        "number of calls whose batches are placed on the device in advance",
+        changes_result=False,
     )
     feed: str = setting(
         "auto",
         one_of("auto", "streaming", "resident"),
         "streaming decodes each epoch; resident keeps the decoded split on the device; auto is resident for "
-        "small splits without random crops",
+        "splits of at most resident_gib without random crops",
         changes_result=False,
     )
     resident_gib: float = setting(
@@ -86,7 +89,7 @@ class Train:
     steps_per_call: int = setting(
         1,
         at_least(1),
-        "updates per call of the compiled step (a loop on GPU and TPU, unrolled on CPU); saves and stops happen "
+        "updates per call of the compiled step (a loop on GPU and TPU, unrolled on CPU); a run saves and stops "
         "only between calls",
         changes_result=False,
     )

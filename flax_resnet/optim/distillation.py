@@ -1,4 +1,4 @@
-"""Distillation: the settings, and the divergence between the teacher's and the student's outputs."""
+"""Knowledge distillation: the settings, and the divergence between the outputs of teacher and student."""
 
 import dataclasses
 
@@ -17,23 +17,25 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """The teacher. The network learns its outputs for the same augmented images, with or without the labels."""
+    """Settings of distillation. The network learns the teacher's outputs for the same augmented images."""
 
     teacher: str = setting(
         "",
         ANY,
-        "the teacher: a timm name, a run folder, or a weights file, as model.pretrained; '' for no teacher",
-        # The weights change the result, not their path; the checkpoint holds the checksum of the weights.
+        "weights of the teacher: a timm name, a run folder or a weights file; '' for no teacher",
+        # The same weights at another path give the same result. Checkpoints store the checksum of the weights.
         changes_result=False,
     )
     teacher_model: str = setting(
         "",
         ANY,
-        "network of a teacher given as a weights file; needed if no JSON file beside it names the network",
+        "name of the teacher's network; needed for a weights file, unless a JSON file next to it names the network",
     )
-    temperature: float = setting(1.0, above(0), "divides the logits of teacher and student")
+    temperature: float = setting(1.0, above(0), "divisor of the logits of teacher and student")
     weight: float = setting(
-        1.0, within(0, 1), "weight of the teacher's term in the loss; 1 - weight for the labels"
+        1.0,
+        within(0, 1),
+        "weight of the distillation loss; the loss on the labels has weight 1 - weight",
     )
 
 

@@ -1,6 +1,7 @@
-"""The moving average (EMA) of the weights.
+"""The exponential moving average (EMA) of the weights.
 
-Training keeps it beside the weights and evaluates both. `flax_resnet.load` returns the moving average by default.
+Training evaluates both the weights and their moving average. `flax_resnet.load` returns the moving average by
+default.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """The moving average of the weights; `load` returns it by default."""
+    """Settings of the moving average of the weights; `load` returns it by default."""
 
     decay: float = setting(
         0.0, within(0, 0.999999), "decay of the moving average per step; 0 for no moving average"
@@ -28,19 +29,19 @@ class Ema:
     decay_power: float = setting(
         0.0,
         at_least(0),
-        "multiply decay by (step / total steps) to this power; 0 for a constant decay",
+        "multiply the decay by (step / total steps) ** decay_power; 0 for a constant decay",
     )
     lookahead: int = setting(
         0,
         at_least(0),
-        "steps between updates of the moving average, each of which also copies it to the weights (lookahead); "
-        "0 to update it every step and leave the weights alone",
+        "number of steps between updates of the moving average; each update also copies it to the weights; "
+        "0 to update it every step without copying",
     )
     bn_batches: int = setting(
         0,
         at_least(0),
-        "training batches to measure the moving average's batch statistics on, before each evaluation and "
-        "checkpoint; 0 to average the statistics like the weights",
+        "number of training batches that recompute the batch statistics of the moving average, before each "
+        "evaluation and checkpoint; 0 to average the statistics like the weights",
     )
 
 

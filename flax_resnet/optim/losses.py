@@ -25,7 +25,7 @@ class Loss:
         "softmax for cross-entropy over all classes; sigmoid for binary cross-entropy of each class",
     )
     label_smoothing: float = setting(
-        0.0, within(0, 0.99), "share of the label spread over all classes"
+        0.0, within(0, 0.99), "share of each label that is spread evenly over all classes"
     )
     class_weights: tuple = setting(
         (), CLASS_WEIGHTS, "one weight per class, in the order of the classes; () for equal weights"
@@ -35,7 +35,9 @@ class Loss:
         within(0, 1),
         "for sigmoid: round soft labels above the threshold to 1, others to 0; 1 to keep them soft",
     )
-    sum_classes: bool = setting(False, ANY, "for sigmoid: sum over the classes instead of the mean")
+    sum_classes: bool = setting(
+        False, ANY, "for sigmoid: sum the loss over the classes instead of averaging it"
+    )
 
 
 Array = jax.Array

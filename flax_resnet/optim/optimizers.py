@@ -47,12 +47,12 @@ class Optimizer:
     betas: tuple = setting(
         (0.9, 0.999),
         BETAS,
-        "for lamb, adamw and muon: decay of the running means of the gradient and of its square",
+        "for lamb, adamw and muon: decay rates of the running means of the gradient and of its square",
     )
     rms_decay: float = setting(
-        0.9, within(0, 0.9999), "for rmsprop: decay of the squared gradient's mean"
+        0.9, within(0, 0.9999), "for rmsprop: decay rate of the mean of squared gradients"
     )
-    epsilon: float = setting(1e-8, above(0), "added to the optimizer's divisors; unused by sgd")
+    epsilon: float = setting(1e-8, above(0), "added to divisors in the optimizer; unused by sgd")
     trust_coefficient: float = setting(
         0.001, above(0), "for lars: norm of update / norm of weights, at learning rate 1"
     )
@@ -60,8 +60,8 @@ class Optimizer:
     weight_decay_form: str = setting(
         "auto",
         one_of("auto", "coupled", "decoupled"),
-        "coupled adds weight decay to the gradient; decoupled adds it to the optimizer's update, before the "
-        "learning rate; auto is coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
+        "coupled adds weight decay to the gradient; decoupled adds it to the update, before the multiplication by "
+        "the learning rate; auto is coupled for sgd, lars and rmsprop, decoupled for lamb, adamw and muon",
     )
     weight_decay_rules: tuple = setting(
         (("kernel$", 1.0), ("", 0.0)),
@@ -74,10 +74,10 @@ class Optimizer:
     unfreeze_at: tuple = setting(
         (),
         PARAMETER_RULES,
-        "(regex, start) rules to unfreeze parameters, in schedule.unit; before start their learning rate is 0",
+        "(regex, start) rules: the learning rate of matching parameters is 0 before start (in schedule.unit)",
     )
     layer_decay: float = setting(
-        1.0, within(0.01, 1), "factor on the learning rate per block of distance from the head"
+        1.0, within(0.01, 1), "learning rate factor per block, counted back from the head"
     )
     clip_norm: float = setting(
         0.0, at_least(0), "largest global norm of the gradient; 0 for no limit"
@@ -85,7 +85,7 @@ class Optimizer:
     agc: float = setting(
         0.0,
         at_least(0),
-        "adaptive gradient clipping: largest norm of gradient / norm of weights per unit, head excluded; "
+        "adaptive gradient clipping: largest gradient norm / weight norm of each unit outside the head; "
         "0 for no limit",
     )
 

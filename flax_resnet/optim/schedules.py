@@ -1,4 +1,4 @@
-"""Schedules: the learning rate, composed of Optax schedules, and the rates of dropout and stochastic depth."""
+"""Schedules of the learning rate, composed of Optax schedules, and of the rates of dropout and stochastic depth."""
 
 import dataclasses
 
@@ -20,8 +20,8 @@ from flax_resnet.settings import (
 class Schedule:
     """The schedules of the learning rate and of the drop rates (dropout and stochastic depth).
 
-    The learning rate rises linearly to its peak, decays by the named shape, and stays at its final value for the
-    cooldown. A warm-up with name="linear" is the triangle of fast recipes.
+    The learning rate rises linearly to its peak (warm-up), decays by the named shape, and stays at its final value
+    (cooldown). A warm-up and name="linear" together give a triangular schedule.
     """
 
     name: str = setting(
@@ -33,31 +33,45 @@ class Schedule:
         "epochs",
         one_of("epochs", "steps", "fraction"),
         "unit of warmup, cooldown, milestones, drop_until, optimizer.unfreeze_at and data.progressive; fraction "
-        "is of the run's steps",
+        "means a fraction of the run's steps",
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear warm-up")
-    warmup_from: float = setting(0.0, within(0, 1), "warm-up starts at this share of the peak")
-    cooldown: float = setting(0.0, at_least(0), "length at the final learning rate")
-    final: float = setting(0.0, within(0, 1), "decay ends at this share of the peak")
+    warmup_from: float = setting(
+        0.0, within(0, 1), "learning rate at the start of the warm-up, as a share of the peak"
+    )
+    cooldown: float = setting(
+        0.0, at_least(0), "length of the last phase, with a constant learning rate"
+    )
+    final: float = setting(
+        0.0, within(0, 1), "learning rate at the end of the decay, as a share of the peak"
+    )
     power: float = setting(2.0, above(0), "for polynomial: exponent of the decay")
-    milestones: tuple = setting((30.0, 60.0), ASCENDING, "for multi_step: when the rate drops")
-    gamma: float = setting(0.1, within(0, 1), "for multi_step: factor of each drop")
+    milestones: tuple = setting(
+        (30.0, 60.0), ASCENDING, "for multi_step: positions at which the learning rate drops"
+    )
+    gamma: float = setting(
+        0.1, within(0, 1), "for multi_step: factor on the learning rate at each milestone"
+    )
     batch_scaling: str = setting(
         "none",
         one_of("none", "linear", "sqrt"),
         "scale the peak by train.batch_size / base_batch_size (linear), or by its square root (sqrt)",
     )
     base_batch_size: int = setting(
-        256, at_least(1), "batch size for which optimizer.learning_rate is given"
+        256,
+        at_least(1),
+        "for batch_scaling: batch size at which the peak is optimizer.learning_rate",
     )
     drop_rates: str = setting(
         "constant",
         one_of("constant", "linear", "early", "late"),
-        "schedule of model.dropout and model.drop_path: constant, linear from 0 to their values over the run, "
-        "early (0 from drop_until on) or late (0 until drop_until)",
+        "schedule of model.dropout and model.drop_path: constant, linear (from 0 to their values over the run), "
+        "early (0 after drop_until) or late (0 before drop_until)",
     )
     drop_until: float = setting(
-        0.0, at_least(0), "for drop_rates=early: when dropout ends; for late: when it begins"
+        0.0,
+        at_least(0),
+        "for drop_rates=early: position at which dropout and stochastic depth end; for late: at which they begin",
     )
 
 

@@ -93,7 +93,7 @@ CLASS_WEIGHTS = Rule(
 BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
 SIZES = Rule(
     _are_sizes,
-    "pairs of a start, the first 0 and the others ascending, and a size in pixels",
+    "(start, size) pairs whose starts ascend from 0",
     numbers=False,
 )
 MICROBATCH = Rule(
@@ -101,5 +101,5 @@ MICROBATCH = Rule(
     "'whole', 'auto', or a number of at least 1",
 )
 PARAMETER_RULES = Rule(
-    _are_rules, "pairs of a regular expression and a factor of at least 0", numbers=False
+    _are_rules, "(regex, number) pairs with numbers of at least 0", numbers=False
 )
