@@ -70,7 +70,7 @@ class Model:
     norm_scope: str = setting(
         "global",
         one_of("global", "local", "ghost"),
-        "batch normalisation uses the statistics of the global batch, of each device (local), or of each group (ghost)",
+        "statistics that batch normalisation uses: of the global batch, each device (local) or each group (ghost)",
     )
     norm_groups: int = setting(
         1, at_least(1), "for norm_scope=ghost: number of groups of the global batch"
