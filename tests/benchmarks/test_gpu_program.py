@@ -1,4 +1,4 @@
-"""The reader of compiled programs, on small ones; what is expected of ours, and a mistake on the command line."""
+"""Analysis of compiled programs on small examples, the expected figures, and errors on the command line."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_kernels_and_their_bytes():
     ]
 
 
-def test_convolutions_as_they_should_be():
+def test_good_convolutions_raise_no_figure():
     found = program_figures(hlo.parse(STEP))
     assert found["convolutions"] == 2
     assert found["activation_copies"] == 1
@@ -55,7 +55,7 @@ def test_convolutions_as_they_should_be():
          "convolutions_without_cudnn"),
     ],
 )  # fmt: skip
-def test_convolutions_as_they_should_not_be(old, new, figure):
+def test_bad_convolutions_are_counted(old, new, figure):
     assert program_figures(edited(old, new))[figure] >= 1
 
 
@@ -100,7 +100,7 @@ ENTRY %main (a: f32[5,100]) -> f32[5,100] {
 """  # noqa: E501
 
 
-def test_a_loop_counts_as_often_as_it_runs_and_its_slices_as_slices():
+def test_a_loop_body_counts_per_iteration_and_only_with_its_slices():
     found = [(kernel.times, kernel.bytes) for kernel in kernels.kernels(hlo.parse(LOOP))]
     assert found == [(5, 400 + 4 + 400), (5, 400 + 4 + 400)]
 
@@ -135,7 +135,7 @@ ENTRY %main (x: f32[8], y: bf16[1000], small: bf16[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_collectives_and_which_are_exposed():
+def test_collectives_that_no_kernel_hides_are_exposed():
     found = kernels.collectives(hlo.parse(REDUCED))
     assert [one.bytes for one in found] == [32, 48, 2000, 32]
     assert [one.exposed for one in found] == [True, False, True, True]
@@ -147,12 +147,12 @@ def test_collectives_and_which_are_exposed():
     assert figures["kernels_by_kind"]["collective"] == 4
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("HloModule nothing")
 
 
-def test_only_what_is_worse_is_told():
+def test_only_worse_figures_are_reported():
     case = Case("resnet50")
     expected = dict.fromkeys(gpu_program.LIMITS, 100)
     assert gpu_program.slips(case, expected | {"bytes": 101, "collectives": 99}, expected) == []
@@ -162,7 +162,7 @@ def test_only_what_is_worse_is_told():
     assert "float32 convolutions: 101, expected at most 100" in line
 
 
-def test_expectations_of_another_compiler_are_refused(tmp_path, monkeypatch):
+def test_expected_figures_of_another_jax_version_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_program, "EXPECTED", tmp_path / "expected.json")
     assert gpu_program.load_expected() == {}
     case = Case("resnet50", settings=("model.norm_scope=local",))
@@ -177,7 +177,7 @@ def test_expectations_of_another_compiler_are_refused(tmp_path, monkeypatch):
     assert gpu_program.jax.__version__ in caught.value.problem
 
 
-def test_a_target_is_described_as_the_compiler_reads_it():
+def test_a_target_is_written_in_the_compilers_format():
     text = TARGETS["h100"].text()
     assert "  memory_bandwidth: 3352320000000\n" in text
     assert "  cuda_compute_capability { major: 9 }\n" in text
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line(arguments, names, monkeypatch, capsys):
     monkeypatch.setattr(gpu_program, "absent", lambda *packages: [])
     monkeypatch.setattr(gpu_program.jax.config, "update", lambda *setting: None)
     monkeypatch.setenv("FLAX_RESNET_OPS", "plain")
-    # Another version is not compared with what is expected.
+    # The expected figures are only valid for the JAX version that they were measured with.
     expected = json.loads(gpu_program.EXPECTED.read_text())
     monkeypatch.setattr(gpu_program.jax, "__version__", expected["jax"])
     with pytest.raises(SystemExit) as stopped:
@@ -212,7 +212,7 @@ def test_a_mistake_is_one_line(arguments, names, monkeypatch, capsys):
         assert name in line
 
 
-def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):
+def test_the_error_for_a_missing_compiler_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_program"])
     monkeypatch.setattr(gpu_program, "absent", lambda *packages: list(packages))
     with pytest.raises(SystemExit) as stopped:
@@ -222,7 +222,7 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_programs_are_as_expected():
+def test_compiled_programs_have_the_expected_figures():
     pytest.importorskip("jax_cuda12_plugin")
     command = [sys.executable, "-m", "benchmarks.lab.gpu_program", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A user's mistake, through the command line: the exit code of its kind, one line, nothing lost."""
+"""Errors of users on the command line: the exit code, a message of one line, and no lost files."""
 
 import os
 import pathlib
@@ -9,12 +9,12 @@ import pytest
 from flax_resnet import main
 from flax_resnet.cli import commands
 
-DIVERGED, DATA, DISK = 3, 4, 5  # exit codes beside 2, that of a wrong command or configuration
+DIVERGED, DATA, DISK = 3, 4, 5  # exit codes; 2 is for a wrong command or configuration
 
 
 @pytest.fixture
 def refuse(capsys):
-    """Runs the command, expects this exit code and one line about this key (and value) that has these names."""
+    """A function that runs the command, and expects an exit code and one line about `fault` with all names."""
 
     def run(arguments, fault, *names, code=2):
         assert main.main(arguments) == code
@@ -54,11 +54,11 @@ def refuse(capsys):
         (["--config=resnet18"], "--workdir", []),
     ],
 )  # fmt: skip
-def test_flags_and_configuration(refuse, arguments, fault, names):
+def test_errors_in_flags_and_configuration(refuse, arguments, fault, names):
     refuse(arguments, fault, *names)
 
 
-def test_files_of_flags(refuse, tmp_path):
+def test_errors_in_flag_files(refuse, tmp_path):
     file, nested, absent = tmp_path / "flags", tmp_path / "nested", tmp_path / "none"
     nested.write_text(f"--flagfile={file}\n")
     for given, outer in (([f"--flagfile={file}"], file), (["--flagfile", str(nested)], nested)):
@@ -89,7 +89,7 @@ def test_files_of_flags(refuse, tmp_path):
         ("model.name=vgg11", "model.depths=(1, 1, 1, 1)", ["vgg11"]),
     ],
 )  # fmt: skip
-def test_models_and_datasets(refuse, tiny, tmp_path, override, fault, names):
+def test_errors_in_models_and_datasets(refuse, tiny, tmp_path, override, fault, names):
     if "batch_size=8" in override:  # one image for each device, and a map of 1x1
         tiny = [*tiny, "--config.model.norm_scope=local"]
     if "frozen" in override:
@@ -100,7 +100,7 @@ def test_models_and_datasets(refuse, tiny, tmp_path, override, fault, names):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_home_of_nobody(tiny, tmp_path, capsys):
+def test_the_home_folder_of_an_unknown_user_is_refused(tiny, tmp_path, capsys):
     override = "--config.model.pretrained=~no-such-user/w.pth"
     assert main.main([*tiny, f"--workdir={tmp_path / 'run'}", override]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -108,7 +108,7 @@ def test_the_home_of_nobody(tiny, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_folders(refuse, tmp_path, photographs, cache_dir):
+def test_errors_in_image_folders(refuse, tmp_path, photographs, cache_dir):
     def arguments(path):
         return [f"--config=resnet18:folder={path}", f"--workdir={tmp_path / 'run'}"]
 
@@ -123,7 +123,7 @@ def test_folders(refuse, tmp_path, photographs, cache_dir):
     refuse(arguments(photographs), photographs, "'flower'", code=DATA)
 
 
-def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, capsys):
+def test_too_many_unreadable_images_stop_the_run(tmp_path, photographs, cache_dir, capsys):
     for file in (photographs / "flower").iterdir():
         file.write_bytes(file.read_bytes()[:300])
     arguments = [
@@ -137,7 +137,7 @@ def test_an_unreadable_image_above_the_limit(tmp_path, photographs, cache_dir, c
     assert "data.max_bad_images=0" in line
 
 
-def test_workdirs(refuse, tiny, tmp_path):
+def test_invalid_workdirs_are_refused_and_unchanged(refuse, tiny, tmp_path):
     (tmp_path / "file").write_text("x")
     refuse([*tiny, f"--workdir={tmp_path / 'file'}"], tmp_path / "file", code=DISK)
     (tmp_path / "other").mkdir()
@@ -151,7 +151,7 @@ def test_workdirs(refuse, tiny, tmp_path):
         refuse([*tiny, f"--workdir={tmp_path / 'torn'}"], file, code=DISK)
 
 
-def test_a_read_only_workdir(refuse, tiny, tmp_path):
+def test_a_read_only_workdir_is_refused(refuse, tiny, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
@@ -166,7 +166,7 @@ def test_a_relative_workdir_works(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "here" / "run" / "summary.txt").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = [*tiny, f"--workdir={workdir}", "--config.schedule.name=constant"]
     assert main.main([*arguments, "--config.train.epochs=1"]) == 0
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()] == ["5"]
 
 
-def test_a_program_mistake_keeps_its_traceback(tiny, tmp_path, monkeypatch):
+def test_a_bug_keeps_its_traceback(tiny, tmp_path, monkeypatch):
     from flax_resnet.training import experiment
 
     monkeypatch.setattr(experiment, "open_source", lambda *a, **k: 1 / 0)
@@ -227,9 +227,7 @@ def test_prepare(capsys, tmp_path):
         assert all(name in line for name in names)
 
 
-def test_an_intact_checkpoint_of_another_network_is_left_where_it_is(
-    refuse, tiny, tmp_path, capsys
-):
+def test_an_intact_checkpoint_of_another_network_is_not_moved(refuse, tiny, tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = [*tiny, f"--workdir={workdir}", "--config.train.epochs=1"]
     assert main.main(arguments) == 0

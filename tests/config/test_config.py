@@ -1,3 +1,5 @@
+"""The configuration: valid and invalid values, conversion from and to JSON, and the plan of a run."""
+
 import dataclasses
 import json
 
@@ -15,11 +17,11 @@ def test_defaults_are_valid_and_survive_json():
     assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_no_default_is_none():
+def test_no_setting_defaults_to_none():
     assert all(field.default is not None for field in settings().values())
 
 
-def test_the_dict_is_locked():
+def test_the_config_dict_rejects_unknown_keys():
     with pytest.raises(AttributeError):
         default_config().train.batchsize = 3
 
@@ -31,7 +33,7 @@ def test_the_dict_is_locked():
         ("train.batch_size", "many"),
         ("train.batch_size", True),
         ("train.batch_size", None),
-        ("data.image_size", 0),  # taken from pretrained weights, and there are none
+        ("data.image_size", 0),  # 0 takes the size of pretrained weights, but there are none
         ("optimizer.learning_rate", -0.1),
         ("optimizer.learning_rate", float("inf")),
         ("optimizer.momentum", 1.5),
@@ -62,7 +64,7 @@ def test_the_dict_is_locked():
         ("loss.class_weights", ("a", "b")),
     ],
 )
-def test_a_bad_value_is_one_line_with_key_value_and_cure(key, value):
+def test_the_error_for_a_bad_value_is_one_line_with_key_value_and_cure(key, value):
     section, name = key.split(".")
     with refused(key, value) as caught:
         freeze({section: {name: value}})
@@ -70,7 +72,7 @@ def test_a_bad_value_is_one_line_with_key_value_and_cure(key, value):
     assert str(caught.value).startswith(f"{key}=")
 
 
-def test_not_a_number_is_refused():
+def test_nan_is_refused():
     with refused("optimizer.learning_rate"):
         freeze({"optimizer": {"learning_rate": float("nan")}})
 
@@ -83,7 +85,7 @@ def test_not_a_number_is_refused():
         ({"trian": {"batch_size": 3}}, "trian", "train"),
     ],
 )
-def test_an_unknown_setting_is_met_by_the_nearest_one(sections, key, meant):
+def test_the_error_for_an_unknown_setting_suggests_the_nearest_one(sections, key, meant):
     with refused(key) as caught:
         freeze(sections)
     assert repr(meant) in caught.value.cure
@@ -102,7 +104,7 @@ def test_mixing_needs_an_even_batch(key):
     assert f"augment.{key}" in caught.value.allowed
 
 
-def test_an_int_serves_as_a_float_and_a_list_as_a_tuple():
+def test_ints_become_floats_and_lists_become_tuples():
     config = freeze({"optimizer": {"learning_rate": 1}, "data": {"crop_area": [0.5, 1.0]}})
     assert config.optimizer.learning_rate == 1.0
     assert config.data.crop_area == (0.5, 1.0)
@@ -135,7 +137,7 @@ def test_plan_drops_the_remainder_of_an_epoch():
     )
 
 
-def test_a_run_has_so_many_steps_as_epochs_make_or_as_are_asked_for():
+def test_train_steps_overrides_train_epochs():
     config = freeze({"train": {"batch_size": 10, "steps": 25}, "schedule": {"warmup": 1.0}})
     made = plan(config, num_train=100, num_eval=1, num_classes=10)
     assert (made.total_steps, made.steps_per_epoch, made.warmup_steps) == (25, 10, 10)
@@ -152,13 +154,13 @@ def test_rules_survive_json():
     assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_class_weights_are_as_many_as_the_classes():
+def test_class_weights_need_one_number_per_class():
     config = freeze({"loss": {"class_weights": (1, 2)}, "train": {"batch_size": 1}})
     with refused("loss.class_weights", (1.0, 2.0)):
         plan(config, num_train=1, num_eval=1, num_classes=3)
 
 
-def test_plan_refuses_what_the_data_cannot_give():
+def test_plan_refuses_settings_that_do_not_fit_the_data():
     config = freeze({"train": {"batch_size": 64}, "model": {"num_classes": 5}})
     with refused("train.batch_size", 64):
         plan(config, num_train=63, num_eval=1, num_classes=5)
@@ -168,7 +170,7 @@ def test_plan_refuses_what_the_data_cannot_give():
         plan(config, num_train=64, num_eval=1, num_classes=6)
 
 
-def test_differences_name_what_changes_the_result_and_nothing_else():
+def test_differences_list_only_settings_that_change_the_result():
     wanted = freeze(
         {"train": {"epochs": 99, "log_every": 3, "seed": 1}, "data": {"data_dir": "/elsewhere"}}
     )

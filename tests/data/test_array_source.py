@@ -47,13 +47,13 @@ def test_arrays_of_one_or_many_sizes():
         ([[1, 2], [3, 4]], [0, 1], "images", "[2]"),
     ],
 )
-def test_array_errors(images, labels, key, part):
+def test_invalid_arrays_are_refused(images, labels, key, part):
     with refused(key, kind=DataError) as caught:
         ArraySource(images, labels)
     assert part in caught.value.problem
 
 
-def test_labels_are_those_of_the_class_names():
+def test_labels_index_the_class_names():
     images = np.zeros((2, 4, 4, 3), np.uint8)
     assert ArraySource(images, [0, 1], ["a", "b", "c"]).class_names == ("a", "b", "c")
     with refused("labels", kind=DataError) as caught:
@@ -61,6 +61,6 @@ def test_labels_are_those_of_the_class_names():
     assert "1" in caught.value.allowed
 
 
-def test_arrays_come_from_python():
+def test_arrays_cannot_be_opened_by_a_setting():
     with refused("data.source", "python", DataError):
         open_source(Data(source="python"), train=True)

@@ -1,4 +1,4 @@
-"""A network on both sides, and what ours makes of it; needs no torch."""
+"""Pairs of a PyTorch network and our network, and the outputs and gradients of ours; needs no torch."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,22 +12,22 @@ from flax_resnet.weights import to_torch
 
 FLOAT32_BOUND = 1e-4  # max|difference| / max|reference|
 FLOAT64_BOUND = 1e-6
-# Parameters beyond which a network is not compiled as a whole: XLA standardises the kernels of all layers before
-# it uses the first, and BiT-152x4 would take 20 GB in float64 instead of 15.
+# A network with more parameters is not compiled as a whole. XLA would standardise the kernels of all layers before
+# it uses the first one: BiT-152x4 would take 20 GB in float64 instead of 15 GB.
 LARGE = 300e6
-SMALL_GRADIENT = 1e-3  # of the largest of all: below it a gradient is measured against that
+SMALL_GRADIENT = 1e-3  # as a share of the largest gradient; the smallest divisor of an error in `gradient_errors`
 
 
 class Pair(NamedTuple):
-    """One network on both sides.
+    """A PyTorch network, and the same network in this package.
 
     Attributes:
       torch: name in timm; ``torchvision/NAME``; or a key of parity_networks.BUILDERS.
-      torch_options: keyword arguments there.
-      ours: name here.
-      options: keyword arguments of `create_model` here.
+      torch_options: keyword arguments of the PyTorch network.
+      ours: name of our network.
+      options: keyword arguments of `create_model`.
       size: height and width of the images, in pixels.
-      channels: of the images.
+      channels: channels of the images.
     """
 
     torch: str
@@ -39,27 +39,27 @@ class Pair(NamedTuple):
 
 
 def abstract(pair: Pair) -> Any:
-    """Returns the shapes of our variables, float32."""
+    """Return the shapes of our variables, float32."""
     images = jax.ShapeDtypeStruct((1, pair.size, pair.size, pair.channels), jnp.float32)
     model = create_model(pair.ours, **pair.options)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
 def torch_shapes_of(variables: Any) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes that our variables, or their shapes, have in the torch layout."""
+    """Return {name: shape} of our variables in the torch layout; `variables` are arrays or shapes."""
     nothing = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), variables)
     return {name: array.shape for name, array in to_torch(nothing).items()}
 
 
 def as_arrays(variables: Any, dtype: str) -> Any:
-    """Returns the variables as JAX arrays of `dtype` (float64 needs x64)."""
+    """Return the variables as JAX arrays of `dtype` (float64 needs x64)."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
 
 
 def our_outputs(
     pair: Pair, variables: Any, images: np.ndarray, dtype: str, **call: Any
 ) -> np.ndarray:
-    """Returns what our network makes of [N, H, W, C], computing in `dtype`."""
+    """Return the outputs of our network for images [N, H, W, C], computed in `dtype`."""
     with jax.enable_x64(dtype == "float64"):
         model = create_model(pair.ours, dtype=dtype, **pair.options)
         apply = partial(model.apply, **call)
@@ -71,7 +71,7 @@ def our_outputs(
 
 
 def our_loss(model: Any, params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> Any:
-    """Returns the mean cross-entropy in training mode, and the new running statistics."""
+    """Return the mean cross-entropy in training mode, and the new running statistics."""
     variables = {"params": params, "batch_stats": stats}
     logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
     scores = jax.nn.log_softmax(logits)[np.arange(len(labels)), labels]
@@ -81,7 +81,7 @@ def our_loss(model: Any, params: Any, stats: Any, images: jax.Array, labels: jax
 def our_gradients(
     pair: Pair, variables: Any, images: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Returns our loss in training mode and every gradient by its torch name, in float64."""
+    """Return our loss in training mode, and {torch name: gradient}, in float64."""
     with jax.enable_x64(True):
         model = create_model(pair.ours, dtype="float64", **pair.options)
         arrays = as_arrays(variables, "float64")
@@ -92,27 +92,31 @@ def our_gradients(
 
 
 def distance(ours: np.ndarray, reference: np.ndarray) -> float:
-    """Returns max|difference| / max|reference|; infinity where the shapes differ."""
+    """Return max|difference| / max|reference|; infinity if the shapes differ."""
     if ours.shape != reference.shape:
         return np.inf
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
 def relative(value: float, reference: float) -> float:
-    """Returns |value - reference| / |reference|."""
+    """Return |value - reference| / |reference|."""
     return abs(value - reference) / abs(reference)
 
 
 def gradient_errors(
     ours: dict[str, np.ndarray], reference: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Returns max|difference| / max(max|g|, 1e-3 of the largest of all) of every gradient g.
+    """Return {name: max|difference| / max(max|g|, 1e-3 G)} for each gradient g of the reference.
+
+    G is the largest absolute value in all gradients of the reference.
 
     Raises:
-      ValueError: the two have other names.
+      ValueError: the names of the gradients differ.
     """
     if ours.keys() != reference.keys():
-        raise ValueError(f"gradients of one side only: {sorted(ours.keys() ^ reference.keys())}")
+        raise ValueError(
+            f"these gradients have no counterpart: {sorted(ours.keys() ^ reference.keys())}"
+        )
     sizes = {name: np.abs(value).max() for name, value in reference.items()}
     floor = SMALL_GRADIENT * max(sizes.values())
     return {

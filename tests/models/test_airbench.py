@@ -1,4 +1,4 @@
-"""The network whose first layer is made of the data: its filters, and how a run comes by them."""
+"""Airbench: its layers, and its whitening filters, which are computed from the training images."""
 
 import math
 
@@ -21,7 +21,7 @@ from flax_resnet.weights import from_torch, to_torch
 
 
 def photographs(count, size):
-    """Crops of a photograph, uint8, whose neighbouring pixels are alike."""
+    """Return crops of a photograph, uint8 [count, size, size, 3]; neighbouring pixels are similar."""
     from sklearn.datasets import load_sample_images
 
     draw, image = np.random.default_rng(0), load_sample_images().images[0]
@@ -30,7 +30,7 @@ def photographs(count, size):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_whitened_patches_are_uncorrelated_and_of_unit_variance(channels):
+def test_whitened_patches_are_uncorrelated_with_unit_variance(channels):
     images = photographs(64, 16)[..., :channels] / np.float32(255) - 0.4
     kernel = whitening_filters(np.asarray(patch_moments(jnp.asarray(images))))
     assert kernel.shape == (2, 2, channels, 8 * channels)
@@ -51,7 +51,7 @@ def test_whitened_patches_are_uncorrelated_and_of_unit_variance(channels):
     assert moments[0, 0] == pytest.approx(1, abs=0.01)
 
 
-def test_the_first_outputs_are_the_inputs():
+def test_identity_first_copies_the_inputs_to_the_first_outputs():
     kernel = identity_first(jax.random.key(0), (3, 3, 4, 6))
     image = jax.random.normal(jax.random.key(1), (1, 5, 5, 4))
     dimensions = jax.lax.conv_dimension_numbers(image.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
@@ -62,8 +62,8 @@ def test_the_first_outputs_are_the_inputs():
     assert np.abs(kernel[..., 4:]).max() <= 1 / 6
 
 
-def test_its_layers_in_numpy():
-    """The whole network, written with loops, running statistics as they begin."""
+def test_the_logits_equal_a_numpy_implementation():
+    """The weights and the running statistics are random."""
     model = create_model("airbench94", widths=(3, 5), num_classes=2)
     images = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
@@ -101,7 +101,7 @@ def test_its_layers_in_numpy():
     jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, shapes), variables)
 
 
-def test_its_summary_counts_the_whitening_too():
+def test_the_summary_counts_the_whitening_layer():
     summary = summarize("airbench94")
     assert summary.input_shape == (1, 32, 32, 3)
     assert summary.layers[0].macs == 31 * 31 * 24 * 12
@@ -109,7 +109,7 @@ def test_its_summary_counts_the_whitening_too():
 
 
 @pytest.mark.slow
-def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
+def test_a_run_computes_the_whitening_filters_and_keeps_them(tmp_path):
     images, labels = photographs(48, 16), np.arange(48) % 2
     source = ArraySource(images, labels, class_names=("even", "odd"))
     sections = {
@@ -121,7 +121,7 @@ def test_a_run_measures_its_filters_and_keeps_them(tmp_path):
     config = freeze(sections)
     train(config, tmp_path / "run", train_source=source, eval_source=source)
     run = load_run(tmp_path / "run")
-    # One batch is all of the set: its images are the first, whatever their order.
+    # The batch holds all images, so the filters do not depend on the order of the images.
     moments = np.asarray(patch_moments(normalize(jnp.asarray(images), config.augment)))
     variances = np.linalg.eigvalsh(moments)[::-1]
     for batch_stats in (run.variables["batch_stats"], run.ema["batch_stats"]):

@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth, at rates that a factor multiplies."""
+"""Dropout and stochastic depth, and the factor that scales their rates."""
 
 import flax.linen as nn
 import jax
@@ -28,11 +28,11 @@ def test_a_traced_rate_of_zero_changes_nothing(dtype):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_what_is_kept_is_scaled_so_that_the_mean_stays(rate):
+def test_kept_values_are_scaled_to_preserve_the_mean(rate):
     draws = 200_000
     found = np.asarray(DROP(KEY, jnp.full((draws, 1), 3.0), jnp.float32(rate), (draws, 1)))
     np.testing.assert_allclose(np.unique(found), [0, 3 / (1 - rate)], rtol=1e-6)
-    spread = 3 * np.sqrt(rate / (1 - rate) / draws)  # of the mean of so many draws
+    spread = 3 * np.sqrt(rate / (1 - rate) / draws)  # standard error of the mean
     assert abs(found.mean() - 3) < 5 * spread
     assert abs((found == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / draws)
 
@@ -45,7 +45,7 @@ def test_examples_are_dropped_whole():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rate", [0.3, 0.5])
-def test_our_dropout_is_that_of_flax_bit_for_bit_and_a_traced_rate_draws_the_same(rate, dtype):
+def test_dropout_equals_flax_and_a_traced_rate_drops_the_same_values(rate, dtype):
     class Theirs(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -63,15 +63,15 @@ def test_our_dropout_is_that_of_flax_bit_for_bit_and_a_traced_rate_draws_the_sam
     found = call(x, jnp.float32(rate))
     assert found.dtype == dtype
     np.testing.assert_array_equal(found == 0, expected == 0)
-    # XLA divides by a constant as it multiplies by its inverse: a last bit, but for powers of two. Flax divides
-    # bfloat16 by what bfloat16 makes of the rate.
+    # XLA multiplies by the inverse instead of dividing by a constant. This can change the last bit, except for
+    # powers of two. In bfloat16, Flax divides by the keep probability rounded to bfloat16.
     error = 0 if rate == 0.5 else 2e-7 if dtype == jnp.float32 else 1e-2
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=error)
     assert (np.asarray(expected) == 0).any()
     np.testing.assert_array_equal(Dropout(rate).apply({}, x, False, jnp.float32(rate)), x)
 
 
-def test_a_factor_of_one_and_a_rate_of_zero_stay_out_of_the_program():
+def test_factor_one_and_rate_zero_add_no_operations():
     assert scaled(0.3, 1.0) is None
     assert scaled(0.0, jnp.float32(0.5)) is None
     assert float(scaled(0.5, 0.5)) == 0.25
@@ -128,8 +128,8 @@ QUICK = ("basic, at the head", "AlexNet", "VGG")
     "name",
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NETWORKS],
 )
-def test_the_factor_multiplies_both_rates_in_one_program(name):
-    """At 0, 1/2 and 1, the network whose rates are that much; at 1, its gradient too."""
+def test_one_program_serves_all_factors(name):
+    """The logits equal those of a network with scaled rates; for factor 1, the gradients are equal too."""
     network, options = NETWORKS[name]
     if network:
         depths = (3,) if "scan_blocks" in options else (2,)
@@ -168,7 +168,7 @@ def test_the_factor_multiplies_both_rates_in_one_program(name):
     assert np.abs(half[0] - whole[0]).max() > 1e-3
 
 
-def test_nothing_drops_at_evaluation():
+def test_nothing_is_dropped_in_evaluation():
     model = create_model("resnet18", widths=(4,), depths=(2,), num_classes=3, **BLOCKS)
     images = normal(2, 16, 16, 3)
     variables = jax.jit(lambda: model.init(KEY, images[:1]))()
@@ -178,7 +178,7 @@ def test_nothing_drops_at_evaluation():
 
 
 @pytest.mark.parametrize("rate", ["dropout", "drop_path"])
-def test_the_factor_reaches_each_rate_alone(rate):
+def test_the_factor_scales_dropout_and_drop_path_separately(rate):
     model = create_model("resnet18", widths=(4,), depths=(2,), num_classes=3, **{rate: 0.5})
     images = normal(8, 16, 16, 3)
     variables = jax.jit(lambda: model.init(KEY, images[:1]))()

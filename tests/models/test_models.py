@@ -1,4 +1,4 @@
-"""The layers: names, padding, lowering and normalisation, against plain statements of the same."""
+"""Names of layers and networks, initialisation, batch normalisation and max-pooling."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_list_models():
     assert len(list_models()) == 139
 
 
-def test_batch_norm_against_torchs_rule():
+def test_batch_norm_updates_the_running_statistics_like_torch():
     draw = np.random.default_rng(0)
     x = draw.normal(3, 2, (4, 5, 6, 7)).astype(np.float32)
     layer = normalization.BatchNorm(momentum=0.1)
@@ -45,7 +45,7 @@ def test_batch_norm_against_torchs_rule():
     np.testing.assert_allclose(evaluated, expected, atol=2e-5)
 
 
-def test_batch_norm_keeps_its_digits_far_from_zero():
+def test_batch_norm_is_accurate_for_a_mean_far_from_zero():
     draw = np.random.default_rng(0)
     x = (1e4 + draw.normal(size=(8, 4, 4, 3))).astype(np.float32)
     layer = normalization.BatchNorm()
@@ -56,7 +56,7 @@ def test_batch_norm_keeps_its_digits_far_from_zero():
     np.testing.assert_allclose(y, exact, atol=2e-2)
 
 
-def test_batch_norm_groups_are_batches_of_their_own():
+def test_batch_norm_groups_are_normalised_separately():
     x = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32)
     whole, grouped = normalization.BatchNorm(), normalization.BatchNorm(groups=4)
     variables = whole.init(jax.random.key(0), x, train=False)
@@ -80,7 +80,7 @@ def test_frozen_batch_norm_ignores_the_batch():
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
 
 
-def test_batch_norm_refuses_a_variance_of_one_value():
+def test_batch_norm_refuses_one_value_per_channel():
     layer, x = normalization.BatchNorm(), np.ones((1, 1, 1, 3), np.float32)
     variables = layer.init(jax.random.key(0), x, train=False)
     with refused("train.batch_size", kind=ConfigError):
@@ -92,7 +92,7 @@ def test_a_strided_block_of_constant_width_keeps_its_projection_on_a_1x1_map():
     assert "downsample_0" in shapes_of(model, 32)["params"]["layer4_0"]
 
 
-def test_convolutions_start_he_normal_by_fan_out():
+def test_convolutions_are_initialised_he_normal_by_fan_out():
     kernel = convolution.Conv(256, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"][
         "kernel"
     ]
@@ -109,7 +109,7 @@ def test_zero_init_last_starts_blocks_as_identities():
     assert np.asarray(params["layer2_0"]["downsample_1"]["scale"]).all()
 
 
-def test_max_pool_pads_with_nothing_that_could_win():
+def test_max_pool_never_selects_the_padding():
     x = -1 - np.random.default_rng(0).random((1, 4, 4, 1)).astype(np.float32)
     y = max_pool(jnp.asarray(x), size=3, stride=2, padding=1)
     expected = [

@@ -1,4 +1,4 @@
-"""What changes a ResNet's training alone: scanned and rematerialised blocks, dropout, stochastic depth."""
+"""Options of ResNet for training: scanned and rematerialised blocks, dropout, stochastic depth."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ SMALL = {"widths": (8, 8), "depths": (1, 3), "num_classes": 5}
 
 @pytest.fixture(scope="module")
 def small():
-    """Images, a network in train mode as a jitted function of its options and variables, its variables."""
+    """A function for one training pass, the variables, and the function's result without options.
+
+    The function maps variables and options of the network to logits, new batch statistics and gradients.
+    """
     images = jnp.asarray(np.random.RandomState(0).randn(4, 32, 32, 3), jnp.float32)
 
     def run(variables, **options):
@@ -36,7 +39,7 @@ def small():
 
 @pytest.mark.parametrize("remat", ["none", "block", "stage"])
 @pytest.mark.parametrize("scan", [False, True])
-def test_scan_and_remat_change_nothing_but_the_program(small, scan, remat):
+def test_scan_and_remat_do_not_change_the_results(small, scan, remat):
     run, variables, expected = small
     given = stack_blocks(variables) if scan else variables
     found = run(given, scan_blocks=scan, remat=remat)
@@ -58,7 +61,7 @@ def test_remat_is_in_the_program(small):
         assert program.count("checkpoint[") + program.count("remat2[") == times, remat
 
 
-def test_unrolled_and_scanned_variables_are_each_others_inverse(small):
+def test_unstack_blocks_inverts_stack_blocks(small):
     _, variables, _ = small
     back = unstack_blocks(stack_blocks(variables))
     assert jax.tree.structure(back) == jax.tree.structure(variables)
@@ -98,7 +101,8 @@ def test_stochastic_depth_keeps_the_mean_and_rises_with_depth():
             rngs={"dropout": jax.random.key(0)},
         )
     )(variables)["stage2"]  # fmt: skip
-    # The last block is there, doubled, or it is not: the mean of both is the network without dropping.
+    # At rate 1/2, the last block is either dropped, or kept and doubled. The mean of both outputs equals the output
+    # without stochastic depth.
     other = int(jnp.argmax(jnp.abs(drawn - drawn[:1]).max(axis=(1, 2, 3))))
     np.testing.assert_allclose((drawn[0] + drawn[other]) / 2, expected, atol=1e-5)
     share = float((jnp.abs(drawn - drawn[:1]).max(axis=(1, 2, 3)) > 1e-3).mean())
@@ -106,7 +110,7 @@ def test_stochastic_depth_keeps_the_mean_and_rises_with_depth():
 
 
 def test_scanned_blocks_drop_at_their_own_rates():
-    """The last of them is all but always dropped, and so has no gradient; the first is not."""
+    """The last block is dropped for every image, so it has no gradient; the first scanned block has one."""
     alone = {"depths": (1, 3), "widths": (8, 8), "num_classes": 5, "scan_blocks": True}
     model = create_model("resnet18", **alone, drop_path=0.9999999)
     images = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)

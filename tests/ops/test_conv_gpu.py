@@ -1,4 +1,4 @@
-"""What stems are made of on GPU equals XLA's own operation, and a step has the gradient of the plain one."""
+"""The operations for GPU, run on CPU: results and gradients equal those of XLA's operations."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from flax_resnet.ops import conv, dispatch
     ("size", "stride", "padding"),
     [(7, 2, 3), (3, 2, 1), (4, 4, 0), (2, 2, 0), (5, 3, 4), (3, 4, 1)],
 )
-def test_stems_on_gpu_equal_xlas_own(size, stride, padding, shape, monkeypatch):
+def test_the_gpu_form_of_a_stem_equals_xlas_convolution(size, stride, padding, shape, monkeypatch):
     monkeypatch.setenv(dispatch.SWITCH, "gpu")
     geometry = conv.Geometry(stride, padding, 1, 1)
     with jax.enable_x64(True):
@@ -26,13 +26,13 @@ def test_stems_on_gpu_equal_xlas_own(size, stride, padding, shape, monkeypatch):
         wanted = results(partial(conv.plain, geometry), x, kernel)
         assert farthest(got, wanted) < 1e-10
         text = jax.jit(partial(conv.convolve, geometry)).lower(x, kernel).as_text()
-    # One convolution at stride 1, of as many channels as cuDNN has kernels for.
+    # The stem is one convolution at stride 1. Its input channels are a multiple of 8, which cuDNN needs.
     assert text.count("stablehlo.convolution") == 1
     assert f"window = {{stride = [{stride}, {stride}]" not in text
     assert any(f"x{8 * number}xf" in text for number in range(1, 7))
 
 
-def test_a_step_on_gpu_has_the_gradient_of_the_plain_one(monkeypatch):
+def test_the_gpu_operations_give_the_gradient_of_the_plain_ones(monkeypatch):
     model = create_model("resnet18", widths=(8, 8, 8, 8), num_classes=5)
     images = normal((4, 64, 64, 3), jnp.float32)
     variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()

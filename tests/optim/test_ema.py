@@ -1,4 +1,4 @@
-"""The running mean of the weights: its formula, its statistics, and where it goes."""
+"""The moving average of the weights: its formula, its batch statistics, and its use in a run."""
 
 import json
 
@@ -36,11 +36,11 @@ def values(seed):
     ("section", "decays"),
     [
         (Ema(decay=0.9, warmup=False), [0.9] * 3),
-        (Ema(decay=0.22), [2 / 11, 0.22, 0.22]),  # the second would be 3/12
-        (Ema(decay=0.9, warmup=False, decay_power=2.0), [0.1, 0.4, 0.9, 0.9]),  # of three steps
+        (Ema(decay=0.22), [2 / 11, 0.22, 0.22]),  # the warm-up limits it to 2/11, 3/12, 4/13
+        (Ema(decay=0.9, warmup=False, decay_power=2.0), [0.1, 0.4, 0.9, 0.9]),  # total_steps is 3
     ],
 )
-def test_the_mean_moves_by_its_decay(section, decays):
+def test_the_moving_average_uses_the_decay_of_each_step(section, decays):
     mean = expected = ema.start(values(0), section)
     for step, decay in enumerate(decays, 1):
         mean, same = ema.advance(mean, values(step), np.int32(step), section, 3)
@@ -49,19 +49,19 @@ def test_the_mean_moves_by_its_decay(section, decays):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, expected)
 
 
-def test_statistics_that_are_measured_are_not_averaged():
+def test_measured_statistics_are_not_averaged():
     section = Ema(decay=0.9, bn_batches=4)
     mean, _ = ema.advance(values(0), values(1), np.int32(1), section, 1)
     assert (mean["batch_stats"]["mean"] == values(0)["batch_stats"]["mean"]).all()
     assert (mean["params"]["w"] != values(0)["params"]["w"]).all()
 
 
-def test_no_decay_is_no_mean():
+def test_without_decay_there_is_no_moving_average():
     assert ema.start(values(0), Ema()) == {}
     assert ema.advance({}, values(0), np.int32(1), Ema(), 1)[0] == {}
 
 
-def test_lookahead_moves_the_mean_and_the_weights_together():
+def test_lookahead_copies_the_moving_average_to_the_weights():
     section = Ema(decay=0.75, warmup=False, lookahead=2)
     mean, kept = ema.advance(values(0), values(1), np.int32(1), section, 4)
     jax.tree.map(np.testing.assert_array_equal, (mean, kept), (values(0), values(1)))
@@ -80,7 +80,7 @@ def test_lookahead_moves_the_mean_and_the_weights_together():
         ({"bn_batches": 3}, "bn_batches", "cure", "ema.decay"),
     ],
 )
-def test_settings_of_no_mean_are_refused(section, key, field, other):
+def test_settings_that_conflict_are_refused(section, key, field, other):
     with refused(f"ema.{key}", section[key], ConfigError) as error:
         freeze({"ema": section})
     assert other in getattr(error.value, field)
@@ -125,7 +125,7 @@ def test_measured_statistics_are_the_mean_over_the_batches(steps_per_call):
         key = stream_key(0, AUGMENT_STREAM, number)
         images, _ = training_batch(key, batch["image"], batch["label"], 10, config.augment)
         _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        # 0.9 of the old and 0.1 of the batch's
+        # new = 0.9 old + 0.1 batch, solved for the batch's statistics
         sums.append(
             jax.tree.map(
                 lambda new, old: (new - 0.9 * old) / 0.1,
@@ -175,7 +175,7 @@ def test_measuring_statistics_needs_batch_normalisation():
 
 
 @pytest.mark.slow
-def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
+def test_a_run_evaluates_saves_resumes_and_loads_its_moving_average(tiny, tmp_path, capsys):
     arguments = [
         *tiny, "--config.schedule.name=constant", "--config.ema.decay=0.5", "--config.ema.warmup=False",
         "--config.ema.bn_batches=2", "--config.augment.flip=True",
@@ -187,7 +187,7 @@ def test_a_run_judges_saves_resumes_and_loads_its_mean(tiny, tmp_path, capsys):
         assert main.main(run) == 0
     run = load_run(whole)
     one, other = (saved(folder, run.step) for folder in (whole, parts))
-    assert one["checksums"] == other["checksums"]  # of all of the state
+    assert one["checksums"] == other["checksums"]  # these cover the whole state
     assert one["shapes"] == other["shapes"]
 
     mean, last = flax_resnet.load(whole), flax_resnet.load(whole, ema=False)

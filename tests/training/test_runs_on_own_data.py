@@ -1,4 +1,4 @@
-"""Runs on data of a user's own: arrays from Python, folders of photographs, and data that change."""
+"""Runs on a user's own data: arrays from Python, folders of photographs, and data that change."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,9 @@ from flax_resnet import main
 
 
 @pytest.mark.slow
-def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs, tmp_path, capsys):
+def test_changed_data_are_refused_and_a_forced_resume_forgets_bad_images(
+    photographs, tmp_path, capsys
+):
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.sampling import EpochSampler
     from flax_resnet.data.sources.open import open_source
@@ -45,7 +47,7 @@ def test_other_data_of_any_subset_are_refused_and_forget_bad_images(photographs,
     assert saved(tmp_path / "run", 2)["bad_images"] == {}
 
 
-def test_arrays_from_python(tmp_path):
+def test_training_on_arrays_from_python(tmp_path):
     from flax_resnet.config import freeze
     from flax_resnet.data.sources.arrays import ArraySource
     from flax_resnet.training.train import train
@@ -100,12 +102,12 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     assert classifier.predict(files).labels.shape == (6,)
     assert classifier.class_names == ("china", "flower")
 
-    # Resized by Pillow here and by TensorFlow there, a photograph gets the same probabilities.
+    # predict() resizes with Pillow, evaluation in a run with TensorFlow. The probabilities are nearly the same.
     from flax_resnet.data.decode import evaluation_pixels
 
     data = classifier.config.data
     theirs = [evaluation_pixels(f.read_bytes(), data).numpy() for f in files]
-    whole = dataclasses.replace(data, eval_crop="resize")  # they are cut already
+    whole = dataclasses.replace(data, eval_crop="resize")  # the arrays are already cropped
     as_cut = dataclasses.replace(
         classifier, config=dataclasses.replace(classifier.config, data=whole)
     )

@@ -1,4 +1,4 @@
-"""Tensors to variables: dtypes, what does not fit, another head, and a stem of other channels."""
+"""Convert tensors to variables: dtypes, mismatches, a head with other classes, a stem with other channels."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from flax_resnet.weights.layout_conversion import adapt_channels
 from flax_resnet.weights.layouts import LAYOUTS
 
 
-def test_what_is_filled_is_of_the_dtype_asked_for_and_a_copy():
+def test_converted_arrays_are_contiguous_copies_with_the_requested_dtype():
     variables = tree(BASIC)
     tensors = {k: v.astype(np.float64) for k, v in to_torch(variables).items()}
     filled = from_torch(tensors, abstract(variables))
@@ -24,13 +24,13 @@ def test_what_is_filled_is_of_the_dtype_asked_for_and_a_copy():
     assert all(x.flags.c_contiguous for x in jax.tree.leaves(filled))
 
 
-def test_all_misfits_are_told_in_one_line():
+def test_all_mismatches_are_reported_in_one_line():
     variables = tree(BASIC)
     tensors = to_torch(variables)
     del tensors["layer1.0.conv1.weight"], tensors["bn1.running_mean"]
     tensors |= {f"extra.{i:02d}.weight": np.zeros(1, np.float32) for i in range(13)}
     tensors["layer1.0.bn1.weight"] = np.zeros(9, np.float32)
-    tensors["layer1.0.conv2.weight"] = np.zeros(9, np.float32)  # of another rank
+    tensors["layer1.0.conv2.weight"] = np.zeros(9, np.float32)  # another rank
     with refused("weights", ..., WeightsError) as caught:
         from_torch(tensors, abstract(variables))
     _, *misfits = caught.value.problem.replace("network: ", "network; ").split("; ")
@@ -41,19 +41,19 @@ def test_all_misfits_are_told_in_one_line():
         "layer1.0.conv2.weight source [9] expected [4, 4, 3, 3]",
     ]
     assert caught.value.cure == ""
-    # counters are ignored, whether they are there or not
+    # The counters num_batches_tracked are optional.
     from_torch(
         {k: v for k, v in to_torch(variables).items() if "num_batches" not in k},
         abstract(variables),
     )
 
 
-def test_a_file_of_another_kind_of_network_is_told():
+def test_the_error_names_the_layout_of_another_kind_of_network():
     tensors = to_torch(tree(GROUPNORM))
     with refused("weights", ..., WeightsError) as caught:
         from_torch(tensors, abstract(tree(BASIC)))
     assert LAYOUTS["timm_v2"].title in caught.value.problem
-    assert "batch_stats/bn1/mean" in caught.value.problem  # has no counterpart
+    assert "batch_stats/bn1/mean" in caught.value.problem  # the layout has no tensor for it
     assert "do not fit" not in caught.value.problem
 
 
@@ -67,12 +67,13 @@ def test_an_unknown_layout_is_refused():
     assert caught.value.allowed == tuple(LAYOUTS)
 
 
-def test_a_leaf_without_a_counterpart_is_named():
+def test_export_names_a_leaf_without_a_torch_tensor():
     odd = tree(BASIC | conv("layer1_0/mystery", 1, 1, 2, 2))
     for export in (layout_of, to_torch, lambda tree: to_torch(tree, "torch")):
         with refused("variables", ..., WeightsError) as caught:
             export(odd)
-        assert caught.value.problem.endswith(" of params/layer1_0/mystery/kernel")  # only this one
+        # The message names only this leaf.
+        assert caught.value.problem.endswith(" of params/layer1_0/mystery/kernel")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,9 @@ def test_another_number_of_classes_keeps_the_initial_head(layout, shapes, head):
     assert filled["params"][head]["bias"] is wanted["params"][head]["bias"]
     filled["params"][head] = source["params"][head]
     assert_same(filled, source)
-    # the same number: the file's head, whatever stands by
+    # With the same number of classes, the file's head is used and `initial` is ignored.
     assert_same(from_torch(tensors, abstract(source), initial=tree(shapes, np.float64)), source)
-    # only the head may differ
+    # Other tensors than the head must fit.
     if "bn1.weight" in tensors:
         tensors["bn1.weight"] = np.zeros(9, np.float32)
         with refused("weights", ..., WeightsError) as caught:
@@ -103,7 +104,7 @@ def test_another_number_of_classes_keeps_the_initial_head(layout, shapes, head):
         assert caught.value.problem.endswith("network: shape: bn1.weight source [9] expected [4]")
 
 
-def test_weights_without_a_head_take_the_initial_one():
+def test_weights_without_a_head_keep_the_initial_head():
     variables = tree(BASIC)
     tensors = {k: v for k, v in to_torch(variables).items() if not k.startswith("fc")}
     with refused("weights", ..., WeightsError) as caught:

@@ -1,4 +1,4 @@
-"""One image of a packed dataset: turned or not, made smaller, or refused."""
+"""`pack_image`: EXIF orientation, resizing, 16-bit images and truncated images."""
 
 import io
 
@@ -10,7 +10,7 @@ from PIL import Image
 from flax_resnet.data.packing.jpeg import pack_image
 
 
-def test_a_published_dataset_is_not_turned_and_16_bits_lose_their_low_byte():
+def test_pack_image_turns_only_if_upright_and_reduces_16_bits_to_8():
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20), "blue").save(buffer, "JPEG", exif=exif)
@@ -28,7 +28,7 @@ def test_a_published_dataset_is_not_turned_and_16_bits_lose_their_low_byte():
     )
 
 
-def test_an_image_that_ends_early_is_no_image():
+def test_truncated_images_are_refused():
     buffer = io.BytesIO()
     Image.effect_noise((60, 40), 50).save(buffer, "JPEG")
     for encoded in (buffer.getvalue()[:-300], buffer.getvalue()[:100], b""):
