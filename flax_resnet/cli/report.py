@@ -108,7 +108,8 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]]) -> None:
             **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
         )
         axes.grid(alpha=0.3)
-        axes.legend()
+        if records:
+            axes.legend()
 
 
 def _draw_examples(

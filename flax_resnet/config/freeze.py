@@ -25,8 +25,10 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
     known = settings()
     classes, built = sections(), {}
     for name, section in values.items():
-        if name not in classes or not isinstance(section, Mapping):
+        if name not in classes:
             raise ConfigError("unknown section", key=name, cure=suggestion(name, classes))
+        if not isinstance(section, Mapping):
+            raise ConfigError(key=name, value=section, allowed="a section of settings")
         types, fields = get_type_hints(classes[name]), {}
         for key, value in section.items():
             dotted = f"{name}.{key}"

@@ -133,7 +133,9 @@ def test_records_after_the_restored_step_are_cut_and_hidden(copy, capsys):
     workdir, arguments = copy
     shutil.rmtree(workdir / "checkpoints" / "10" / "state")
     with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 11, "split": "test", "top1": 9}\n{"step": 12, "spl')
+        file.write(
+            '{"step": 11, "epoch": 2.2, "split": "test", "loss": 9, "top1": 9}\n{"step": 12, "spl'
+        )
     assert main.main(arguments) == 0
     err = capsys.readouterr().err
     assert f"warning: {workdir / 'checkpoints' / '10' / 'state'}: " in err

@@ -7,7 +7,9 @@ The last two checkpoints and the best one are kept.
 import dataclasses
 import logging
 import pathlib
+import re
 import shutil
+import sys
 import time
 import zlib
 from typing import Any, NamedTuple
@@ -22,6 +24,21 @@ from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
+# The tracebacks that Orbax and TensorStore print beside an error that they raise.
+for logger in ("absl", "asyncio"):
+    logging.getLogger(logger).addFilter(
+        lambda record: "orbax" not in record.pathname + record.getMessage()
+    )
+_print_unraisable = sys.unraisablehook
+
+
+def _unless_late(unraisable: Any) -> None:
+    """Print an unraisable error, unless TensorStore came after Orbax had closed the event loop of a failed call."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _print_unraisable(unraisable)
+
+
+sys.unraisablehook = _unless_late
 
 
 class Restored(NamedTuple):
@@ -57,6 +74,13 @@ class Checkpoints:
         )
         latest = ocp.checkpoint_managers.LatestN(2)
         any_of = ocp.checkpoint_managers.AnyPreservationPolicy([latest, best])
+        if not self._read_only:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WorkdirError(
+                    f"cannot be written: {one_line(error)}", key=self._folder
+                ) from error
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -64,6 +88,8 @@ class Checkpoints:
                 best_fn=value,
                 create=not self._read_only,
                 read_only=self._read_only,
+                # Where a folder cannot be made, threads that wait for it would keep the process for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -179,13 +205,13 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # truncated files raise errors of many types
             path = self._path(step) / "state"
-            raise CheckpointError(f"cannot be read: {one_line(error)}", key=path) from error
+            raise CheckpointError(f"cannot be read: {_reason(error)}", key=path) from error
 
     def _path(self, step: int) -> pathlib.Path:
         return self._folder / str(step)
 
     def _unwritable(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(f"cannot be written: {one_line(error)}", key=self._path(step))
+        return CheckpointError(f"cannot be written: {_reason(error)}", key=self._path(step))
 
     def restore_last_good(self, abstract: Any) -> Restored | None:
         """Restore the newest intact checkpoint; move newer, corrupted ones to ``checkpoints.bad/``.
@@ -286,6 +312,16 @@ def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
 def shapes(state: Any) -> dict[str, list[int]]:
     """Return {path: shape} of all leaves."""
     return {_name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error as one line; of TensorStore's, only the innermost cause.
+
+    >>> _reason(ValueError("RESOURCE_EXHAUSTED: Error writing 'a': No space left on device [os_error_code='28']"))
+    'No space left on device'
+    """
+    text, *metadata = re.split(r" \[(?:tensorstore_spec|os_error_code)", str(error), maxsplit=1)
+    return text.rpartition(": ")[2] if metadata else one_line(error)
 
 
 def _name(path: tuple) -> str:

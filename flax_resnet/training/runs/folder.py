@@ -7,11 +7,12 @@ import pathlib
 from typing import Any, Self
 
 from flax_resnet.config import Config, differences, freeze
-from flax_resnet.errors import WorkdirError, one_line
+from flax_resnet.errors import ConfigError, WorkdirError, one_line
 from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
 ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
+RESTORE = "restore the file, or name another workdir"
 EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 
@@ -39,9 +40,8 @@ class RunFolder:
         """Return the stored configuration, or None if the folder is missing or empty.
 
         Raises:
-          WorkdirError: the path is not a folder, holds no run, cannot be read, or was written by another version of
-            flax_resnet.
-          ConfigError: the stored configuration is invalid.
+          WorkdirError: the path is not a folder, holds no run, cannot be read, holds an invalid configuration, or
+            was written by another version of flax_resnet.
         """
         file = self.path / CONFIG
         try:
@@ -58,12 +58,17 @@ class RunFolder:
                     )
                 return None
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WorkdirError(f"cannot be read: {one_line(error)}", key=file) from error
+        except WorkdirError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise _unreadable(file, error) from error
         if not isinstance(values, dict):
-            raise WorkdirError("is not a configuration", key=file)
+            raise WorkdirError("is not a configuration", key=file, cure=RESTORE)
         check_schema(values, file)
-        return freeze({name: section for name, section in values.items() if name != "schema"})
+        try:
+            return freeze({name: section for name, section in values.items() if name != "schema"})
+        except ConfigError as error:  # not of the command: it names the same settings
+            raise WorkdirError(f"holds {one_line(error)}", key=file, cure=RESTORE) from error
 
     def claim(self, config: Config, *, resume: str) -> Config | None:
         """Claim the folder for a run: create it, or check that its configuration matches.
@@ -101,16 +106,31 @@ class RunFolder:
         self._replace(CONFIG, json.dumps(values, indent=2) + "\n")
 
     def read_records(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl, without an incomplete last line."""
+        """Return the records of metrics.jsonl, without an incomplete last line.
+
+        Raises:
+          WorkdirError: the file cannot be read, or another line holds no record.
+        """
         file = self.path / METRICS
-        if not file.exists():
-            return []
+        try:
+            lines = file.read_bytes().splitlines() if file.exists() else []
+        except OSError as error:
+            raise _unreadable(file, error) from error
         records = []
-        for line in file.read_text().splitlines():
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                if number == len(lines):  # the process ended while it wrote
+                    break
+                record = None
+            if not _is_record(record):
+                raise WorkdirError(
+                    f"line {number} is no record of training or evaluation",
+                    key=file,
+                    cure="restore the file, or delete the line",
+                )
+            records.append(record)
         return records
 
     def cut_records(self, after_step: int) -> list[dict[str, Any]]:
@@ -141,3 +161,22 @@ class RunFolder:
 
     def _unwritable(self, error: OSError) -> WorkdirError:
         return WorkdirError(f"cannot be written: {one_line(error)}", key=self.path)
+
+
+def _unreadable(file: pathlib.Path, error: Exception) -> WorkdirError:
+    return WorkdirError(f"cannot be read: {one_line(error)}", key=file, cure=RESTORE)
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a line of metrics.jsonl is what `RecordWriter` writes."""
+    if (
+        not isinstance(value, dict)
+        or not {"step", "epoch", "split", "loss", "top1"} <= value.keys()
+    ):
+        return False
+    numbers = [number for key, number in value.items() if key != "split"]
+    return (
+        isinstance(value["split"], str)
+        and isinstance(value["step"], int)
+        and all(isinstance(number, int | float) for number in numbers)
+    )

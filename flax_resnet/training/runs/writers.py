@@ -1,14 +1,17 @@
 """Writers of records: metrics.jsonl (the source of truth), TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 
 from clu import metric_writers
 from tqdm import tqdm
 
+from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.training.runs.folder import METRICS, RunFolder
 
 log = logging.getLogger("flax_resnet")
@@ -25,13 +28,27 @@ class RecordWriter:
     """
 
     def __init__(self, folder: RunFolder, start_step: int):
+        self._folder = folder
         self.records = folder.cut_records(start_step)
-        self._file = (folder.path / METRICS).open("a", buffering=1)  # a line at a time
-        for events in folder.path.glob("events.out.tfevents.*"):
-            events.unlink()
-        self._tensorboard = metric_writers.SummaryWriter(str(folder))
-        for record in self.records:
-            self._show(record)
+        with self._writing():
+            self._file = (folder.path / METRICS).open("a", buffering=1)  # a line at a time
+            for events in folder.path.glob("events.out.tfevents.*"):
+                events.unlink()
+            self._tensorboard = metric_writers.SummaryWriter(str(folder))
+            for record in self.records:
+                self._show(record)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside this block an error of the disk becomes a WorkdirError."""
+        try:
+            yield
+        except Exception as error:
+            # TensorFlow writes the events, and has its own errors, which begin with {{a function}}.
+            if not (isinstance(error, OSError) or type(error).__module__.startswith("tensorflow")):
+                raise
+            reason = one_line(error).rpartition("}} ")[2]
+            raise WorkdirError(f"cannot be written: {reason}", key=self._folder.path) from error
 
     def _show(self, record: dict) -> None:
         values = {k: v for k, v in record.items() if k not in ("step", "epoch", "split")}
@@ -39,16 +56,20 @@ class RecordWriter:
         self._tensorboard.write_scalars(record["step"], scalars)
 
     def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Write one record: step, epoch, split, and the values."""
+        """Write one record: step, epoch, split, and the values. Raises WorkdirError."""
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._show(record)
+        with self._writing():
+            self._file.write(json.dumps(record) + "\n")
+            self._show(record)
 
     def close(self) -> None:
-        """Flush buffered records, and close the file."""
-        self._tensorboard.flush()
-        self._file.close()
+        """Flush buffered records, and close the file. Raises WorkdirError."""
+        with self._writing():
+            try:
+                self._tensorboard.flush()
+            finally:
+                self._file.close()
 
 
 class Progress:
