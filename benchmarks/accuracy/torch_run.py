@@ -147,7 +147,7 @@ def train(config: Config, folder: pathlib.Path) -> None:
             step, last = number + 1, number + 1 == plan.total_steps
             if not math.isfinite(window[-1]["loss"]):
                 raise DivergedError(
-                    f"is not finite at step {step}", key="loss", value=window[-1]["loss"]
+                    f"not finite at step {step}", key="loss", value=window[-1]["loss"]
                 )
             if step % config.train.log_every == 0 or last:
                 now = time.perf_counter()
