@@ -8,6 +8,8 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from flax_resnet.errors import writing
+
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -24,13 +26,25 @@ PACKAGES = (
 
 
 def write_record(output: str | None, result: dict) -> None:
-    """Write a result with its command and environment; do nothing if `output` is empty."""
+    """Write a result with its command and environment; do nothing if `output` is empty.
+
+    Raises:
+      OutputError: the file cannot be written; what it held before stays.
+    """
     if not output:
         return
     record = {"command": sys.argv[1:], "environment": environment(), **result}
     path = pathlib.Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    with writing(path):
+        if path.exists() and not path.is_file():  # such as /dev/stdout
+            path.write_text(text)
+            return
+        file = path.resolve()
+        unfinished = file.with_name(f".{file.name}.part")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        os.replace(unfinished, file)
 
 
 def environment() -> dict:

@@ -24,24 +24,26 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from benchmarks import app
 from benchmarks.accuracy.experiments import DATA, EXPERIMENTS, Row, Run
 from benchmarks.accuracy.tables import Result, report
-from benchmarks.arguments import absent, count, folder, output, picture, seed, share
+from benchmarks.arguments import absent, count, folder, output, picture, place, seed, share
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.data.sources.open import open_source
-from flax_resnet.errors import DataError, UserError, WorkdirError
+from flax_resnet.errors import DataError, UserError, WorkdirError, writing
 from flax_resnet.training.pretrained import adopted
 from flax_resnet.training.runs.folder import RunFolder
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@app.command
 def main() -> None:
     """Train what is not there yet, and reports."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT", help=" or ".join(EXPERIMENTS))
     parser.add_argument("--folder", type=folder, required=True, help="where runs are kept")
-    parser.add_argument("--data", required=True, help="CIFAR-10 as a folder of images")
+    parser.add_argument("--data", type=place, required=True, help="CIFAR-10 as a folder of images")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=count, default=0, help="instead of the experiment's own")
     parser.add_argument(
@@ -52,23 +54,20 @@ def main() -> None:
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     parser.add_argument("--plot", type=picture, help="file for the curves, such as curves.png")
     args = parser.parse_args()
-    try:
-        runs = planned(args)
-        results = [read(run) for run in runs if run.finished]
-        waiting = [] if args.collect else startable(runs)
-        for run in waiting:
-            link_images(pathlib.Path(args.data), run)
-        for train in (True, False) if waiting else ():
-            open_source(configuration(waiting[0]).data, train=train)
-        for run in waiting:
-            train_one(run)
-            results.append(read(run))
-        if not results:
-            raise WorkdirError(
-                f"holds no finished run of {args.experiment}", key="--folder", value=args.folder
-            )
-    except UserError as error:
-        parser.error(" ".join(str(error).split()))
+    runs = planned(args)
+    results = [read(run) for run in runs if run.finished]
+    waiting = [] if args.collect else startable(runs)
+    for run in waiting:
+        link_images(pathlib.Path(args.data), run)
+    for train in (True, False) if waiting else ():
+        open_source(configuration(waiting[0]).data, train=train)
+    for run in waiting:
+        train_one(run)
+        results.append(read(run))
+    if not results:
+        raise WorkdirError(
+            f"holds no finished run of {args.experiment}", key="--folder", value=args.folder
+        )
     labels = [row.label for row in EXPERIMENTS[args.experiment]]
     results.sort(key=lambda result: (labels.index(result.run.row.label), result.run.seed))
     report(args, results)
@@ -115,9 +114,10 @@ def link_images(data: pathlib.Path, run: Run) -> None:
             files = sorted((data / split / name).glob("*"))
             if not files:
                 raise DataError(f"has no {split}/{name}/", key="--data", value=data)
-            (part / split / name).mkdir(parents=True)
-            for file in files[: most or len(files)]:
-                (part / split / name / file.name).symlink_to(file.resolve())
+            with writing(part):
+                (part / split / name).mkdir(parents=True)
+                for file in files[: most or len(files)]:
+                    (part / split / name / file.name).symlink_to(file.resolve())
     part.rename(target)
 
 
@@ -149,7 +149,8 @@ def configuration(run: Run) -> Config:
 def train_one(run: Run) -> None:
     """Run the command of a run. If it fails or is stopped, exit with its exit code."""
     print(f"\n{run.shown}", flush=True)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(run.folder):
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
     child = subprocess.Popen([sys.executable, *run.command])
     # A signal stops the run, which saves its state. This process waits for it, to print how it ended. Ctrl-C
     # reaches both processes anyway, so SIGINT is not passed on.
@@ -196,4 +197,4 @@ def read(run: Run) -> Result:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

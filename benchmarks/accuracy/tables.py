@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks.accuracy.experiments import Run
 from benchmarks.record import write_record
 from flax_resnet.config import Config
+from flax_resnet.errors import writing
 
 TIMED = ("airbench94", "speedrun")  # drawn over seconds, too
 
@@ -255,5 +256,6 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
     for axes in (left, right, *others):
         axes.grid(alpha=0.3)
         axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=110)

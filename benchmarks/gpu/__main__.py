@@ -19,7 +19,8 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks.arguments import count, duration, folder
+from benchmarks import app
+from benchmarks.arguments import count, duration, existing, folder
 from benchmarks.gpu import full, quick
 from benchmarks.gpu.folder import RECORD, claim, read
 from benchmarks.gpu.machine import PLATFORMS, Machine, find_machine, first_gpus
@@ -27,30 +28,29 @@ from benchmarks.gpu.report import Report, as_html, as_text
 from benchmarks.gpu.runner import run_all
 from benchmarks.gpu.stage import Stage
 from benchmarks.input.photographs import make_photographs
-from flax_resnet.errors import ConfigError, UserError, one_line
+from flax_resnet.errors import ConfigError, one_line, writing
 
-PAGE = "report.html"
+PAGE, PHOTOGRAPHS = "report.html", 20_000
+# {option: the modes that it is of}
+OPTIONS = {
+    "seconds": ("quick",),
+    "stages": ("quick", "full"),
+    "cifar": ("full",),
+    "images": ("full",),
+}
 
 
+@app.command
 def main() -> int:
     """Run what is not complete, and report; return the exit code: 0 where every stage is good."""
     args = _arguments()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    try:
-        return _run_and_report(args)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:  # before there is anything to report
-        return 128 + stop.args[0]
-    except BrokenPipeError:  # as of `| head`; Python flushes at its end, to nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    return _run_and_report(args)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = app.Parser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,16 +58,17 @@ def _arguments() -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--quick", action="store_true", help="eight minutes at most")
     mode.add_argument("--full", action="store_true", help="hours")
-    mode.add_argument("--read", type=pathlib.Path, help="a folder, or a record.json: report only")
+    mode.add_argument("--read", type=existing, help="a folder, or a record.json: report only")
     parser.add_argument("--folder", type=folder, help="where all is kept (default: runs/gpu)",
                         default=pathlib.Path("runs/gpu"))  # fmt: skip
-    parser.add_argument("--against", type=pathlib.Path, help="a former folder or record.json")
+    parser.add_argument("--against", type=existing, help="a former folder or record.json")
     parser.add_argument("--platform", choices=tuple(PLATFORMS), default="gpu")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a rehearsal")
     parser.add_argument("--stages", nargs="+", default=[], help="these stages only, by name")
     parser.add_argument("--seconds", type=duration, help="of --quick in all (default: 480)")
-    parser.add_argument("--cifar", default="", help="CIFAR-10 as a folder of images, for --full")
-    parser.add_argument("--images", type=count, default=20_000, help="photographs, for --full")
+    parser.add_argument("--cifar", type=existing, help="CIFAR-10 as a folder of images, for --full")
+    parser.add_argument("--images", type=count,
+                        help=f"photographs, for --full (default: {PHOTOGRAPHS:,})")  # fmt: skip
     return parser.parse_args()
 
 
@@ -85,11 +86,10 @@ def _run_and_report(args: argparse.Namespace) -> int:
       UserError: the arguments, the machine or the folder do not allow it.
       KeyboardInterrupt: a signal came before there was anything to report.
     """
+    _refuse_options_of_another_mode(args)
     former = read(args.against) if args.against else None
     stopped = 0
-    if args.read:
-        _refuse_for_reading(args)
-    else:
+    if not args.read:
         try:
             run(args)
         except KeyboardInterrupt as stop:
@@ -107,12 +107,15 @@ def _run_and_report(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _refuse_for_reading(args: argparse.Namespace) -> None:
-    for name in ("seconds", "stages"):
-        if getattr(args, name):
+def _refuse_options_of_another_mode(args: argparse.Namespace) -> None:
+    mode = next(name for name in ("quick", "full", "read") if getattr(args, name))
+    for name, modes in OPTIONS.items():
+        value = getattr(args, name)
+        if value and mode not in modes:
             raise ConfigError(
-                "is an option of --quick and --full, not of --read",
+                f"is an option of {' and '.join(f'--{one}' for one in modes)}, not of --{mode}",
                 key=f"--{name}",
+                value=... if isinstance(value, list) else value,
                 cure="leave it out",
             )
 
@@ -136,15 +139,8 @@ def run(args: argparse.Namespace) -> None:
       UserError: there is no GPU, the folder holds another machine's records, or a name is none.
     """
     began = time.monotonic()
-    if args.cifar and not pathlib.Path(args.cifar, "train").is_dir():
+    if args.cifar and not (args.cifar / "train").is_dir():
         raise ConfigError(key="--cifar", value=args.cifar, allowed="a folder with train/ and test/")
-    if args.full and args.seconds:
-        raise ConfigError(
-            "is an option of --quick, not of --full",
-            key="--seconds",
-            value=args.seconds,
-            cure="leave it out",
-        )
     machine = find_machine(args.platform, args.tiny)
     photographs = args.folder.resolve() / "photographs"
     stages = _stages(args, machine, photographs)
@@ -156,7 +152,8 @@ def run(args: argparse.Namespace) -> None:
     claim(args.folder, machine)
     deadline = began + (args.seconds or quick.SECONDS)
     if args.full:
-        make_photographs(photographs, 64 if args.tiny else args.images)
+        with writing(photographs):
+            make_photographs(photographs, args.images or (64 if args.tiny else PHOTOGRAPHS))
         deadline = float("inf")
     elif machine.platform == "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = first_gpus(1)
@@ -170,7 +167,7 @@ def _stages(
     if args.quick:
         return quick.STAGES
     gpus = machine.devices if machine.platform == "gpu" else 0
-    cifar = str(pathlib.Path(args.cifar).resolve()) if args.cifar else ""
+    cifar = str(args.cifar.resolve()) if args.cifar else ""
     return tuple(full.stages(args.folder, gpus, args.tiny, photographs, cifar))
 
 

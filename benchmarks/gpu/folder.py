@@ -6,7 +6,14 @@ import pathlib
 import sys
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.record import RUNNING, STOPPED, StageRecord, read_stage, write_json
+from benchmarks.gpu.record import (
+    NOT_A_RECORD,
+    RUNNING,
+    STOPPED,
+    StageRecord,
+    read_stage,
+    write_json,
+)
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
 
 RECORD, LOG, STAGES = "record.json", "log.txt", "stages"
@@ -97,13 +104,16 @@ def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
     """
     try:
         values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"a JSON object is needed, not {type(values).__name__}")
         machine = Machine(**values["machine"])
         if lacking := [name for name in KNOWN if name not in machine.environment]:
             raise ValueError(f"its machine has no {', '.join(lacking)}")
         machine.environment["versions"].keys()
         return machine, [_stopped(StageRecord.from_json(one)) for one in values["stages"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NOT_A_RECORD as error:
         raise ConfigError(
             f"holds no record of these benchmarks: {type(error).__name__}: {one_line(error)}",
             key=file,
+            cure="name a folder that --folder named, or its record.json",
         ) from error

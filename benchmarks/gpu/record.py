@@ -11,13 +11,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flax_resnet.errors import ConfigError, one_line
+from flax_resnet.errors import ConfigError, one_line, writing
 
 # States of a stage. NOT_RUN: the stage has not started yet, or no time was left for it. SKIPPED: a package is
 # missing. STOPPED: reports show it for a record that still says RUNNING. An incomplete stage runs again, and keeps
 # the items that it has already measured. A start is one run of a stage.
 NOT_RUN, RUNNING, STOPPED, DONE = "not run", "running", "stopped", "done"
 TIMED_OUT, FAILED, SKIPPED = "timed out", "failed", "skipped"
+# What reading a file raises that is not a record.
+NOT_A_RECORD = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +124,7 @@ class StageRecord:
         """Build a record from the output of `dataclasses.asdict`.
 
         Raises:
-          TypeError, KeyError, ValueError or AttributeError: the values do not form a valid record.
+          One of NOT_A_RECORD: the values are not those of a record.
         """
         record = cls(**values)
         read = [Measurement(**row) for row in values["measurements"]]
@@ -130,7 +140,8 @@ class StageRecord:
         items: list[Measurement | Check | Failure]
         items = [*record.measurements, *record.checks, *record.failures]
         texts = [record.stage, record.question, record.state, record.reason, record.commit]
-        texts += [text for item in items for text in (item.name, getattr(item, "unit", ""))]
+        more = ("name", "unit", "note", "reason")
+        texts += [getattr(item, name, "") for item in items for name in more]
         if not all(isinstance(text, str) for text in texts) or not all(map(_is_number, numbers)):
             raise TypeError("a field has the wrong type")
         record.details.keys(), record.versions.keys()
@@ -162,7 +173,7 @@ class StageRecord:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def read_stage(file: pathlib.Path) -> StageRecord | None:
@@ -175,15 +186,20 @@ def read_stage(file: pathlib.Path) -> StageRecord | None:
         return StageRecord.from_json(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NOT_A_RECORD as error:
         raise ConfigError(f"is not the record of a stage: {one_line(error)}", key=file) from error
 
 
 def write_json(file: pathlib.Path, values: Any) -> None:
-    """Write a JSON file atomically: a reader sees either the old content or the new content."""
+    """Write a JSON file atomically: a reader sees either the old content or the new content.
+
+    Raises:
+      OutputError: the file cannot be written; its old content stays.
+    """
     unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(unfinished, file)
+    with writing(file):
+        unfinished.write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(unfinished, file)
 
 
 class Recorder:

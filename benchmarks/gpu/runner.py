@@ -31,7 +31,7 @@ from benchmarks.gpu.record import (
     write_json,
 )
 from benchmarks.gpu.stage import Stage
-from flax_resnet.errors import one_line
+from flax_resnet.errors import one_line, writing
 
 # A stage with less time than this could only import its libraries.
 LEAST_SECONDS = 15.0
@@ -145,9 +145,10 @@ def _follow_command(
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths)),  # the stage runs elsewhere
         **stage.environment,
     }
-    with (folder / LOG).open("ab") as log:
+    with writing(folder / LOG):
+        log = (folder / LOG).open("ab", buffering=0)
         log.write(f"\n== {shlex.join(command)}\n".encode())
-        log.flush()
+    with log:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
@@ -169,8 +170,8 @@ def _follow(process: subprocess.Popen, log: IO[bytes], seconds: float) -> str:
 
     def pass_on() -> None:
         for line in output:
-            log.write(line)
-            log.flush()
+            with contextlib.suppress(OSError):  # a full disk
+                log.write(line)
             # The stage continues when the reader of this output is gone, such as `head`.
             with contextlib.suppress(OSError):
                 print(f"   {line.decode('utf-8', 'replace').rstrip()}", flush=True)

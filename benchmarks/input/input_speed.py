@@ -16,23 +16,26 @@ The systems take turns within one run; results are medians and ratios of medians
 import argparse
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.arguments import absent, count, folder, output
+from benchmarks import app
+from benchmarks.arguments import absent, count, folder, output, place
 from benchmarks.input.photographs import BATCH, SKIPPED, make_photographs, pack, pipeline_turn
 from benchmarks.input.torch_pipelines import flax_example, torchvision
 from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
-from flax_resnet.errors import DataError, UserError, one_line
+from flax_resnet.errors import DataError, one_line, writing
 
 if TYPE_CHECKING:  # imports count in the measurements of time and memory
     from flax_resnet.config import Config
@@ -41,25 +44,22 @@ if TYPE_CHECKING:  # imports count in the measurements of time and memory
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+@app.command
 def main() -> None:
     """Run one part and write its result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument(
         "--folder", type=folder, required=True, help="where the data are made, and kept"
     )
     parser.add_argument(
-        "--archive", default="", help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
+        "--archive", type=place, help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
     parser.add_argument("--rounds", type=count, default=7, help="turns of each system")
     parser.add_argument("--images", type=count, default=1920, help="images of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
-    try:
-        result = PARTS[args.part](args)
-    except UserError as error:
-        parser.error(str(error))
-    write_record(args.output, result)
+    write_record(args.output, PARTS[args.part](args))
 
 
 def compared(systems: Mapping[str, Callable], rounds: int, images: int) -> dict:
@@ -76,7 +76,8 @@ def photos(args: argparse.Namespace) -> dict:
     root = args.folder
     names = {"photos": 480, "photos_tenfold": 4800}
     for name, images in names.items():
-        make_photographs(root / name, images)
+        with writing(root):
+            make_photographs(root / name, images)
         pack(root, name, root / name, max_side=4096)  # fits: stored byte for byte
     pack(root, "photos_400", root / "photos", max_side=400)
     tables = {}
@@ -185,18 +186,33 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
     """Unpack the archive, unless it is already unpacked; return its folder.
 
     Raises:
-      DataError: the archive cannot be read.
+      DataError: the archive cannot be read, or holds something else.
+      OutputError: the folder cannot be written.
     """
     images = args.folder / "cifar"
-    if not images.is_dir():
-        part = images.with_name("part.cifar")
+    if images.is_dir():
+        return images
+
+    def refused(problem: str) -> DataError:
+        allowed = "a zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
+        return DataError(problem, key="--archive", value=args.archive or ..., allowed=allowed)
+
+    if not args.archive:
+        raise refused("is needed")
+    part = images.with_name("part.cifar")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        archive = zipfile.ZipFile(args.archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise refused(one_line(error)) from error
+    with archive, writing(part):
         try:
-            with zipfile.ZipFile(args.archive) as archive:
-                archive.extractall(part)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                one_line(error), key="--archive", value=args.archive, allowed="a zip of CIFAR-10"
-            ) from error
+            archive.extractall(part)
+        # damaged, damaged, encrypted, of another compression
+        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            raise refused(one_line(error)) from error
+        if lacking := [name for name in ("train", "test") if not (part / name).is_dir()]:
+            raise refused(f"holds no {lacking[0]}/")
         part.rename(images)
     return images
 
@@ -262,4 +278,4 @@ def cold_start(args: argparse.Namespace, kind: str) -> float:
 PARTS = {"photos": photos, "cifar": cifar}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

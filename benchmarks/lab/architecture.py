@@ -4,13 +4,16 @@ Reads every file of `flax_resnet/` with `ast` and imports none of them. Writes d
 number of import statements between each pair of rooms. Fails when an import runs against the order of the rooms.
 """
 
-import argparse
 import ast
 import pathlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+
+from benchmarks import app
+from benchmarks.arguments import picture
+from flax_resnet.errors import writing
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "flax_resnet"
@@ -203,18 +206,21 @@ def _rank(room: str, rooms: list[str], where: dict[str, float], *, nearest_first
     return order.index(room) / len(order)
 
 
+@app.command
 def main(argv: list[str] | None = None) -> int:
     """Print the imports between rooms, draw them, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs/architecture.png")
-    output = parser.parse_args(argv).output
+    parser = app.Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=picture, default=str(ROOT / "docs/architecture.png"))
+    output = pathlib.Path(parser.parse_args(argv).output)
     counts = count_imports()
     for (importer, imported), count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{importer:>10} imports {imported:<10} {count:3d}")
     if wrong := backward(counts):
         print(f"imports against the order of the rooms: {wrong}", file=sys.stderr)
         return 1
-    draw(counts, output)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw(counts, output)
     print(f"wrote {output}")
     return 0
 

@@ -15,6 +15,8 @@ from unittest import mock
 
 import flax.linen as nn
 
+from benchmarks import app
+
 PACKAGE = pathlib.Path(__file__).parents[2] / "flax_resnet"
 MODULE, STEP = "flax_resnet.main", "train_step"
 
@@ -43,8 +45,10 @@ def frames() -> list[traceback.FrameSummary]:
     return above
 
 
+@app.command
 def main() -> None:
     """Print the frames and their number."""
+    app.Parser(description=__doc__.splitlines()[0]).parse_args()
     own = frames()
     for frame in own:
         where = pathlib.Path(frame.filename).relative_to(PACKAGE.parent)
@@ -53,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,10 +18,12 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
 
+from benchmarks import app
 from benchmarks.arguments import absent, count, output
 from benchmarks.lab.gpu_specs import TARGETS
 from benchmarks.lab.kernels import KINDS
@@ -29,7 +31,7 @@ from benchmarks.lab.program_figures import Case, figures
 from benchmarks.record import write_record
 from benchmarks.speed.plain_flax import PLAIN_FLAX
 from benchmarks.speed.workloads import configured
-from flax_resnet.errors import ConfigError
+from flax_resnet.errors import ConfigError, one_line, writing
 from flax_resnet.models.summary import summarize
 
 EXPECTED = pathlib.Path(__file__).parents[1] / "expected" / "gpu_program.json"
@@ -116,17 +118,26 @@ def load_expected() -> dict[Case, dict[str, Any]]:
     """
     if not EXPECTED.exists():
         return {}
-    stored = json.loads(EXPECTED.read_text())
-    if stored["jax"] != jax.__version__:
+    try:
+        stored = json.loads(EXPECTED.read_text())
+        of, rows = stored["jax"], stored["programs"]
+        expected = {
+            Case(**row["case"] | {"settings": tuple(row["case"]["settings"])}): row["figures"]
+            for row in rows
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"is of jax {stored['jax']}, and this is {jax.__version__}",
+            f"holds no expected figures: {one_line(error)}",
+            key=EXPECTED,
+            cure="restore the file, or remove it and --store anew",
+        ) from error
+    if of != jax.__version__:
+        raise ConfigError(
+            f"is of jax {of}, and this is {jax.__version__}",
             key=EXPECTED,
             cure="pip install that version, or remove the file and --store anew",
         )
-    return {
-        Case(**row["case"] | {"settings": tuple(row["case"]["settings"])}): row["figures"]
-        for row in stored["programs"]
-    }
+    return expected
 
 
 def expected_of(models: list[str] | None) -> dict[Case, dict[str, Any]]:
@@ -152,8 +163,13 @@ def store(measured: dict[Case, dict[str, Any]]) -> None:
         case: {name: figure[name] for name in names} for case, figure in measured.items()
     }
     rows = [{"case": case._asdict(), "figures": programs[case]} for case in sorted(programs)]
-    EXPECTED.parent.mkdir(exist_ok=True)
-    EXPECTED.write_text(json.dumps({"jax": jax.__version__, "programs": rows}, indent=1) + "\n")
+    unfinished = EXPECTED.with_suffix(".part")
+    with writing(EXPECTED):
+        EXPECTED.parent.mkdir(exist_ok=True)
+        unfinished.write_text(
+            json.dumps({"jax": jax.__version__, "programs": rows}, indent=1) + "\n"
+        )
+        os.replace(unfinished, EXPECTED)
 
 
 def gpus(text: str) -> str:
@@ -166,9 +182,10 @@ def gpus(text: str) -> str:
     return text
 
 
-def main() -> None:
+@app.command
+def main() -> int:
     """Parse the arguments, then compiles and print the programs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+",
                         help="default: resnet50; with --check: all models in the expected file")  # fmt: skip
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["h100"])
@@ -186,20 +203,18 @@ def main() -> None:
     args = parser.parse_args()
     if absent("jax_cuda12_plugin"):
         version = jax.__version__
-        parser.exit(
-            2,
-            "error: needs XLA's compiler for GPUs: pip install --no-deps "
-            f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}\n",
+        raise ConfigError(
+            "not installed",
+            key="XLA's compiler for GPUs",
+            cure=f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}",
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ["FLAX_RESNET_OPS"] = "gpu"  # the default would be the CPU's form
-    try:
-        if args.check:
-            parser.exit(1 if check(expected_of(args.models)) else 0)
-        run(args)
-    except ConfigError as error:
-        parser.exit(2, f"error: {error}\n")
+    if args.check:
+        return 1 if check(expected_of(args.models)) else 0
+    run(args)
+    return 0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -235,4 +250,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

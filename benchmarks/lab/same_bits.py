@@ -24,8 +24,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks import app
 from benchmarks.arguments import folder
 from benchmarks.lab.same_bits_cases import CASES, COMMON, RENAMED, RUN, Case
+from flax_resnet.errors import ConfigError, OutputError, writing
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "configs/resnet18.py"
@@ -70,16 +72,19 @@ class Revision(NamedTuple):
     keys: frozenset[str]
 
 
+@app.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=commit, required=True, help="a revision, or .")
     parser.add_argument("--after", type=commit, default="HEAD", help="likewise (default: HEAD)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--folder", type=folder, help="empty folder that keeps the runs")
     args = parser.parse_args(argv)
     if args.folder and args.folder.exists() and any(args.folder.iterdir()):
-        parser.error(f"--folder {args.folder}: must be new or empty")
+        raise ConfigError(
+            "holds something", key="--folder", value=args.folder, allowed="new or empty"
+        )
     with contextlib.ExitStack() as stack:
         place = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         place = pathlib.Path(place).resolve()
@@ -97,22 +102,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commit(text: str) -> str:
-    """Read the name of a commit, or "." for the working tree."""
+    """Read the name of a commit, or "." for the working tree; return the commit's hash, or "."."""
+    if text == ".":
+        return text
     command = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", text + "^{commit}"]
-    if text != "." and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise argparse.ArgumentTypeError(f"{text}: is no revision of this repository")
-    return text
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        words = "a revision of this repository, or . for the working tree"
+        raise argparse.ArgumentTypeError(f"{text}: must be {words}") from None
 
 
 @contextlib.contextmanager
 def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
     """Give a revision in a folder of its own; "." is the working tree itself."""
     tree, git = place / "tree", ["git", "-C", str(ROOT), "worktree"]
-    place.mkdir(parents=True)
+    with writing(place):
+        place.mkdir(parents=True)
     if name == ".":
         tree = ROOT
     else:
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), name], check=True)
+        command = [*git, "add", "--quiet", "--detach", str(tree), name]
+        if subprocess.run(command).returncode:
+            raise OutputError(f"git cannot check out {name}; its own message is above", key=place)
     try:
         yield Revision(tree, place, frozenset(known_keys(tree)))
     finally:
@@ -124,8 +136,13 @@ def known_keys(tree: pathlib.Path) -> Iterator[str]:
     """Yield the dotted keys of the settings of a checkout."""
     command = [sys.executable, "-c", KEYS]
     listed = subprocess.run(
-        command, cwd=tree, env=environment(tree), stdout=subprocess.PIPE, check=True
+        command, cwd=tree, env=environment(tree), capture_output=True, text=True
     )
+    if listed.returncode:
+        said = listed.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"cannot be read: {said}", key=tree / CONFIG, cure="name a later revision"
+        )
     yield from dotted(json.loads(listed.stdout))
 
 

@@ -7,6 +7,7 @@ JSON. On a shared machine, compare ratios only.
 
 import argparse
 import statistics
+import sys
 import time
 
 import flax.linen as nn
@@ -14,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.arguments import count, output
+from benchmarks import app
+from benchmarks.arguments import batch_size, count, output
 from benchmarks.record import write_record
 from flax_resnet import create_model
 from flax_resnet.models.stacking import stack_blocks
 
 
+@app.command
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet152")
     parser.add_argument("--image_size", type=count, default=96)
-    parser.add_argument("--batch_size", type=count, default=4)
+    parser.add_argument("--batch_size", type=batch_size, default=4)
     parser.add_argument("--steps", type=count, default=7, help="timed runs of each program")
     parser.add_argument("--remat", default="none", choices=["none", "block", "stage"])
     parser.add_argument("--output", type=output, help="file for the result as JSON")
@@ -97,4 +100,4 @@ def report(args: argparse.Namespace, programs: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

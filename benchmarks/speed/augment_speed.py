@@ -8,6 +8,7 @@ ratios only.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import app
 from benchmarks.arguments import count, output
 from benchmarks.record import write_record
 from flax_resnet.augment import color, policy, training_batch
@@ -45,9 +47,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SWITCHED = {"randaugment, vmap of switch": jax.vmap, "randaugment, map of switch": None}
 
 
+@app.command
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--steps", type=count, default=5, help="timed batches per program")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
@@ -180,4 +183,4 @@ def report(args: argparse.Namespace, rows: dict[str, dict[str, dict[str, float]]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

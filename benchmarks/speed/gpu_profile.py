@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -21,18 +22,20 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.arguments import count, output, picture
+from benchmarks import app
+from benchmarks.arguments import count, existing, output, picture
 from benchmarks.lab import hlo, kernels
 from benchmarks.record import write_record
 from benchmarks.speed import roofline
 from benchmarks.speed.model_speed import device
 from benchmarks.speed.workloads import Work, training
-from flax_resnet.errors import ConfigError, one_line
+from flax_resnet.errors import ConfigError, one_line, writing
 from flax_resnet.models.summary import summarize
 
 STEPS, PROFILED = 20, 5
 # {platform: how the names of the profile's lines with kernels begin}
 LINES = {"gpu": "Stream", "cpu": "tf_XLA"}
+MOST = 1e15  # of any number in a record
 OTHER = "not of the program"  # such as copies by the driver
 
 
@@ -211,7 +214,7 @@ def measure(args: argparse.Namespace) -> Profile:
     return Profile(device(), work.model, *size, work.dtype, seconds, bandwidth, found)
 
 
-def read(file: str) -> Profile:
+def read(file: str | pathlib.Path) -> Profile:
     """Read the record of a profile.
 
     Raises:
@@ -221,11 +224,30 @@ def read(file: str) -> Profile:
         record = json.loads(pathlib.Path(file).read_text())
         fields = {name: record[name] for name in Profile._fields}
         fields["kernels"] = [Row(**row) for row in record["kernels"]]
-        return Profile(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        profile = Profile(**fields)
+        _check_types(profile)
+        for row in profile.kernels:
+            _check_types(row)
+        if profile.bandwidth <= 0:
+            raise ValueError(f"bandwidth is {profile.bandwidth:g}")
+        return profile
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"is no record of a profile: {one_line(error)}", key="--read", value=file
+            f"is no record of a profile: {type(error).__name__}: {one_line(error)}",
+            key="--read",
+            value=str(file),
+            cure="name a file that --output wrote",
         ) from None
+
+
+def _check_types(part: Profile | Row) -> None:
+    """Raise TypeError for a field of another type, or a number that is none."""
+    for name, kind in type(part).__annotations__.items():
+        value = getattr(part, name)
+        if kind is str and not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}")
+        if kind in (int, float) and not (type(value) in (int, float) and abs(value) < MOST):
+            raise TypeError(f"{name} is {value!r}")
 
 
 def by_kind(found: list[Row]) -> dict[str, tuple[int, float, int]]:
@@ -289,26 +311,25 @@ def draw(profile: Profile, file: pathlib.Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=110)
 
 
+@app.command
 def main() -> None:
     """Profile, or read a profile, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image_size", type=count, default=0,
                         help="pixels (default: the network's own)")  # fmt: skip
     parser.add_argument("--batch_size", type=count, default=256, help="images")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--read", default="", help="a record to lay out, instead of measuring")
+    parser.add_argument("--read", type=existing, help="a record to lay out, instead of measuring")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     parser.add_argument("--plot", type=picture, help="file for a picture, such as profile.png")
     args = parser.parse_args()
-    try:
-        profile = read(args.read) if args.read else measure(args)
-    except ConfigError as error:
-        parser.exit(2, f"error: {error}\n")
+    profile = read(args.read) if args.read else measure(args)
     print(headline(profile), table(profile), sep="\n")
     if args.plot:
         draw(profile, pathlib.Path(args.plot))
@@ -318,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks import app
 from benchmarks.arguments import count, duration, output
 from benchmarks.record import write_record
 from benchmarks.speed import roofline
@@ -249,9 +251,10 @@ def table(work: Work, rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@app.command
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--image_size", nargs="+", type=count, default=[0],
                         help="pixels (default: 224, or 32 for a network with a cifar stem)")  # fmt: skip
@@ -267,11 +270,8 @@ def main() -> None:
     if computes_on_cpu():
         prepare_cpu()
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        for found in run(args):
-            write_record(args.output, {"device": device(), **found})
-    except ConfigError as error:
-        parser.exit(2, f"error: {error}\n")
+    for found in run(args):
+        write_record(args.output, {"device": device(), **found})
 
 
 def device() -> str:
@@ -321,4 +321,4 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

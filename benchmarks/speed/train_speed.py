@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.arguments import output
+from benchmarks.arguments import folder, output
 from benchmarks.record import write_record
 from flax_resnet.cli import app
 from flax_resnet.config import Config
@@ -93,16 +93,8 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _measure(values: flags.FlagValues) -> None:
     config = shortened(app.frozen_config(values), app.flag(values, "steps"))
     skipped = warm_calls(config, app.flag(values, "warmup"))
-    kept, rounds = app.flag(values, "profile"), app.flag(values, "rounds")
-    if kept and pathlib.Path(kept).expanduser().is_file():
-        raise ConfigError(key="--profile", value=kept, allowed="a folder")
-    if record := app.flag(values, "output"):
-        try:
-            output(record)
-        except argparse.ArgumentTypeError:
-            raise ConfigError(
-                key="--output", value=record, allowed="a file that can be written"
-            ) from None
+    kept, record = _place(values, "profile", folder), _place(values, "output", output)
+    rounds = app.flag(values, "rounds")
     app.set_up_jax(app.flag(values, "compilation_cache"))
     alone, turns = step_alone(config), []
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,13 +103,22 @@ def _measure(values: flags.FlagValues) -> None:
             spans = profiled(config, place / str(number), place / f"profile_{number}")
             turns.append({**measured(spans, config, skipped), "step_only": alone()})
         if kept:
-            folder = pathlib.Path(kept).expanduser()
-            profiled(config, place / str(rounds), folder, detailed=True)
+            profiled(config, place / str(rounds), pathlib.Path(kept), detailed=True)
     found = medians(turns, config)
     print(table(found))
     if kept:
         print(f"\nthe profile is in {kept}: open it in ui.perfetto.dev or TensorBoard")
     write_record(record, found)
+
+
+def _place(values: flags.FlagValues, name: str, read: Callable[[str], str | pathlib.Path]) -> str:
+    """Return the path in a flag, checked by a type of benchmarks.arguments; "" for none."""
+    text = app.flag(values, name)
+    try:
+        return text and str(read(text))
+    except argparse.ArgumentTypeError as error:
+        allowed = str(error).rpartition(": must be ")[2]
+        raise ConfigError(key=f"--{name}", value=text, allowed=allowed) from None
 
 
 def shortened(config: Config, steps: int) -> Config:

@@ -13,15 +13,17 @@ on CPU; the other systems do not by default. Each system is measured in its defa
 "torch, kept" measure the other systems in the same mode as flax_resnet.
 """
 
-import argparse
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.arguments import absent, count, duration, output
+from benchmarks import app
+from benchmarks.arguments import absent, batch_size, count, duration, output
 from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
 from benchmarks.speed.workloads import Program, Work, ours, plain_flax, take_turns, torch_step
+from flax_resnet.errors import ConfigError
 
 WORKS = {
     "resnet50": Work("resnet50"),
@@ -49,13 +51,16 @@ SYSTEMS: dict[str, tuple[Callable[[Work], Program], str, bool]] = {
 USUAL = ("flax_resnet", "plain_flax", "plain_flax, kept", "torch", "torch, kept")
 
 
+@app.command
 def main() -> None:
     """Parse the arguments, then measures and print the speeds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
     parser.add_argument("--inference", action="store_true", help="measure inference, not training")
-    parser.add_argument("--batch_size", type=count, default=0, help="default: that of each work")
+    parser.add_argument(
+        "--batch_size", type=batch_size, default=0, help="default: that of each work"
+    )
     parser.add_argument("--rounds", type=count, default=5, help="turns of each system")
     parser.add_argument("--seconds", type=duration, default=2.0, help="minimum length of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
@@ -66,7 +71,9 @@ def main() -> None:
         if needs_torch:
             print(f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch)}")
     if not args.systems:
-        parser.error("no system is left to measure")
+        raise ConfigError(
+            "has none left to measure", key="--systems", cure="pip install '.[parity]'"
+        )
     # The systems share a GPU. By default, each JAX process would preallocate three quarters of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     tables = {}
@@ -85,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

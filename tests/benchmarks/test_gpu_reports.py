@@ -27,10 +27,7 @@ def call(monkeypatch, *arguments):
     """Calls the command in this process, and returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    try:
-        return command.main()
-    except SystemExit as end:  # of argparse
-        return end.code
+    return command.main()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +99,10 @@ def without(*path, **values):
         without("stages", 0, "measurements", 0, "", values=[]),
         without("stages", 0, "measurements", 0, "", values=["x"]),
         without("stages", 0, "", seconds="x"),
+        without("stages", 0, "", seconds=10**400),
+        without("stages", 0, "", checks=[{"name": "a", "value": 1, "limit": 1, "note": 3}]),
+        "3",
+        "[" * 100_000,
         without("stages", 0, "", checks=[{"name": "a", "value": None, "limit": 1}]),
     ],
 )
@@ -203,17 +204,19 @@ def test_records_of_other_benchmarks_become_measurements(read, file, expected):
         (["--full", "--cifar=nowhere"], ["--cifar=nowhere: "]),
         (["--quick", "--platform=cpu", "--stages", "gradient"], ["--stages=gradient: ", "'gradients'"]),
         (["--full", "--seconds=9"], ["--seconds=9: ", "--full"]),
-        (["--read", "nowhere", "--stages", "step"], ["--stages: ", "--read"]),
-        (["--read", "nowhere", "--seconds=9"], ["--seconds: ", "--read"]),
-        (["--read", "nowhere"], ["nowhere: "]),
-        (["--quick", "--seconds=0"], ["--seconds: 0: "]),
+        (["--read", str(ROOT), "--stages", "step"], ["--stages: ", "--read"]),
+        (["--read", str(ROOT), "--seconds=9"], ["--seconds=9: ", "--read"]),
+        (["--quick", "--cifar", str(ROOT)], [f"--cifar={ROOT}: ", "--full"]),
+        (["--quick", "--images=9"], ["--images=9: ", "--full"]),
+        (["--read", "nowhere"], ["--read=nowhere: "]),
+        (["--quick", "--seconds=0"], ["--seconds=0: "]),
         ([], ["--quick --full --read"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(arguments, names, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert call(monkeypatch, f"--folder={tmp_path / 'runs'}", *arguments) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
     for name in names:
         assert name in line
     assert not list(pathlib.Path(tmp_path).iterdir())
