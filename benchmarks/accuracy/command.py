@@ -189,7 +189,7 @@ def read(run: Run) -> Result:
             cure="name another --folder",
         )
     result = Result(run, stored, folder.read_records())
-    if not result.evaluations or round(result.final["epoch"]) != stored.train.epochs:
+    if not result.reaches(stored.train.epochs):
         raise WorkdirError(
             "its metrics.jsonl does not reach the end", key=run.folder, cure="remove the folder"
         )

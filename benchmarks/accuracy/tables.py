@@ -41,6 +41,11 @@ class Result(NamedTuple):
         """Return the last evaluation."""
         return self.evaluations[-1]
 
+    def reaches(self, epochs: int) -> bool:
+        """Whether the records have the evaluation after the last epoch, and training in that epoch."""
+        evaluated = bool(self.evaluations) and round(self.final["epoch"]) == epochs
+        return evaluated and any(r["epoch"] > self.final["epoch"] - 1 for r in self.of("train"))
+
     @property
     def images(self) -> int:
         """Return the number of training images, repetitions included."""

@@ -266,10 +266,12 @@ def test_an_unknown_experiment_is_refused_by_name(tmp_path, monkeypatch, capsys)
     assert "'resnet20'" in line
 
 
-def test_records_that_end_early_are_refused(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("lacking", [7, 6], ids=["the last evaluation", "training before it"])
+def test_records_that_end_early_are_refused(lacking, tmp_path, monkeypatch, capsys):
     made_up(tmp_path)
     file = tmp_path / "plain_vs_residual" / "plain20" / "0" / METRICS
-    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:lacking], *lines[lacking + 1 :]]))
     assert call(monkeypatch, tmp_path, "--collect") == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{file.parent}: " in line
