@@ -15,6 +15,7 @@ traceback. Schedulers tell by the code what to do:
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -112,6 +113,20 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"cannot be written: {one_line(error)}", key=path) from error
+
+
+def recognized(error: Exception) -> UserError | None:
+    """Return the mistake that an exception of a library stands for, or None if it may be a bug of ours."""
+    text = one_line(error)
+    if isinstance(error, RuntimeError) and "home directory" in text:  # what pathlib says of ~nobody
+        return ConfigError("a path begins with ~ and a name that is no user's here")
+    if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):
+        return ConfigError(
+            f"is too small: {text}",
+            key="memory",
+            cure="decrease the batch size or the image size, or train with train.microbatch_size='auto'",
+        )
+    return None
 
 
 def _shown(key: str, value: Any) -> str:

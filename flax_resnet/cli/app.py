@@ -23,6 +23,7 @@ from flax_resnet.errors import (
     Interrupted,
     UserError,
     one_line,
+    recognized,
     suggestion,
 )
 from flax_resnet.training import memory
@@ -84,13 +85,13 @@ def run(
     except Interrupted as error:
         print(one_line(error), file=sys.stderr)
         return INTERRUPTED
-    except RuntimeError as error:
-        if "home directory" not in str(error):  # what pathlib says of ~nobody
-            raise
-        print("error: a path begins with ~ and a name that is no user's here", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         return _reader_is_gone()
+    except Exception as error:
+        if (mistake := recognized(error)) is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return mistake.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -306,13 +307,21 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
 
 
 def set_up_jax(compilation_cache: str) -> None:
-    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, prepare memory."""
+    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, prepare memory.
+
+    Raises:
+      ConfigError: `compilation_cache` is a file.
+    """
+    folder = os.path.expanduser(compilation_cache)
+    if os.path.isfile(folder):
+        key = "--compilation_cache"
+        raise ConfigError("is a file", key=key, value=compilation_cache, allowed="a folder, or off")
     if memory.computes_on_cpu():
         memory.prepare_cpu()
     import jax
 
     if compilation_cache != "off":
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+        jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -84,8 +84,11 @@ def _folder(compilation_cache: str) -> str:
     if compilation_cache == "off":
         return "off"
     folder = pathlib.Path(compilation_cache).expanduser()
-    files = [file for file in folder.glob("*") if file.is_file()] if folder.is_dir() else []
-    size = sum(file.stat().st_size for file in files)
+    try:
+        files = [file for file in folder.glob("*") if file.is_file()] if folder.is_dir() else []
+        size = sum(file.stat().st_size for file in files)
+    except OSError as error:
+        return f"{folder}: cannot be read: {one_line(error)}"
     return f"{folder}: {len(files)} files, {size / 2**20:.0f} MiB"
 
 

@@ -15,6 +15,7 @@ from absl import flags
 from flax_resnet.cli import app, network_flags
 from flax_resnet.cli.plots import confusion
 from flax_resnet.errors import ConfigError
+from flax_resnet.settings import LARGEST_IMAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         0,
         "image size in pixels (default: that of the run or of the weights)",
         lower_bound=0,
+        upper_bound=LARGEST_IMAGE,
         flag_values=values,
     )
 

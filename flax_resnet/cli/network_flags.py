@@ -25,6 +25,7 @@ def define(values: flags.FlagValues) -> None:
         0,
         "images per step (default: that of the run, or 64)",
         lower_bound=0,
+        upper_bound=2**20,
         flag_values=values,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from flax_resnet.cli import app, network_flags
+from flax_resnet.settings import LARGEST_IMAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,12 +32,15 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         ("split", "split to evaluate (default: that of the run; with --model validation or test)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
-    for name, default, least, help in (
-        ("k", 20, 1, "number of nearest neighbours that vote"),
-        ("limit", 0, 0, "largest number of training images, a random subset; 0 for all"),
-        ("image_size", 0, 0, "image size in pixels (default: that of the run or of the weights)"),
+    for name, default, least, most, help in (
+        ("k", 20, 1, None, "number of nearest neighbours that vote"),
+        ("limit", 0, 0, None, "largest number of training images, a random subset; 0 for all"),
+        (
+            *("image_size", 0, 0, LARGEST_IMAGE),
+            "image size in pixels (default: that of the run or of the weights)",
+        ),
     ):
-        flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=values)
+        flags.DEFINE_integer(name, default, help, least, most, flag_values=values)
     flags.DEFINE_float(
         "temperature",
         0.07,

@@ -11,6 +11,8 @@ from flax_resnet.models.network import Network
 from flax_resnet.optim import schedules
 from flax_resnet.optim.optimizers import make_optimizer
 
+MOST_STEPS = 2**31 - 1  # counters of steps are int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -83,19 +85,17 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
 
     def in_steps(epochs: float) -> int:
         """Convert epochs to steps, rounded up to whole calls so that a resumed run makes the same calls."""
-        calls = math.ceil(max(1, round(epochs * steps)) / config.train.steps_per_call)
+        count = max(1, round(min(epochs * steps, MOST_STEPS)))
+        calls = math.ceil(count / config.train.steps_per_call)
         return calls * config.train.steps_per_call
 
-    schedule, total = config.schedule, config.train.steps or config.train.epochs * steps
-    length = f"train.steps={total}" if config.train.steps else f"train.epochs={config.train.epochs}"
-    if total < config.train.steps_per_call:
-        raise ConfigError(
-            key="train.steps_per_call",
-            value=config.train.steps_per_call,
-            allowed=f"at most {length}",
-        )
+    schedule = config.schedule
+    total, length = _total_steps(config, steps)
     unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
-    warmup, cooldown = round(schedule.warmup * unit), round(schedule.cooldown * unit)
+    warmup, cooldown, drop_until = (
+        round(min(part * unit, MOST_STEPS))
+        for part in (schedule.warmup, schedule.cooldown, schedule.drop_until)
+    )
     if warmup + cooldown and warmup + cooldown >= total:
         raise ConfigError(
             key="schedule.warmup",
@@ -103,7 +103,6 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
             allowed=f"below the {total} steps of {length}, together with schedule.cooldown={schedule.cooldown:g} "
             f"(both in {schedule.unit})",
         )
-    drop_until = round(schedule.drop_until * unit)
     _check_starts(config, unit, total, drop_until, length)
     scale = batch / schedule.base_batch_size
     peak = (
@@ -120,7 +119,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         peak_learning_rate=peak,
         warmup_steps=warmup,
         cooldown_steps=cooldown,
-        milestones=tuple(round(m * unit) for m in schedule.milestones),
+        milestones=tuple(round(min(m * unit, MOST_STEPS)) for m in schedule.milestones),
         unit=unit,
         sizes=_sizes(config, unit, total, length),
         eval_every=in_steps(config.train.eval_every),
@@ -128,6 +127,22 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         eval_batch_size=config.train.eval_batch_size or batch,
         drop_until=drop_until,
     )
+
+
+def _total_steps(config: Config, steps_per_epoch: int) -> tuple[int, str]:
+    """Return the length of the run, and the setting that it follows from, in words. Raises ConfigError."""
+    train = config.train
+    total = train.steps or train.epochs * steps_per_epoch
+    key, value = ("train.steps", total) if train.steps else ("train.epochs", train.epochs)
+    if total > MOST_STEPS:
+        raise ConfigError(key=key, value=value, allowed=f"at most {MOST_STEPS:,} steps")
+    if total < train.steps_per_call:
+        raise ConfigError(
+            key="train.steps_per_call",
+            value=train.steps_per_call,
+            allowed=f"at most {key}={value}",
+        )
+    return total, f"{key}={value}"
 
 
 def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int) -> None:

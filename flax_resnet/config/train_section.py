@@ -28,7 +28,10 @@ class Train:
         "precision of float32 matrix products and convolutions on GPU and TPU",
     )
     eval_batch_size: int = setting(
-        0, at_least(0), "images per evaluation step; 0 for train.batch_size", changes_result=False
+        0,
+        within(0, 2**20),
+        "images per evaluation step; 0 for train.batch_size",
+        changes_result=False,
     )
     monitor: str = setting(
         "top1",

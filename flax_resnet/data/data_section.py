@@ -4,6 +4,7 @@ import dataclasses
 
 from flax_resnet.settings import (
     ANY,
+    LARGEST_IMAGE,
     SIZES,
     ascending_pair,
     at_least,
@@ -77,7 +78,7 @@ class Data:
     )
     image_size: int = setting(
         8,
-        at_least(0),
+        within(0, LARGEST_IMAGE),
         "height and width of the network's input, in pixels; 0 for the size of model.pretrained",
     )
     progressive: tuple = setting(
@@ -87,7 +88,9 @@ class Data:
         "sizes in pixels; () to train at image_size throughout",
     )
     eval_size: int = setting(
-        0, at_least(0), "image size for evaluation and prediction, in pixels; 0 for image_size"
+        0,
+        within(0, LARGEST_IMAGE),
+        "image size for evaluation and prediction, in pixels; 0 for image_size",
     )
     train_crop: str = setting(
         "resize",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+LARGEST_IMAGE = 2**16  # height and width in pixels; larger numbers are taken for typing errors
+
 
 class Rule(NamedTuple):
     """A rule for a value.
@@ -76,7 +78,7 @@ def _are_sizes(pairs: tuple) -> bool:
     if not all(isinstance(x, int | float) and math.isfinite(x) for pair in pairs for x in pair):
         return False
     starts = [start for start, _ in pairs]
-    integral = all(size >= 1 and size == int(size) for _, size in pairs)
+    integral = all(1 <= size <= LARGEST_IMAGE and size == int(size) for _, size in pairs)
     return (
         integral and starts[:1] in ([], [0]) and all(a < b for a, b in itertools.pairwise(starts))
     )

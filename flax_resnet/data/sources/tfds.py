@@ -270,6 +270,9 @@ def find_builder(name: str, data_dir: str) -> Any:
             key=where or tfds.core.constants.DATA_DIR,
         ) from error
     except (ValueError, AssertionError, ImportError) as error:
+        if "Parsing builder name" in str(error):
+            what = "name, name/config or name:version of a TFDS dataset"
+            raise DataError(key="data.name", value=name, allowed=what) from error
         raise DataError(one_line(error), key="data.name", value=name) from error
 
 

@@ -242,9 +242,8 @@ class Checkpoints:
             return steps[-1]
         if checkpoint == "best":
             return self.best() or steps[-1]
-        text = str(checkpoint)
-        if text.isdigit() and int(text) in steps:
-            return int(text)
+        if str(checkpoint) in map(str, steps):
+            return int(checkpoint)
         raise CheckpointError(
             f"is not in {self._folder}",
             key="checkpoint",

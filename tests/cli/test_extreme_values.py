@@ -1,0 +1,124 @@
+"""Numbers that are far too large, names that are none, and folders that cannot be read: one line each."""
+
+import pathlib
+
+import pytest
+from conftest import refused, saved_run
+
+from flax_resnet import main
+from flax_resnet.cli import app, commands, env
+from flax_resnet.config import freeze
+from flax_resnet.config.plan import plan
+from flax_resnet.errors import CheckpointError, ConfigError, recognized
+from flax_resnet.training.runs.checkpoint import Checkpoints
+
+SHAPE = {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return saved_run(tmp_path / "run", {"model": SHAPE}, [str(n) for n in range(10)], step=3)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "image_size", 10**9),
+        ("data", "eval_size", 10**9),
+        ("data", "progressive", ((0, 10**9),)),
+        ("train", "eval_batch_size", 10**20),
+    ],
+)
+def test_a_number_that_no_tensor_has_room_for_is_refused(section, key, value):
+    with refused(f"{section}.{key}", value, ConfigError):
+        freeze({section: {key: value}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", 10**21), ("epochs", 10**6)])
+def test_a_run_is_no_longer_than_its_counters_of_steps(key, value):
+    config = freeze({"train": {key: value}})
+    with refused(f"train.{key}", value, ConfigError):
+        plan(config, num_train=10**6, num_eval=10, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"eval_every": 1e308, "checkpoint_every": 1e308}},
+        {"schedule": {"name": "multi_step", "milestones": (1e308,)}},
+    ],
+)
+def test_a_position_after_any_end_is_never_reached(sections):
+    made = plan(freeze(sections), num_train=1000, num_eval=10, num_classes=10)
+    assert made.eval_every >= made.total_steps or min(made.milestones) >= made.total_steps
+
+
+def test_a_warm_up_without_end_is_refused():
+    config = freeze({"schedule": {"warmup": 1e308}})
+    with refused("schedule.warmup", 1e308, ConfigError):
+        plan(config, num_train=1000, num_eval=10, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--batch_size=99999999999999999999"],
+        ["evaluate", "--image_size=99999999"],
+        ["probe", "--batch_size=99999999999999999999"],
+        ["probe", "--image_size=99999999"],
+    ],
+)
+def test_a_flag_that_no_tensor_has_room_for_is_refused(run, arguments, capsys):
+    assert commands.main([*arguments, f"--workdir={run}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {arguments[1]}: ")
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "03", "", "3" * 5000])
+def test_a_checkpoint_is_named_as_its_folder_is(run, name):
+    with refused("checkpoint", name, CheckpointError):
+        Checkpoints(run, read_only=True).resolve(name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "$x", "a\nb"])
+def test_what_cannot_be_the_name_of_a_dataset_is_refused(name, capsys):
+    assert main.main(["--config=resnet18", f"--config.data.name={name}", "--dry_run"]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: data.name={name!r}: must be name, name/config or name:version")
+
+
+def test_env_goes_on_without_a_cache_that_cannot_be_read(monkeypatch):
+    def deny(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "is_dir", deny)
+    assert "cannot be read: [Errno 13]" in dict(env.facts("/locked"))["compiled programs"]
+
+
+def test_a_file_in_place_of_the_cache_is_refused(run, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert commands.main(["evaluate", f"--workdir={run}", f"--compilation_cache={file}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --compilation_cache={file}: is a file; must be a folder, or off"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3200000000000 bytes."),
+        Exception("OOM when allocating tensor with shape[1,200000,200000,3]"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line_with_its_cures(error, capsys):
+    def fail(values):
+        raise error
+
+    assert app.run("test", "", lambda values, argv: None, fail, []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory: is too small: ")
+    assert "train.microbatch_size='auto'" in line
+
+
+def test_other_errors_are_bugs_and_not_recognized():
+    assert recognized(RuntimeError("shapes do not match: zoom 3")) is None
