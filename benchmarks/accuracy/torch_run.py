@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.accuracy.torch_training import NETWORKS, Training
 from benchmarks.arguments import absent
-from flax_resnet.cli import app
+from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config, flatten, settings
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.images import prepare
@@ -55,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    app.define_config(values, argv)
+    config_flag.define(values, argv)
     app.define_common(values)
     flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
 
 
 def _train(values: flags.FlagValues) -> None:
-    config = app.frozen_config(values)
+    config = config_flag.frozen_config(values)
     if not app.flag(values, "workdir"):
         raise app.needed("--workdir", "the folder that the run is written to")
     if missing := absent("torch", "timm"):

@@ -11,7 +11,7 @@ from flax_resnet.config.plan import Plan, planned_learning_rate, planned_optimiz
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.models import create_model
 from flax_resnet.models.network import DataInitializedNetwork
-from flax_resnet.optim.optimizers import Rules, factors
+from flax_resnet.optim.parameter_rules import Rules, factors
 from flax_resnet.training import sharding
 from flax_resnet.training.state import build_model, initial_state
 from flax_resnet.training.step.train_step import AUGMENT_STREAM, stream_key

@@ -28,7 +28,8 @@ LEVELS = (
     ("weights",),
     ("models",),
     ("augment", "data", "ops"),
-    ("settings", "errors"),
+    ("settings",),
+    ("errors",),
 )
 HOLDS = {
     "cli": "commands, plots",
@@ -41,13 +42,13 @@ HOLDS = {
     "augment": "uint8 batch -> float images",
     "data": "sources, sampling, decoding, packing",
     "ops": "convolution, BatchNorm, max-pool",
-    "settings": "rules of a setting",
+    "settings": "sections, rules, rows of choices",
     "errors": "one-line errors",
 }
 # Sizes in the picture, in its own units.
 ROOM_GAP, LEVEL_GAP, HALF_WIDTH, HEIGHT = 1.0, 0.2, 2.6, 0.74
 # Nearly every room imports these two; their arrows stand on the left, in grey.
-COMMON = LEVELS[-1]
+COMMON = ("settings", "errors")
 COLOURS = {
     "config": "#d62728",
     "optim": "#9467bd",

@@ -134,11 +134,10 @@ CASES: dict[str, Case] = {
         {
             "model.dtype": "float16",
             "optimizer.name": "rmsprop",
+            "optimizer.nesterov": True,
             "optimizer.learning_rate": 0.01,
             "optimizer.epsilon": 1e-3,
             "schedule.name": "constant",
-            "schedule.cooldown": 2.0,
-            "schedule.final": 0.1,
         }
     ),
     "bfloat16_lamb": Case(
@@ -146,6 +145,7 @@ CASES: dict[str, Case] = {
             "model.dtype": "bfloat16",
             "model.zero_init_last": True,
             "optimizer.name": "lamb",
+            "optimizer.nesterov": True,
             "schedule.name": "polynomial",
             "schedule.power": 1.5,
             "schedule.cooldown": 1.0,
@@ -159,6 +159,7 @@ CASES: dict[str, Case] = {
             "ema.bn_batches": 2,
             "train.microbatch_size": "16",
             "optimizer.name": "adamw",
+            "optimizer.nesterov": True,
             "optimizer.learning_rate": 0.003,
             "optimizer.weight_decay_rules": (("conv1/kernel", 2.0),),
             "loss.label_smoothing": 0.1,
@@ -171,6 +172,7 @@ CASES: dict[str, Case] = {
             "ema.decay_power": 1.0,
             "ema.lookahead": 2,
             "optimizer.name": "lars",
+            "optimizer.nesterov": True,
             "optimizer.learning_rate": 2.0,
             "schedule.name": "multi_step",
             "schedule.milestones": (2.0, 4.0),
@@ -185,6 +187,7 @@ CASES: dict[str, Case] = {
             "augment.pad_crop": 1,
             "augment.pad_crop_fill": "reflect",
             "optimizer.name": "muon",
+            "optimizer.nesterov": True,
             "optimizer.weight_decay_form": "coupled",
         }
     ),

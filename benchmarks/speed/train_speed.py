@@ -32,7 +32,7 @@ from absl import flags
 
 from benchmarks.arguments import folder, output
 from benchmarks.record import write_record
-from flax_resnet.cli import app
+from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.config.plan import planned_optimizer
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    app.define_config(values, argv)
+    config_flag.define(values, argv)
     app.define_common(values)
     flags.DEFINE_integer(
         "steps", 40, "updates per measurement, including --warmup", flag_values=values
@@ -91,7 +91,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _measure(values: flags.FlagValues) -> None:
-    config = shortened(app.frozen_config(values), app.flag(values, "steps"))
+    config = shortened(config_flag.frozen_config(values), app.flag(values, "steps"))
     skipped = warm_calls(config, app.flag(values, "warmup"))
     kept, record = _place(values, "profile", folder), _place(values, "output", output)
     rounds = app.flag(values, "rounds")

@@ -1,6 +1,5 @@
 """The frame of every command: its flags, one line and an exit code for an error, quiet libraries."""
 
-import dataclasses
 import importlib.util
 import logging
 import os
@@ -12,11 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 from tqdm import tqdm
 
-from flax_resnet.config import Config, freeze, settings
+from flax_resnet.config import settings
 from flax_resnet.errors import (
     INTERRUPTED,
     ConfigError,
@@ -27,6 +24,8 @@ from flax_resnet.errors import (
     suggestion,
 )
 from flax_resnet.training import memory
+
+log = logging.getLogger("flax_resnet")
 
 
 class _TqdmHandler(logging.Handler):
@@ -228,18 +227,6 @@ def _flag_error(message: str) -> ConfigError:
     return ConfigError(message, key=named[0] if named else "")
 
 
-def define_config(values: flags.FlagValues, argv: list[str]) -> None:
-    """Define --config; each of its keys can be overridden as --config.section.key=value."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "configuration: a file, or the name of a packaged one (resnet18), with an optional :argument; "
-        "--config.SECTION.KEY=VALUE overrides one value",
-        flag_values=values,
-        sys_argv=["", *argv],
-    )
-
-
 def resolve_config(argv: Sequence[str]) -> list[str]:
     """Replace the name of a packaged configuration by its file in the --config argument.
 
@@ -277,18 +264,6 @@ def _config_folders() -> list[pathlib.Path]:
     """An installed package carries its copy of configs/; a checkout has the folder beside it."""
     package = pathlib.Path(__file__).parents[1]
     return [f for f in (package / "configs", package.parent / "configs") if f.is_dir()][:1]
-
-
-def frozen_config(values: flags.FlagValues) -> Config:
-    """Return the checked configuration of --config, with --data_dir if it is set. Raises ConfigError."""
-    if not isinstance(flag(values, "config"), ConfigDict):
-        raise needed("--config", "a file such as configs/resnet18.py, or a packaged name")
-    config = freeze(flag(values, "config"))
-    if data_dir := flag(values, "data_dir"):
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, data_dir=data_dir)
-        )
-    return config
 
 
 def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from flax_resnet.cli import app
+from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    app.define_config(values, argv)
+    config_flag.define(values, argv)
     app.define_common(values)
     flags.DEFINE_string("output", "batch.png", "picture to write", flag_values=values)
     flags.DEFINE_integer(
@@ -34,7 +34,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _preview(values: flags.FlagValues) -> None:
-    config = app.frozen_config(values)
+    config = config_flag.frozen_config(values)
     output = app.picture(app.flag(values, "output"))
     app.set_up_jax(app.flag(values, "compilation_cache"))
     with writing(output):

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from flax_resnet.cli import app
+from flax_resnet.cli import app, config_flag
 from flax_resnet.cli.plots import learning_rate
 from flax_resnet.errors import ConfigError, suggestion, writing
 from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize, totals
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    app.define_config(values, argv)
+    config_flag.define(values, argv)
     app.define_data_dir(values)
     for name, help in (
         ("model", "network to print"),
@@ -126,7 +126,7 @@ def _summary(values: flags.FlagValues) -> None:
                     cure="leave it out",
                 )
     if app.flag(values, "schedule"):
-        config = app.frozen_config(values)
+        config = config_flag.frozen_config(values)
         output = app.picture(app.flag(values, "schedule"), "--schedule")
         learning_rate.draw(config, output, num_train=app.flag(values, "num_train"))
         print(output)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flax_resnet.cli import app
+from flax_resnet.cli import app, config_flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
-    app.define_config(values, argv)
+    config_flag.define(values, argv)
     app.define_common(values)
     flags.DEFINE_string("workdir", "", "run folder; created if absent", flag_values=values)
     flags.DEFINE_bool(
@@ -35,7 +35,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _train(values: flags.FlagValues) -> None:
-    config = app.frozen_config(values)
+    config = config_flag.frozen_config(values)
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
     app.set_up_jax(app.flag(values, "compilation_cache"))

@@ -137,17 +137,6 @@ def _check_ema(config: Config) -> None:
         )
 
 
-def _check_dropping(config: Config) -> None:
-    schedule = config.schedule
-    if (schedule.drop_until > 0) != (schedule.drop_rates in ("early", "late")):
-        raise ConfigError(
-            key="schedule.drop_until",
-            value=schedule.drop_until,
-            allowed="above 0 with schedule.drop_rates='early' or 'late', and 0 with "
-            f"others (drop_rates={schedule.drop_rates!r})",
-        )
-
-
 def _check_norm(config: Config) -> None:
     model, train = config.model, config.train
     if (model.norm_groups > 1) != (model.norm_scope == "ghost"):
@@ -179,6 +168,5 @@ CHECKS = (
     _check_channels,
     _check_distill,
     _check_ema,
-    _check_dropping,
     _check_norm,
 )

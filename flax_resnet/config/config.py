@@ -9,7 +9,7 @@ Code after `freeze()` reads no defaults and no `ConfigDict`.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config.train_section import Train
@@ -18,8 +18,9 @@ from flax_resnet.models.model_section import Model
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import Loss
-from flax_resnet.optim.optimizers import Optimizer
+from flax_resnet.optim.optimizer_section import Optimizer
 from flax_resnet.optim.schedules import Schedule
+from flax_resnet.settings import UNSET
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -60,10 +61,24 @@ class Config:
 
 
 def default_config() -> "ConfigDict":
-    """Return all settings at their defaults; the ConfigDict is locked, so setting an unknown key raises."""
-    from ml_collections import ConfigDict  # imported here: training itself does not need it
+    """Return all settings at their defaults, as a ConfigDict that is locked: setting an unknown key raises.
 
-    return ConfigDict(dataclasses.asdict(Config())).lock()
+    A setting whose default the chosen row knows (the momentum of an optimizer) is a placeholder: its value is None
+    until it is set.
+    """
+    from ml_collections import ConfigDict, config_dict  # imported here: training does not need it
+
+    return ConfigDict(
+        {
+            name: {
+                field.name: config_dict.placeholder(get_type_hints(section)[field.name])
+                if field.default is UNSET
+                else field.default
+                for field in dataclasses.fields(section)
+            }
+            for name, section in sections().items()
+        }
+    ).lock()
 
 
 def settings() -> dict[str, dataclasses.Field]:

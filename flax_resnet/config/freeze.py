@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from flax_resnet.config.clashes import check_together
 from flax_resnet.config.config import Config, sections, settings
 from flax_resnet.errors import ConfigError, suggestion
+from flax_resnet.settings import UNSET
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -34,6 +35,8 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
             dotted = f"{name}.{key}"
             if dotted not in known:
                 raise ConfigError("unknown setting", key=dotted, cure=suggestion(dotted, known))
+            if value is UNSET and known[dotted].default is UNSET:
+                continue
             fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
         built[name] = classes[name](**fields)
     config = Config(**built)

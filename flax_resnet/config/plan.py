@@ -9,7 +9,9 @@ from flax_resnet.config.config import Config
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
 from flax_resnet.optim import schedules
-from flax_resnet.optim.optimizers import make_optimizer
+from flax_resnet.optim.optimizer import make_optimizer
+from flax_resnet.optim.schedules import BATCH_SCALINGS
+from flax_resnet.settings import UNSET
 
 MOST_STEPS = 2**31 - 1  # counters of steps are int32
 
@@ -94,21 +96,20 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
     unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
     warmup, cooldown, drop_until = (
         round(min(part * unit, MOST_STEPS))
-        for part in (schedule.warmup, schedule.cooldown, schedule.drop_until)
+        for part in (schedule.warmup, schedule.cooldown or 0, schedule.drop_until or 0)
     )
     if warmup + cooldown and warmup + cooldown >= total:
         raise ConfigError(
             key="schedule.warmup",
             value=schedule.warmup,
-            allowed=f"below the {total} steps of {length}, together with schedule.cooldown={schedule.cooldown:g} "
+            allowed=f"below the {total} steps of {length}, together with schedule.cooldown={schedule.cooldown or 0:g} "
             f"(both in {schedule.unit})",
         )
     _check_starts(config, unit, total, drop_until, length)
-    scale = batch / schedule.base_batch_size
-    peak = (
-        config.optimizer.learning_rate
-        * {"none": 1.0, "linear": scale, "sqrt": math.sqrt(scale)}[schedule.batch_scaling]
+    scale = BATCH_SCALINGS[schedule.batch_scaling].factor(
+        batch / (schedule.base_batch_size or batch)
     )
+    peak = config.optimizer.learning_rate * scale
 
     return Plan(
         num_train=num_train,
@@ -119,7 +120,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         peak_learning_rate=peak,
         warmup_steps=warmup,
         cooldown_steps=cooldown,
-        milestones=tuple(round(min(m * unit, MOST_STEPS)) for m in schedule.milestones),
+        milestones=_milestones(config, unit, warmup),
         unit=unit,
         sizes=_sizes(config, unit, total, length),
         eval_every=in_steps(config.train.eval_every),
@@ -192,12 +193,26 @@ def _check_starts(config: Config, unit: int, total: int, drop_until: int, length
                 cure="to freeze parameters for the whole run, set their factor in "
                 "optimizer.learning_rate_rules to 0",
             )
-    if schedule.drop_until and not 0 < drop_until < total:
+    if schedule.drop_until is not UNSET and not 0 < drop_until < total:
         raise ConfigError(
             key="schedule.drop_until",
             value=schedule.drop_until,
             allowed=f"at least 1 step and below the {total} steps of {length} (it is in {schedule.unit})",
         )
+
+
+def _milestones(config: Config, unit: int, warmup: int) -> tuple[int, ...]:
+    """Return `Plan.milestones`; `unit` is steps per `schedule.unit`, `warmup` the steps of the warm-up."""
+    schedule = config.schedule
+    steps = tuple(round(min(start * unit, MOST_STEPS)) for start in schedule.milestones or ())
+    if len(set(steps)) < len(steps) or (steps and steps[0] <= warmup):
+        raise ConfigError(
+            f"are steps {', '.join(map(str, steps))}",
+            key="schedule.milestones",
+            value=schedule.milestones,
+            allowed=f"different steps (they are in {schedule.unit}) after the {warmup} steps of the warm-up",
+        )
+    return steps
 
 
 def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[int, int], ...]:

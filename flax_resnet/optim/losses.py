@@ -1,6 +1,7 @@
 """The training loss of a batch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,40 @@ import optax
 from flax_resnet.settings import (
     ANY,
     CLASS_WEIGHTS,
-    one_of,
+    UNSET,
+    Registry,
+    Row,
+    Section,
+    choice,
     setting,
     within,
 )
 
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossRow(Row):
+    """One loss.
+
+    Attributes:
+      sum: (logits [N, K], smoothed soft labels [N, K], class weights [1, K], settings) -> sum of the losses of the
+        examples, float32 [].
+      divisor: (soft labels [N, K], class weights [1, K]) -> divisor of the sum, float32 [].
+    """
+
+    sum: Callable[[Array, Array, Array, "Loss"], Array]
+    divisor: Callable[[Array, Array], Array]
+
+
+LOSSES: Registry[LossRow] = Registry("flax_resnet.optim.losses")
+
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class Loss(Section):
     """The loss that training minimises."""
 
-    name: str = setting(
-        "softmax",
-        one_of("softmax", "sigmoid"),
-        "softmax for cross-entropy over all classes; sigmoid for binary cross-entropy of each class",
-    )
+    name: str = choice("softmax", LOSSES, "name of the loss")
     label_smoothing: float = setting(
         0.0, within(0, 0.99), "share of each label that is spread evenly over all classes"
     )
@@ -31,16 +51,11 @@ class Loss:
         (), CLASS_WEIGHTS, "one weight per class, in the order of the classes; () for equal weights"
     )
     threshold: float = setting(
-        1.0,
+        UNSET,
         within(0, 1),
-        "for sigmoid: round soft labels above the threshold to 1, others to 0; 1 to keep them soft",
+        "round soft labels above the threshold to 1, others to 0; 1 to keep them soft",
     )
-    sum_classes: bool = setting(
-        False, ANY, "for sigmoid: sum the loss over the classes instead of averaging it"
-    )
-
-
-Array = jax.Array
+    sum_classes: bool = setting(UNSET, ANY, "sum the loss over the classes instead of averaging it")
 
 
 def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
@@ -51,25 +66,13 @@ def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
       targets: soft labels [N, K], before label smoothing.
       config: the settings. Class weights w [K] multiply the terms of their classes.
     """
-    weights = _class_weights(targets, config)
     smooth = optax.smooth_labels(targets, config.label_smoothing)
-    if config.name == "softmax":
-        return cross_entropy(logits, smooth, weights).sum()
-    if config.threshold < 1:
-        smooth = (smooth > config.threshold).astype(smooth.dtype)
-    terms = weights * optax.sigmoid_binary_cross_entropy(logits, smooth)
-    return terms.sum() if config.sum_classes else terms.mean(axis=-1).sum()
+    return LOSSES[config.name].sum(logits, smooth, _class_weights(targets, config), config)
 
 
 def loss_weight(targets: Array, config: Loss) -> Array:
-    """Return the divisor of `loss_sum`, float32 [].
-
-    For softmax: the sum of the class weights of the examples' labels, as in torch's CrossEntropyLoss; this is N if
-    all class weights are 1. For sigmoid: N.
-    """
-    if config.name == "softmax":
-        return jnp.maximum((_class_weights(targets, config) * targets).sum(), 1e-8)
-    return jnp.float32(len(targets))
+    """Return the divisor of `loss_sum`, float32 []. `targets` are soft labels [N, K]."""
+    return LOSSES[config.name].divisor(targets, _class_weights(targets, config))
 
 
 def _class_weights(targets: Array, config: Loss) -> Array:
@@ -82,3 +85,42 @@ def cross_entropy(logits: Array, targets: Array, weights: Array | float = 1.0) -
     Source: for smoothed labels, Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
     """
     return optax.softmax_cross_entropy(logits, weights * targets)
+
+
+def _softmax(logits: Array, targets: Array, weights: Array, config: Loss) -> Array:
+    del config
+    return cross_entropy(logits, targets, weights).sum()
+
+
+def _sum_of_weights(targets: Array, weights: Array) -> Array:
+    """Return the sum of the class weights of the examples' labels, as in torch's CrossEntropyLoss."""
+    return jnp.maximum((weights * targets).sum(), 1e-8)
+
+
+def _sigmoid(logits: Array, targets: Array, weights: Array, config: Loss) -> Array:
+    if config.threshold < 1:
+        targets = (targets > config.threshold).astype(targets.dtype)
+    terms = weights * optax.sigmoid_binary_cross_entropy(logits, targets)
+    return terms.sum() if config.sum_classes else terms.mean(axis=-1).sum()
+
+
+def _number(targets: Array, weights: Array) -> Array:
+    del weights
+    return jnp.float32(len(targets))
+
+
+ROWS = (
+    LossRow(
+        name="softmax",
+        help="softmax cross-entropy over all classes",
+        sum=_softmax,
+        divisor=_sum_of_weights,
+    ),
+    LossRow(
+        name="sigmoid",
+        help="binary cross-entropy of each class",
+        uses={"threshold": 1.0, "sum_classes": False},
+        sum=_sigmoid,
+        divisor=_number,
+    ),
+)

@@ -1,5 +1,6 @@
 """Tools to declare the settings of a configuration section. This package defines no setting itself."""
 
+from flax_resnet.settings.rows import REQUIRED, Registry, Row
 from flax_resnet.settings.rules import (
     ANY,
     ASCENDING,
@@ -17,7 +18,7 @@ from flax_resnet.settings.rules import (
     per_channel,
     within,
 )
-from flax_resnet.settings.setting import setting
+from flax_resnet.settings.section import UNSET, Section, choice, section_name, setting, terms
 
 __all__ = [
     "ANY",
@@ -27,13 +28,21 @@ __all__ = [
     "LARGEST_IMAGE",
     "MICROBATCH",
     "PARAMETER_RULES",
+    "REQUIRED",
     "SIZES",
+    "UNSET",
+    "Registry",
+    "Row",
     "Rule",
+    "Section",
     "above",
     "ascending_pair",
     "at_least",
+    "choice",
     "one_of",
     "per_channel",
+    "section_name",
     "setting",
+    "terms",
     "within",
 ]

@@ -7,8 +7,9 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
-from flax_resnet.optim.losses import Loss
-from flax_resnet.optim.optimizers import Optimizer, decays_coupled
+from flax_resnet.optim.losses import LOSSES, Loss
+from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
+from flax_resnet.settings import UNSET, terms
 from flax_resnet.training.state import TrainState, compute_dtype
 
 
@@ -66,53 +67,47 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
 
 def loss_terms(config: Loss, distill: Distill) -> list[str]:
     """Describe the loss and its settings."""
-    name = {"softmax": "softmax cross-entropy", "sigmoid": "binary cross-entropy of each class"}
-    sigmoid = config.name == "sigmoid"
+    row = LOSSES[config.name]
     rows = [
-        (True, name[config.name]),
+        (True, row.help),
         (config.label_smoothing, f"label smoothing {config.label_smoothing:g}"),
         (config.class_weights, "weighted by class"),
-        (sigmoid and config.threshold < 1, f"labels above {config.threshold:g} as 1"),
-        (sigmoid and config.sum_classes, "summed"),
     ]
-    terms = [text for on, text in rows if on]
+    described = [text for on, text in rows if on] + terms(config, row)
     if not distill.teacher:
-        return terms
+        return described
     temperature = f"temperature {distill.temperature:g}"
     return [
         f"{distill.weight:g} x divergence from {distill.teacher} ({temperature})",
-        *([f"{1 - distill.weight:g} x {terms[0]}", *terms[1:]] if distill.weight < 1 else []),
+        *(
+            [f"{1 - distill.weight:g} x {described[0]}", *described[1:]]
+            if distill.weight < 1
+            else []
+        ),
     ]
 
 
 def optimizer_terms(section: Optimizer) -> list[str]:
     """Describe the optimizer and its settings."""
-    form = "coupled" if decays_coupled(section) else "decoupled"
-    with_momentum = section.name not in ("lamb", "adamw")
     rates = _rule_terms(section.learning_rate_rules)
     unfreezing = ", ".join(
         f"{pattern or 'all'} at {start:g}" for pattern, start in section.unfreeze_at
     )
     decaying = _rule_terms(section.weight_decay_rules) or "of all"
+    own = [
+        term
+        for term in terms(section, OPTIMIZERS[section.name])
+        if not term.startswith("weight decay form")  # beside the weight decay
+    ]
     rows = [
-        (True, section.name),
-        (with_momentum, f"momentum {section.momentum:g}"),
-        (section.nesterov, "nesterov"),
-        (
-            section.name in ("lamb", "adamw", "muon"),
-            f"betas {section.betas[0]:g} {section.betas[1]:g}",
-        ),
-        (
-            True,
-            f"weight decay {section.weight_decay:g} ({form}; {decaying})",
-        ),
+        (True, f"weight decay {section.weight_decay:g} ({section.weight_decay_form}; {decaying})"),
         (rates, f"learning rate of {rates}"),
         (unfreezing, f"learning begins for {unfreezing}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
         (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
         (section.agc, f"clipped to {section.agc:g} of each unit's weights"),
     ]
-    return [text for on, text in rows if on]
+    return [section.name, *own, *(text for on, text in rows if on)]
 
 
 def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
@@ -139,22 +134,21 @@ def ema_terms(section: Ema) -> list[str]:
 def schedule_terms(config: Config, plan: Plan) -> list[str]:
     """Describe the learning rate over the run."""
     schedule, peak = config.schedule, plan.peak_learning_rate
-    falls = schedule.name in ("cosine", "linear", "polynomial")
     scaled = (
         f" ({config.optimizer.learning_rate:g} scaled by batch {config.train.batch_size}/"
         f"{schedule.base_batch_size}, {schedule.batch_scaling})"
     )
     shape = schedule.name.replace("_", "-")
-    if falls:
+    if schedule.final is not UNSET:
         shape += f" to {schedule.final * peak:.3g}"
-    if schedule.name == "multi_step":
+    if plan.milestones:
         drops = (
             f"{step:,}{'' if step < plan.total_steps else ' (after the end)'}"
             for step in plan.milestones
         )
         shape += f" x {schedule.gamma:g} at {', '.join(drops)}"
     rows = [
-        (True, f"peak {peak:.3g}{scaled if schedule.batch_scaling != 'none' else ''}"),
+        (True, f"peak {peak:.3g}{scaled if schedule.base_batch_size else ''}"),
         (
             plan.warmup_steps,
             f"warm-up of {plan.warmup_steps:,} steps from {schedule.warmup_from * peak:.3g}",

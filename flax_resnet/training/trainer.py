@@ -12,7 +12,7 @@ from jax.profiler import TraceAnnotation
 from flax_resnet.config.plan import planned_learning_rate
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
-from flax_resnet.optim.optimizers import updates_made
+from flax_resnet.optim.optimizer import updates_made
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed

@@ -147,7 +147,7 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
     """The configuration that a kept run is compared with is the one that its command line makes."""
     from absl import flags
 
-    from flax_resnet.cli import app
+    from flax_resnet.cli import app, config_flag
 
     for experiment in command.EXPERIMENTS:
         args = argparse.Namespace(
@@ -155,11 +155,11 @@ def test_commands_are_what_the_check_takes_them_for(tmp_path):
         )
         for run in command.planned(args):
             values, argv = flags.FlagValues(), app.resolve_config(run.command[2:])
-            app.define_config(values, argv)
+            config_flag.define(values, argv)
             app.define_common(values)
             flags.DEFINE_string("workdir", "", "", flag_values=values)
             values(["program", *argv])
-            assert app.frozen_config(values) == command.configuration(run)
+            assert config_flag.frozen_config(values) == command.configuration(run)
             assert values["workdir"].value == str(run.folder)
 
 

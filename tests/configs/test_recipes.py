@@ -84,7 +84,10 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypa
     if config.data.progressive:
         sections["data"]["progressive"] = ((0.0, size // 2), (1.0, size))
     schedule = sections["schedule"]
-    schedule |= {"unit": "steps", "warmup": float(schedule["warmup"] > 0), "milestones": (1.0, 2.0)}
+    warmup = float(schedule["warmup"] > 0)
+    schedule |= {"unit": "steps", "warmup": warmup}
+    if config.schedule.milestones:
+        schedule["milestones"] = (warmup + 1, warmup + 2)
     sections["train"] |= {"batch_size": 16, "epochs": 1, "eval_batch_size": 16, "steps_per_call": 1}
     sections["data"]["augmentation_repeats"] = min(2, config.data.augmentation_repeats)
     if stages:

@@ -10,7 +10,7 @@ from flax_resnet import create_model
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
-from flax_resnet.optim.optimizers import block_factors, factors, names
+from flax_resnet.optim.parameter_rules import block_factors, factors, names
 
 RATE, DECAY, STEPS = 0.1, 0.01, 4
 KERNEL, BIAS, HEAD = "layer1_0/conv1/kernel", "layer1_0/bn1/bias", "fc/kernel"

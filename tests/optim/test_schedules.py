@@ -36,8 +36,9 @@ FALLS = {
 @pytest.mark.parametrize("name", FALLS)
 @pytest.mark.parametrize(("warmup", "cooldown", "final"), [(0, 0, 0.0), (2, 1, 0.1), (2, 0, 0.0)])
 def test_falls_after_a_rise(name, warmup, cooldown, final):
-    section = {"name": name, "warmup": warmup, "cooldown": cooldown, "final": final, "power": 3.0}
-    found = rates({**section, "warmup_from": 0.25})
+    section = {"name": name, "warmup": warmup, "cooldown": cooldown, "final": final}
+    power = {"power": 3.0} if name == "polynomial" else {}
+    found = rates({**section, **power, "warmup_from": 0.25})
     rise, fall = 10 * warmup, 100 - 10 * warmup - 10 * cooldown
 
     def expected(step):
@@ -57,9 +58,24 @@ def test_multi_step_drops_at_its_milestones():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_milestone_within_the_warm_up_is_passed_over():
-    found = rates({"name": "multi_step", "milestones": (1, 6), "warmup": 2})
-    np.testing.assert_allclose(found[[20, 59, 60]], [0.4, 0.4, 0.04], rtol=1e-5)
+@pytest.mark.parametrize(
+    ("milestones", "unit", "warmup"),
+    [
+        ((1.0, 6.0), "epochs", 2),  # within the warm-up
+        ((2.0, 6.0), "epochs", 2),  # at its end, where the peak would not be reached
+        ((0.501, 0.503, 0.9), "fraction", 0),  # two on one step
+    ],
+)
+def test_milestones_that_would_not_be_seen_are_refused(milestones, unit, warmup):
+    section = {"name": "multi_step", "milestones": milestones, "unit": unit, "warmup": warmup}
+    with refused("schedule.milestones", milestones, ConfigError):
+        rates(section)
+
+
+@pytest.mark.parametrize("name", ["constant", "multi_step"])
+def test_a_cooldown_needs_a_final_rate(name):
+    with refused("schedule.cooldown", 3.0, ConfigError):
+        rates({"name": name, "cooldown": 3.0})
 
 
 def test_constant():
@@ -75,9 +91,8 @@ def test_lengths_in_every_unit(unit, length):
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("linear", 4), ("sqrt", 2)])
 def test_the_peak_follows_the_batch(scaling, factor):
     train = {"batch_size": 40, "epochs": 100}
-    found = rates(
-        {"name": "constant", "batch_scaling": scaling, "base_batch_size": 10}, train=train
-    )
+    base = {} if scaling == "none" else {"base_batch_size": 10}
+    found = rates({"name": "constant", "batch_scaling": scaling, **base}, train=train)
     np.testing.assert_allclose(found, 0.4 * factor, rtol=1e-6)
 
 

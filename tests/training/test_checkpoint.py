@@ -17,7 +17,7 @@ from flax_resnet.training import experiment, sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints, checksums
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.load import load_run
-from flax_resnet.training.runs.metadata import RunMetadata
+from flax_resnet.training.runs.metadata import SCHEMA, RunMetadata
 
 
 def described(top1=None):
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_an_older_version_is_named_and_left_where_it_is(run, wor
 def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
     file = run / "config.json"
     values = json.loads(file.read_text())
-    assert values.pop("schema") == 2
+    assert values.pop("schema") == SCHEMA
     file.write_text(json.dumps(values))
     with refused(file, kind=WorkdirError) as error:
         RunFolder.at(run).read_config()
@@ -266,7 +266,7 @@ def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
         assert main.main([*tiny, f"--workdir={run}", f"--resume={resume}"]) == 5
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"error: {error.value}"
-    file.write_text(json.dumps({"schema": 3, **values}))
+    file.write_text(json.dumps({"schema": SCHEMA + 1, **values}))
     with refused(file, kind=WorkdirError) as error:
         RunFolder.at(run).read_config()
     assert f"newer than {flax_resnet.__version__}" in error.value.cure

@@ -163,9 +163,7 @@ def test_the_plan_says_what_changes_and_nothing_else():
     ("schedule", "key", "value", "other"),
     [
         ({"drop_rates": "sometimes"}, "drop_rates", "sometimes", "linear"),
-        ({"drop_rates": "early"}, "drop_until", 0, "drop_rates='early'"),
-        ({"drop_until": 2}, "drop_until", 2, "drop_rates='constant'"),
-        ({"drop_rates": "linear", "drop_until": 2}, "drop_until", 2, "drop_rates='linear'"),
+        ({"drop_rates": "early", "drop_until": 0}, "drop_until", 0, "1 step"),
         ({"drop_rates": "late", "drop_until": -1}, "drop_until", -1, "at least 0"),
         ({"drop_rates": "late", "drop_until": 10}, "drop_until", 10, "100 steps"),
         ({"drop_rates": "early", "drop_until": 0.04}, "drop_until", 0.04, "1 step"),

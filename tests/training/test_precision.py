@@ -13,7 +13,8 @@ from flax_resnet.config import Config, freeze
 from flax_resnet.config.plan import Plan, plan, planned_optimizer
 from flax_resnet.errors import DivergedError
 from flax_resnet.models.model_section import Model
-from flax_resnet.optim.optimizers import KINDS, updates_made
+from flax_resnet.optim.optimizer import updates_made
+from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.training import sharding
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.programs import Programs
@@ -176,7 +177,7 @@ def test_endless_overflow_ends_the_run(tmp_path):
     assert records[-1]["learning_rate"] == 3
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_counts_its_updates(name):
     config = freeze(
         {"optimizer": {"name": name, "unfreeze_at": (("", 1.0),)}, "schedule": {"unit": "steps"}}

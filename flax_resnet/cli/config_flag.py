@@ -1,0 +1,65 @@
+"""The flag --config, and the configuration that it and its overrides give."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from flax_resnet.cli import app
+from flax_resnet.config import Config, freeze, settings
+from flax_resnet.settings import UNSET
+
+log = logging.getLogger("flax_resnet")
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """Define --config; each of its keys can be overridden as --config.section.key=value."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configuration: a file, or the name of a packaged one (resnet18), with an optional :argument; "
+        "--config.SECTION.KEY=VALUE overrides one value",
+        flag_values=values,
+        sys_argv=["", *argv],
+    )
+
+
+def frozen_config(values: flags.FlagValues) -> Config:
+    """Return the checked configuration of --config, with --data_dir if it is set. Raises ConfigError."""
+    if not isinstance(app.flag(values, "config"), ConfigDict):
+        raise app.needed("--config", "a file such as configs/resnet18.py, or a packaged name")
+    config = freeze(_with_rows_defaults(values))
+    if data_dir := app.flag(values, "data_dir"):
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    return config
+
+
+def _with_rows_defaults(values: flags.FlagValues) -> dict[str, Any]:
+    """Return the settings of --config, without a recipe's settings of a choice that the command line changes.
+
+    A recipe's momentum is that of the recipe's optimizer. Another optimizer gets its own default, unless the
+    command line sets the momentum, too.
+    """
+    config, overrides = (
+        app.flag(values, "config").to_dict(),
+        config_flags.get_override_values(values["config"]),
+    )
+    for key, field in settings().items():
+        registry, choice = field.metadata.get("registry"), overrides.get(key)
+        if not registry or choice is None or choice == values[f"config.{key}"].default:
+            continue
+        section = config[key.partition(".")[0]]
+        dropped = [
+            name
+            for name in registry.settings
+            if section.get(name) is not UNSET and f"{key.partition('.')[0]}.{name}" not in overrides
+        ]
+        section |= dict.fromkeys(dropped, UNSET)
+        if dropped:
+            log.info("%s=%s: leaving out the recipe's %s", key, choice, ", ".join(dropped))
+    return config

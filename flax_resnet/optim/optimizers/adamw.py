@@ -1,0 +1,26 @@
+"""AdamW."""
+
+import optax
+
+from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
+
+
+def adam(section: Optimizer) -> optax.GradientTransformation:
+    """Return Adam's direction, or NAdam's with `nesterov`."""
+    return optax.scale_by_adam(*section.betas, section.epsilon, nesterov=section.nesterov)
+
+
+# Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+ROWS = (
+    OptimizerRow(
+        name="adamw",
+        help="Adam with decoupled weight decay",
+        uses={
+            "betas": (0.9, 0.999),
+            "nesterov": False,
+            "epsilon": 1e-8,
+            "weight_decay_form": "decoupled",
+        },
+        direction=adam,
+    ),
+)

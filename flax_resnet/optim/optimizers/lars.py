@@ -1,0 +1,31 @@
+"""LARS: SGD whose update of each layer is scaled to the norm of its weights."""
+
+import optax
+
+from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
+from flax_resnet.optim.optimizers.sgd import momentum
+
+
+def _trust(section: Optimizer) -> optax.GradientTransformation:
+    return optax.scale_by_trust_ratio(
+        trust_coefficient=section.trust_coefficient, eps=section.epsilon
+    )
+
+
+# You et al. 2017, "Large batch training of convolutional networks", algorithm 1.
+ROWS = (
+    OptimizerRow(
+        name="lars",
+        help="SGD with a trust ratio for each layer",
+        uses={
+            "momentum": 0.9,
+            "nesterov": False,
+            "trust_coefficient": 0.001,
+            "epsilon": 1e-8,
+            "weight_decay_form": "coupled",
+        },
+        direction=lambda section: optax.identity(),
+        trust=_trust,
+        finish=momentum,
+    ),
+)

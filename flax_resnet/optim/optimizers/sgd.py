@@ -1,0 +1,23 @@
+"""SGD with momentum."""
+
+import optax
+
+from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
+
+
+def momentum(section: Optimizer) -> optax.GradientTransformation:
+    """Return ``v = momentum v + g``, in PyTorch's form: the learning rate is not part of v."""
+    if not section.momentum:
+        return optax.identity()
+    return optax.trace(section.momentum, section.nesterov)
+
+
+# Sutskever et al. 2013, "On the importance of initialization and momentum", section 2.
+ROWS = (
+    OptimizerRow(
+        name="sgd",
+        help="SGD with momentum",
+        uses={"momentum": 0.9, "nesterov": False, "weight_decay_form": "coupled"},
+        direction=momentum,
+    ),
+)
