@@ -120,6 +120,12 @@ def rmsprop(w, g, memory, t, decay):
     return memory["v"]
 
 
+def lion(w, g, memory, t, decay):
+    m = memory.get("m", 0)
+    memory["m"] = 0.99 * m + 0.01 * g
+    return RATE * (np.sign(0.9 * m + 0.1 * g) + decay * w)
+
+
 @pytest.mark.parametrize(
     ("step_of", "section"),
     [
@@ -131,8 +137,9 @@ def rmsprop(w, g, memory, t, decay):
         (l2_adam, {"name": "adamw", "weight_decay_form": "coupled"}),
         (lamb, {"name": "lamb"}),
         (rmsprop, {"name": "rmsprop"}),
+        (lion, {"name": "lion"}),
     ],
-    ids=["sgd", "nesterov", "sgdw", "lars", "adamw", "adam with l2", "lamb", "rmsprop"],
+    ids=["sgd", "nesterov", "sgdw", "lars", "adamw", "adam with l2", "lamb", "rmsprop", "lion"],
 )
 def test_optimizers_follow_their_formulas(step_of, section):
     found, wanted = ours(**section), formula(step_of)
