@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 LARGEST_IMAGE = 2**16  # height and width in pixels; larger numbers are taken for typing errors
@@ -16,31 +16,37 @@ class Rule(NamedTuple):
       holds: whether a value satisfies the rule.
       words: the rule in words, for error messages.
       numbers: whether a tuple setting holds numbers.
+      schema: the JSON schema of the values, as far as the rule can be said in one.
     """
 
     holds: Callable[[Any], bool]
     words: str
     numbers: bool = True
+    schema: Mapping[str, Any] = {}  # read only
 
 
 def one_of(*choices: Any) -> Rule:
     """Accept one of the choices."""
-    return Rule(lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
+    words = f"one of {', '.join(map(str, choices))}"
+    return Rule(lambda v: v in choices, words, schema={"enum": list(choices)})
 
 
 def at_least(low: float) -> Rule:
     """Accept finite numbers of at least `low`."""
-    return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}")
+    return Rule(lambda v: math.isfinite(v) and v >= low, f"at least {low}", schema={"minimum": low})
 
 
 def above(low: float) -> Rule:
     """Accept finite numbers above `low`."""
-    return Rule(lambda v: math.isfinite(v) and v > low, f"above {low}")
+    return Rule(
+        lambda v: math.isfinite(v) and v > low, f"above {low}", schema={"exclusiveMinimum": low}
+    )
 
 
 def within(low: float, high: float) -> Rule:
     """Accept numbers in [low, high]."""
-    return Rule(lambda v: low <= v <= high, f"between {low} and {high}")
+    limits = {"minimum": low, "maximum": high}
+    return Rule(lambda v: low <= v <= high, f"between {low} and {high}", schema=limits)
 
 
 def per_channel(low: float, high: float) -> Rule:

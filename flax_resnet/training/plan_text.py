@@ -4,7 +4,7 @@ import jax
 
 from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import Config
-from flax_resnet.config.plan import Plan
+from flax_resnet.config.plan import Plan, planned_learning_rate
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import LOSSES, Loss
@@ -133,26 +133,27 @@ def ema_terms(section: Ema) -> list[str]:
 
 def schedule_terms(config: Config, plan: Plan) -> list[str]:
     """Describe the learning rate over the run."""
-    schedule, peak = config.schedule, plan.peak_learning_rate
+    schedule, rate = config.schedule, planned_learning_rate(config, plan)
+
+    def at(step: int) -> str:
+        return f"{float(rate(step)):.3g}"
+
     scaled = (
         f" ({config.optimizer.learning_rate:g} scaled by batch {config.train.batch_size}/"
         f"{schedule.base_batch_size}, {schedule.batch_scaling})"
     )
     shape = schedule.name.replace("_", "-")
     if schedule.final is not UNSET:
-        shape += f" to {schedule.final * peak:.3g}"
+        shape += f" to {at(plan.total_steps - plan.cooldown_steps)}"
     if plan.milestones:
         drops = (
-            f"{step:,}{'' if step < plan.total_steps else ' (after the end)'}"
+            f"{at(step)} at step {step:,}{'' if step < plan.total_steps else ' (after the end)'}"
             for step in plan.milestones
         )
-        shape += f" x {schedule.gamma:g} at {', '.join(drops)}"
+        shape += f" to {', '.join(drops)}"
     rows = [
-        (True, f"peak {peak:.3g}{scaled if schedule.base_batch_size else ''}"),
-        (
-            plan.warmup_steps,
-            f"warm-up of {plan.warmup_steps:,} steps from {schedule.warmup_from * peak:.3g}",
-        ),
+        (True, f"peak {at(plan.warmup_steps)}{scaled if schedule.base_batch_size else ''}"),
+        (plan.warmup_steps, f"warm-up of {plan.warmup_steps:,} steps from {at(0)}"),
         (True, shape),
         (plan.cooldown_steps, f"the last {plan.cooldown_steps:,} steps level"),
     ]

@@ -118,4 +118,60 @@ def test_the_plan_tells_milestones_after_the_end():
         }
     )
     made = plan(config, num_train=100, num_eval=1, num_classes=2)
-    assert "multi-step x 0.1 at 50, 300 (after the end)" in schedule_terms(config, made)
+    assert "multi-step to 0.01 at step 50, 0.001 at step 300 (after the end)" in schedule_terms(
+        config, made
+    )
+
+
+def draw_schedule(draw):
+    """A random schedule of 10 epochs of 10 steps, valid or not."""
+    name = str(draw.choice(["cosine", "linear", "polynomial", "multi_step", "constant"]))
+    optional = {
+        "warmup": round(float(draw.uniform(0, 6)), 1),
+        "warmup_from": round(float(draw.uniform(0, 1)), 2),
+        "cooldown": round(float(draw.uniform(0, 6)), 1),
+        "final": round(float(draw.uniform(0, 0.5)), 2),
+        "power": round(float(draw.uniform(0.5, 3)), 1),
+        "gamma": round(float(draw.uniform(0.1, 1)), 1),
+        "milestones": tuple(sorted({round(float(x), 1) for x in draw.uniform(0.1, 12, 3)})),
+        "batch_scaling": str(draw.choice(["none", "linear", "sqrt"])),
+        "base_batch_size": int(draw.integers(1, 40)),
+    }
+    used = [key for key in optional if draw.random() < 0.3]
+    return {"name": name, **{key: optional[key] for key in used}}
+
+
+def test_the_plan_of_any_schedule_is_what_runs_and_a_refusal_names_what_was_set():
+    """2,000 random schedules: every number of the plan is a value of the schedule at that step."""
+    draw, refusals, accepted = np.random.default_rng(0), [], 0
+    for _ in range(2000):
+        section = draw_schedule(draw)
+        sections = {"train": {"batch_size": 10, "epochs": 10}, "schedule": section}
+        try:
+            config = freeze(sections)
+            made = plan(config, num_train=100, num_eval=1, num_classes=2)
+        except ConfigError as error:
+            refusals.append((error.key.removeprefix("schedule."), section))
+            continue
+        accepted += 1
+        rate = planned_learning_rate(config, made)
+        text = ", ".join(schedule_terms(config, made))
+        shown = {
+            step: f"{float(rate(step)):.3g}" for step in (0, made.warmup_steps, *made.milestones)
+        }
+        assert f"peak {shown[made.warmup_steps]}" in text
+        assert float(rate(made.warmup_steps)) == pytest.approx(made.peak_learning_rate)
+        if made.warmup_steps:
+            assert f"warm-up of {made.warmup_steps} steps from {shown[0]}" in text
+        for step in made.milestones:
+            assert f"{shown[step]} at step {step}" in text
+            assert float(rate(step)) < float(rate(step - 1)) or config.schedule.gamma == 1
+        if config.schedule.final is not None:
+            end = made.total_steps - made.cooldown_steps
+            values = [float(rate(step)) for step in (end, made.total_steps)]
+            assert values == pytest.approx(
+                [config.schedule.final * made.peak_learning_rate] * 2, abs=1e-6
+            )
+            assert f" to {values[0]:.3g}" in text
+    assert 400 < accepted < 1800
+    assert all(key in section for key, section in refusals)

@@ -1,0 +1,181 @@
+"""Search the settings of a configuration: flax-resnet settings [TEXT]
+
+Prints each setting whose name or meaning contains TEXT, with its type, default, allowed values and meaning, and the
+choices that use it. Set one with --config.SECTION.NAME=VALUE, or in a configuration file.
+
+--format=markdown prints docs/settings.md; --format=json_schema prints a JSON schema of a run's config.json.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from absl import flags
+
+from flax_resnet.cli import app
+from flax_resnet.config.config import sections, settings
+from flax_resnet.errors import ConfigError
+from flax_resnet.settings import REQUIRED, UNSET, Registry
+
+HEAD = """# Settings
+
+Printed by `python -m flax_resnet settings --format=markdown`. `python -m flax_resnet settings TEXT` searches.
+
+Set one on the command line as `--config.SECTION.NAME=VALUE`, or in a configuration file as
+`config.SECTION.NAME = VALUE`. Some settings belong to a choice, such as the momentum to an optimizer: the chosen
+one has their defaults. They must be left unset if the chosen one does not use them."""
+TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", tuple: "array"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; `argv` without the program's name."""
+    return app.run("flax-resnet settings", __doc__, _define, _print, argv, positional=("text",))
+
+
+def _define(values: flags.FlagValues, argv: list[str]) -> None:
+    del argv
+    flags.DEFINE_string("text", "", "what to search for, such as warmup", flag_values=values)
+    flags.DEFINE_string(
+        "format", "text", f"one of {', '.join(FORMATS)}; only text is searched", flag_values=values
+    )
+
+
+def _print(values: flags.FlagValues) -> None:
+    form, text = app.flag(values, "format"), app.flag(values, "text")
+    if form not in FORMATS:
+        raise ConfigError(key="--format", value=form, allowed=FORMATS)
+    if text and form != "text":
+        raise ConfigError("searches only --format=text", key="--text", value=text)
+    described = [one for one in descriptions() if text.lower() in one.searched()]
+    if not described:
+        raise ConfigError("no setting contains it", key="--text", value=text)
+    print(FORMATS[form](described))
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A setting in words.
+
+    Attributes:
+      key: the dotted key.
+      type: the Python type.
+      default: the default, or the defaults by choice.
+      allowed: the allowed values; "" for any.
+      meaning: the help text.
+      choices: {choice: its help and the settings that it uses}, for a setting that names one.
+      schema: the JSON schema of the value.
+    """
+
+    key: str
+    type: type
+    default: str
+    allowed: str
+    meaning: str
+    choices: dict[str, str]
+    schema: dict[str, Any]
+
+    def searched(self) -> str:
+        """Return the text that a search looks at."""
+        return " ".join((self.key, self.meaning, *self.choices, *self.choices.values())).lower()
+
+
+def descriptions() -> list[Description]:
+    """Return all settings in words, in the order of the configuration."""
+    fields = settings()
+    kinds = {name: get_type_hints(section) for name, section in sections().items()}
+    owners = {
+        f"{key.partition('.')[0]}.{name}": (key, field.metadata["registry"])
+        for key, field in fields.items()
+        if "registry" in field.metadata
+        for name in field.metadata["registry"].settings
+    }
+    described = []
+    for key, field in fields.items():
+        section, name = key.split(".")
+        registry, rule = field.metadata.get("registry", {}), field.metadata["rule"]
+        default = repr(field.default) if key not in owners else _defaults(name, *owners[key])
+        choices = {
+            row.name: row.help + (f"; uses {', '.join(row.uses)}" if row.uses else "")
+            for row in registry.values()
+        }
+        schema = {"type": TYPES[kinds[section][name]], "description": field.metadata["help"]}
+        if field.default is not UNSET:
+            schema["default"] = field.default
+        schema |= {"enum": list(choices)} if choices else rule.schema
+        allowed = ", ".join(choices) or ("" if rule.words == "any value" else rule.words)
+        meaning = field.metadata["help"]
+        described.append(
+            Description(key, kinds[section][name], default, allowed, meaning, choices, schema)
+        )
+    return described
+
+
+def _defaults(name: str, owner: str, registry: Registry) -> str:
+    """Return the defaults of a setting that belongs to a registry: ``0.9 with optimizer.name=lars, sgd``."""
+    by_value: dict[str, list[str]] = {}
+    for row in registry.values():
+        if name in row.uses:
+            value = "to be set" if row.uses[name] is REQUIRED else repr(row.uses[name])
+            by_value.setdefault(value, []).append(row.name)
+    return "; ".join(f"{value} with {owner}={', '.join(rows)}" for value, rows in by_value.items())
+
+
+def as_text(described: Sequence[Description]) -> str:
+    """Format settings for a terminal."""
+    lines = []
+    for one in described:
+        allowed = f", {one.allowed}" if one.allowed else ""
+        lines += [f"{one.key}: {one.type.__name__}{allowed}", f"    {one.meaning}"]
+        lines += [f"    default: {one.default}"]
+        lines += [f"      {name}: {words}" for name, words in one.choices.items()]
+    return "\n".join(lines)
+
+
+def as_markdown(described: Sequence[Description]) -> str:
+    """Format settings as the page docs/settings.md: a table for each section, and one for each choice."""
+    lines = [HEAD]
+    for name, section in sections().items():
+        summary = (section.__doc__ or "").partition("\n")[0]
+        lines += ["", f"## {name}", "", summary, ""]
+        lines += ["| setting | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+        own = [one for one in described if one.key.startswith(f"{name}.")]
+        for one in own:
+            cells = (one.type.__name__, one.default or '""', one.allowed, one.meaning)
+            lines.append(
+                f"| `{one.key}` | " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+            )
+        for one in own:
+            if one.choices:
+                lines += ["", f"Choices of `{one.key}`:", ""]
+                lines += [f"- `{choice}`: {words}" for choice, words in one.choices.items()]
+    return "\n".join(lines)
+
+
+def as_json_schema(described: Sequence[Description]) -> str:
+    """Format settings as the JSON schema of config.json."""
+    properties: dict[str, Any] = {"schema": {"type": "integer"}}
+    for one in described:
+        section, _, name = one.key.partition(".")
+        empty = {"type": "object", "additionalProperties": False, "properties": {}}
+        schema = one.schema | (
+            {} if "default" in one.schema else {"type": [one.schema["type"], "null"]}
+        )
+        properties.setdefault(section, empty)["properties"][name] = schema
+    return json.dumps(
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Configuration of flax_resnet",
+            "type": "object",
+            "additionalProperties": False,
+            "properties": properties,
+        },
+        indent=1,
+    )
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "json_schema": as_json_schema}
+
+if __name__ == "__main__":
+    sys.exit(main())
