@@ -24,6 +24,7 @@ from flax_resnet.augment import color, policy, training_batch
 from flax_resnet.augment.apply import normalize
 from flax_resnet.augment.augment_section import Augment
 from flax_resnet.augment.geometry import warp
+from flax_resnet.augment.policies import randaugment
 
 SIZES = {"224": (64, 224), "32": (512, 32)}
 BASE = "normalize"
@@ -107,7 +108,7 @@ def switched(vectorize: Callable | None, side: int) -> Callable:
         `lax.map`.
       side: side length of the images, in pixels.
     """
-    rows = policy.operations("randaugment", side, side)
+    rows = policy.operations(randaugment.ranges(side, side), side, side)
 
     def branch(kind: int) -> Callable:
         def apply(image: jax.Array, sign: jax.Array) -> jax.Array:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.augment import color, geometry, mix, policy, random_erasing
-from flax_resnet.augment.augment_section import Augment
+from flax_resnet.augment import color, geometry, mix, random_erasing
+from flax_resnet.augment.augment_section import POLICIES, Augment
 from flax_resnet.augment.rng import Stream
 
 Array = jax.Array
@@ -62,12 +62,8 @@ def training_batch(
     jitters = {name: getattr(config, name) for name in color.JITTERS}
     if any(jitters.values()):
         images = color.jitter(stream(Stream.JITTER), images, jitters)
-    if config.policy == "randaugment":
-        images = policy.randaugment(
-            stream(Stream.POLICY), images, config.policy_ops, config.policy_magnitude
-        )
-    elif config.policy == "trivialaugment":
-        images = policy.trivialaugment(stream(Stream.POLICY), images)
+    if config.policy != "none":
+        images = POLICIES[config.policy].apply(stream(Stream.POLICY), images, config)
     images = normalize(images, config)
     if config.random_erasing:
         images = random_erasing.erase(

@@ -1,11 +1,19 @@
 """Settings of the preprocessing and augmentation on the device."""
 
 import dataclasses
+from collections.abc import Callable
+
+import jax
 
 from flax_resnet.settings import (
     ANY,
+    UNSET,
+    Registry,
+    Row,
+    Section,
     ascending_pair,
     at_least,
+    choice,
     one_of,
     per_channel,
     setting,
@@ -13,8 +21,23 @@ from flax_resnet.settings import (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyRow(Row):
+    """One policy.
+
+    Attributes:
+      apply: (random key, uint8 [N, H, W, 3], settings) -> augmented images of the same shape and dtype. Draws of a
+        row are keyed by its number, so that they do not depend on the number of devices.
+    """
+
+    apply: Callable[[jax.Array, jax.Array, "Augment"], jax.Array]
+
+
+POLICIES: Registry[PolicyRow] = Registry("flax_resnet.augment.policies")
+
+
 @dataclasses.dataclass(frozen=True)
-class Augment:
+class Augment(Section):
     """Settings of the preprocessing and augmentation of uint8 batches on the device."""
 
     mean: tuple = setting(
@@ -73,14 +96,10 @@ class Augment:
         within(0, 0.5),
         "colour jitter: largest rotation of the hue in either direction, as a share of a full turn",
     )
-    policy: str = setting(
-        "none",
-        one_of("none", "randaugment", "trivialaugment"),
-        "policy that draws random operations for each image",
-    )
-    policy_ops: int = setting(2, within(1, 14), "for randaugment: operations per image")
+    policy: str = choice("none", POLICIES, "policy that draws random operations for each image")
+    policy_ops: int = setting(UNSET, within(1, 14), "operations per image")
     policy_magnitude: int = setting(
-        9, within(0, 30), "for randaugment: strength of the operations, from 0 to 30"
+        UNSET, within(0, 30), "strength of the operations, from 0 to 30"
     )
     random_erasing: float = setting(
         0.0,

@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment (Wide): each image gets its own random operations.
+"""The operations of RandAugment and TrivialAugment: each image gets its own random ones.
 
 `vmap` of `lax.switch` would compute every operation for every image. Instead, each operation is a row of
 parameters: a table of levels, a matrix for the warp, and amounts for blending. The parameters that an operation
@@ -25,6 +25,9 @@ LEVELS = np.arange(256, dtype=np.float32)
 
 
 TABLES = ("levels", "autocontrast", "equalize")
+
+
+Ranges = dict[str, tuple[float, float]]  # {range: first and last magnitude}
 
 
 class Operation(NamedTuple):
@@ -107,17 +110,6 @@ KINDS = {
 SIGNED = {"shear", "across", "down", "degrees", "amount"}
 
 
-def ranges(policy: str, height: int, width: int) -> dict[str, tuple[float, float]]:
-    """Return the first and last magnitude of each range, for "randaugment" or "trivialaugment"."""
-    shared = {"none": (0, 0), "threshold": (255, 0)}
-    if policy == "trivialaugment":
-        wide = {"shear": 0.99, "across": 32, "down": 32, "degrees": 135, "amount": 0.99}
-        return shared | {"bits": (8, 2)} | {name: (0, most) for name, most in wide.items()}
-    across, down = 150 / 331 * width, 150 / 331 * height
-    narrow = {"shear": 0.3, "across": across, "down": down, "degrees": 30, "amount": 0.9}
-    return shared | {"bits": (8, 4)} | {name: (0, most) for name, most in narrow.items()}
-
-
 def magnitudes(name: str, first: float, last: float) -> np.ndarray:
     """Return the magnitudes of a range: float32 [BINS], evenly spaced; whole numbers for "bits"."""
     # Like torch.linspace: count from both ends by a float32 step, and round once. The last bit of a magnitude
@@ -130,15 +122,19 @@ def magnitudes(name: str, first: float, last: float) -> np.ndarray:
     return np.round(values) if name == "bits" else values
 
 
-def operations(policy: str, height: int, width: int) -> Operation:
+def operations(ranges: Ranges, height: int, width: int) -> Operation:
     """Return every operation that a policy may draw: fields [kinds, BINS, 2, ...].
 
     The third axis is the sign, positive or negative. Operations without a sign have the same row twice.
+
+    Args:
+      ranges: the policy's first and last magnitude of each range.
+      height: of the images, pixels.
+      width: of the images, pixels.
     """
-    span = ranges(policy, height, width)
 
     def row(kind: Kind, number: int, sign: int) -> Operation:
-        magnitude = magnitudes(kind.range, *span[kind.range])[number]
+        magnitude = magnitudes(kind.range, *ranges[kind.range])[number]
         signed = magnitude * np.float32(sign if kind.range in SIGNED else 1)
         return Operation(**kind.fields(signed, height, width))
 
@@ -151,38 +147,3 @@ def choices(key: Array, rows: int) -> tuple[Array, Array, Array]:
     """Draw a kind, a bin and a sign (0 or 1) for each row: three uniform int32 [N]."""
     kind, number, sign = uniform(row_keys(key, rows), 3)
     return below(kind, len(KINDS)), below(number, BINS), below(sign, 2)
-
-
-def randaugment(key: Array, images: Array, num_ops: int, magnitude: int) -> Array:
-    """Apply `num_ops` random operations to each image, one after the other, with a fixed magnitude and random sign.
-
-    Args:
-      key: the operation's key.
-      images: uint8 [N, H, W, 3].
-      num_ops: operations for each image.
-      magnitude: 0 to 30, the index of torchvision's 31 bins.
-
-    Returns:
-      Images like `images`. Warps use the nearest pixel; pixels from outside the image are black.
-
-    Source: Cubuk et al. 2020, "RandAugment", section 3; operations and ranges are torchvision's.
-    """
-    rows = [jnp.asarray(x[:, magnitude]) for x in operations("randaugment", *images.shape[1:3])]
-
-    def turn(number: Array, images: Array) -> Array:
-        kind, _, sign = choices(jax.random.fold_in(key, number), len(images))
-        return apply(images, Operation(*(x[kind, sign] for x in rows)))
-
-    # In a loop, XLA writes the images to memory between two operations. Unrolled, it fuses a warp into each reader
-    # of its result, which takes twice as long.
-    return jax.lax.fori_loop(0, num_ops, turn, images)
-
-
-def trivialaugment(key: Array, images: Array) -> Array:
-    """Apply one random operation of random magnitude and sign to each image of uint8 [N, H, W, 3].
-
-    Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); torchvision's implementation.
-    """
-    rows = operations("trivialaugment", *images.shape[1:3])
-    choice = choices(key, len(images))
-    return apply(images, Operation(*(jnp.asarray(x)[choice] for x in rows)))

@@ -2,7 +2,7 @@
 
 import jax
 
-from flax_resnet.augment.augment_section import Augment
+from flax_resnet.augment.augment_section import POLICIES, Augment
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_learning_rate
 from flax_resnet.optim.distillation import Distill
@@ -172,16 +172,13 @@ def drop_words(config: Config, plan: Plan) -> str:
 def augmentations(config: Augment) -> list[str]:
     """Describe the enabled augmentations and their settings."""
     jitter = ("brightness", "contrast", "saturation", "hue")
+    own = ", ".join(terms(config, POLICIES[config.policy]))
     mixing = f"{config.mix_mode}, probability {config.mix_prob:g}"
     rows = [
         (config.pad_crop, f"pad and crop {config.pad_crop} ({config.pad_crop_fill})"),
         (config.flip, "flip"),
         *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
-        (
-            config.policy == "randaugment",
-            f"randaugment ({config.policy_ops} of magnitude {config.policy_magnitude})",
-        ),
-        (config.policy == "trivialaugment", "trivialaugment"),
+        (config.policy != "none", f"{config.policy}{own and f' ({own})'}"),
         (
             config.random_erasing,
             f"random erasing {config.random_erasing:g} ({config.random_erasing_fill})",

@@ -10,9 +10,12 @@ import pytest
 from conftest import ROOT
 
 from flax_resnet.augment import color, policy
+from flax_resnet.augment.augment_section import Augment
 from flax_resnet.augment.geometry import warp
+from flax_resnet.augment.policies import randaugment, trivialaugment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3)).astype(np.uint8)
+RANGES = {"randaugment": randaugment.ranges, "trivialaugment": trivialaugment.ranges}
 GOLDEN = np.load(ROOT / "tests" / "golden" / "augment.npz")
 
 
@@ -42,7 +45,7 @@ def test_operations_are_torchvisions_bit_for_bit(name):
     number = {"randaugment": 9, "trivialaugment": 30}[name]
     expected = GOLDEN[name]
     assert list(policy.KINDS) == GOLDEN[f"{name}/names"].tolist()
-    rows = policy.operations(name, 9, 9)
+    rows = policy.operations(RANGES[name](9, 9), 9, 9)
     chosen = policy.Operation(*(x[:, number].reshape(-1, *x.shape[3:]) for x in rows))
     images = np.broadcast_to(GOLDEN["image"], (2 * len(policy.KINDS), 9, 9, 3))
     got = np.asarray(jax.jit(policy.apply)(images, chosen)).reshape(expected.shape)
@@ -52,7 +55,7 @@ def test_operations_are_torchvisions_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_magnitudes_are_torchvisions_to_the_last_bit(name):
-    ranges = policy.ranges(name, 9, 9)
+    ranges = RANGES[name](9, 9)
     for kind, expected in zip(policy.KINDS.values(), GOLDEN[f"{name}/magnitudes"], strict=True):
         got = policy.magnitudes(kind.range, *ranges[kind.range])
         np.testing.assert_array_equal(got, expected, err_msg=kind.range)
@@ -127,14 +130,14 @@ def test_policies_draw_every_operation_bin_and_sign_alike():
 def test_randaugment_applies_independent_operations_in_turn():
     images = np.broadcast_to(GOLDEN["image"], (16, 9, 9, 3))
     key = jax.random.key(5)
-    rows, apply = policy.operations("randaugment", 9, 9), jax.jit(policy.apply)
+    rows, apply = policy.operations(randaugment.ranges(9, 9), 9, 9), jax.jit(policy.apply)
     expected, kinds = jnp.asarray(images), []
     for turn in range(2):
         kind, _, sign = policy.choices(jax.random.fold_in(key, turn), 16)
         kinds.append(np.asarray(kind))
         chosen = policy.Operation(*(x[kind, 9, sign] for x in map(jnp.asarray, rows)))
         expected = apply(expected, chosen)
-    got = jax.jit(lambda x: policy.randaugment(key, x, 2, 9))(images)
+    got = jax.jit(lambda x: randaugment.randaugment(key, x, Augment(policy="randaugment")))(images)
     np.testing.assert_array_equal(got, expected)
     assert (kinds[0] != kinds[1]).any()
 
@@ -146,7 +149,7 @@ def test_every_bin_is_torchvisions(name):
     from golden import make_augment
 
     draw = np.random.default_rng(0)
-    rows, apply = policy.operations(name, 64, 64), jax.jit(policy.apply)
+    rows, apply = policy.operations(RANGES[name](64, 64), 64, 64), jax.jit(policy.apply)
     for index, (kind, (bins, signed)) in enumerate(make_augment.space(name, 64, 64).items()):
         bins = np.broadcast_to(bins.numpy(), policy.BINS)
         smooth = np.indices((64, 64)).sum(0)[..., None] + draw.integers(0, 90, (62, 64, 64, 3))

@@ -104,6 +104,8 @@ def test_a_placeholder_takes_a_value():
     assert config.optimizer.momentum is None
     config.optimizer.momentum = 0.5
     assert freeze(config).optimizer.momentum == 0.5
+    with pytest.raises(TypeError):
+        config.optimizer.momentum = "much"
 
 
 def test_terms_are_the_settings_of_the_row():
