@@ -102,8 +102,8 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         raise ConfigError(
             key="schedule.warmup",
             value=schedule.warmup,
-            allowed=f"below the {total} steps of {length}, together with schedule.cooldown={schedule.cooldown or 0:g} "
-            f"(both in {schedule.unit})",
+            allowed=f"below the {total} steps of {length}, together with "
+            f"schedule.cooldown={schedule.cooldown or 0:g} (both in {schedule.unit})",
         )
     _check_starts(config, unit, total, drop_until, length)
     scale = BATCH_SCALINGS[schedule.batch_scaling].factor(

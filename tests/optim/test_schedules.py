@@ -102,6 +102,7 @@ def test_the_peak_follows_the_batch(scaling, factor):
         {"warmup": 10},
         {"warmup": 6, "cooldown": 4},
         {"warmup": 0.5, "cooldown": 0.5, "unit": "fraction"},
+        {"name": "constant", "warmup": 10},
     ],
 )
 def test_a_schedule_longer_than_the_run_is_refused(section):
