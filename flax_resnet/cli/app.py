@@ -76,7 +76,7 @@ def run(
             return show(f"{doc}\n\nflags of {name}:\n{_help(values)}")
         _parse(values, argv, positional)
         code = body(values) or 0
-        sys.stdout.flush()  # here, and not at exit, where nobody catches that the reader has gone
+        print(end="", flush=True)  # not at exit, where nobody catches that the reader has gone
         return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

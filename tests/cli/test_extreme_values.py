@@ -122,3 +122,12 @@ def test_too_little_memory_is_one_line_with_its_cures(error, capsys):
 
 def test_other_errors_are_bugs_and_not_recognized():
     assert recognized(RuntimeError("shapes do not match: zoom 3")) is None
+
+
+def test_a_command_whose_output_is_closed_does_its_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    output = tmp_path / "layers.txt"
+    assert commands.main(["summary", "--model=resnet18", f"--output={output}"]) == 0
+    assert commands.main(["env"]) == 0
+    assert "total parameters" in output.read_text()
+    assert capsys.readouterr().err == ""
