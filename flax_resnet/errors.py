@@ -14,6 +14,7 @@ traceback. Schedulers tell by the code what to do:
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -118,6 +119,8 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def recognized(error: Exception) -> UserError | None:
     """Return the mistake that an exception of a library stands for, or None if it may be a bug of ours."""
     text = one_line(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
     if isinstance(error, RuntimeError) and "home directory" in text:  # what pathlib says of ~nobody
         return ConfigError("a path begins with ~ and a name that is no user's here")
     if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):

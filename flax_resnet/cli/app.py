@@ -85,12 +85,9 @@ def run(
         print(one_line(error), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        return _reader_is_gone()
+        return _discard_output()
     except Exception as error:
-        if (mistake := recognized(error)) is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        return mistake.exit_code
+        return _exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -100,16 +97,28 @@ def run(
 
 
 def show(text: str) -> int:
-    """Print a text and return the exit code: 0, or 141 if the reader of the output is gone."""
+    """Print a text and return the exit code: 0; 141 if the reader of the output is gone; 5 if a disk is full."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        return _reader_is_gone()
+        return _discard_output()
+    except OSError as error:
+        return _exit_code(error)
     return 0
 
 
-def _reader_is_gone() -> int:
-    """Return the exit code for a reader, such as head, that has closed the pipe; what is left goes nowhere."""
+def _exit_code(error: Exception) -> int:
+    """Print the line for a library's exception and return its exit code. Raises it again if it may be our bug."""
+    if (mistake := recognized(error)) is None:
+        raise error
+    if isinstance(error, OSError):
+        _discard_output()
+    print(f"error: {mistake}", file=sys.stderr)
+    return mistake.exit_code
+
+
+def _discard_output() -> int:
+    """Let what is left to print go nowhere, and return the exit code for a reader that has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 

@@ -1,9 +1,11 @@
 """Numbers that are far too large, names that are none, and folders that cannot be read: one line each."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
-from conftest import refused, saved_run
+from conftest import ROOT, refused, saved_run
 
 from flax_resnet import main
 from flax_resnet.cli import app, commands, env
@@ -131,3 +133,13 @@ def test_a_command_whose_output_is_closed_does_its_work(monkeypatch, tmp_path, c
     assert commands.main(["env"]) == 0
     assert "total parameters" in output.read_text()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [["settings"], ["--version"]])
+def test_an_output_on_a_full_disk_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "flax_resnet", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 5
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: standard output: ")

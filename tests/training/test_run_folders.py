@@ -18,7 +18,7 @@ from flax_resnet.errors import CheckpointError, WorkdirError
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import CONFIG, METRICS, RunFolder
-from flax_resnet.training.runs.metadata import RunMetadata
+from flax_resnet.training.runs.metadata import SCHEMA, RunMetadata
 from flax_resnet.training.runs.writers import RecordWriter
 
 SHAPE = {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"}
@@ -87,13 +87,13 @@ def test_a_report_without_records_warns_of_nothing(run, data_dir, capsys):
         pytest.param("[" * 100_000, "cannot be read", id="deep"),
         pytest.param("9" * 5000, "cannot be read", id="long"),
         ("[1, 2]", "is not a configuration"),
-        ('{"schema": 2, "model": 3}', "model=3: must be a section of settings"),
-        ('{"schema": 2, "train": {"batch_size": -1}}', "train.batch_size=-1: must be"),
-        ('{"schema": 2, "train": {"batchsize": 1}}', "train.batchsize: unknown setting"),
+        ('{"schema": SCHEMA, "model": 3}', "model=3: must be a section of settings"),
+        ('{"schema": SCHEMA, "train": {"batch_size": -1}}', "train.batch_size=-1: must be"),
+        ('{"schema": SCHEMA, "train": {"batchsize": 1}}', "train.batchsize: unknown setting"),
     ],
 )
 def test_a_stored_configuration_that_is_none_names_its_file(run, content, problem):
-    (run / CONFIG).write_text(content)
+    (run / CONFIG).write_text(content.replace("SCHEMA", str(SCHEMA)))
     with refused(run / CONFIG, kind=WorkdirError) as error:
         RunFolder.at(run).read_config()
     assert problem in error.value.problem
