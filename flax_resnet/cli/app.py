@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from flax_resnet.cli.quiet import quiet_libraries
 from flax_resnet.config import settings
 from flax_resnet.errors import (
     INTERRUPTED,
@@ -68,6 +69,7 @@ def run(
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
+    quiet_libraries()
     try:
         flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
         argv = resolve_config(_with_flag_files(values, argv))

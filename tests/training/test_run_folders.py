@@ -1,11 +1,8 @@
 """Run folders that are damaged, or on a disk that is full: one line, and nothing saved is lost."""
 
 import json
-import logging
 import shutil
-import sys
 import threading
-import types
 
 import jax
 import numpy as np
@@ -145,21 +142,6 @@ def test_a_folder_that_cannot_be_made_leaves_no_thread_that_waits(tmp_path):
     assert not [
         thread for thread in set(threading.enumerate()) - before if "Signaling" in repr(thread)
     ]
-
-
-def test_what_orbax_raises_it_does_not_print_as_well(tmp_path, capfd, monkeypatch):
-    record = logging.makeLogRecord({"pathname": "/lib/orbax/checkpoint/future.py", "msg": "raised"})
-    late = types.SimpleNamespace(
-        exc_type=RuntimeError,
-        exc_value=RuntimeError("Event loop is closed"),
-        exc_traceback=None,
-        err_msg=None,
-        object=None,
-    )
-    assert not logging.getLogger("absl").filter(record)
-    assert not logging.getLogger("asyncio").filter(record)
-    sys.unraisablehook(late)
-    assert "Event loop" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("size", [0, 10])

@@ -9,7 +9,6 @@ import logging
 import pathlib
 import re
 import shutil
-import sys
 import time
 import zlib
 from typing import Any, NamedTuple
@@ -24,21 +23,6 @@ from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
-# The tracebacks that Orbax and TensorStore print beside an error that they raise.
-for logger in ("absl", "asyncio"):
-    logging.getLogger(logger).addFilter(
-        lambda record: "orbax" not in record.pathname + record.getMessage()
-    )
-_print_unraisable = sys.unraisablehook
-
-
-def _unless_late(unraisable: Any) -> None:
-    """Print an unraisable error, unless TensorStore came after Orbax had closed the event loop of a failed call."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _print_unraisable(unraisable)
-
-
-sys.unraisablehook = _unless_late
 
 
 class Restored(NamedTuple):
