@@ -256,7 +256,11 @@ def test_order_of_the_operations():
     assert 0 < np.nanmean(share) < 1
 
 
-@pytest.mark.parametrize("options", [EVERYTHING, {"mixup": 0.8}], ids=["everything", "mixup"])
+@pytest.mark.parametrize(
+    "options",
+    [EVERYTHING, {"mixup": 0.8}, {"policy": "three_augment"}],
+    ids=["everything", "mixup", "three_augment"],
+)
 def test_a_row_is_augmented_by_its_place_alone(options):
     """Sharding over eight devices changes no pixel: with everything at once, and where most can be fused."""
     from flax_resnet.training import sharding
