@@ -1,8 +1,8 @@
-"""Fine-tuning of BiT's R50x1 by BiT-HyperRule. After the colon: the size of the task, a comma, the dataset.
+"""Fine-tune BiT's R50x1 with the settings of BiT-HyperRule. The argument after the colon is SIZE,DATASET.
 
 python -m flax_resnet.main --config configs/bit_finetune.py:small,folder=/data/flowers --workdir /tmp/flowers
-    Sizes: small for fewer than 20,000 images, medium for fewer than 500,000, large for more.
-    Datasets: folder=/path, csv=/path or tfds=NAME, as in configs/finetune.py.
+    SIZE: small for fewer than 20,000 images, medium for fewer than 500,000, large for more.
+    DATASET: folder=/path, csv=/path or tfds=NAME, as in configs/finetune.py.
     With fewer than 512 images, set a smaller --config.train.batch_size.
     With images of at most 96 px, set --config.data.image_size=128.
 
@@ -39,7 +39,8 @@ def get_config(task: str = ""):
     config.augment.std = (0.5, 0.5, 0.5)
     config.data.image_size = 480
     config.data.train_crop = "random_resized"
-    config.data.crop_area = (0.75, 1.0)  # the paper takes a random 480 px crop of 512 px
+    # The paper takes a random crop of 480 px from an image resized to 512 px.
+    config.data.crop_area = (0.75, 1.0)
     config.data.crop_aspect = (1.0, 1.0)
     config.data.eval_crop = "resize"
     config.augment.flip = True
@@ -49,9 +50,8 @@ def get_config(task: str = ""):
     config.schedule.name = "multi_step"
     config.schedule.unit = "fraction"
     config.schedule.milestones = (0.4, 0.6, 0.8) if size == "small" else (0.3, 0.6, 0.9)
-    config.schedule.warmup = {"small": 0.2, "medium": 0.05, "large": 0.025}[
-        size
-    ]  # 100 or 500 steps
+    # The warmup takes 100 steps (small) or 500 steps.
+    config.schedule.warmup = {"small": 0.2, "medium": 0.05, "large": 0.025}[size]
     config.train.batch_size = 512
     config.train.microbatch_size = "auto"
     config.train.steps = STEPS[size]

@@ -1,8 +1,8 @@
-"""Networks on CIFAR-10, trained as in the papers of He et al.; name the network after the colon.
+"""Networks on CIFAR-10, trained as in the papers of He et al. The argument after the colon is the network.
 
 python -m flax_resnet.main --config configs/cifar_he2016.py:resnet20 --workdir runs/resnet20
 
-Expected: these published test errors; not yet run here to completion
+Expected: the test error (published; not yet run here to completion)
     resnet20     8.75 %
     resnet56     6.97 %
     resnet110    6.43 % (best of five)

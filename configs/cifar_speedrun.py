@@ -34,13 +34,16 @@ def get_config():
     config.augment.eval_flip = True
     config.augment.eval_shift = 1
     config.loss.label_smoothing = 0.2
-    # The source sums its loss: its learning rate 11.5 and weight decay 0.0153 are per 1,024 images, times
-    # 1 + 1 / (1 - momentum).
+    # The source states a learning rate of 11.5 and a weight decay of 0.0153, both for a summed loss and both to be
+    # divided by 1,024 (1 + 1 / (1 - momentum)), that is 1,024 x 7.67. For the mean loss of 1,024 images, the
+    # learning rate is 11.5 / 7.67 = 1.5. The source's weight decay is not multiplied by the learning rate; ours is:
+    # 0.0153 / 11.5 = 0.00133.
     config.optimizer.learning_rate = 1.5
     config.optimizer.momentum = 0.85
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 0.00133
-    # Normalisation: the scale is frozen; the bias learns 64 times as fast, with the same weight decay in effect.
+    # Normalisation layers: the scale is frozen. The bias has 64 times the learning rate and 1/64 of the weight
+    # decay, so that it decays as fast as the other parameters.
     config.optimizer.learning_rate_rules = ((r"bn\d/scale", 0.0), (r"bn\d/bias", 64.0))
     config.optimizer.weight_decay_rules = ((r"bn\d/bias", 1 / 64),)
     config.schedule.name = "linear"

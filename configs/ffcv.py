@@ -1,14 +1,14 @@
-"""ResNets on ImageNet-1k in few epochs, trained as in FFCV. After the colon: network and epochs.
+"""ResNets on ImageNet-1k in few epochs, trained as in FFCV. The argument after the colon is NETWORK_EPOCHS.
 
 python -m flax_resnet.main --config configs/ffcv.py:resnet50_16 --workdir runs/resnet50_16
 
-Expected: top-1 in % by the number of epochs (published by FFCV; not yet run here)
+Expected: top-1 in %, for each number of epochs (published by FFCV; not yet run here)
     epochs    16      24      32      40      56      88
     resnet18  66.9    68.8    70.0    70.6    71.3    72.4
     resnet50  73.8    75.6    76.6    77.2    78.0    78.4
-Source: ffcv-imagenet, rn18_configs and rn50_configs. The learning rate is a triangle. Training images have 160 px,
-and 192 px in the last quarter. Evaluation uses 256 px and horizontal flips. FFCV blurs before each strided
-convolution; this package blurs after it.
+Source: ffcv-imagenet, rn18_configs and rn50_configs. The learning rate rises and falls linearly. Training
+images have 160 px, and 192 px in the last quarter. Evaluation uses 256 px and horizontal flips. FFCV blurs before
+each strided convolution; this package blurs after it.
 Cost: 312 steps of 4,096 images per epoch (resnet18: 1,251 steps of 1,024). Needs
 `python -m flax_resnet prepare --name=imagenet2012`; add --pack for faster input.
 """

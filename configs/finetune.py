@@ -1,4 +1,4 @@
-"""Fine-tuning of a pretrained network on your own images. After the colon: the dataset.
+"""Fine-tune a pretrained network on your own images. The argument after the colon is the dataset.
 
 python -m flax_resnet.main --config configs/finetune.py:folder=/data/flowers --workdir /tmp/flowers \\
     --config.model.pretrained=resnet50.a1_in1k

@@ -1,4 +1,4 @@
-"""ResNet-18. After the colon: the dataset.
+"""ResNet-18. The argument after the colon is the dataset.
 
 python -m flax_resnet.main --config configs/resnet18.py --workdir /tmp/run
     The embedded digits: 1,437 training and 360 test images; no download needed. Expected: 98.3 % top-1 after
@@ -52,7 +52,7 @@ def get_config(dataset: str = "digits"):
 def digits(config):
     """Set up the 8x8 grey digits.
 
-    The digits fill their images to the edge, so shifts would reduce the accuracy; they are not augmented.
+    The digits are not augmented: they fill their images to the edge, so shifts would reduce the accuracy.
     """
     config.model.stem = "cifar"
     # Measured on the 1,437 training images.

@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet-1k, trained as in "ResNet strikes back". After the colon: the procedure a1, a2 or a3.
+"""ResNet-50 on ImageNet-1k, trained as in "ResNet strikes back". The argument after the colon is a1, a2 or a3.
 
 python -m flax_resnet.main --config configs/resnet50_rsb.py:a3 --workdir runs/resnet50_a3
 

@@ -1,4 +1,4 @@
-"""Networks on ImageNet-1k, trained as torchvision's V1 weights. After the colon: the network.
+"""Networks on ImageNet-1k, trained like torchvision's V1 weights. The argument after the colon is the network.
 
 python -m flax_resnet.main --config configs/torchvision_v1.py:resnet50 --workdir runs/resnet50
 
