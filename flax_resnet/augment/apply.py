@@ -25,8 +25,8 @@ def normalize(images: Array, config: Augment) -> Array:
     if len(config.mean) == 1:
         luma = jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)
         pixels = jnp.round((pixels * luma).sum(axis=-1, keepdims=True))
-    # End with a sum, not a product. XLA contracts a final product with the sum in mixup into one rounding if it
-    # fuses the two, which it does on one device and not on eight.
+    # End with a sum, not a product. If XLA fuses this function with mixup, it contracts a final product and mixup's
+    # sum into one operation with a single rounding. It does so on one device but not on eight, so bits differ.
     return pixels * scale - offset
 
 
@@ -35,8 +35,8 @@ def training_batch(
 ) -> tuple[Array, Array]:
     """Augment and normalise a global batch, in the order of torchvision's reference training.
 
-    Each draw is keyed by operation and row. So the pixels do not depend on the number of devices or processes, and
-    no operation changes the draws of another.
+    Each operation draws the random numbers of each row with a key of its own. So the pixels do not depend on the
+    number of devices or processes, and no operation changes the draws of another.
 
     Args:
       key: the key of the step; operation s uses fold_in(fold_in(key, s), i) for row i.

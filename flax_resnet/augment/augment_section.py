@@ -23,11 +23,11 @@ from flax_resnet.settings import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyRow(Row):
-    """One policy.
+    """One augmentation policy.
 
     Attributes:
-      apply: (random key, uint8 [N, H, W, 3], settings) -> augmented images of the same shape and dtype. Draws of a
-        row are keyed by its number, so that they do not depend on the number of devices.
+      apply: (random key, uint8 [N, H, W, 3], settings) -> augmented images of the same shape and dtype. The
+        draws for image i use a key derived from i, so that they do not depend on the number of devices.
     """
 
     apply: Callable[[jax.Array, jax.Array, "Augment"], jax.Array]
@@ -43,12 +43,12 @@ class Augment(Section):
     mean: tuple = setting(
         (0.485, 0.456, 0.406),
         per_channel(0, 1),
-        "mean of each channel, subtracted from values in [0, 1]; () for that of model.pretrained",
+        "mean of each channel, subtracted from values in [0, 1]; () for the mean of model.pretrained",
     )
     std: tuple = setting(
         (0.229, 0.224, 0.225),
         per_channel(1e-6, 10),
-        "standard deviation of each channel, which divides the values; () for that of model.pretrained",
+        "standard deviation of each channel, which divides the values; () for the one of model.pretrained",
     )
     flip: bool = setting(
         False, ANY, "mirror each training image left to right with probability 1/2"
@@ -84,12 +84,12 @@ class Augment(Section):
     contrast: float = setting(
         0.0,
         at_least(0),
-        "colour jitter: scale the distance from the image's mean grey by a factor as for brightness",
+        "colour jitter: scale the distance from the image's mean grey by a random factor, drawn as for brightness",
     )
     saturation: float = setting(
         0.0,
         at_least(0),
-        "colour jitter: scale the distance from each pixel's grey by a factor as for brightness",
+        "colour jitter: scale the distance from each pixel's grey by a random factor, drawn as for brightness",
     )
     hue: float = setting(
         0.0,

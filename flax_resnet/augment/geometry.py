@@ -23,10 +23,10 @@ def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> 
       key: the operation's key.
       images: [N, H, W, C].
       pixels: padding on each side; for "reflect", less than H and W.
-      padding: "black", or "reflect" (does not repeat the edge row).
+      padding: "black", or "reflect" (mirrors without repeating the edge row).
 
     Returns:
-      As `images`.
+      An array like `images`.
 
     Source: He et al. 2016, section 4.2 (4 black pixels for CIFAR-10).
     """
@@ -41,18 +41,18 @@ def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> 
 
 
 def warp(images: Array, matrices: Array) -> Array:
-    """Warp images by affine matrices, with the nearest pixel; pixels from outside the image are black.
+    """Warp images by affine matrices with nearest-neighbour sampling; pixels from outside the image are black.
 
     The output pixel at (x, y) is the input pixel at matrix @ (x, y, 1). Coordinates are pixels from the image's
-    centre, x to the right and y down. Coordinates are 31-bit integers with a range of five image sides, so that all
-    compilers and devices round equally. At 224 pixels the error is 2^-20 of a side.
+    centre, x to the right and y down. They are computed as 31-bit fixed-point integers that span five image sides,
+    so that all compilers and devices round equally. At 224 pixels, the error is 2^-20 of a side.
 
     Args:
       images: [N, H, W, C].
       matrices: float32 [N, 2, 3]; no pixel may come from more than two image sides away.
 
     Returns:
-      As `images`.
+      An array like `images`.
     """
     height, width = images.shape[1:3]
     bits = 31 - (5 * max(height, width)).bit_length()
@@ -67,7 +67,7 @@ def warp(images: Array, matrices: Array) -> Array:
 
     columns, rows = source(0, width), source(1, height)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    # Use vmap, not one index over [N, H, W]: for that, the partitioner would gather the whole batch.
+    # Use vmap: with one index over [N, H, W], the partitioner would gather the whole batch.
     taken = jax.vmap(lambda image, r, c: image.at[r, c].get(mode="clip"))(images, rows, columns)
     return jnp.where(inside[..., None], taken, 0)
 
@@ -78,8 +78,8 @@ def inside(top: Array, left: Array, height: Array, width: Array, shape: tuple[in
     Args:
       top: first row, int [N].
       left: first column, int [N].
-      height: rows, int [N].
-      width: columns, int [N].
+      height: number of rows, int [N].
+      width: number of columns, int [N].
       shape: (H, W) of the image.
 
     Returns:

@@ -10,7 +10,7 @@ from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
 
-# The row whose random draws row i of n uses.
+# {mode: function (i, n) -> the row whose random draws row i of n rows uses}
 MODES = {
     "batch": lambda i, n: jnp.zeros_like(i),
     "pair": lambda i, n: jnp.minimum(i, n - 1 - i),
@@ -43,8 +43,8 @@ def mix(
       targets: float32 [N, K], rows that sum to 1.
       mixup: alpha of mixup, 0 for none.
       cutmix: alpha of CutMix, 0 for none.
-      mode: one draw for the "batch", each "pair" of partners, or each "element".
-      probability: probability that a draw mixes.
+      mode: what shares one draw: the whole "batch", a "pair" of partners, or one "element".
+      probability: probability that a draw mixes the images.
       switch: probability of CutMix if both are on.
 
     Returns:
@@ -78,8 +78,8 @@ def mix(
 def symmetric_beta(quantile: Array, alpha: float) -> Array:
     """Map uniform numbers in [0, 1) to Beta(alpha, alpha): float32 [N]; 0 if alpha is 0.
 
-    The inverse distribution function is interpolated between 4096 steps. jax.random.beta uses a rejection loop,
-    which takes seconds to compile and synchronizes the devices in every iteration.
+    The inverse distribution function is interpolated linearly in 4,096 steps. jax.random.beta uses a rejection
+    loop, which takes seconds to compile and synchronizes the devices in every iteration.
     """
     if not alpha:
         return jnp.zeros_like(quantile)

@@ -1,9 +1,8 @@
-"""The operations of RandAugment and TrivialAugment: each image gets its own random ones.
+"""The operations of RandAugment and TrivialAugment, which apply random operations to each image.
 
 `vmap` of `lax.switch` would compute every operation for every image. Instead, each operation is a row of
 parameters: a table of levels, a matrix for the warp, and amounts for blending. The parameters that an operation
-does not use have neutral values. So one pass of each kernel serves a batch in which each image has another
-operation.
+does not use have neutral values. So one pass of each kernel applies a different operation to each image of a batch.
 """
 
 import math
@@ -33,7 +32,7 @@ Ranges = dict[str, tuple[float, float]]  # {range: first and last magnitude}
 class Operation(NamedTuple):
     """Parameters of an operation on one image, or with a leading axis N on a batch; the defaults change nothing.
 
-    They are NumPy's arrays and scalars on the host, and JAX's arrays inside jit.
+    The fields are NumPy arrays and scalars on the host, and JAX arrays inside jit.
     """
 
     levels: Any = LEVELS.astype(np.uint8)  # uint8 [256], a table
@@ -45,7 +44,7 @@ class Operation(NamedTuple):
 
 
 def apply(images: Array, operations: Operation) -> Array:
-    """Apply to each image of uint8 [N, H, W, 3] its own operation, given by fields [N, ...]."""
+    """Apply operation i, given by row i of the fields [N, ...], to image i of uint8 [N, H, W, 3]."""
 
     def amount(values: Array) -> Array:
         return values[:, None, None, None]
@@ -83,7 +82,7 @@ def _levels(values: np.ndarray) -> dict[str, Any]:
 
 
 class Kind(NamedTuple):
-    """A kind of operation: the name of its range, and a function from (magnitude, height, width) to fields."""
+    """A kind of operation: the name of its range, and a function (magnitude, height, width) -> {field: value}."""
 
     range: str
     fields: Callable[[np.float32, int, int], dict[str, Any]]
@@ -128,9 +127,9 @@ def operations(ranges: Ranges, height: int, width: int) -> Operation:
     The third axis is the sign, positive or negative. Operations without a sign have the same row twice.
 
     Args:
-      ranges: the policy's first and last magnitude of each range.
-      height: of the images, pixels.
-      width: of the images, pixels.
+      ranges: first and last magnitude of each range of the policy.
+      height: height of the images, in pixels.
+      width: width of the images, in pixels.
     """
 
     def row(kind: Kind, number: int, sign: int) -> Operation:

@@ -14,7 +14,7 @@ ATTEMPTS = 10
 
 
 def cutout(key: Array, images: Array, side: int) -> Array:
-    """Set a square to zero, which is the mean. Its centre is any pixel, so that borders may clip the square.
+    """Set a square to zero, which is the mean. Any pixel can be its centre, so borders may clip the square.
 
     Args:
       key: the operation's key.
@@ -22,7 +22,7 @@ def cutout(key: Array, images: Array, side: int) -> Array:
       side: side of the square, in pixels.
 
     Returns:
-      As `images`.
+      An array like `images`.
 
     Source: DeVries and Taylor 2017, "Improved regularization of CNNs with cutout", section 3.
     """
@@ -50,12 +50,12 @@ def erase(
       key: the operation's key.
       images: float32 [N, H, W, C].
       probability: share of the images that are erased.
-      area: smallest and largest share of the image's area; drawn uniformly.
+      area: smallest and largest area as a share of the image; drawn uniformly.
       aspect: smallest and largest height / width; the logarithm is drawn uniformly.
       fill: "zero" (the mean), or "noise" (standard normal, drawn for each value).
 
     Returns:
-      As `images`.
+      An array like `images`.
 
     Source: Zhong et al. 2020, "Random erasing data augmentation", algorithm 1; torchvision's RandomErasing.
     """

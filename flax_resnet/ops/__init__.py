@@ -1,1 +1,1 @@
-"""Operations that CPU and GPU compute by algorithms of our own, and the choice of algorithm by platform."""
+"""Operations with algorithms of our own for CPU and GPU, and the choice among algorithms by platform."""

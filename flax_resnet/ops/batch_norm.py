@@ -102,7 +102,7 @@ def by_moments(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def with_own_gradient(*arguments: Any) -> tuple[Array, Array, Array]:
-    """Compute the same as `by_moments`; the gradient reads x and dy once for all sums."""
+    """Compute the same as `by_moments`. The gradient reads x and dy only once to compute all sums."""
     return by_moments(*arguments)
 
 
@@ -132,12 +132,13 @@ def _own_backward(
 
     centred, before = parts(x, dy)
     on_gpu = dispatch.has_own_form(x, "gpu")
-    # On CPU, compute it once for three loops: the activation's slope costs more than writing it to memory.
+    # Three loops read `before`. On CPU, compute it once: writing it to memory costs less than computing the slope
+    # of the activation again.
     if not on_gpu:
         before = dispatch.fusion_barrier_on_cpu(before)
     total = before.sum(axis=PIXELS, keepdims=True)
     product = (before * centred).sum(axis=PIXELS, keepdims=True)
-    # On GPU, compute it again: otherwise XLA writes it to memory and reads it twice.
+    # On GPU, compute `before` again for the last loop: otherwise XLA writes it to memory and reads it twice.
     if on_gpu:
         centred, before = parts(*lax.optimization_barrier((x, dy, total, product))[:2])
     slope = (2 * dvar - factor * jnp.square(deviation) * product) / count

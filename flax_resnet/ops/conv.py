@@ -92,18 +92,18 @@ def _algorithm(geometry: Geometry, x: Array, kernel: Array) -> ConvAlgorithm:
         return BLOCKS if dispatch.pins_layout() and inputs > 1 else PLAIN
     if height == width == 1 and padding == 0:
         return POINTWISE
-    # XLA runs a 3x3 on a 2x2 map of 256 or more channels at 1 GFLOP/s (512 channels at batch 64: 1.8 s, and 8 ms
-    # as a dot). On a 1x1 map, eight of nine taps see only padding.
+    # XLA runs a 3x3 on a 2x2 map of 256 or more channels at 1 GFLOP/s: 1.8 s for 512 channels at batch 64, but 8
+    # ms as a dot. On a 1x1 map, eight of nine taps see only padding.
     if dilation == 1 and x.shape[1] * x.shape[2] <= 4:
         return PATCHES
-    # With few pixels, the transform of the kernel costs more than it saves. One image of 7x7x512: 4.5 ms by
-    # Winograd, 2.2 by XLA, 1.7 as patches; 14x14x256: 2.2, 1.4, 1.5.
+    # With few pixels, Winograd's transform of the kernel costs more than it saves. One image of 7x7x512 takes
+    # 4.5 ms by Winograd, 2.2 by XLA and 1.7 as patches; one of 14x14x256 takes 2.2, 1.4 and 1.5 ms.
     if dilation == 1 and math.prod(x.shape[:3]) < FEW_PIXELS:
         return PATCHES
     same_3x3 = (height, width, stride, padding, dilation) == (3, 3, 1, 1, 1)
-    # With few channels, Winograd's transforms cost more than they save. y, dx and dkernel together on an Intel Xeon
-    # (AVX-512), by Winograd and without: 32x32, batch 128, 32 to 32 channels, 55 and 45 ms; 64 to 64 channels, 146
-    # and 176 ms; 15x15, batch 500, 32 to 128 channels, 181 and 120 ms.
+    # With few channels, Winograd's transforms cost more than they save. Times of y, dx and dkernel together on an
+    # Intel Xeon (AVX-512), with and without Winograd: 32x32, batch 128, 32 to 32 channels, 55 and 45 ms; 64 to 64
+    # channels, 146 and 176 ms; 15x15, batch 500, 32 to 128 channels, 181 and 120 ms.
     narrow = min(inputs, outputs) < 64
     if same_3x3 and not narrow and x.dtype.itemsize <= 4 and dispatch.pins_layout():
         return WINOGRAD
@@ -154,7 +154,7 @@ def _widened(algorithm: ConvAlgorithm) -> ConvAlgorithm:
 
 PLAIN = _differentiated(plain)
 
-# --- 1x1 convolutions as a dot. 56x56, 64 to 256 channels: y, dx, dkernel fall from 20, 22, 57 ms to 9, 9, 13. ---
+# --- 1x1 convolutions as a dot. y, dx, dkernel fall from 20, 22, 57 to 9, 9, 13 ms (56x56, 64 to 256 channels). ---
 
 
 def _dot(x: Array, y: Array, over_x: tuple, over_y: tuple) -> Array:
@@ -236,9 +236,9 @@ def _adjacent(taps: list[int]) -> bool:
 
 PATCHES = _widened(_differentiated(_patches))
 
-# --- kernel gradients of a run of images at a time. XLA's kernel gradient reads the whole batch, and waits for
-# memory when the batch does not fit the cache. A run of too few images gives it too little work. ms on two cores of
-# an Intel Xeon (AVX-512), for the whole batch at once and in more and more runs:
+# --- kernel gradients, summed over runs of images. XLA's kernel gradient reads the whole batch, and waits for
+# memory if the batch does not fit the cache. Runs of too few images give XLA too little work. Times in ms on two
+# cores of an Intel Xeon (AVX-512), for the whole batch at once and for two numbers of runs:
 #   batch 500, 31x31, 24 to 32 channels            at once 104    16 runs 60    64 runs 65
 #   batch 128, 32x32, 16 to 16 channels            at once 12      4 runs 8     32 runs 16
 #   batch 128, 32x32, 48 to 48 channels            at once 53      4 runs 38    32 runs 56
@@ -247,7 +247,7 @@ PATCHES = _widened(_differentiated(_patches))
 # ---
 
 RUN = 32  # images per run
-MOST = 32  # runs; each is one more convolution to compile
+MOST = 32  # largest number of runs; each is one more convolution to compile
 
 
 def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Array:
@@ -263,8 +263,8 @@ def _runs_kernel(geometry: Geometry, x: Array, kernel: Array, dy: Array) -> Arra
 
 RUNS = _widened(PLAIN._replace(kernel_gradient=_runs_kernel))
 
-# --- groups. ms for y, dx, dkernel in 32 groups: 56x56x128, from 131, 132, 14,776 to 25, 22, 27; 7x7x1024, from 15,
-# 16, 1,794 to 12, 12, 10. ---
+# --- groups. With 32 groups, y, dx, dkernel fall from 131, 132, 14,776 to 25, 22, 27 ms (56x56x128), and from 15,
+# 16, 1,794 to 12, 12, 10 ms (7x7x1024). ---
 
 
 def _blocks(geometry: Geometry, x: Array, kernel: Array) -> Array:
@@ -310,7 +310,7 @@ def _by_block(geometry: Geometry, function: Callable, x: Array, kernel: Array, *
 
 
 def _groups_together(groups: int, channels: int) -> int:
-    """Return the number of groups per block: at most 16 channels, or a sixteenth of all channels.
+    """Return the groups per block. A block has at most 16 channels, or 1/16 of all channels if that is more.
 
     Large blocks waste arithmetic on zeros; many blocks take long to compile. Blocks of 16 channels are 2 to 3 times
     as fast as blocks of 64.
@@ -336,8 +336,8 @@ def _dense(kernel: Array, together: int) -> Array:
 
 BLOCKS = ConvAlgorithm(_blocks, _blocks_input, _blocks_kernel)
 
-# --- 3x3. ms for y, dx, dkernel: 56x56x64, from 37, 37, 39 to 16, 16, 15; 14x14x256, from 18, 19, 20 to 10, 12, 10.
-# ---
+# --- 3x3. y, dx, dkernel fall from 37, 37, 39 to 16, 16, 15 ms (56x56x64), and from 18, 19, 20 to 10, 12, 10 ms
+# (14x14x256). ---
 
 WINOGRAD = _widened(
     ConvAlgorithm(

@@ -10,9 +10,9 @@
 - TPU: XLA's own operations.
 
 On a single CPU device, arrays are pinned to the default layout, last axis contiguous. Without the pins, XLA chooses
-layouts for the dots that come last and transposes everything around them: the operations of a ResNet-18 step
-(224 px, batch 16, two cores) take 4.6 s together, and 1.1 s with the pins. A pin makes XLA gather an array that is
-sharded over devices. So several devices use no pins, and no operation that needs them.
+layouts for the dots that come last and transposes everything around them: all operations of a ResNet-18 step
+(224 px, batch 16, two cores) take 4.6 s without the pins and 1.1 s with them. A pin makes XLA gather an array that
+is sharded over devices. So several devices use no pins, and no operation that needs them.
 
 The environment variable FLAX_RESNET_OPS selects the operations:
 - "auto", the default: by platform, as above.
@@ -21,8 +21,8 @@ The environment variable FLAX_RESNET_OPS selects the operations:
 - "gpu": the GPU operations on every platform.
 The variable is read when a function is traced or a program is built; a compiled `jit` function does not change.
 
-Limits of our operations, none of which "plain" has:
-- They have gradients (on CPU of any order), but no forward mode (`jax.jvp`).
+Limits of our operations ("plain" has none of them):
+- They have gradients (on CPU, of any order), but no forward mode (`jax.jvp`).
 - `jax.export` cannot serialise the pinned layouts for CPU. An export for another platform pins no layout.
 - With symbolic dimensions, XLA's own operations are used.
 """
@@ -52,11 +52,11 @@ CHOICES = ("auto", "plain", "cpu", "gpu")
 
 
 def has_own_form(x: Array, *platforms: str) -> bool:
-    """Return whether an operation on x uses our form for one of these platforms, instead of XLA's.
+    """Return whether an operation on x uses our algorithm for one of these platforms, instead of XLA's.
 
     FLAX_RESNET_OPS decides; "auto" compares `platforms` with the default backend. With symbolic dimensions
-    (`jax.export`) the result is False, because algorithms are chosen by shape. XLA's form supports every JAX
-    transformation, including jvp.
+    (`jax.export`) the result is False, because algorithms are chosen by shape. XLA's operations support every
+    JAX transformation, including jvp.
 
     Args:
       x: an operand.
@@ -81,9 +81,9 @@ def pins_layout() -> bool:
 def compiler_options() -> dict[str, str]:
     """Return the `compiler_options` that `jax.jit` needs on this platform.
 
-    On CPU they select XLA's own convolution kernels. They are empty on other platforms, for "plain" and "gpu",
-    if XLA_FLAGS sets the option already, and if XLA does not know the option. Pass them only to the outermost
-    `jit`: JAX accepts no options for a jitted function that another one traces.
+    On CPU, the options select XLA's own convolution kernels. The result is empty on other platforms, for "plain"
+    and "gpu", if XLA_FLAGS sets the option already, or if XLA does not know the option. Pass options only to the
+    outermost `jit`: JAX accepts none for a jitted function that another one traces.
     """
     if os.environ.get(SWITCH) in ("plain", "gpu") or backend()[0] != "cpu":
         return {}
@@ -131,8 +131,8 @@ def gradient_fusion_barrier(x: Array) -> Array:
     """Return x; on CPU, keep XLA from fusing its gradient into the gradient's consumers.
 
     Otherwise YNNPACK computes a sum over the gradient together with everything that the gradient is computed from.
-    With the slope of a GELU this costs a tenth of a step (500 maps of 31x31x24, 613 ms instead of 560, two cores of
-    an Intel Xeon).
+    With the slope of a GELU, this costs a tenth of a step: 613 ms instead of 560 (500 maps of 31x31x24, two cores
+    of an Intel Xeon).
     """
     return _gradient_fusion_barrier(x) if has_own_form(x, "cpu") else x
 

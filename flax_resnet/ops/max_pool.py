@@ -53,11 +53,10 @@ def _max_pool_forward(x: Array, size: int, stride: int, padding: int) -> tuple:
         y, *taps = _taps(x, size, stride, padding)
         winner = jnp.zeros(y.shape, jnp.uint8)
         for number, tap in enumerate(taps, 1):
-            wins = (tap > y) | (
-                tap != tap
-            )  # the first of equal values wins; NaN wins over all numbers
+            # The first of equal values wins. NaN wins over all numbers.
+            wins = (tap > y) | (tap != tap)
             winner, y = jnp.where(wins, jnp.uint8(number), winner), jnp.where(wins, tap, y)
-        # Without the barrier, XLA stores the comparisons instead of the number.
+        # Without the barrier, XLA stores the comparisons instead of the taps' numbers.
         return y, lax.optimization_barrier(winner)
 
     y, winner = dispatch.on_cpu(by_taps, by_taps, x)
@@ -68,12 +67,12 @@ def _max_pool_backward(size: int, stride: int, padding: int, residuals: tuple, d
     winner, (_, height, width, _) = residuals
     # Divide the map into cells of stride x stride pixels; one window starts at each cell, shifted by the padding.
     # A pixel at (row, column) of its cell is tap (row + up * stride + padding, column + left * stride + padding) of
-    # the window that starts `up` cells above and `left` cells to the left, if that lies inside the window.
+    # the window that starts `up` cells above and `left` cells to the left, if both are in [0, size).
     rows, columns = (-(-side // stride) for side in (height, width))
     backs = range(-(padding // stride) - 1, -(-size // stride) + 1)
 
     def seen(x: Array, up: int, left: int) -> Array:
-        """Return, for each cell, x of the window that starts `up` cells above it and `left` cells to the left."""
+        """Return for each cell the x of the window that starts `up` cells above and `left` cells to the left."""
         begins = zip((up, left), (rows, columns), x.shape[1:3], strict=True)
         sides = [(back, count - back - windows, 0) for back, count, windows in begins]
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
@@ -100,7 +99,7 @@ def _max_pool_backward(size: int, stride: int, padding: int, residuals: tuple, d
         return joined(at(np.arange(stride), np.arange(stride), winner, dy))
 
     def by_pixel(winner: Array, dy: Array) -> Array:
-        """Compute the same pixel by pixel, so that XLA on GPU fuses the computation of dy into the same kernel."""
+        """Compute the same as `at_once`, pixel by pixel, so that XLA on GPU fuses dy into the same kernel."""
         offsets = np.arange(stride)[:, None]
         parts = [jnp.concatenate([at(r, c, winner, dy) for c in offsets], 4) for r in offsets]
         return joined(jnp.concatenate(parts, 2))

@@ -6,8 +6,8 @@ the matrices apply to rows and to columns, and the sums over input channels are 
 needs a quarter of the multiplications, m = 2 four ninths.
 
 The matrices come from polynomial interpolation. The choice of points decides the rounding error. The usual points
-0, ±1, ±2 lose 6e-6 of the largest output and 1e-5 of the largest kernel gradient (float32, 64 channels); the points
-0, ±3/4, ±3/2 lose 1.3e-6 and 5e-6.
+0, ±1, ±2 give an error of 6e-6 of the largest output and 1e-5 of the largest kernel gradient (float32, 64
+channels); the points 0, ±3/4, ±3/2 give 1.3e-6 and 5e-6.
 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", sections 3 and 4.
 """
@@ -81,7 +81,7 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     t = transform_for(x, dy.shape[3])
     size = t.outputs.shape[1]
     pixels = (0, 1, 2)
-    # Materialize these arrays: a dot copies a sliced right operand.
+    # Write these arrays to memory first: a dot would copy a right operand that is a slice.
     padded = fusion_barrier(jnp.pad(dy, ((0, 0), *_filling(dy, size), (0, 0))))
     rows = [fusion_barrier(_sum(_taps(padded, 1, size, size), part)) for part in t.outputs]
     outputs = [
@@ -108,7 +108,7 @@ def _convolve(x: Array, kernel: Array, over: int) -> Array:
     size = t.outputs.shape[1]
     rows = fusion_barrier(_spread(kernel, t.kernel.T, 0))
     kernels = fusion_barrier(_spread(rows.swapaxes(0, 1), t.kernel.T, 0))
-    # [m + 2, m + 2, N, tiles, tiles, O], then [m + 2, N, tiles, tiles, m, O], then [N, tiles, m, tiles, m, O].
+    # Shapes: [m + 2, m + 2, N, tiles, tiles, O]; [m + 2, N, tiles, tiles, m, O]; [N, tiles, m, tiles, m, O].
     products = fusion_barrier(
         lax.dot_general(_tiles(x, t), kernels, (((5,), (over,)), ((0, 1), (0, 1))))
     )

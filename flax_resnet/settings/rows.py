@@ -1,4 +1,4 @@
-"""Choices: values of a setting that each have code of their own, such as the optimizers of ``optimizer.name``."""
+"""Registries of choices: settings whose value selects code, such as ``optimizer.name``."""
 
 import dataclasses
 import functools
@@ -13,13 +13,13 @@ REQUIRED = ...  # default of a setting that must be set
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One choice, and all that the rest of the package needs to know about it. Rooms extend it by their code.
+    """One value of such a setting. Subclasses add fields for the code that the value selects.
 
     Attributes:
       name: the value of the setting.
-      help: what it is, in a few words.
-      uses: {setting of the same section: its default with this choice, or REQUIRED}. A setting that belongs to a
-        registry (some row uses it) and that the chosen row does not use must be left unset.
+      help: short description, for help texts.
+      uses: {setting of the same section: its default with this choice, or REQUIRED}. A setting that other
+        rows of the registry use, but the chosen row does not, must be left unset.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Registry(Mapping[str, R]):
     """The rows of a setting by name, in the order of their modules.
 
     Args:
-      module: name of a module with a tuple of rows, or of a package, all of whose modules have one. It is imported
-        when the rows are first read, so that rows may import the section that they belong to.
+      module: name of a module that defines a tuple of rows, or of a package whose modules all define one. It is
+        imported when the rows are first read, so that rows may import the section that they belong to.
       rows: name of the tuple.
     """
 
@@ -52,7 +52,7 @@ class Registry(Mapping[str, R]):
 
     @functools.cached_property
     def settings(self) -> dict[str, None]:
-        """The settings that belong to this registry: those that a row uses. (A dictionary, to keep their order.)"""
+        """The settings that any row uses, as the keys of a dictionary, which keeps their order."""
         return {name: None for row in self.values() for name in row.uses}
 
     def __getitem__(self, name: str) -> R:

@@ -1,4 +1,4 @@
-"""Rules for the values of settings: a predicate, and the words of the error message."""
+"""Rules for the values of settings: a predicate, and words for the error message."""
 
 import itertools
 import math
@@ -6,23 +6,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-LARGEST_IMAGE = 2**16  # height and width in pixels; larger numbers are taken for typing errors
+LARGEST_IMAGE = 2**16  # height and width in pixels; larger numbers are probably typing errors
 
 
 class Rule(NamedTuple):
     """A rule for a value.
 
     Attributes:
-      holds: whether a value satisfies the rule.
+      holds: returns whether a value satisfies the rule.
       words: the rule in words, for error messages.
       numbers: whether a tuple setting holds numbers.
-      schema: the JSON schema of the values, as far as the rule can be said in one.
+      schema: JSON schema of the values; it may accept more values than `holds`.
     """
 
     holds: Callable[[Any], bool]
     words: str
     numbers: bool = True
-    schema: Mapping[str, Any] = {}  # read only
+    schema: Mapping[str, Any] = {}  # shared by all rules, so never modify it
 
 
 def one_of(*choices: Any) -> Rule:

@@ -7,16 +7,15 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.settings.rows import REQUIRED, Registry, Row
 from flax_resnet.settings.rules import ANY, Rule
 
-UNSET = (
-    None  # default of a setting that belongs to a registry, and whose default the chosen row knows
-)
+# Default of a setting whose default depends on the row that is chosen from a registry.
+UNSET = None
 
 
 def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True) -> Any:
     """Return a dataclass field for one setting.
 
     Args:
-      default: the default value; UNSET if the rows of a registry have it.
+      default: the default value; UNSET if it depends on the chosen row of a registry.
       rule: the rule that a value must satisfy.
       help: the meaning of the setting, for help texts.
       changes_result: whether the setting changes the trained network.
@@ -40,10 +39,10 @@ def choice(default: str, registry: Registry, help: str, *, changes_result: bool 
 
 
 class Section:
-    """Base of the frozen dataclasses of settings with a `choice`. Unset settings get the chosen row's defaults.
+    """Base class of sections with a `choice`: frozen dataclasses. Unset settings get the chosen row's defaults.
 
     Raises (from the constructor):
-      ConfigError: there is no such row; the row does not use a setting that is set; it needs one that is not.
+      ConfigError: the row does not exist, does not use a setting that is set, or needs a setting that is not set.
     """
 
     def __post_init__(self) -> None:
@@ -73,7 +72,7 @@ class Section:
 
 
 def terms(section: Section, row: Row) -> list[str]:
-    """Describe the settings that a row uses: ``momentum 0.9``, ``betas 0.9 0.999``; a switch only if it is on."""
+    """Describe the settings that a row uses: ``momentum 0.9``, ``betas 0.9 0.999``; a boolean only if True."""
     described = []
     for name in row.uses:
         value, words = getattr(section, name), name.replace("_", " ")

@@ -1,1 +1,1 @@
-"""The augmentation policies, a row each. A new file with `ROWS` is a new choice of ``augment.policy``."""
+"""The augmentation policies, as `PolicyRow`s. A new file that defines `ROWS` adds choices of ``augment.policy``."""

@@ -22,7 +22,7 @@ def ranges(height: int, width: int) -> Ranges:
 
 
 def randaugment(key: Array, images: Array, section: Augment) -> Array:
-    """Apply `policy_ops` random operations to each image, one after the other, with a fixed magnitude, random sign.
+    """Apply `policy_ops` random operations to each image in turn, with a fixed magnitude and a random sign.
 
     Args:
       key: the operation's key.
@@ -44,8 +44,8 @@ def randaugment(key: Array, images: Array, section: Augment) -> Array:
         kind, _, sign = choices(jax.random.fold_in(key, number), len(images))
         return apply(images, Operation(*(x[kind, sign] for x in rows)))
 
-    # In a loop, XLA writes the images to memory between two operations. Unrolled, it fuses a warp into each reader
-    # of its result, which takes twice as long.
+    # A loop makes XLA write the images to memory between two operations. If it is unrolled, XLA computes a warp
+    # again in each operation that reads its result, which takes twice as long.
     return jax.lax.fori_loop(0, section.policy_ops, turn, images)
 
 

@@ -26,7 +26,7 @@ def trivialaugment(key: Array, images: Array, section: Augment) -> Array:
 
     Source: Müller and Hutter 2021, "TrivialAugment", section 3, table 5 (Wide); torchvision's implementation.
     """
-    del section  # it has no settings
+    del section  # this policy has no settings
     height, width = images.shape[1:3]
     rows = operations(ranges(height, width), height, width)
     choice = choices(key, len(images))
