@@ -30,7 +30,7 @@ EPSILON = 5e-4  # added to the variances of the patches, some of which are small
 
 
 def identity_first(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialise a kernel [K, K, I, O], O >= I: the first I outputs copy the inputs, others use torch's default.
+    """Initialise a kernel [K, K, I, O], O >= I: the first I outputs copy the inputs; others use torch's default.
 
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.3.
     """
@@ -153,7 +153,7 @@ class Airbench(nn.Module):
     norm_groups: int = 1
     dtype: Any = jnp.float32
 
-    norm, stem = "batch", "cifar"  # the ResNet fields of these names
+    norm, stem = "batch", "cifar"  # read like the fields of `ResNet`, but fixed
     head, initializes_from_data = "fc", True  # required by `Network`
 
     @nn.compact

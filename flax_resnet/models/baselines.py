@@ -100,7 +100,7 @@ class ConvNet(nn.Module):
         """Map normalised images to logits or features. Arguments and errors are those of `ResNet.__call__`.
 
         Raises:
-          ConfigError: as `ResNet`, or the images are too small for the pools.
+          ConfigError: as in `ResNet.__call__`, or the images are too small for the pools.
         """
         check_call(self, images, features)
         outputs: dict[str, jax.Array] = {}
@@ -115,7 +115,7 @@ class ConvNet(nn.Module):
                 )
                 continue
             channels, size, stride, padding = layer
-            # As in torchvision: VGG by fan-out, AlexNet by torch's default.
+            # Initialise as torchvision: VGG by fan-out, AlexNet by torch's default.
             init = (
                 torch_uniform_init(size**2 * x.shape[-1])
                 if self.dropout_first
@@ -137,7 +137,7 @@ class ConvNet(nn.Module):
         if min(x.shape[1:3]) < 1:
             raise ConfigError("too small for this network", key="images", value=images.shape)
         x = adaptive_average_pool(x, self.map_size)
-        # torch flattens with channels first, and the weights of the first linear layer are in that order.
+        # torch flattens [C, H, W], and the weights of the first linear layer expect that order.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         first = 1 if self.dropout_first else 0
         for index in (first, first + 3):

@@ -24,8 +24,8 @@ class BlockSpec(NamedTuple):
       nominal: output channels that set the size of attention; a pruned network keeps the unpruned number.
       stride: stride from input to output.
       dilation: dilation of the 3x3 convolutions.
-      first_dilation: dilation of the first 3x3. In the first block of a dilated stage, it is that of the stage
-        before.
+      first_dilation: dilation of the first 3x3. In the first block of a dilated stage, it is the dilation of the
+        previous stage.
       project: whether the shortcut changes the map. It cannot be derived from shapes: on a 1x1 map, a strided block
         of constant width changes no shape, but needs its projection.
       drop_path: probability that an example skips the residual branch in training.
@@ -47,10 +47,10 @@ class Parts:
 
     Attributes:
       conv: convolution module, called with (features, size, ..., name=).
-      norm: normalisation module, followed by the activation unless act=None; called with `train`.
+      norm: normalisation module that includes the activation unless act=None; called with `train`.
       act: the activation.
       attention: channel attention module, called with (channels, name=); None for none.
-      anti_alias: low-pass filter (x, stride=) that takes over the stride of a 3x3; None for none.
+      anti_alias: low-pass filter, called with (x, stride=) after a 3x3 to apply its stride; None for none.
       shortcut: a key of `SHORTCUTS`.
       shortcut_size: kernel size of a strided projection.
       cardinality: groups of the 3x3 of a bottleneck.
@@ -240,7 +240,7 @@ def _preact_shortcut(block: _Block, x: Array, activated: Array) -> Array:
 
 
 def _averaged(spec: BlockSpec, x: Array) -> Array:
-    """Average 2x2 windows at the block's stride; in a dilated stage, at stride 1."""
+    """Average 2x2 windows at the block's stride, or at stride 1 in a dilated stage; return x if neither applies."""
     if spec.stride == 1 and spec.dilation == 1:
         return x
     if spec.stride == 1 or spec.dilation > 1:
@@ -270,7 +270,7 @@ def _average_projection(block: _Block, x: Array, train: bool) -> Array:
 
 
 def _pad(block: _Block, x: Array, train: bool) -> Array:
-    """Subsample, and add the new channels as zeros, half of them on each side: option A."""
+    """Subsample, and pad the channels with zeros, half of them on each side: option A."""
     del train
     x = x[:, :: block.spec.stride, :: block.spec.stride]
     new = block.spec.channels[-1] - x.shape[-1]

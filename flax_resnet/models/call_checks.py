@@ -9,7 +9,7 @@ from flax_resnet.errors import ConfigError
 
 
 def check_call(net: Any, images: jax.Array, features: Sequence[str]) -> None:
-    """Raise ConfigError if the images have another shape or a feature does not exist.
+    """Raise ConfigError if the images do not fit the network or a feature does not exist.
 
     Args:
       net: a network with `in_channels` and `feature_info()`.

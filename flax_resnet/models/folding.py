@@ -54,7 +54,7 @@ def _at(tree: Variables, path: Path) -> Variables:
 
 
 def _pairs(model: Network, variables: Variables) -> dict[Path, tuple[Path, float]]:
-    """Return, by the path of each BatchNorm, the path of the convolution that feeds it, and its epsilon."""
+    """Return {path of a BatchNorm: (path of the convolution that feeds it, the BatchNorm's epsilon)}."""
     pairs, convolved = {}, []  # scan calls a block several times
 
     def record(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -63,7 +63,7 @@ def _pairs(model: Network, variables: Variables) -> dict[Path, tuple[Path, float
         if isinstance(module, Conv) and module.standardize is None:
             convolved.append((result, module.path))
         if isinstance(module, BatchNorm):
-            # Only within a block: a pre-activation stem feeds the first block's BatchNorm, but also its shortcut.
+            # Both must be in one block: a pre-activation stem feeds the first BatchNorm, but also the shortcut.
             for x, path in convolved:
                 if x is args[0] and path[:-1] == module.path[:-1]:
                     pairs[module.path] = path, module.epsilon

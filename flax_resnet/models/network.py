@@ -10,7 +10,7 @@ Stages = tuple[tuple[tuple[str, ...], ...], ...]
 
 
 class Network(Protocol):
-    """A linen module of `create_model`.
+    """The interface of a linen module that `create_model` returns.
 
     Attributes:
       num_classes: size of the logits; 0 for a network without a head.
@@ -28,13 +28,13 @@ class Network(Protocol):
     initializes_from_data: bool
 
     def init(self, *args: Any, **kwargs: Any) -> Any:
-        """Return fresh variables, as `linen.Module.init`."""
+        """Return fresh variables, like `linen.Module.init`."""
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs, as `linen.Module.apply`."""
+        """Return the outputs, like `linen.Module.apply`."""
 
     def clone(self, **fields: Any) -> Any:
-        """Return the network with other fields, as `linen.Module.clone`."""
+        """Return a copy of the network with other fields, like `linen.Module.clone`."""
 
     def stages(self) -> Stages:
         """Return the module names of every block by stage, in forward order, without stem and head."""
@@ -50,10 +50,10 @@ class DataInitializedNetwork(Network, Protocol):
         """Compute the statistics for the layer from normalised images [N, H, W, C]; runs inside jit."""
 
     def initialized(self, batch_stats: Any, statistics: np.ndarray) -> dict[str, Any]:
-        """Return `batch_stats` with the layer computed from the statistics; runs on the host."""
+        """Return `batch_stats` with values for the layer, computed from the statistics; runs on the host."""
 
 
 def block_depths(stages: Stages) -> dict[str, int]:
-    """Return, by module name, the number of its block, counted from 1; modules of the stem are left out."""
+    """Return {module name: number of its block, counted from 1}, without the modules of stem and head."""
     blocks = [block for stage in stages for block in stage]
     return {name: depth for depth, block in enumerate(blocks, 1) for name in block}

@@ -76,7 +76,7 @@ class Clash(NamedTuple):
       holds: returns whether the options conflict.
       options: the options; the error's key is the first one.
       reason: why they conflict.
-      cure: what to do, if the reason does not say it.
+      cure: what the user can do; empty if the reason says it.
     """
 
     holds: Callable[[ResNet], bool]
@@ -90,7 +90,11 @@ def _any_block(net: ResNet, *kinds: str) -> bool:
 
 
 CLASHES = (
-    Clash(lambda n: len(n.depths) != len(n.widths), ("depths", "widths"), "one of each per stage"),
+    Clash(
+        lambda n: len(n.depths) != len(n.widths),
+        ("depths", "widths"),
+        "each needs one number per stage",
+    ),
     Clash(
         lambda n: len(n.blocks) != len(n.depths),
         ("block", "depths"),
@@ -99,7 +103,7 @@ CLASHES = (
     Clash(
         lambda n: len({b.startswith("preact") for b in n.blocks}) > 1,
         ("block",),
-        "all stages normalise before the convolutions, or none",
+        "pre-activation and post-activation blocks cannot be mixed",
     ),
     Clash(
         lambda n: n.cardinality > 1 and _any_block(n, "basic", "preact_basic"),
@@ -129,27 +133,27 @@ CLASHES = (
     Clash(
         lambda n: n.shortcut_size > 1 and (n.shortcut != "projection" or n.is_preact),
         ("shortcut_size", "shortcut"),
-        "only the projection of a post-activation block has another size",
+        "only the projection of a post-activation block can have another kernel size",
     ),
     Clash(
         lambda n: n.shortcut == "none" and n.zero_init_last,
         ("zero_init_last", "shortcut"),
-        "without shortcuts all blocks would start at zero",
+        "without shortcuts, the output of every block would start at zero",
     ),
     Clash(
         lambda n: n.shortcut == "none" and n.drop_path > 0,
         ("drop_path", "shortcut"),
-        "without shortcuts there is no other path",
+        "without shortcuts, no block can be skipped",
     ),
     Clash(
         lambda n: n.norm_groups > 1 and n.norm != "batch",
         ("norm_groups", "norm"),
-        "only batch normalisation has groups of the batch",
+        "only batch normalisation splits the batch into groups",
     ),
     Clash(
         lambda n: n.global_pool == "none" and n.num_classes > 0,
         ("global_pool", "num_classes"),
-        "without pooling there are no logits",
+        "the head needs a pooled map",
         "set model.num_classes=0 to leave the head out",
     ),
     Clash(
@@ -188,7 +192,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
       and, with batch normalisation, `batch_stats`.
 
     Raises:
-      ConfigError: an unknown name or option, an invalid value, or options that conflict; one line.
+      ConfigError: the name or an option is unknown, a value is invalid, or options conflict.
     """
     families = (family for family in FAMILIES if isinstance(name, str) and name in family.rows)
     family = next(families, None)
@@ -275,7 +279,7 @@ def _check_clashes(name: str, model: ResNet) -> None:
 
 
 def _check_blocks(name: str, model: ResNet) -> None:
-    """Raise ConfigError if channels are zero or not divisible, or if the blocks to be scanned differ."""
+    """Raise ConfigError if channels are zero or not divisible, or if blocks to scan differ."""
 
     def refuse(key: str, reason: str) -> None:
         keys = ("widths", "stem_width", "base_width", "cardinality", "reduce_first")

@@ -38,7 +38,7 @@ class ResNet(nn.Module):
     """Residual network for images [N, H, W, C], with modules named as in torchvision.
 
     Attributes:
-      block: a key of `BLOCKS`, or one per stage.
+      block: a key of `BLOCKS` for all stages, or a tuple with one key per stage.
       depths: blocks per stage; each stage after the first halves the map.
       widths: channels of each stage's 3x3 convolutions; bottlenecks have four times as many output channels.
       num_classes: size of the logits; 0 for a network without a head, which returns the pooled map.
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
       zero_init_last: whether residual branches are initialised to zero, so that blocks start as identities
         (Goyal et al. 2017, section 5.1).
       global_pool: a key of `GLOBAL_POOLS`.
-      remat: the unit that the backward pass recomputes instead of storing: "none", each "block", each "stage".
+      remat: unit whose activations the backward pass recomputes to save memory: "none", "block" or "stage".
       scan_blocks: whether the identical blocks of a stage run as one `nn.scan`, which compiles faster. Their
         variables are then stacked; `models.stacking` converts in both directions.
       dtype: compute dtype; parameters, statistics and logits are at least float32.
@@ -206,7 +206,7 @@ class ResNet(nn.Module):
         return self.stem_pool or STEMS[self.stem].pool
 
     def stages(self) -> Stages:
-        """Return the module names of every block by stage; with `scan_blocks`, all blocks but the first are one."""
+        """Return the module names of every block by stage; `scan_blocks` joins all blocks but the first."""
         stages: list[list[tuple[str, ...]]] = []
         for number, depth in enumerate(self.depths, 1):
             blocks = ["0", "rest"][:depth] if self.scan_blocks else [str(n) for n in range(depth)]

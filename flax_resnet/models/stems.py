@@ -34,7 +34,8 @@ def apply_stem(net: Any, parts: Parts, x: jax.Array, train: bool) -> jax.Array:
     layers = STEMS[net.stem].layers
     for position, (size, stride, share) in enumerate(layers):
         last = position == len(layers) - 1
-        name = "conv1" if len(layers) == 1 else f"conv1_{3 * position}"  # torch counts norm and act
+        # torch's indices include the norms and activations between convolutions: conv1.0, conv1.3, conv1.6.
+        name = "conv1" if len(layers) == 1 else f"conv1_{3 * position}"
         x = parts.conv(int(net.stem_channels * share), size, stride=stride, name=name)(x)
         if not last:
             x = parts.norm(name=f"conv1_{3 * position + 1}")(x, train=train)

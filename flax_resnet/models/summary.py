@@ -14,7 +14,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models.registry import create_model
 
 MIB = 2**20
-LARGEST = 2**16  # larger numbers are taken for typing errors
+LARGEST = 2**16  # larger numbers are probably typing errors
 
 
 class Layer(NamedTuple):
@@ -45,12 +45,12 @@ class Summary:
       dtype: compute dtype.
       layers: the layers, in the order of computation.
       parameters: total number of parameters, all trainable.
-      running_statistics: total number of values measured by batch normalisation or for whitening; they have no
-        gradient.
+      running_statistics: total number of values in `batch_stats`, measured for batch normalisation or whitening;
+        they have no gradient.
       macs: multiply-adds per image, in convolutions and linear layers (torchvision's convention).
       input_size: size of the batch in float32.
-      activation_size: twice the size of these layers' outputs in the compute dtype: the outputs stored for the
-        backward pass, and their gradients. (torchsummary counts the same, with ReLUs, pools and blocks as layers.)
+      activation_size: size of the layers' outputs, stored for the backward pass, and of their gradients, in the
+        compute dtype. (torchsummary also counts the outputs of ReLUs, pools and blocks.)
       parameter_size: size of the parameters, at least float32.
     """
 
@@ -67,7 +67,7 @@ class Summary:
 
     @property
     def total_size(self) -> int:
-        """The minimum memory of a training step, without optimizer state."""
+        """The minimum memory of a training step without optimizer state, in bytes."""
         return self.input_size + self.activation_size + self.parameter_size
 
 

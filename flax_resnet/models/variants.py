@@ -1,4 +1,4 @@
-"""The residual networks by name. Each is one row of data: the fields of `ResNet` that differ from the defaults.
+"""The residual networks by name, each as one row of data: the fields of `ResNet` that differ from the defaults.
 
 Names are those of timm 1.0 if timm has the network; they include torchvision's names.
 """
@@ -19,9 +19,8 @@ T = Row(stem="tiered", shortcut="average")
 
 SE, ECA = Row(attention="se"), Row(attention="eca")
 BLUR, AVERAGE = Row(anti_alias="blur"), Row(anti_alias="average")
-X32x4, X32x8, X64x4 = (
-    Row(cardinality=c, base_width=w) for c, w in ((32, 4), (32, 8), (64, 4))
-)  # Xie et al. 2017, table 1
+# Xie et al. 2017, table 1
+X32x4, X32x8, X64x4 = (Row(cardinality=c, base_width=w) for c, w in ((32, 4), (32, 8), (64, 4)))
 
 # Blocks per stage, by the number of layers in the network's name.
 B18, B34, B26 = Row(depths=(2, 2, 2, 2)), Row(depths=(3, 4, 6, 3)), Row(depths=(2, 2, 2, 2))
@@ -197,7 +196,7 @@ VARIANTS: dict[str, Row] = {
     "resnetv2_101x3_bit": _bit(B101, 3),
     "resnetv2_152x2_bit": _bit(B152, 2),
     "resnetv2_152x4_bit": _bit(B152, 4),
-    # for 32 x 32 images: the papers' networks of three stages, and ImageNet's of four stages after a 3x3 stem
+    # for 32 x 32 images: the papers' networks with three stages, and the ImageNet networks with a 3x3 stem
     **{f"resnet{6 * n + 2}": _cifar(BASIC, n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
     "preact164": _cifar(PREACT, 18),
     "preact1001": _cifar(PREACT, 111),

@@ -31,7 +31,7 @@ def space_to_depth(x: Array, kernel: Array, *, stride: int, padding: int) -> tup
     """
     _, *sides, channels = x.shape
     sizes = kernel.shape[:2]
-    # Output i reads from pixel `stride i - padding` on. That pixel lies in cell `i - before`, after `skipped` pixels.
+    # Output i reads from pixel `stride i - padding` on. That pixel is in cell `i - before`, after `skipped` pixels.
     before = math.ceil(padding / stride)
     skipped = before * stride - padding
     taps = [math.ceil((skipped + size) / stride) for size in sizes]  # cells that one output reads

@@ -1,4 +1,4 @@
-"""The pretrained weights and their preprocessing, from tables beside this file."""
+"""The pretrained weights and their preprocessing, from the CSV files next to this file."""
 
 import csv
 import functools
@@ -16,15 +16,15 @@ class Pretrained(NamedTuple):
 
     Attributes:
       model: the network's name, such as "resnet50".
-      tag: name of the weights among those of the network, such as "a1_in1k".
+      tag: name that distinguishes the weights of one network, such as "a1_in1k".
       num_classes: number of classes; 0 if the weights have no classifier.
       image_size: side of the image, in pixels.
       crop_fraction: side of the centre crop / the image's shorter side, in (0, 1].
       interpolation: "bilinear" or "bicubic".
-      mean: per channel, of pixels in [0, 1].
-      std: per channel, of pixels in [0, 1].
-      test_image_size: the side with the best accuracy; `image_size` if none is stated.
-      test_crop_fraction: the crop fraction for `test_image_size`; `crop_fraction` if none is stated.
+      mean: mean of each channel, for pixels in [0, 1].
+      std: standard deviation of each channel, for pixels in [0, 1].
+      test_image_size: side with the best accuracy; `image_size` if the source states none.
+      test_crop_fraction: crop fraction for `test_image_size`; `crop_fraction` if the source states none.
       class_names: names of the classes, if the config of the weights lists them; else empty.
       crop_mode: "center", or "squash" to resize the whole image regardless of its aspect ratio.
       options: (name, value) pairs of `create_model` options that differ from the named network.
@@ -86,14 +86,14 @@ def find(name: str) -> Pretrained:
 
 
 def from_config(config: Mapping[str, Any]) -> Pretrained:
-    """Read a ``config.json`` of timm's weights on the hub.
+    """Read the content of a ``config.json``, which describes timm's weights on the hub.
 
     Args:
       config: {"architecture": ..., "num_classes": ..., "pretrained_cfg": {...}}, optionally with "label_names". In
         older files, the keys of "pretrained_cfg" are at the top level.
 
     Raises:
-      WeightsError: something is missing or of the wrong kind.
+      WeightsError: an entry is missing or invalid.
 
     Source: _parse_model_cfg of timm, models/_hub.py.
     """
@@ -166,7 +166,7 @@ def _entry(entries: Mapping[str, Any], key: str, default: Any = ...) -> Any:
         return convert(entries[key])
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WeightsError(
-            "is wrong in the config.json of the weights",
+            "is invalid in the config.json of the weights",
             key=key,
             value=entries[key],
             allowed=allowed,
@@ -195,7 +195,7 @@ def _options(values: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (str(key), tuple(value) if isinstance(value, list) else value)
         for key, value in values.items()
-        if key not in ("name", "num_classes", "in_channels")  # have fields of their own
+        if key not in ("name", "num_classes", "in_channels")  # `Pretrained` has fields for these
     )
 
 
@@ -220,7 +220,7 @@ SQUARE = "channels, height and width of a square image"
 FRACTION = "above 0 and at most 1"
 INTERPOLATIONS, CROP_MODES = ("bilinear", "bicubic"), ("center", "squash")
 
-# The entries of a config.json: how each is converted, and what is allowed.
+# The entries of a config.json: {key: (conversion, allowed values for error messages)}.
 ENTRIES: dict[str, tuple[Callable[[Any], Any], str | tuple[str, ...]]] = {
     "pretrained_cfg": (lambda values: {**values}, "an object"),
     "architecture": (str, "the name of a network"),
@@ -238,5 +238,5 @@ ENTRIES: dict[str, tuple[Callable[[Any], Any], str | tuple[str, ...]]] = {
     "label_names": (_names, "a list of names"),
     "labels": (_names, "a list of names"),
 }
-# Entries that mean the same empty (null, "", 0, []) as missing.
+# Entries that are ignored, as if missing, if they are empty (null, "", 0, []).
 MAY_BE_EMPTY = ("tag", "test_input_size", "test_crop_pct", "label_names", "labels")

@@ -23,7 +23,7 @@ def fill(
     Args:
       model: a network from `create_model`, with or without `scan_blocks`.
       tensors: tensors from `open_weights`.
-      initial: variables (unstacked) whose head is kept if the tensors have another number of classes. With None,
+      initial: variables (unstacked) whose head is used if the tensors have another number of classes. If None,
         another number of classes is an error.
       adapt_stem: whether to adapt the first convolution to another number of input channels.
 

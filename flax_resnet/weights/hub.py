@@ -1,4 +1,4 @@
-"""Fetch timm's weights from the Hugging Face hub: from its local cache, else over the network."""
+"""Fetch timm's weights: from the local cache of the Hugging Face hub, or from the hub itself."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ def fetch(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
     Raises:
       WeightsError: the files are not in the cache, and the hub does not have them or cannot be reached.
 
-    Note: the cache is that of huggingface_hub, at $HF_HOME/hub, by default ~/.cache/huggingface/hub.
+    Note: the cache is the one of huggingface_hub: $HF_HOME/hub, by default ~/.cache/huggingface/hub.
     """
     weights = next(filter(None, (_cached(name, file) for file in FILES)), None)
     weights = weights or _downloaded(name, FILES[0]) or _downloaded(name, FILES[1])
@@ -35,10 +35,13 @@ def fetch(name: str) -> tuple[pathlib.Path, dict[str, Any]]:
         content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"describes the weights {name!r}, and cannot be read: {one_line(error)}", key=config
+            f"should describe the weights {name!r}, but cannot be read: {one_line(error)}",
+            key=config,
         ) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"describes the weights {name!r}, and holds no JSON object", key=config)
+        raise WeightsError(
+            f"should describe the weights {name!r}, but holds no JSON object", key=config
+        )
     return weights, content
 
 
@@ -81,12 +84,12 @@ def _downloaded(name: str, file: str) -> pathlib.Path | None:
         return pathlib.Path(hf_hub_download(repo, file, etag_timeout=SECONDS))
     except RepositoryNotFoundError as error:
         raise WeightsError(f"{_address(name)} does not exist", key="name", value=name) from error
-    # The version of huggingface_hub decides whether connection errors are those of httpx or requests.
+    # Connection errors are exceptions of httpx or of requests, depending on the version of huggingface_hub.
     except Exception as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         raise WeightsError(
-            f"cannot get {file} of {_address(name)}, nor is it in the cache {HF_HUB_CACHE}: {one_line(error)}",
+            f"{file} of {_address(name)} is not in {HF_HUB_CACHE} and cannot be downloaded: {one_line(error)}",
             key="name",
             value=name,
             cure="download it elsewhere and name the file instead",

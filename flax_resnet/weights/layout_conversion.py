@@ -1,4 +1,4 @@
-"""Convert named tensors to Flax variables and back, leaf by leaf; every tensor must be used."""
+"""Convert named tensors to Flax variables and back, leaf by leaf. An unused tensor is an error."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from flax_resnet.errors import WeightsError
 from flax_resnet.weights.layouts import HEAD, HEAD_KERNELS, LAYOUTS, STEMS, Counterpart, Layout
 
 EXPORTED = ("torch", "timm_v2")  # one layout per family of networks
-NAMED = 10  # names listed per kind of mismatch
+NAMED = 10  # largest number of names in a message, for each kind of mismatch
 
 
 def detect(names: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def layout_of(tree: Any) -> str:
       "timm_v2" for pre-activation networks, "torch" for all others.
 
     Raises:
-      WeightsError: both layouts lack a counterpart of some leaf.
+      WeightsError: each of the two layouts lacks a counterpart of some leaf.
     """
     leaves = dict(_leaves(tree))
     unmatched = {name: _without_counterpart(leaves, LAYOUTS[name]) for name in EXPORTED}
@@ -74,7 +74,7 @@ def classes_of(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def channels_of(tensors: Mapping[str, np.ndarray]) -> int:
-    """Return the number of input channels of a file's first convolution.
+    """Return the number of input channels of a file's first convolution; 3 if its kernel is not 4-dimensional.
 
     Raises:
       WeightsError: the tensors are in no known layout.
@@ -100,9 +100,9 @@ def from_torch(
       tensors: name -> array, from `read_tensors`.
       abstract: {"params": ..., "batch_stats": ...} of arrays or ``jax.ShapeDtypeStruct``.
       layout: a key of `LAYOUTS`; None calls `detect`.
-      initial: variables whose classifier is kept, as the same arrays, if the file has another number of classes or
-        no classifier. If `initial` has no classifier, that of the file is ignored. With None, any such mismatch is
-        an error.
+      initial: variables whose classifier is used, as the same arrays, if the file has another number of classes or
+        no classifier. If `initial` has no classifier, the classifier of the file is ignored. If None, any such
+        mismatch is an error.
       adapt_stem: whether to adapt the first convolution if the file has another number of input channels: sum them
         to one channel, or repeat them to any other number. If False, the mismatch is an error.
 
@@ -110,8 +110,8 @@ def from_torch(
       A tree of NumPy arrays with the structure and dtypes of `abstract`. It shares no memory with `tensors`.
 
     Raises:
-      WeightsError: tensors are missing, unused or of another shape (all are listed in one line), or the layout is
-        unknown.
+      WeightsError: tensors are missing, unused or of another shape (the message lists up to 10 of each kind), or
+        the layout is unknown.
     """
     table = _layout(layout or detect(tensors))
     leaves = dict(_leaves(abstract))
@@ -184,7 +184,7 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
 
     Returns:
       Name -> contiguous array of the leaf's dtype, without memory shared with `variables`. If the layout has
-      counters, every ``running_mean`` gets an int64 zero ``num_batches_tracked``.
+      counters, each ``running_mean`` comes with a ``num_batches_tracked``, an int64 zero.
 
     Raises:
       WeightsError: a leaf has no counterpart in the layout, or the layout is unknown.
@@ -211,9 +211,9 @@ def to_torch(variables: Any, layout: str | None = None) -> dict[str, np.ndarray]
 def adapt_channels(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     """Adapt the kernel of a first convolution to another number of input channels.
 
-    A single channel gets the sum over the kernel's I channels, so that a grey image gives the same output as with
-    R = G = B. Otherwise, channel c gets channel c mod I times I / in_channels. If in_channels is a multiple of I,
-    this keeps the sum for constant input.
+    For one input channel, the result is the sum over the kernel's I channels, so that a grey image gives the same
+    output as an image with R = G = B. Otherwise, new channel c is channel c mod I, times I / in_channels. If
+    in_channels is a multiple of I, an input with equal channels gives the same output as before.
 
     Args:
       kernel: float [H, W, I, O].
@@ -269,7 +269,7 @@ def _classes(tensors: Mapping[str, np.ndarray], counterpart: Counterpart) -> int
 def _stem(
     tensors: Mapping[str, np.ndarray], counterpart: Counterpart, leaf: Any
 ) -> np.ndarray | None:
-    """Return the file's first kernel [H, W, I, O]; None if more than its input channels differ from the leaf."""
+    """Return the file's first kernel [H, W, I, O]; None if H, W or O differ from the leaf."""
     source = tensors.get(counterpart.name)
     if source is None or source.ndim != 4 or 0 in source.shape:
         return None

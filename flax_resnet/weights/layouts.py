@@ -3,8 +3,8 @@
 A module rule maps the path of a Flax module to the name of a module in the layout; a leaf rule maps a leaf to the
 name and shape of a tensor. The first matching rule applies; a path without a matching rule has no counterpart.
 Patterns match whole strings. In a module's template, ``{stage}``, ``{block}``, ``{part}`` ... are the named groups
-of the pattern. ``{stage0}`` and ``{part0}`` are the same numbers counted from zero; ``{block1}`` is the
-block number counted from one.
+of the pattern. ``{stage0}`` and ``{part0}`` are the numbers of stage and part counted from zero; ``{block1}`` is
+the number of the block counted from one.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Transform(NamedTuple):
     from_source: Callable[[np.ndarray], np.ndarray]
 
 
-# The names are the axes in the layout: o output, i input, h height, w width, k taps, 1 an axis of length one.
+# Each name lists the axes in the layout: o output, i input, h height, w width, k taps, 1 an axis of length one.
 TRANSFORMS = {
     "vector": Transform(1, lambda x: x, lambda x: x),
     "oihw": Transform(4, lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0)),
@@ -99,7 +99,7 @@ class Layout:
 
 
 def _numbered(groups: dict[str, str]) -> dict[str, str | int]:
-    """Add the numbers of stage and part counted from zero, and of the block counted from one."""
+    """Add the numbers of stage and part counted from zero, and the number of the block counted from one."""
     values: dict[str, str | int] = dict(groups)
     for name in groups.keys() & {"stage", "part"}:  # counted from one in Flax
         values[f"{name}0"] = int(groups[name]) - 1

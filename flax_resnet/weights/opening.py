@@ -20,7 +20,7 @@ from flax_resnet.weights import (
 log = logging.getLogger("flax_resnet")
 
 
-# torchvision's preprocessing, used for weights whose preprocessing is not known.
+# torchvision's preprocessing, used for weights with unknown preprocessing.
 USUAL = Pretrained(
     "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
 )

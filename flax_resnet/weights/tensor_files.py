@@ -17,7 +17,7 @@ from flax_resnet.errors import OutputError, WeightsError, one_line
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Prefixes that DataParallel, weight averaging and torch.compile add to every name.
 PREFIXES = ("module.", "_orig_mod.")
-# Dtypes by their name in safetensors. NumPy has no bfloat16, so it is read as uint16 and widened.
+# Dtypes by their name in safetensors. NumPy has no bfloat16, so BF16 is read as uint16 and converted.
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -48,8 +48,8 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       are finite.
 
     Raises:
-      WeightsError: the file is missing, of another format or corrupted; it holds something other than numbers, or a
-        number that is not finite; or torch is needed and not installed.
+      WeightsError: the file is missing, corrupted or of another format; it holds values that are not numbers or not
+        finite; or torch is needed but not installed.
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix not in READERS:
@@ -99,7 +99,9 @@ def write_safetensors(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # safetensors 0.8 makes the file readable by its owner only
+        mode = (
+            partial.stat().st_mode
+        )  # safetensors 0.8 would write a file that only its owner can read
         save_file(tensors, partial, dict(metadata) if metadata else None)
         partial.chmod(mode)
         with partial.open("rb+") as file:
@@ -117,7 +119,7 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         entries = deserialize(path.read_bytes())
     except SafetensorError as error:
-        raise _damaged(path, "safetensors", error) from error
+        raise _damaged(path, "a safetensors file", error) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
@@ -148,7 +150,7 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             cure="save model.state_dict() instead",
         ) from error
     except Exception as error:  # torch raises many types for corrupted files
-        raise _damaged(path, "torch", error) from error
+        raise _damaged(path, "a torch file", error) from error
     tensors = {}
     for name, value in _unwrapped(path, loaded).items():
         if not isinstance(value, torch.Tensor):
@@ -183,11 +185,11 @@ def _from_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, "npz (of numbers)", error) from error
+        raise _damaged(path, "an npz file of numbers", error) from error
 
 
 def _damaged(path: pathlib.Path, kind: str, error: Exception) -> WeightsError:
-    return WeightsError(f"is damaged, or no file of {kind}: {one_line(error)}", key=path)
+    return WeightsError(f"is corrupted, or is not {kind}: {one_line(error)}", key=path)
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {

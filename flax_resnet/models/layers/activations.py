@@ -1,4 +1,4 @@
-"""The activations by name, and a GELU that stores little for its gradient."""
+"""The activations by name, and a GELU that stores only one array for its gradient."""
 
 import math
 
@@ -25,9 +25,9 @@ def _normal_cdf(x: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Return ``x P(X <= x)`` for a standard normal X, with the shape and dtype of x, computed in at least float32.
 
-    For linen's GELU, which uses the complementary error function, JAX stores six arrays for the gradient. This one
-    stores only the slope. Forward and gradient of [500, 31, 31, 24] and the 1x1 convolution after it take 24 and
-    48 ms (two cores, Zen 3).
+    For linen's GELU, which uses the complementary error function, JAX stores six arrays for the gradient. This
+    function stores only the slope. Value and gradient of this function, followed by a 1x1 convolution, take 2/3 of
+    the time that they take with linen's GELU (x of [500, 31, 31, 24], two cores).
 
     Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", section 2.
     """

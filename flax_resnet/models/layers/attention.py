@@ -24,8 +24,7 @@ class SqueezeExcitation(nn.Module):
     """Squeeze-and-excitation: ``x * sigmoid(fc2(relu(fc1(mean_HW(x)))))``.
 
     Attributes:
-      channels: number of channels that sets the hidden width: ratio x channels, rounded to a multiple of 8. In a
-        pruned network, it is the number before pruning.
+      channels: number of channels before pruning. The hidden width is ratio x channels, rounded to a multiple of 8.
       ratio: width of the hidden layer / channels.
       dtype: compute dtype.
 
@@ -49,8 +48,8 @@ class EfficientChannelAttention(nn.Module):
     """Efficient channel attention: ``x * sigmoid(conv1d(mean_HW(x)))``; parameter `conv/kernel` [k].
 
     Attributes:
-      channels: number of channels that sets the kernel size: (log2(channels) + 1) / 2, rounded down, then up to an
-        odd number, at least 3.
+      channels: number of channels before pruning. The kernel size is (log2(channels) + 1) / 2, rounded down to an
+        integer, then up to an odd number of at least 3.
       ratio: unused; it exists because all attention modules have the same attributes.
       dtype: compute dtype.
 

@@ -1,7 +1,7 @@
 """Convolution and linear layers, and the one function that computes every convolution.
 
-Padding is explicit everywhere, as in torch. XLA's ``SAME`` pads strided convolutions of even sizes on other sides
-than torch, so weights trained in torch would give other outputs.
+Padding is explicit everywhere, as in torch. For strided convolutions of even sizes, XLA's ``SAME`` pads other sides
+than torch, so weights trained in torch would give different outputs.
 """
 
 from collections.abc import Callable
@@ -143,7 +143,7 @@ class Linear(nn.Module):
     Attributes:
       features: output features O.
       dtype: compute dtype; parameters are at least float32. Classifiers use at least float32.
-      kernel_init: initialiser of the kernel, with a zero bias; None for torch's default for both.
+      kernel_init: initialiser of the kernel; the bias then starts at zero. None for torch's default for both.
       bias: whether to add a bias.
     """
 

@@ -16,7 +16,7 @@ from flax_resnet.errors import ConfigError
 from flax_resnet.models.layers.convolution import Array, Dtype, at_least_float32
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
 
-GROUPS = 32  # Wu and He 2018, section 4; fewer if 32 does not divide the channels
+GROUPS = 32  # Wu and He 2018, section 4; fewer groups if 32 does not divide the channels
 
 
 class BatchNorm(nn.Module):
@@ -26,8 +26,8 @@ class BatchNorm(nn.Module):
     variance, and the running variance is updated with the unbiased variance:
     ``running = (1 - momentum) running + momentum batch``.
 
-    Under jit, statistics are those of the global batch over all devices. `groups` splits the batch into runs of
-    consecutive examples, each normalised by its own statistics ("ghost" batches). With one group per device
+    Under jit, the statistics are computed over the global batch on all devices. `groups` splits the batch into runs
+    of consecutive examples, each normalised by its own statistics ("ghost" batches). With one group per device
     ("local" statistics), the layer needs no communication. The running statistics are updated with the mean over
     the groups.
 
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
       scale_init: initialiser of `scale`.
 
     Raises:
-      ConfigError: the batch does not divide into `groups`, or a group has one value per channel.
+      ConfigError: `groups` does not divide the batch, or a group has only one value per channel.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; ghost batches: Hoffer et al. 2017, section 4.
     """
@@ -156,7 +156,7 @@ class GroupNorm(_ExampleNorm):
 
 
 class EvoNormS0(_ExampleNorm):
-    """EvoNorm-S0: normalisation and activation in one, by the standard deviation of 32 groups of channels.
+    """EvoNorm-S0: normalisation by the standard deviation of 32 groups of channels, combined with an activation.
 
     ``y = x sigmoid(v x) / sqrt(group_var(x) + epsilon) * scale + bias``. `act` only turns the nonlinear part on or
     off: with None, ``y = x scale + bias``.
