@@ -1,15 +1,15 @@
-"""The mistakes a user can make. Each is one line: the key, its value, what is wrong, what is allowed, the cure.
+"""Errors that a user can cause and fix. Each message is one line: key, value, problem, allowed values, cure.
 
-A command prints the line and exits with the error's code; any other exception is a bug of ours and keeps its
-traceback. Schedulers tell by the code what to do:
+A command prints this line and exits with the error's exit code. Any other exception is a bug in flax_resnet and
+keeps its traceback. A scheduler can decide by the exit code what to do:
 
     0    done
-    2    a mistake in the command or the configuration: do not try again
+    2    the command or the configuration is wrong: do not retry
     3    training diverged
     4    the data are missing, empty, of the wrong kind, or unreadable
-    5    the disk, the run folder or a checkpoint: full, not writable, damaged, or of another run
-    75   interrupted by a signal and saved: run the same command again
-    128+n  ended at once by signal n
+    5    the disk is full, or a file, run folder or checkpoint cannot be written, is corrupted, or is of another run
+    75   a signal interrupted training, and the state was saved: run the same command again to resume
+    128+n  signal n ended the command immediately
 """
 
 import contextlib
@@ -24,19 +24,19 @@ INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
 
 
 class UserError(ValueError):
-    """Base of everything a user can cause and mend.
+    """Base class of errors that a user can cause and fix.
 
-    The message is the fields in one line: ``KEY=VALUE: PROBLEM; must be ALLOWED; CURE``. Without a value it begins
-    with ``KEY:``. A field that is not given is left out.
+    The message joins the fields in one line: ``KEY=VALUE: PROBLEM; must be ALLOWED; CURE``. Without a value, it
+    begins with ``KEY:``. Fields that are not given are left out.
 
     Attributes:
-      key: what is at fault: a setting ("train.batch_size"), a flag ("--workdir"), an environment variable, an
-        argument, or a file.
-      value: the value at fault; `...` if there is none to show.
-      problem: what is wrong.
-      allowed: what is allowed, in words that follow "must be", or a tuple of choices. Of choices, the message names
-        the nearest one, or all.
-      cure: what to do.
+      key: name of the wrong input: a setting ("train.batch_size"), a flag ("--workdir"), an environment variable,
+        an argument, or a file.
+      value: the wrong value; `...` if there is none to show.
+      problem: description of the problem.
+      allowed: the allowed values: a text that completes "must be ...", or a tuple of choices. For a tuple, the
+        message suggests the choice nearest to `value`, or lists all choices if none is near.
+      cure: what the user can do.
       exit_code: exit code of a command that raises this error.
 
     >>> str(UserError("more than the data hold", key="train.batch_size", value=64, allowed="at most 32"))
@@ -88,28 +88,28 @@ class WorkdirError(UserError):
 
 
 class CheckpointError(UserError):
-    """No checkpoint, or none that is what was saved."""
+    """A checkpoint that is missing, is corrupted, or cannot be written."""
 
     exit_code = 5
 
 
 class WeightsError(UserError):
-    """Weights that cannot be read, or do not fit the network."""
+    """Weights that are missing, cannot be read or written, or do not fit the network."""
 
 
 class DivergedError(UserError):
-    """The loss, or without end the gradient, is no longer a finite number."""
+    """Training diverged: the loss or the state is not finite, or the gradient keeps overflowing."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal asked training to stop; the state is saved."""
+    """A signal interrupted training; the state was saved."""
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Inside this block an OSError becomes an OutputError that names `path`."""
+    """Convert an OSError inside this block to an OutputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -117,12 +117,12 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def recognized(error: Exception) -> UserError | None:
-    """Return the mistake that an exception of a library stands for, or None if it may be a bug of ours."""
+    """Return the UserError for a library's exception, or None if the exception may be a bug in flax_resnet."""
     text = one_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
-    if isinstance(error, RuntimeError) and "home directory" in text:  # what pathlib says of ~nobody
-        return ConfigError("a path begins with ~ and a name that is no user's here")
+    if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
+        return ConfigError("a path begins with ~ and the name of an unknown user")
     if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):
         return ConfigError(
             f"is too small: {text}",
@@ -133,7 +133,7 @@ def recognized(error: Exception) -> UserError | None:
 
 
 def _shown(key: str, value: Any) -> str:
-    """Return a value as the user wrote it: text in quotes, but not that of a flag or an environment variable."""
+    """Format a value for a message. Text is quoted, except values of flags, arguments and environment variables."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if key.startswith("--") or key.isupper() else repr(value)

@@ -22,14 +22,14 @@ def _check_source(config: Config) -> None:
     resident = config.train.feed == "resident"
     if resident and config.data.train_crop == "random_resized":
         raise ConfigError(
-            "images on the device do not change, and data.train_crop='random_resized' takes a new crop each time",
+            "images kept on the device do not change, but data.train_crop='random_resized' draws new crops",
             key="train.feed",
             value="resident",
             cure="set train.feed='streaming', or data.train_crop='resize' or 'center'",
         )
     if resident and config.data.progressive:
         raise ConfigError(
-            f"images on the device keep one size, and data.progressive={config.data.progressive} has several",
+            f"images kept on the device have one size, but data.progressive={config.data.progressive} has several",
             key="train.feed",
             value="resident",
             cure="set train.feed='streaming', or data.progressive=()",
@@ -51,7 +51,7 @@ def _check_left_open(config: Config) -> None:
                 key=key,
                 value=value,
                 allowed=words,
-                cure="or set model.pretrained to weights that say it",
+                cure="or set model.pretrained, to take it from the weights",
             )
 
 
@@ -123,14 +123,14 @@ def _check_ema(config: Config) -> None:
             )
     if ema.bn_batches and config.data.progressive:
         raise ConfigError(
-            "measures on the run's first images, whose size data.progressive changes",
+            "measures statistics on the first training batches, but data.progressive changes their image size",
             key="ema.bn_batches",
             value=ema.bn_batches,
             allowed="0, which averages the statistics like the weights",
         )
     if ema.lookahead and ema.bn_batches:
         raise ConfigError(
-            "the weights go on from the moving average and its statistics",
+            "copies the averaged statistics to the weights, but ema.bn_batches does not average them",
             key="ema.lookahead",
             value=ema.lookahead,
             allowed="0 with ema.bn_batches above 0",

@@ -51,7 +51,7 @@ class Config:
 
         Args:
           examples: number of examples of the split.
-          crop: how its images are cropped, as `data.train_crop`.
+          crop: crop of its images: `data.train_crop` or `data.eval_crop`.
         """
         crops_vary = crop == "random_resized" or self.data.progressive
         if crops_vary or self.train.feed != "auto":
@@ -63,8 +63,8 @@ class Config:
 def default_config() -> "ConfigDict":
     """Return all settings at their defaults, as a ConfigDict that is locked: setting an unknown key raises.
 
-    A setting whose default the chosen row knows (the momentum of an optimizer) is a placeholder: its value is None
-    until it is set.
+    The default of some settings depends on a choice, as that of the momentum on the optimizer. Such a setting is a
+    placeholder: its value is None until it is set.
     """
     from ml_collections import ConfigDict, config_dict  # imported here: training does not need it
 
@@ -82,7 +82,7 @@ def default_config() -> "ConfigDict":
 
 
 def settings() -> dict[str, dataclasses.Field]:
-    """Return {dotted key: field} of all settings; a key is such as ``train.batch_size``."""
+    """Return {dotted key: field} of all settings; a key looks like ``train.batch_size``."""
     return {
         f"{name}.{field.name}": field
         for name, section in sections().items()
@@ -96,7 +96,7 @@ def sections() -> dict[str, Any]:
 
 
 def differences(stored: Config, wanted: Config) -> list[str]:
-    """Return ``key: stored -> wanted`` for each difference that changes the result, except the run's length."""
+    """Return ``key: stored -> wanted`` for settings that differ and change the result, except the run's length."""
     flat_stored, flat_wanted = flatten(stored), flatten(wanted)
     return [
         f"{key}: {flat_stored[key]!r} -> {flat_wanted[key]!r}"

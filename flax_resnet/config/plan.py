@@ -61,7 +61,7 @@ class Plan:
 def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
     """Compute the plan of a run.
 
-    Each epoch drops its last partial batch, so no batch crosses an epoch.
+    Each epoch drops its last partial batch, so no batch spans two epochs.
 
     Args:
       config: the frozen configuration.
@@ -131,7 +131,11 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
 
 
 def _total_steps(config: Config, steps_per_epoch: int) -> tuple[int, str]:
-    """Return the length of the run, and the setting that it follows from, in words. Raises ConfigError."""
+    """Return the number of steps of the run, and the text KEY=VALUE of the setting that determines it.
+
+    Raises:
+      ConfigError: the run has too many steps, or fewer than one call.
+    """
     train = config.train
     total = train.steps or train.epochs * steps_per_epoch
     key, value = ("train.steps", total) if train.steps else ("train.epochs", train.epochs)
@@ -174,7 +178,7 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
 
 
 def _check_starts(config: Config, unit: int, total: int, drop_until: int, length: str) -> None:
-    """Raise for settings that begin or end outside the run.
+    """Raise ConfigError if `optimizer.unfreeze_at` or `schedule.drop_until` is outside the run.
 
     Args:
       config: the configuration.
@@ -227,14 +231,14 @@ def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[in
         raise ConfigError(
             key="data.progressive",
             value=config.data.progressive,
-            allowed=f"starts (in {config.schedule.unit}) at least a call of train.steps_per_call steps apart, and "
-            f"below the {total} steps of {length}",
+            allowed=f"starts (in {config.schedule.unit}) at least train.steps_per_call={calls} steps apart, "
+            f"and below the {total} steps of {length}",
         )
     return sizes
 
 
 def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the run's learning rate by update, from 0."""
+    """Return the learning rate of the run as a function of the update; the first is 0."""
     return schedules.learning_rate(
         config.schedule,
         peak=plan.peak_learning_rate,
@@ -246,7 +250,7 @@ def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
 
 
 def planned_drop_factor(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the run's factor on the rates of dropout and stochastic depth by step, from 0."""
+    """Return the factor on the rates of dropout and stochastic depth as a function of the step; the first is 0."""
     return schedules.drop_factor(
         config.schedule, total_steps=plan.total_steps, drop_until=plan.drop_until
     )

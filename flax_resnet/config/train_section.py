@@ -21,7 +21,9 @@ class Train:
         10, within(1, 10**6), "passes over the data; a larger value extends a finished run"
     )
     steps: int = setting(0, at_least(0), "length of the run in updates; 0 to use train.epochs")
-    seed: int = setting(0, within(0, 2**31 - 1), "seed of weights, data order and augmentation")
+    seed: int = setting(
+        0, within(0, 2**31 - 1), "seed of weights, data order, augmentation and dropout"
+    )
     matmul_precision: str = setting(
         "default",
         one_of("default", "tf32", "float32"),
@@ -73,14 +75,14 @@ class Train:
     prefetch: int = setting(
         2,
         at_least(1),
-        "number of calls whose batches are placed on the device in advance",
+        "number of calls of the compiled step whose batches are placed on the device in advance",
         changes_result=False,
     )
     feed: str = setting(
         "auto",
         one_of("auto", "streaming", "resident"),
-        "streaming decodes each epoch; resident keeps the decoded split on the device; auto is resident for "
-        "splits of at most resident_gib without random crops",
+        "streaming decodes the images anew in each epoch; resident keeps the decoded split on the device; auto is "
+        "resident for splits of at most resident_gib without random crops",
         changes_result=False,
     )
     resident_gib: float = setting(

@@ -11,7 +11,7 @@ from flax_resnet.optim.losses import cross_entropy
 
 Array = jax.Array
 
-BINS = 15  # bins of the confidence, as in Guo et al. 2017
+BINS = 15  # number of confidence bins, as in Guo et al. 2017
 
 
 class Metric(NamedTuple):
@@ -46,17 +46,18 @@ def is_top5(logits: Array, labels: Array) -> Array:
 def batch_sums(
     logits: Array, labels: Array, mask: Array, *, confusion: bool = False
 ) -> dict[str, Array]:
-    """Return the sums over the unmasked examples of a batch, float32. Add the sums of all batches for a split.
+    """Return sums over the examples of a batch, float32. Add those of all batches to get the sums of a split.
 
     Args:
       logits: [N, K], float32.
       labels: int32 [N].
-      mask: bool [N], False for examples that do not count.
+      mask: bool [N], False for examples to leave out, such as padding.
       confusion: also count each (label, prediction) pair, [K, K].
 
     Returns:
-      count, loss, top1 and top5, each []; hits, labelled and predicted, each [K]; calibration [BINS]: the sum of
-      (confidence - correctness) over the examples with their confidence in the bin.
+      count, loss, top1 and top5, each []; by class, the number of correct predictions (hits), of examples
+      (labelled) and of predictions (predicted), each [K]; calibration [BINS]: the sum of (confidence - correctness)
+      over the examples whose confidence is in the bin.
     """
     counted = mask.astype(jnp.float32)
     guesses = jnp.argmax(logits, axis=-1)
@@ -82,11 +83,11 @@ def batch_sums(
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the METRICS of the sums over a split. All but the loss are between 0 and 1.
+    """Compute the METRICS from the sums over a split. All except the loss are between 0 and 1.
 
     - `class_accuracy`: the mean of hits / labelled over the classes that occur.
     - `macro_f1`: the mean of 2 hits / (labelled + predicted) over the classes that occur or are predicted.
-    - `ece`: the mean over the examples of abs(confidence - accuracy) of their bin.
+    - `ece`: the mean over the bins of abs(mean confidence - accuracy), weighted by their numbers of examples.
 
     Source: calibration, Guo et al. 2017, "On calibration of modern neural networks", section 2.
     """
@@ -103,7 +104,7 @@ def means(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the metrics of an evaluation and `count` in one dictionary; the moving average's as ema_NAME.
+    """Return the metrics of an evaluation and `count` as one dict; those of the moving average are named ema_NAME.
 
     Args:
       sums: {"": sums, "ema_": sums}; "ema_" only if a moving average was evaluated.

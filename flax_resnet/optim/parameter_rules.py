@@ -1,4 +1,4 @@
-"""Factors of parameters: by rules over their names, and by their distance from the head."""
+"""Factors for each parameter, from rules over its name or from its distance to the head."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
     """Return a tree of numbers: the value of the first rule that matches each parameter's name, or `otherwise`.
 
     Raises:
-      ConfigError: a rule matches no parameter that the earlier rules leave.
+      ConfigError: a rule is the first match of no parameter.
     """
     matched = [False] * len(rules)
 
@@ -37,7 +37,7 @@ def factors(params: optax.Params, rules: Rules, key: str, otherwise: float = 1) 
         if not is_matched:
             some = ", ".join(sorted(jax.tree.leaves(names(params)))[:3])
             raise ConfigError(
-                f"matches no parameter that an earlier rule leaves; names are such as {some}",
+                f"matches no parameter, or only those that earlier rules match; names look like {some}",
                 key=key,
                 value=(pattern, value),
                 cure="list the names with python -m flax_resnet summary",
@@ -51,7 +51,7 @@ def outside_head(params: optax.Params, head: str) -> Any:
 
 
 def block_factors(params: optax.Params, layer_decay: float, model: Network) -> Any:
-    """Return a tree of learning rate factors: ``layer_decay^distance``, by the distance from the head.
+    """Return a tree of learning rate factors, ``layer_decay^distance``; distances are counted from the head:
 
         module                                         distance
         the head                                       0

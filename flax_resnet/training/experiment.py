@@ -44,7 +44,7 @@ class Experiment:
     """Everything that a configuration and its data determine; see `build_experiment`.
 
     Attributes:
-      config: the configuration, without open settings.
+      config: the configuration, with all open settings filled in (`adopted`).
       splits: the data.
       plan: the steps of the run.
       mesh: the devices.
@@ -113,7 +113,7 @@ def open_splits(
       eval_source: the evaluation examples; only with ``data.source='python'``.
 
     Raises:
-      ConfigError: `data.source` is "python" and a source is missing, or it is not and a source is passed.
+      ConfigError: `data.source` is "python" and a source is missing, or it is another and a source is passed.
       DataError: a dataset or split is unknown, missing or empty, or the classes of the two splits differ.
     """
     from_python = config.data.source == "python"
@@ -121,14 +121,14 @@ def open_splits(
         raise ConfigError(
             key="data.source",
             value=config.data.source,
-            allowed="'python' if train() receives both train_source and eval_source, and another if neither",
+            allowed="'python' if train() receives train_source and eval_source, another source if it receives none",
         )
     if train_source is None or eval_source is None:
         train_source = open_source(config.data, train=True)
         eval_source = open_source(config.data, train=False)
     if train_source.class_names != eval_source.class_names:
         raise DataError(
-            f"has other classes than data.train_split={config.data.train_split!r}, or in another order",
+            f"has other classes than data.train_split={config.data.train_split!r}, or the same in another order",
             key="data.eval_split",
             value=config.data.eval_split,
         )

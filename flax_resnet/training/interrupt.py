@@ -1,4 +1,4 @@
-"""Ctrl-C and the scheduler's SIGTERM: finish the step, save, say how to go on."""
+"""Catch Ctrl-C and the scheduler's SIGTERM, so that training can finish its step and save the state."""
 
 import signal
 import threading
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_requested() -> Iterator[list[int]]:
-    """Gives a list that holds the signal once SIGINT or SIGTERM came; a second one acts as usual."""
+    """Yield a list that receives the number of a SIGINT or SIGTERM; a second signal of that kind acts as usual.
+
+    Outside the main thread, no signal is caught, and the list stays empty.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -5,10 +5,10 @@ when they are freed, so in every step the kernel zeroes the pages again. Filling
 the memory was kept in large pages (two cores of an AMD EPYC, virtual machine).
 
 JAX allocates a step's temporaries at dispatch, which may be before it frees those of the previous step. Then two
-sets exist at once. For alignment, a request is a little larger than its block. So the next set does not fit into
-the hole that a freed set leaves, and glibc takes new memory. If the host waits for each step, only one set exists:
-ResNet-50 at batch 8 trains in 2.9 GB instead of 7.8 GB, and takes no new memory after its first step; without the
-wait, it took new memory in six steps (docs/cpu.md).
+sets exist at once. An aligned allocation requests slightly more memory than it keeps, so the next set does not fit
+into the gap that a freed set leaves, and glibc takes new memory from the kernel. If the host waits for each step,
+only one set exists: ResNet-50 at batch 8 trains in 2.9 GB instead of 7.8 GB, and takes no new memory after its
+first step; without the wait, it took new memory in six steps (docs/cpu.md).
 """
 
 import ctypes
@@ -23,8 +23,8 @@ MADV_HUGEPAGE = 14
 MIB = 2**20
 HUGE_PAGE = 2 * MIB
 
-# Control groups by controller: "" is version 2, "memory" version 1. Each has its folder, the files of its limit and
-# its usage, and the field in memory.stat that counts the file pages that the kernel can drop.
+# Control groups: {controller: (folder, file of the limit, file of the usage, field of memory.stat)}. The controller
+# is "" in version 2 and "memory" in version 1. The field counts the file pages that the kernel can drop.
 GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": (

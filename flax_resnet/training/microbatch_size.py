@@ -17,7 +17,8 @@ from flax_resnet.training import memory
 
 log = logging.getLogger("flax_resnet")
 
-# Usable share of the memory. XLA's analysis misses the rest, such as the workspace of convolutions.
+# Largest share of the memory that a program may need according to XLA's analysis. The rest is for what the analysis
+# misses, such as the workspace of convolutions.
 USABLE = 0.9
 
 
@@ -25,7 +26,8 @@ def microbatches_of(config: Config, mesh: Mesh) -> int | None:
     """Return the number of microbatches per batch that `train.microbatch_size` gives; None for "auto".
 
     Raises:
-      ConfigError: the size does not divide the batch, or is no multiple of the devices or normalisation groups.
+      ConfigError: the size does not divide the batch, or is no multiple of the number of devices or of
+        normalisation groups.
     """
     train, text = config.train, config.train.microbatch_size
     if text == "auto":
@@ -46,12 +48,12 @@ def _divides(config: Config, mesh: Mesh, size: int) -> bool:
 
 
 def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
-    """Return the smallest number of microbatches, a power of two, with a compiled step that fits in memory.
+    """Return the smallest number of microbatches, a power of two, whose compiled step fits in memory.
 
     Args:
       config: the configuration.
       mesh: the devices.
-      lower: number of microbatches -> the lowered training step.
+      lower: a function from the number of microbatches to the lowered training step.
 
     Raises:
       ConfigError: not even the smallest microbatch fits.
@@ -66,8 +68,8 @@ def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any])
         log.info("microbatch: %d images would take %s", size // count, usage)
         if size % (2 * count) or not _divides(config, mesh, size // (2 * count)):
             raise ConfigError(
-                f"even {size // count} images, the fewest that {mesh.size} devices and "
-                f"model.norm_groups={config.model.norm_groups} divide, take {usage}",
+                f"even a microbatch of {size // count} images, the smallest for {mesh.size} devices and "
+                f"model.norm_groups={config.model.norm_groups}, takes {usage}",
                 key="train.microbatch_size",
                 value="auto",
                 cure="use a smaller data.image_size or model, or model.remat='block'",
@@ -108,7 +110,7 @@ def _shared() -> bool:
 
 
 def available_memory() -> int:
-    """Return the bytes available to JAX: a GPU's limit, or on CPU the free memory of the machine."""
+    """Return the bytes available to JAX: the smallest limit of its devices, or on CPU the host's free memory."""
     if _shared():
         return memory.available()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]

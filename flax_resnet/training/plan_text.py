@@ -14,7 +14,7 @@ from flax_resnet.training.state import TrainState, compute_dtype
 
 
 def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
-    """Format the plan as a few lines of text; `resident`: whether the decoded training set stays on the device."""
+    """Format the plan as a few lines of text; `resident`: the decoded training set stays on the device."""
     data = config.data
     where = {"tfds": data.name, "python": "sources from Python"}.get(data.source, data.path)
     sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
@@ -93,11 +93,11 @@ def optimizer_terms(section: Optimizer) -> list[str]:
     unfreezing = ", ".join(
         f"{pattern or 'all'} at {start:g}" for pattern, start in section.unfreeze_at
     )
-    decaying = _rule_terms(section.weight_decay_rules) or "of all"
+    decaying = _rule_terms(section.weight_decay_rules) or "all parameters"
     own = [
         term
         for term in terms(section, OPTIMIZERS[section.name])
-        if not term.startswith("weight decay form")  # beside the weight decay
+        if not term.startswith("weight decay form")  # shown with the weight decay
     ]
     rows = [
         (True, f"weight decay {section.weight_decay:g} ({section.weight_decay_form}; {decaying})"),
@@ -105,7 +105,7 @@ def optimizer_terms(section: Optimizer) -> list[str]:
         (unfreezing, f"learning begins for {unfreezing}"),
         (section.layer_decay < 1, f"layer decay {section.layer_decay:g}"),
         (section.clip_norm, f"clipped to norm {section.clip_norm:g}"),
-        (section.agc, f"clipped to {section.agc:g} of each unit's weights"),
+        (section.agc, f"clipped to {section.agc:g} x norm of each unit's weights"),
     ]
     return [section.name, *own, *(text for on, text in rows if on)]
 
@@ -125,7 +125,10 @@ def ema_terms(section: Ema) -> list[str]:
     )
     rows = [
         (True, f"of the weights, decay {section.decay:g}{rises}"),
-        (section.lookahead, f"moved every {section.lookahead} steps, and the weights with it"),
+        (
+            section.lookahead,
+            f"updated every {section.lookahead} steps, and then copied to the weights",
+        ),
         (section.bn_batches, f"statistics of {section.bn_batches} batches"),
     ]
     return [text for on, text in rows if on]
@@ -155,7 +158,7 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
         (True, f"peak {at(plan.warmup_steps)}{scaled if schedule.base_batch_size else ''}"),
         (plan.warmup_steps, f"warm-up of {plan.warmup_steps:,} steps from {at(0)}"),
         (True, shape),
-        (plan.cooldown_steps, f"the last {plan.cooldown_steps:,} steps level"),
+        (plan.cooldown_steps, f"constant in the last {plan.cooldown_steps:,} steps"),
     ]
     return [text for on, text in rows if on]
 

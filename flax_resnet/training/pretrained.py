@@ -30,7 +30,7 @@ from flax_resnet.weights.opening import SUFFIXES, Weights, network_of, open_weig
 
 log = logging.getLogger("flax_resnet")
 
-# Options that do not change the network's shape, or that the description holds elsewhere.
+# Model options that the description leaves out: they do not affect inference, or other keys hold them.
 SEPARATE = (
     "drop_path",
     "dropout",
@@ -44,7 +44,7 @@ SEPARATE = (
 
 
 def described(config: Config, model: Network, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return network, classes and preprocessing of a run with timm's keys, as `from_config` reads them."""
+    """Describe the network, classes and preprocessing of a run with timm's keys, for `from_config`."""
     data, size = config.data, config.data.image_size
     crops = data.eval_crop != "resize"
     return {
@@ -67,7 +67,7 @@ def described(config: Config, model: Network, class_names: Sequence[str]) -> dic
 
 
 def open_run(path: str | pathlib.Path) -> Weights:
-    """Read the weights of a run's last checkpoint, in the form of a weights file."""
+    """Read the moving average, or else the weights, of a run's last checkpoint, as if from a weights file."""
     run = load_run(path)
     variables = unstack_blocks(jax.device_get(run.best_variables()))
     about = from_config(described(run.config, run.model, run.class_names))
@@ -85,8 +85,9 @@ def open_pretrained(
       keys: the names of the two settings in error messages.
 
     Raises:
-      ConfigError: the weights belong to another network than `model.name`.
-      UserError: there are no such weights.
+      ConfigError: the weights belong to another network than `model.name`, their network is unknown, or the path
+        does not exist.
+      UserError: there are no such weights, or they cannot be read.
     """
     (key, name_key), name, text = keys, config.model.name, config.model.pretrained
 
@@ -116,7 +117,7 @@ def open_pretrained(
         return open_weights(network, text)
     if is_path(text):
         raise ConfigError(key=key, value=text, allowed="a run folder or a file of weights")
-    check(text.partition(".")[0])  # a wrong name costs no download
+    check(text.partition(".")[0])  # before any download
     try:
         find(text)
     except WeightsError as error:
@@ -165,12 +166,12 @@ def is_file(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether a text is the path of a run folder or weights file, existing or not, not a name of the hub."""
+    """Return whether a text is a path of a run folder or weights file, which need not exist, and not a hub name."""
     return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
 def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[str, Any]:
-    """Return the weights as variables of the network; only shapes for a head with another number of classes.
+    """Return the weights as variables of the network. A head with another number of classes has only shapes.
 
     Logs a warning if the weights were trained with another normalisation than the configured one.
 

@@ -48,7 +48,7 @@ def make_programs(
     microbatches: int | None,
     teacher: Teacher | None,
 ) -> Programs:
-    """Return the compiled functions of a run. If its calls have several shapes, all are compiled here.
+    """Return the compiled functions of a run. If the training step has calls of several shapes, compile it for all.
 
     Args:
       experiment: the experiment.
@@ -56,7 +56,7 @@ def make_programs(
       eval_feed: the feed of the evaluation split.
       start_step: the step from which training starts.
       microbatches: number of microbatches of a resumed run; used if `train.microbatch_size` is "auto". None: choose
-        it by the available memory.
+        the number that fits into the available memory.
       teacher: the teacher network, or None.
 
     Raises:

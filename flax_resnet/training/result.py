@@ -114,7 +114,7 @@ def report(
       experiment: the experiment.
       folder: the run folder.
       start_step: the step at which this process started to train.
-      began: the value of `time.perf_counter()` at the start.
+      began: the value of `time.perf_counter()` when this process started the run.
     """
     from flax_resnet.training.runs.writers import clock
 
@@ -132,7 +132,7 @@ def report(
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
         f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "
         f"best {result.best_top1:.2%} at step {result.best_step}{by}\n"
-        f"time {clock(time.perf_counter() - began)}, of which this start trained {end - start_step} steps\n"
+        f"time {clock(time.perf_counter() - began)} since this start, which trained {end - start_step} steps\n"
         f"checkpoints {folder.path / 'checkpoints'}\n"
         f"records     {folder.path / METRICS}; TensorBoard: tensorboard --logdir {folder}\n"
         f'in Python   flax_resnet.load("{folder}").predict(images)\n'

@@ -53,8 +53,9 @@ def resumed_start(restored: Restored, *, forced: bool) -> Start:
 
     Args:
       restored: the last good checkpoint.
-      forced: the configuration or the data may have changed (--resume=force). Discard the checkpoint's unreadable
-        images and number of microbatches, and ignore earlier evaluations for early stopping.
+      forced: set by --resume=force; the configuration or the data may have changed. If set, discard the
+        checkpoint's list of unreadable images and its number of microbatches, and let early stopping ignore earlier
+        evaluations.
     """
     if forced:
         return Start(restored.step, restored.state, scores_from=restored.step + 1)
@@ -85,8 +86,8 @@ def check_teacher(
     """Raise WorkdirError if a run was trained with another teacher; `name` is the configured teacher's name."""
     if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
         raise WorkdirError(
-            f"its weights are not those that {folder} was trained with",
+            f"has other weights than the teacher that {folder} was trained with",
             key="distill.teacher",
             value=name,
-            cure=f"restore those, {ANOTHER_WORKDIR}",
+            cure=f"restore that teacher, {ANOTHER_WORKDIR}",
         )

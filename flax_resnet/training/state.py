@@ -64,7 +64,7 @@ def build_model(config: Config, num_classes: int) -> Network:
     normalises, network = norm == "batch", f"{section.name} with norm={norm!r}"
     if config.ema.bn_batches and not normalises:
         raise ConfigError(
-            f"{network} has no batch normalisation to measure",
+            f"{network} has no batch statistics to measure",
             key="ema.bn_batches",
             value=config.ema.bn_batches,
             allowed="0",
@@ -97,8 +97,8 @@ def initial_state(
     """Return the initial state for the configured seed, replicated over the mesh."""
     # This program runs once, so fast compilation matters more than fast code. For the random numbers of ResNet-50's
     # kernels, XLA:CPU compiles for 12.5 s at its default level 3, and for 7.2 s at level 1. For four small blocks,
-    # whose loops it unrolls, it takes 11.9 s and 2.5 s. On CPU the numbers are the same, and drawn in 0.3 s at
-    # either level.
+    # whose loops it unrolls, it takes 11.9 s and 2.5 s. On CPU, both levels give the same random numbers, in
+    # 0.3 s.
     init = jax.jit(
         partial(make_state, config, model, optimizer),
         out_shardings=sharding.replicated(mesh),

@@ -19,7 +19,7 @@ class StepMetrics:
     """The metrics of the steps since the last record.
 
     Args:
-      updates: number of updates made before; below the number of steps if float16 skipped some.
+      updates: number of updates made before; below the number of steps if loss scaling skipped some (float16).
       batch_size: images per step.
 
     Attributes:
@@ -34,8 +34,8 @@ class StepMetrics:
         self._seconds: list[float] = []  # duration of each of these steps
         self._unread: deque[tuple[int, dict[str, Any]]] = deque()  # (first step, metrics) of calls
         self._read_at = time.perf_counter()
-        # Calls that may still run when the next one is dispatched. On CPU none: the temporaries of both calls would
-        # be in memory (memory.py).
+        # Calls that may still run when the next one is dispatched. On CPU none: otherwise, memory would hold the
+        # temporaries of both calls (memory.py).
         self._running = 0 if jax.default_backend() == "cpu" else 1
 
     def add(self, step: int, on_device: dict[str, jax.Array]) -> int:
@@ -77,7 +77,7 @@ class StepMetrics:
         self._overflows = self._overflows + 1 if stuck else 0
         if self._overflows == loss_scale.PATIENCE:
             raise DivergedError(
-                f"overflowed {loss_scale.PATIENCE} times in a row at the least loss scale, "
+                f"overflowed {loss_scale.PATIENCE} times in a row at the smallest loss scale, "
                 f"{loss_scale.LEAST:g}, at step {step}",
                 key="gradient",
                 cure="set model.dtype='bfloat16', which needs no loss scale",
@@ -97,5 +97,5 @@ class StepMetrics:
         self._seconds.clear()
 
     def skip_time(self, seconds: float) -> None:
-        """Exclude time from the duration of steps: that of an evaluation or a checkpoint."""
+        """Exclude the time of an evaluation or a checkpoint from the duration of steps."""
         self._read_at += seconds

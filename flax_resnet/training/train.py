@@ -94,7 +94,7 @@ def train(
         teacher = teacher or _teacher_of(experiment)
         if restored and not forced:
             check_teacher(restored, teacher, config.distill.teacher, folder)
-        folder.store_config(config)  # after all checks: a command that fails changes nothing
+        folder.store_config(config)  # only now: a command that fails a check must not change it
         log.info("%s", experiment.summary())
         if start:
             epoch = start.step / experiment.plan.steps_per_epoch

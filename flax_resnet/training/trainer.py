@@ -61,7 +61,7 @@ class Trainer:
 
         Raises:
           Interrupted: the process received a signal; the state was saved.
-          UserError: the data, the disk or the numerics failed; saved files are unchanged.
+          UserError: data cannot be read, a file cannot be written, or training diverged; checkpoints stay valid.
         """
         config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
@@ -99,7 +99,7 @@ class Trainer:
                             "to resume"
                         )
                 self.checkpoints.wait()
-                # No step was left to train, and the evaluation split has no record yet.
+                # If no step was left to train, this evaluation split may have no record yet.
                 if result_of(log.records, config, step) is None:
                     self._evaluate(state, step, log)
         finally:
@@ -125,7 +125,7 @@ class Trainer:
             values = evaluate(self.programs.eval_step, variables, self.eval_feed.data, batches)
             if not math.isfinite(values["loss"]):
                 raise DivergedError(
-                    f"not finite, in the evaluation at step {step}",
+                    f"not finite in the evaluation at step {step}",
                     key="loss",
                     value=values["loss"],
                 )
@@ -229,7 +229,7 @@ def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
 
 
 def _timed(calls: Iterable[Any]) -> Iterator[Any]:
-    """Yield from a feed; record each wait as a span of the profile."""
+    """Yield the calls of a feed, and record each wait for a call as a span of the profile."""
     calls, nothing = iter(calls), object()
     while True:
         with TraceAnnotation(INPUT):

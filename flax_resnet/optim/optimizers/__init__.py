@@ -1,1 +1,1 @@
-"""The optimizers, a row each. A new file with `ROWS` is a new choice of ``optimizer.name``."""
+"""The optimizers, one file each. A new file with `ROWS` adds choices of ``optimizer.name``."""

@@ -1,4 +1,4 @@
-"""LAMB: Adam whose update of each layer is scaled to the norm of its weights."""
+"""LAMB: Adam with a trust ratio, which scales the update of each layer to the norm of its weights."""
 
 import optax
 

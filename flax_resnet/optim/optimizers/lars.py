@@ -1,4 +1,4 @@
-"""LARS: SGD whose update of each layer is scaled to the norm of its weights."""
+"""LARS: SGD with a trust ratio, which scales the gradient of each layer to the norm of its weights."""
 
 import optax
 

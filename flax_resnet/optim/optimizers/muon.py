@@ -30,7 +30,7 @@ def _direction(section: Optimizer) -> optax.GradientTransformation:
 ROWS = (
     OptimizerRow(
         name="muon",
-        help="orthogonalised momentum for the kernels of convolutions, Adam for all else",
+        help="orthogonalised momentum for the kernels of convolutions, Adam for all other parameters",
         uses={
             "momentum": 0.9,
             "nesterov": False,

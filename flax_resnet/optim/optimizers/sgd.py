@@ -6,7 +6,7 @@ from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
 
 
 def momentum(section: Optimizer) -> optax.GradientTransformation:
-    """Return ``v = momentum v + g``, in PyTorch's form: the learning rate is not part of v."""
+    """Return the transformation ``v = momentum v + g``. As in PyTorch, v does not include the learning rate."""
     if not section.momentum:
         return optax.identity()
     return optax.trace(section.momentum, section.nesterov)

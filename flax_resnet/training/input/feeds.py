@@ -5,7 +5,8 @@
     feed.training_batch(data, x)   combines both into a batch, inside the compiled step
 
 A batch is global: ``{"image": uint8 [N, S, S, 3], "label": int32 [N], "index": int32 [N], "mask": bool [N]}``. With
-`train.steps_per_call` above 1, `training` yields arrays with a leading axis [steps]. Both feeds give the same bits.
+`train.steps_per_call` above 1, `training` yields arrays with a leading axis [steps]. Both feeds give identical
+batches.
 """
 
 import itertools
@@ -77,7 +78,7 @@ def make_feed(
       sampler: the order of the examples in training, and the examples in use.
       config: the configuration.
       mesh: the devices to place batches on.
-      crop: how the split's images are cropped; random crops cannot be resident.
+      crop: crop of the split's images; a split with random crops cannot be resident.
       sizes: sizes of the training images, as `Plan.sizes`.
       bad: known unreadable images, from a checkpoint.
     """
@@ -189,7 +190,7 @@ class StreamingFeed:
         }
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every example once; the last batch is padded, and masked. Raises as `HostBatches` does."""
+        """Yield every example once; the padding of the last batch is masked. Raises as `HostBatches` does."""
         rows = sharding.local_rows(batch_size)
         batches = self._host.evaluation(self._sampler.used, batch_size=batch_size, rows=rows)
         return self._ahead(batches, steps=False)
@@ -213,11 +214,11 @@ class StreamingFeed:
 
 
 class ResidentFeed:
-    """A feed that keeps the decoded split on every device; the compiled step computes the order and gathers.
+    """A feed that keeps the decoded split on every device; the compiled step gathers each batch from it.
 
     Attributes:
       data: "seed", uint32 []; and for the n examples in use "image", uint8 [n, S, S, 3], "label" and "index",
-        int32 [n]. A substitute takes the row of each unreadable example.
+        int32 [n]. The row of an unreadable example holds its substitute.
       bad: {index of an unreadable example: 0}; all are found at step 0.
     """
 
@@ -244,7 +245,7 @@ class ResidentFeed:
         self.data = _replicated({"seed": np.uint32(sampler.seed), **arrays}, mesh)
 
     def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
-        """Yield the number of each call's step, uint32 [], or the numbers of its steps, uint32 [steps]."""
+        """Yield the step numbers of each call: uint32 [steps], or uint32 [] with one step per call."""
         per_call = self._config.train.steps_per_call
         for first, count in calls_of(start_step, total_steps, per_call):
             steps = np.arange(first, first + count, dtype=np.uint32)
@@ -258,7 +259,7 @@ class ResidentFeed:
         return [jax.ShapeDtypeStruct((count,) * several, np.uint32) for count in counts]
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the "row" and "mask" of every example once; padding and unreadable examples are masked."""
+        """Yield "row" and "mask" of each batch; padding and unreadable examples are masked."""
         used, rows = self._sampler.used, sharding.local_rows(batch_size)
         for start in range(0, len(used), batch_size):
             position = start + np.arange(batch_size, dtype=np.int32)[rows]
@@ -267,7 +268,7 @@ class ResidentFeed:
             yield sharding.place({"row": row, "mask": mask}, self._mesh, steps=False)
 
     def training_batch(self, data: Batch, step: jax.Array) -> Batch:
-        """Compute the order of a step, and gather its batch."""
+        """Compute which examples belong to a step, and gather them."""
         size = self._config.train.batch_size
         row = self._sampler.batch(jnp, step, size, data["seed"])
         if self._sampler.epoch_size < self._sampler.size:

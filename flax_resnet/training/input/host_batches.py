@@ -68,7 +68,11 @@ class HostBatches:
     def evaluation(
         self, among: np.ndarray, *, batch_size: int, rows: slice, crop: str = ""
     ) -> Iterator[pipeline.Batch]:
-        """Yield each example of `among` once; the last batch is padded, and masked. Raises as `training`."""
+        """Yield the examples with the indices `among`, each once; the padding of the last batch is masked.
+
+        Raises:
+          DataError: as in `training`.
+        """
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.evaluation_batches(
@@ -113,7 +117,7 @@ class HostBatches:
         for index in found:
             if len(self.bad) >= limit:
                 raise DataError(
-                    f"cannot be decoded, and data.max_bad_images={limit} unreadable images are allowed",
+                    f"cannot be decoded, and data.max_bad_images={limit} allows no more unreadable images",
                     key=self._source.describe(index),
                     cure="repair or remove it, or increase data.max_bad_images",
                 )

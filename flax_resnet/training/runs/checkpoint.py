@@ -72,7 +72,7 @@ class Checkpoints:
                 best_fn=value,
                 create=not self._read_only,
                 read_only=self._read_only,
-                # Where a folder cannot be made, threads that wait for it would keep the process for minutes.
+                # Otherwise, threads that wait for a folder that cannot be made keep the process alive for minutes.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
@@ -218,7 +218,7 @@ class Checkpoints:
         return None
 
     def resolve(self, checkpoint: str | int) -> int:
-        """Return the step of "last", "best" or a step. Raises CheckpointError if there is no such checkpoint."""
+        """Return the step of "last", "best" or a step. Raises CheckpointError if no such checkpoint is saved."""
         steps = self.steps()
         if not steps:
             raise CheckpointError("holds no checkpoint", key=self._folder)
@@ -236,7 +236,10 @@ class Checkpoints:
         )
 
     def best(self) -> int | None:
-        """Return the saved step with the best evaluation, by `train.monitor` of the last checkpoint; else None."""
+        """Return the saved step with the best evaluation, or None if no saved step was evaluated.
+
+        The metric is `train.monitor` of the last checkpoint.
+        """
         metadata = {step: self.metadata(step) for step in self.steps()}
         metrics = {step: one.metrics for step, one in metadata.items() if one.metrics}
         if not metrics:
@@ -264,7 +267,7 @@ def _check_shapes(
 
 
 def _check_sums(path: pathlib.Path, stored: dict[str, int], found: dict[str, int]) -> None:
-    """Raise CheckpointError if the checksums of arrays mismatch."""
+    """Raise CheckpointError if the checksums of arrays differ."""
     wrong = sorted(name for name in found.keys() | stored if found.get(name) != stored.get(name))
     if wrong:
         raise CheckpointError(
@@ -274,7 +277,7 @@ def _check_sums(path: pathlib.Path, stored: dict[str, int], found: dict[str, int
 
 
 def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
-    """Return {path: CRC-32 of the leaf's bytes}; a path is such as ``params/conv1/kernel``.
+    """Return {path: CRC-32 of the leaf's bytes}; a path looks like ``params/conv1/kernel``.
 
     Raises:
       DivergedError: `must_be_finite` is set, and a leaf is not finite.
@@ -298,7 +301,7 @@ def shapes(state: Any) -> dict[str, list[int]]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the message of an error as one line; of TensorStore's, only the innermost cause.
+    """Return the message of an error as one line; for an error of TensorStore, only the innermost cause.
 
     >>> _reason(ValueError("RESOURCE_EXHAUSTED: Error writing 'a': No space left on device [os_error_code='28']"))
     'No space left on device'

@@ -67,7 +67,8 @@ class RunFolder:
         check_schema(values, file)
         try:
             return freeze({name: section for name, section in values.items() if name != "schema"})
-        except ConfigError as error:  # not of the command: it names the same settings
+        except ConfigError as error:
+            # A ConfigError would read as an error of the command's own configuration.
             raise WorkdirError(f"holds {one_line(error)}", key=file, cure=RESTORE) from error
 
     def claim(self, config: Config, *, resume: str) -> Config | None:
@@ -121,7 +122,7 @@ class RunFolder:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                if number == len(lines):  # the process ended while it wrote
+                if number == len(lines):  # the process ended while it wrote this line
                     break
                 record = None
             if not _is_record(record):
@@ -168,7 +169,7 @@ def _unreadable(file: pathlib.Path, error: Exception) -> WorkdirError:
 
 
 def _is_record(value: Any) -> bool:
-    """Return whether a line of metrics.jsonl is what `RecordWriter` writes."""
+    """Return whether the value of a line of metrics.jsonl has the form that `RecordWriter` writes."""
     if (
         not isinstance(value, dict)
         or not {"step", "epoch", "split", "loss", "top1"} <= value.keys()

@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint: all that is needed to use its arrays, with a schema number and a checksum."""
+"""The metadata of a checkpoint: all that a reader needs to use its arrays, a schema number, and a checksum."""
 
 import dataclasses
 import importlib.metadata
@@ -32,7 +32,7 @@ class RunMetadata:
       teacher_checksum: CRC-32 of the teacher (`Teacher.checksum`); None without a teacher.
       bad_images: {index of an unreadable image, as text: step at which it was found}.
       metrics: metrics of the evaluation at this step, or None.
-      shapes: {path: shape} of all arrays; a path is such as ``params/conv1/kernel``.
+      shapes: {path: shape} of all arrays; a path looks like ``params/conv1/kernel``.
       checksums: {path: CRC-32 of the array's bytes}.
       versions: {package: version} at the time of writing.
       schema: schema number of the run folder.

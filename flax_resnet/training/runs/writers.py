@@ -31,7 +31,7 @@ class RecordWriter:
         self._folder = folder
         self.records = folder.cut_records(start_step)
         with self._writing():
-            self._file = (folder.path / METRICS).open("a", buffering=1)  # a line at a time
+            self._file = (folder.path / METRICS).open("a", buffering=1)  # write line by line
             for events in folder.path.glob("events.out.tfevents.*"):
                 events.unlink()
             self._tensorboard = metric_writers.SummaryWriter(str(folder))
@@ -40,11 +40,11 @@ class RecordWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside this block an error of the disk becomes a WorkdirError."""
+        """Convert errors of writing inside this block to a WorkdirError."""
         try:
             yield
         except Exception as error:
-            # TensorFlow writes the events, and has its own errors, which begin with {{a function}}.
+            # TensorFlow writes the event files and raises its own errors. Their messages begin with {{FUNCTION}}.
             if not (isinstance(error, OSError) or type(error).__module__.startswith("tensorflow")):
                 raise
             reason = one_line(error).rpartition("}} ")[2]

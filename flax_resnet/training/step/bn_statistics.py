@@ -30,7 +30,7 @@ def make_statistics_measurement(
     microbatches: int = 1,
     drop: optax.Schedule = constant,
 ) -> Callable[[Any, Any, Iterable[Any], Any], Any]:
-    """Return a function that measures the running statistics as their mean over training batches.
+    """Return a function that measures the running statistics as the mean of the statistics of training batches.
 
     Args:
       config: the configuration.

@@ -1,4 +1,4 @@
-"""Per-device gradients: each device differentiates its own examples; two sums combine the gradients."""
+"""Per-device gradients: each device differentiates the loss of its own examples; two all-reduces add them up."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from flax_resnet.training.step.training_loss import Gradient, LossInputs
 
 
 def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> Gradient:
-    """Return a gradient that each device computes on its own rows, summed over the devices in two parts.
+    """Return a gradient function: each device differentiates its own rows, and two sums go over the devices.
 
-    The first part is the head and the last stage. Its sum overlaps the computation of the other stages' gradients.
-    Without this function, XLA sums each layer's gradient when it is computed, in the dtype of its convolution: 35
-    sums in ResNet-50.
+    The first sum is of the gradients of the head and the last stage. It overlaps the computation of the other
+    stages' gradients. Without this function, XLA sums each layer's gradient as soon as it is computed, in the dtype
+    of its convolution: 35 sums in ResNet-50.
 
     The running statistics are averaged over the devices. Each device draws its own dropout.
 
@@ -33,15 +33,15 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> Gra
     def of_own_rows(params: Any, inputs: LossInputs) -> tuple:
         key = jax.random.fold_in(inputs.dropout_key, jax.lax.axis_index("data"))
         grads, (metrics, batch_stats) = gradient(params, inputs._replace(dropout_key=key))
-        # Ravel each part into one vector. XLA does not join sums of arrays above 30 MB, or of arrays with another
-        # layout, such as 1x1 kernels.
+        # Ravel each part into one vector, because XLA does not merge sums of arrays above 30 MB, or of arrays with
+        # different layouts, such as 1x1 kernels.
         narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
         early = {name: leaves for name, leaves in narrow.items() if name in ready_first}
         late = {name: leaves for name, leaves in narrow.items() if name not in ready_first}
         early_sum, early_tree = ravel_pytree(early)
         late_sum, late_tree = ravel_pytree(late)
         early_sum = jax.lax.psum(early_sum, "data")
-        # Without the barrier, XLA joins both sums and waits for the last gradient.
+        # Without the barrier, XLA merges both sums and waits for the last gradient.
         late_sum, early_sum = jax.lax.optimization_barrier((late_sum, early_sum))
         late_sum, metrics = jax.lax.psum((late_sum, metrics), "data")
         narrow = early_tree(early_sum) | late_tree(late_sum)
@@ -58,7 +58,7 @@ def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> Gra
             mesh=mesh,
             in_specs=(everywhere, specs),
             out_specs=everywhere,
-            check_vma=False,  # otherwise JAX sums each gradient when it is computed
+            check_vma=False,  # otherwise JAX sums each gradient separately
         )
         return function(params, inputs)
 

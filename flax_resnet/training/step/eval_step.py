@@ -24,7 +24,7 @@ class EvalStep(Protocol):
     """The compiled evaluation of a batch."""
 
     def __call__(self, variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
-        """Return the `metrics.batch_sums` by the prefix of the variables."""
+        """Return {metric prefix: `metrics.batch_sums`} for each set of variables."""
 
 
 def make_eval_step(
@@ -35,13 +35,13 @@ def make_eval_step(
     *,
     confusion: bool = False,
 ) -> EvalStep:
-    """Return the jitted evaluation of a batch. Logits are the mean over an image's `evaluation_views`.
+    """Return the jitted evaluation of a batch. Logits are the weighted mean over an image's `evaluation_views`.
 
     Args:
       config: the configuration.
       model: the network.
       mesh: the devices.
-      fetch: returns the batch, inside the compiled function: `evaluation_batch` of a feed.
+      fetch: a feed's `evaluation_batch`, which returns the batch inside the compiled function.
       confusion: as in `batch_sums`.
     """
 

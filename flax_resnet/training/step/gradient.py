@@ -1,4 +1,4 @@
-"""The gradient of a training batch: the loss, differentiated, with the wrappers that the configuration asks for."""
+"""The gradient of the loss of a training batch, with the wrappers that the configuration asks for."""
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +20,9 @@ def make_gradient(
     microbatches: int = 1,
     teacher: Teacher | None = None,
 ) -> Gradient:
-    """Return the gradient of the loss, with the configured loss scaling, per-device sums and microbatches.
+    """Return a function that computes the gradient of the loss.
+
+    It applies the configured loss scaling, per-device sums and microbatches.
 
     Args:
       config: the configuration.

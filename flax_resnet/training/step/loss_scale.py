@@ -37,7 +37,7 @@ def factor(scale: Scale) -> jax.Array | float:
 
 
 def scaled(loss_fn: Callable) -> Callable:
-    """Return the loss multiplied by `inputs.loss_scale`; the metrics are not scaled."""
+    """Return the loss function multiplied by `inputs.loss_scale`; its metrics are not scaled."""
 
     def scaled_loss(params: Any, inputs: Any) -> tuple:
         loss, aux = loss_fn(params, inputs)

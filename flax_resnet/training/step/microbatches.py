@@ -1,4 +1,4 @@
-"""The gradient of a batch in microbatches, one after another, with the memory of one microbatch."""
+"""The gradient of a batch, computed one microbatch at a time to need less memory."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from flax_resnet.training.step.training_loss import Gradient, LossInputs
 def microbatched(gradient: Gradient, mesh: Mesh, count: int) -> Gradient:
     """Return a gradient that divides the batch into `count` microbatches. Each takes every `count`-th row.
 
-    The result equals that of the whole batch, except for batch normalisation: it uses the statistics of each
+    The result equals that of the whole batch, except that batch normalisation uses the statistics of each
     microbatch, like ghost batch normalisation with `count` groups. The running statistics are updated once, with
     the mean over the microbatches.
 

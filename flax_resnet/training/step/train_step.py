@@ -25,7 +25,8 @@ from flax_resnet.training.step.training_loss import LossInputs, Metrics
 
 Batch = dict[str, jax.Array]
 
-# Streams of random numbers: fold_in(fold_in(key(seed), STREAM), step), then fold_in the row. Weights use key(seed).
+# Streams of random numbers: the key of a step is fold_in(fold_in(key(seed), STREAM), step). Augmentation then folds
+# in the operation and the row. The initial weights use key(seed).
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 
@@ -38,7 +39,7 @@ class TrainStep(Protocol):
         Args:
           state: the state before the updates; it cannot be used afterwards.
           data: a feed's `data`, and the teacher's variables as "teacher" if there is a teacher. Its "seed" is the
-            run's seed; as an argument, one compiled program serves every seed.
+            run's seed; as it is an argument, one compiled program serves all seeds.
           call: the input that the feed yields for a call.
         """
 
@@ -47,7 +48,7 @@ class JittedStep(TrainStep, Protocol):
     """A `TrainStep` that compiles when it is first called."""
 
     def lower(self, state: TrainState, data: Any, call: Any) -> jax.stages.Lowered:
-        """Return the step traced for arguments like these, to be compiled ahead."""
+        """Return the step, traced for arguments of these shapes and dtypes, to compile it ahead of time."""
 
 
 def stream_key(seed: jax.Array | int, stream: int, step: jax.Array | int) -> jax.Array:
@@ -75,7 +76,7 @@ def make_train_step(
       model: the network.
       optimizer: the optimizer of the parameters.
       mesh: the devices.
-      fetch: returns the batch of a step, inside the compiled function: `training_batch` of a feed.
+      fetch: a feed's `training_batch`, which returns the batch of a step inside the compiled function.
       drop: factor on the rates of dropout and stochastic depth, by step.
       total_steps: number of updates of the run, for `ema.decay_power`.
       **gradient_options: `microbatches` and `teacher` of `make_gradient`.

@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 class LossInputs(NamedTuple):
-    """The inputs of a loss beside the parameters. The examples are a whole batch or a part of it.
+    """The inputs of the loss function, besides the parameters. The examples are a whole batch or a part of it.
 
     Attributes:
       batch_stats: running statistics before the step.
@@ -42,7 +42,7 @@ class LossInputs(NamedTuple):
 
 
 class Gradient(Protocol):
-    """Computes a gradient."""
+    """A function that computes the gradient of a loss."""
 
     def __call__(self, params: optax.Params, inputs: LossInputs) -> tuple[Any, tuple[Metrics, Any]]:
         """Return (gradient, (metrics, batch_stats)): metrics `loss` and `top1`, and the new running statistics."""
@@ -53,8 +53,8 @@ def make_loss(config: Config, model: Network, teacher: Teacher | None = None) ->
 
     Returns:
       ``loss(params, inputs) -> (loss, (metrics, batch_stats))``. The loss is the sum over the examples of `inputs`
-      divided by `inputs.weight`. The metrics are `loss` and `top1`: the correct examples of `inputs` divided by the
-      size of the whole batch. For a mixed label, the class with the larger share is correct.
+      divided by `inputs.weight`. The metrics are `loss` and `top1`, the number of correct examples of `inputs`
+      divided by the size of the whole batch. For a mixed label, the class with the larger share is correct.
     """
     section, batch_size = config.distill, config.train.batch_size
 
