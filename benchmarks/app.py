@@ -1,4 +1,4 @@
-"""The frame of every benchmark: its arguments, and one line and an exit code for a mistake."""
+"""Argument parser and entry point of every benchmark. A user's error becomes one line and an exit code."""
 
 import argparse
 import functools
@@ -15,10 +15,10 @@ P = ParamSpec("P")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises a mistake in the arguments as a ConfigError, which `command` prints."""
+    """An argparse parser that raises ConfigError for invalid arguments. `command` prints the error."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError for a message of argparse, with the flag and the value that it names."""
+        """Raise ConfigError with the flag and the value from a message of argparse."""
         if found := re.fullmatch(r"argument (\S+): (.*): must be (.*)", message, re.DOTALL):
             key, value, allowed = found.groups()
             raise ConfigError(key=key, value=value, allowed=allowed)
@@ -33,19 +33,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Make the body of a benchmark a function that returns the exit code.
+    """Wrap the main function of a benchmark in a function that returns an exit code.
 
-    The codes are those of `flax_resnet.errors`: that of a `UserError`, which is printed as one line on stderr; 141
-    if the reader of the output is gone; 128 and its number after a signal.
+    A `UserError` is printed as one line on stderr, and its own exit code is returned. The code is 141 if the reader
+    of the output has closed the pipe, and 128 + the signal's number after a signal.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             code = main(*args, **kwargs) or 0
-            print(
-                end="", flush=True
-            )  # here, and not at exit, where nobody catches that the reader has gone
+            # Flush inside `try`: nothing would catch a BrokenPipeError at exit.
+            print(end="", flush=True)
             return code
         except UserError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,7 +52,8 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
         except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
             return 128 + (stop.args or (signal.SIGINT,))[0]
-        except BrokenPipeError:  # as of `| head`; Python flushes at its end, to nowhere
+        except BrokenPipeError:  # the reader has ended, such as `| head`
+            # Python flushes stdout again at exit. Send that output to /dev/null.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
 

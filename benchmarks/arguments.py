@@ -6,7 +6,8 @@ import os
 import pathlib
 import tempfile
 
-MOST_BYTES, MOST_BYTES_OF_A_NAME = 4000, 255  # of a path, on Linux
+# Longest path and longest file name, in bytes. Linux allows 4,095 and 255.
+MOST_BYTES, MOST_BYTES_OF_A_NAME = 4000, 255
 
 
 def count(text: str) -> int:
@@ -17,14 +18,14 @@ def count(text: str) -> int:
 
 
 def batch_size(text: str) -> int:
-    """Read a number of images, 1 to 65,536, as `train.batch_size` has it."""
+    """Read a batch size, 1 to 65,536 images."""
     if not text.isdecimal() or not 1 <= int(text) <= 65_536:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to 65,536")
     return int(text)
 
 
 def duration(text: str) -> float:
-    """Read seconds, more than 0 and at most an hour."""
+    """Read a time in seconds, above 0 and at most 3600."""
     return _positive(text, 3600, "seconds, above 0 and at most 3600")
 
 
@@ -36,7 +37,7 @@ def seed(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Read a share, above 0 and at most 1."""
+    """Read a fraction, above 0 and at most 1."""
     return _positive(text, 1, "a number above 0 and at most 1")
 
 
@@ -51,7 +52,7 @@ def _positive(text: str, most: float, words: str) -> float:
 
 
 def output(text: str) -> str:
-    """Read the path of an output file, and checks that it can be written before a long measurement starts."""
+    """Read the path of an output file; check that it can be written, before a long measurement starts."""
     path = _path(text, words := "a file that can be written")
     if path.is_dir() or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be {words}")
@@ -59,7 +60,7 @@ def output(text: str) -> str:
 
 
 def folder(text: str) -> pathlib.Path:
-    """Read the path of an output folder, which need not exist, and checks that it can be written to."""
+    """Read the path of an output folder, which need not exist; check that it can be written to."""
     path = _path(text, words := "a folder that can be written to")
     if (path.exists() and not path.is_dir()) or not _writable(path):
         raise argparse.ArgumentTypeError(f"{text}: must be {words}")
@@ -75,7 +76,7 @@ def existing(text: str) -> pathlib.Path:
 
 
 def place(text: str) -> str:
-    """Read the path of a file or folder that a command opens only if it needs it."""
+    """Read the path of a file or folder, without checking that it exists."""
     return str(_path(text, "a file or folder"))
 
 
@@ -94,7 +95,7 @@ def absent(*packages: str) -> list[str]:
 
 
 def _path(text: str, words: str) -> pathlib.Path:
-    """Return a path, whose ~ is expanded; raise ArgumentTypeError if the system can have no such path."""
+    """Expand ~ in a path. Raise ArgumentTypeError if the path is empty or too long, or its user is unknown."""
     path = pathlib.Path(os.path.expanduser(text))
     is_no_user = str(path).startswith("~")
     is_long = len(os.fsencode(path)) > MOST_BYTES or any(
@@ -106,14 +107,13 @@ def _path(text: str, words: str) -> pathlib.Path:
 
 
 def _writable(path: pathlib.Path) -> bool:
-    """Whether a file or folder can be written, or be made with the folders that it needs."""
+    """Return whether a file or folder can be written, or created together with its missing parents."""
     nearest = next((p for p in (path, *path.parents) if p.exists()), pathlib.Path())
     if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
         return False
     try:
-        if (
-            nearest.is_dir()
-        ):  # root may write anywhere, and yet not to /proc or a disk that is read-only
+        # For root, os.access allows every path, even in /proc or on a read-only disk: create a file to check.
+        if nearest.is_dir():
             tempfile.TemporaryFile(dir=nearest).close()
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""The record of a benchmark: its result as JSON, with the command, the machine and the versions."""
+"""Write the result of a benchmark as JSON, with the command, the machine and the package versions."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def write_record(output: str | None, result: dict) -> None:
     """Write a result with its command and environment; do nothing if `output` is empty.
 
     Raises:
-      OutputError: the file cannot be written; what it held before stays.
+      OutputError: the file cannot be written. Its previous content is kept.
     """
     if not output:
         return
@@ -37,7 +37,7 @@ def write_record(output: str | None, result: dict) -> None:
     path = pathlib.Path(output)
     text = json.dumps(record, indent=2) + "\n"
     with writing(path):
-        if path.exists() and not path.is_file():  # such as /dev/stdout
+        if path.exists() and not path.is_file():  # a device, such as /dev/stdout
             path.write_text(text)
             return
         file = path.resolve()
@@ -48,7 +48,7 @@ def write_record(output: str | None, result: dict) -> None:
 
 
 def environment() -> dict:
-    """Return machine, versions and commit."""
+    """Return the processor, the GPUs, the commit of this repository and the package versions."""
     return {
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -68,11 +68,11 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """Return the names of the NVIDIA GPUs, used or not."""
+    """Return the names of all NVIDIA GPUs of the machine, used or not."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):  # no driver, or one that does not answer
+    except (OSError, subprocess.TimeoutExpired):  # no driver, or the driver does not answer
         return []
     return [] if done.returncode else done.stdout.splitlines()
 

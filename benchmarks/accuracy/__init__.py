@@ -1,1 +1,1 @@
-"""Which accuracy recipes reach."""
+"""The accuracy that training recipes reach."""

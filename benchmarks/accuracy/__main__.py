@@ -1,4 +1,4 @@
-"""python -m benchmarks.accuracy EXPERIMENT: see command.py."""
+"""Entry point of `python -m benchmarks.accuracy EXPERIMENT`; command.py describes it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Accuracy that networks reach on CIFAR-10, over several seeds: python -m benchmarks.accuracy EXPERIMENT
+"""Measure the accuracy of recipes on CIFAR-10 over several seeds: python -m benchmarks.accuracy EXPERIMENT
 
     plain_vs_residual --folder runs/accuracy --data /path/to/cifar10
     fine_tuning --folder runs/accuracy --data /path/to/cifar10 --seeds 0 1 2 3 4
@@ -8,11 +8,12 @@
 The data are a folder of images, train/CLASS/* and test/CLASS/*. Each run is a separate command, printed before it
 starts, and writes to FOLDER/EXPERIMENT/ROW/SEED. Run the same command again after a stop: finished runs are kept.
 Prints tables of the finished runs and, with --output, writes JSON; --plot draws the curves. `--collect` trains
-nothing. The rows in PyTorch need `pip install '.[parity]'`; without it, they are left out.
+nothing, and reports the finished runs. The rows in PyTorch need `pip install '.[parity]'`; without it, they are
+left out.
 
 Seconds are the time of the training calls, without decoding and evaluations. A row's first run includes
 compilation; the others find its program in FOLDER/EXPERIMENT/compiled. With --target, the table has the seconds
-until that top-1 is reached: by the averaged weights if there are any.
+until top-1 reaches the target, with the averaged weights if there are any.
 """
 
 import argparse
@@ -39,18 +40,20 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @app.command
 def main() -> None:
-    """Train what is not there yet, and reports."""
+    """Train the unfinished runs, and report all finished runs."""
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", metavar="EXPERIMENT", help=" or ".join(EXPERIMENTS))
-    parser.add_argument("--folder", type=folder, required=True, help="where runs are kept")
+    parser.add_argument("--folder", type=folder, required=True, help="folder for the runs")
     parser.add_argument("--data", type=place, required=True, help="CIFAR-10 as a folder of images")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=count, default=0, help="instead of the experiment's own")
+    parser.add_argument("--epochs", type=count, default=0, help="default: the experiment's own")
     parser.add_argument(
-        "--limit", type=count, default=0, help="images instead of the experiment's own"
+        "--limit", type=count, default=0, help="training images (default: the experiment's own)"
     )
-    parser.add_argument("--collect", action="store_true", help="report what is finished, no more")
-    parser.add_argument("--target", type=share, default=0.0, help="top-1 to be timed, 0 to 1")
+    parser.add_argument("--collect", action="store_true", help="only report finished runs")
+    parser.add_argument(
+        "--target", type=share, default=0.0, help="report the time to this top-1, 0 to 1"
+    )
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     parser.add_argument("--plot", type=picture, help="file for the curves, such as curves.png")
     args = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> None:
 
 
 def planned(args: argparse.Namespace) -> list[Run]:
-    """Return the runs of an experiment, a seed of every row before the next seed.
+    """Return the runs of an experiment: all rows with the first seed, then the rows with the next seed.
 
     Raises:
       UserError: the experiment does not exist.
@@ -99,7 +102,7 @@ def planned(args: argparse.Namespace) -> list[Run]:
 
 
 def link_images(data: pathlib.Path, run: Run) -> None:
-    """Make the image folder of a run that uses some classes only, as links to the images.
+    """Create the image folder of a run that uses only some classes. Its files are symbolic links.
 
     Raises:
       DataError: a class is missing.
@@ -134,7 +137,7 @@ def startable(runs: Sequence[Run]) -> list[Run]:
 
 
 def configuration(run: Run) -> Config:
-    """Return the configuration of a run, as its command makes it."""
+    """Return the configuration that the command of a run uses."""
     name, _, argument = run.row.config.partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
     assert spec is not None, name

@@ -1,4 +1,4 @@
-"""The experiments of the accuracy benchmark: a row of data for each run that is compared."""
+"""The experiments of the accuracy benchmark. An experiment is a list of rows, each a recipe to train."""
 
 import pathlib
 import shlex
@@ -21,7 +21,7 @@ class Row(NamedTuple):
       system: a key of `SYSTEMS`.
       classes: the classes to train and evaluate on; empty for all.
       images: number of training images per class, the first ones by file name; 0 for all.
-      start: label of the row whose network, of the first seed, is fine-tuned; "" for none.
+      start: label of another row, whose network of the first seed is fine-tuned; "" to train from scratch.
       once: whether only the first seed is run.
     """
 
@@ -42,7 +42,7 @@ def he2016(network: str, overrides: Mapping[str, Any]) -> Row:
 
 
 def in_both(overrides: Mapping[str, Any]) -> list[Row]:
-    """Return rows of airbench's recipe, here and in PyTorch."""
+    """Return two rows with the recipe of airbench: one in flax_resnet, one in PyTorch."""
     return [Row(name, "configs/cifar_speedrun.py", overrides, system=name) for name in SYSTEMS]
 
 
@@ -87,7 +87,8 @@ EXPERIMENTS = {
     # The papers' 64,000 steps on all images, for a GPU.
     "resnet20_full": [he2016("resnet20", {"data.limit": 0})],
     "resnet56_full": [he2016("resnet56", {"data.limit": 0})],
-    # 94 % in ten epochs, for a GPU. For two CPU cores: a smaller network, one epoch, evaluated on single views.
+    # airbench94 reaches 94 % in ten epochs, on a GPU. speedrun is for two CPU cores: a smaller network, trained for
+    # one epoch, without test-time augmentation.
     "airbench94": in_both({"data.limit": 0}),
     "speedrun": in_both(SPEEDRUN),
     # Five classes with 50 images each: fine-tuned from a network trained on the other five, and from scratch.
@@ -115,7 +116,7 @@ class Run(NamedTuple):
       row: the row of the experiment.
       seed: seed of the weights, the order of the examples, and the augmentation.
       folder: the run folder.
-      overrides: {dotted key: value} of its configuration.
+      overrides: the settings that its command changes, {dotted key: value}.
     """
 
     row: Row
@@ -125,21 +126,21 @@ class Run(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """Return the command without the interpreter."""
+        """Return the arguments of the Python interpreter."""
         changed = [
             f"--config.{k}={v}".replace(" ", "")
             for k, v in self.overrides.items()
             if k != "data.path"
         ]
         path = f"--config.data.path={self.overrides['data.path']}"  # may contain spaces
-        # One folder for the experiment: all seeds of a row share one program.
+        # One compilation cache per experiment: all seeds of a row share its programs.
         cache = f"--compilation_cache={self.folder.parents[1] / 'compiled'}"
         start = ["-m", SYSTEMS[self.row.system], "--config", self.row.config]
         return [*start, "--workdir", str(self.folder), cache, path, *changed]  # fmt: skip
 
     @property
     def shown(self) -> str:
-        """Return the command as a person types it."""
+        """Return the command as text for a shell."""
         return shlex.join(["python", *self.command])
 
     @property

@@ -11,7 +11,8 @@ from benchmarks.record import write_record
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
 
-TIMED = ("airbench94", "speedrun")  # drawn over seconds, too
+# Experiments whose plot also shows top-1 over seconds.
+TIMED = ("airbench94", "speedrun")
 
 
 class Result(NamedTuple):
@@ -28,7 +29,7 @@ class Result(NamedTuple):
     records: list[dict]
 
     def of(self, split: str) -> list[dict]:
-        """Return the records of a split, in their order."""
+        """Return the records of a split, in the order of the file."""
         return [record for record in self.records if record["split"] == split]
 
     @property
@@ -42,7 +43,7 @@ class Result(NamedTuple):
         return self.evaluations[-1]
 
     def reaches(self, epochs: int) -> bool:
-        """Whether the records have the evaluation after the last epoch, and training in that epoch."""
+        """Return whether the records have the evaluation after the last epoch, and training steps of that epoch."""
         evaluated = bool(self.evaluations) and round(self.final["epoch"]) == epochs
         return evaluated and any(r["epoch"] > self.final["epoch"] - 1 for r in self.of("train"))
 
@@ -58,10 +59,10 @@ class Result(NamedTuple):
         return statistics.fmean(r["loss"] for r in self.of("train") if r["epoch"] > before)
 
     def seconds(self, until: int | None = None) -> float | None:
-        """Return the time of the training steps without evaluations; None if a record has no speed.
+        """Return the seconds of training, without evaluations; None if a record has no speed.
 
         Args:
-          until: the last step that counts; None for all. Between two records, time is interpolated linearly.
+          until: the last step to include; None for all. The time between two records is interpolated linearly.
         """
         total, before, until = 0.0, 0, until or self.final["step"]
         for record in self.of("train"):
@@ -74,11 +75,14 @@ class Result(NamedTuple):
 
     @property
     def scores(self) -> list[float]:
-        """Return the top-1 of every evaluation: of the averaged weights if there are any."""
+        """Return the top-1 of every evaluation, with the averaged weights if there are any."""
         return [record.get("ema_top1", record["top1"]) for record in self.evaluations]
 
     def seconds_to(self, target: float) -> float | None:
-        """Return the seconds until a top-1, interpolated between evaluations; None if it is never reached."""
+        """Return the seconds of training until top-1 reaches `target`, interpolated between evaluations.
+
+        None if top-1 stays below it, or if a record has no speed.
+        """
         before = (0.0, 0.0)
         for record, score in zip(self.evaluations, self.scores, strict=True):
             seconds = self.seconds(record["step"])
@@ -92,7 +96,11 @@ class Result(NamedTuple):
 
 
 def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict[str, Any]]:
-    """Return for each row: n, images, and statistics over the seeds of final results and seconds."""
+    """Return {row label: results over the seeds}.
+
+    A row has the number of runs, the number of training images, and the statistics of `spread` for the final
+    metrics and the seconds of training. With `target`, it also has the seconds until top-1 reaches `target`.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for label, some in by_row(results).items():
         row = rows[label] = {"n": len(some), "seeds": [result.run.seed for result in some]}
@@ -119,7 +127,7 @@ def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, min and max, and from two values on the sample standard deviation."""
+    """Return mean, min and max; for two or more values, also the sample standard deviation."""
     summary = {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
     return summary | ({"std": statistics.stdev(values)} if len(values) > 1 else {})
 
@@ -133,7 +141,7 @@ def curve(results: Sequence[Result], split: str, key: str) -> dict[float, list[f
 
 
 def tables(results: Sequence[Result], target: float = 0.0) -> str:
-    """Return the final figures and the accuracy of every epoch, as Markdown."""
+    """Return two tables as Markdown: the final results, and the accuracy at each epoch."""
     rows = summarized(results, target)
     columns = [
         "row",
@@ -145,7 +153,7 @@ def tables(results: Sequence[Result], target: float = 0.0) -> str:
         "seconds",
         *([f"seconds to {target:.2%}"] if target else []),
     ]
-    lines = ["mean (least to most) over the seeds; top-1 in %", "", *_head(columns)]
+    lines = ["mean (min to max) over the seeds; top-1 in %", "", *_head(columns)]
     for label, row in rows.items():
         scores = [_shown(row.get(key), 100, 2) for key in ("top1", "ema_top1")]
         cells = [
@@ -190,7 +198,7 @@ def _shown(found: dict[str, float] | None, scale: float, digits: int) -> str:
 
 
 def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
-    """Print the tables; write the JSON and draw the curves if asked."""
+    """Print the tables. Write JSON with --output, and draw the curves with --plot."""
     print(f"\n{tables(results, args.target)}")
     runs = [
         {
@@ -215,12 +223,12 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> None:
 
 
 def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) -> None:
-    """Draw training loss and top-1 over the epochs: the mean of the seeds, and a band from least to most.
+    """Draw training loss and top-1 over the epochs: the mean over the seeds, and a band from min to max.
 
     Args:
-      file: a picture.
+      file: path of the picture.
       results: the results of one experiment.
-      timed: draw the top-1 of every seed over its seconds too.
+      timed: whether to add a plot of the top-1 of each seed over seconds of training.
     """
     from matplotlib.figure import Figure
 
@@ -235,7 +243,7 @@ def draw(file: pathlib.Path, results: Sequence[Result], *, timed: bool = False) 
                     seconds, result.scores, "o-", color=f"C{number}", markersize=4, label=name
                 )
         axes.set(
-            xlabel="seconds of training, of the first seed with compilation",
+            xlabel="seconds of training (for the first seed: with compilation)",
             title="top-1 of each seed",
         )
     for number, (label, some) in enumerate(by_row(results).items()):

@@ -1,4 +1,4 @@
-"""A run of `flax_resnet.main` in PyTorch: same recipe, same initial weights, same batches.
+"""Train in PyTorch with the recipe, the initial weights and the batches of `flax_resnet.main`.
 
 python -m benchmarks.accuracy.torch_run --config configs/cifar_he2016.py:resnet20 --workdir /tmp/torch \\
     --config.data.source=folder --config.data.path=/path/to/cifar10
@@ -39,8 +39,8 @@ from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
 
 log = logging.getLogger("flax_resnet")
 
-# The settings that this run follows. Any other setting that changes the result must have its default, or be
-# `FIXED`.
+# Settings that may have any value. Any other setting that changes the result must have its value in `FIXED`, or its
+# default.
 FOLLOWED = re.compile(
     r"(data|augment|schedule)\..*|model\.(name|widths)|train\.(batch_size|epochs|seed)"
     r"|optimizer\.(learning_rate|momentum|nesterov|weight_decay|learning_rate_rules|weight_decay_rules)"
@@ -50,14 +50,16 @@ FIXED = {"data.train_crop": "resize", "data.eval_crop": "resize"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; `argv` without the program's name."""
+    """Run the command and return its exit code; `argv` excludes the program's name."""
     return app.run("benchmarks.accuracy.torch_run", __doc__, _define, _train, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     config_flag.define(values, argv)
     app.define_common(values)
-    flags.DEFINE_string("workdir", "", "folder of the run; made where absent", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", "", "run folder; created if it does not exist", flag_values=values
+    )
 
 
 def _train(values: flags.FlagValues) -> None:
@@ -73,10 +75,10 @@ def _train(values: flags.FlagValues) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError if PyTorch's side lacks the network, or does not follow one of the settings."""
+    """Raise ConfigError if the run in PyTorch does not support the network or one of the settings."""
     if config.data.source not in ("folder", "csv"):
         raise ConfigError(
-            "PyTorch's side does not read it",
+            "is not supported in PyTorch",
             key="data.source",
             value=config.data.source,
             allowed="'folder' or 'csv'",
@@ -87,16 +89,16 @@ def check(config: Config) -> None:
         free = FOLLOWED.fullmatch(key) and key not in FIXED
         if fields[key].metadata["changes_result"] and not free and value != wanted:
             raise ConfigError(
-                "PyTorch's side does not follow it", key=key, value=value, allowed=repr(wanted)
+                "is not supported in PyTorch", key=key, value=value, allowed=repr(wanted)
             )
     name, widths = config.model.name, config.model.widths
     if name not in NETWORKS:
         raise ConfigError(
-            "PyTorch's side does not have it", key="model.name", value=name, allowed=NETWORKS
+            "is not supported in PyTorch", key="model.name", value=name, allowed=NETWORKS
         )
     if widths and name != "airbench94":
         raise ConfigError(
-            f"PyTorch's side has only one width of {name}",
+            f"cannot be changed for {name} in PyTorch",
             key="model.widths",
             value=widths,
             allowed="()",
@@ -107,7 +109,7 @@ def train(config: Config, folder: pathlib.Path) -> None:
     """Train from the beginning to the end, unless the run is finished.
 
     Raises:
-      UserError: as in `training.train.train`; or a setting is not followed.
+      UserError: as in `training.train.train`; or PyTorch does not support a setting.
     """
     check(config)
     began = time.perf_counter()

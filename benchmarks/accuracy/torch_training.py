@@ -1,4 +1,4 @@
-"""Training of a network in PyTorch, from the initial weights and on the batches of this package."""
+"""Train a network in PyTorch, with the initial weights and the batches of this package."""
 
 from typing import Any, cast
 
@@ -31,14 +31,14 @@ def network(config: Config, classes: int) -> Any:
 
 
 class Training:
-    """A network in training, in PyTorch.
+    """A PyTorch network with its optimizer, learning-rate schedule and training data.
 
     Args:
       config: the configuration.
       plan: the plan of the configuration for the data.
       order: the sampler of the training examples.
       images: the training images, uint8 [n, S, S, 3], by ascending example index.
-      labels: their labels, int32 [n].
+      labels: labels of the images, int32 [n].
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Training:
         self._normalized = jax.jit(lambda images: evaluation_images(images, config.augment))
 
     def step(self, number: int) -> dict[str, float]:
-        """Make one update; return loss and top1 of its batch before the update.
+        """Run one training step; return the loss and top1 of its batch, computed before the update.
 
         Args:
           number: number of the step, from 0.
@@ -124,7 +124,7 @@ class Training:
         return torch.autocast(self._device, torch.bfloat16, enabled=on_gpu)
 
     def _average(self, step: int) -> None:
-        """Update the average of the weights, as `optim.ema.advance` does; step 1 is after the first update."""
+        """Update the averaged weights as `optim.ema.advance` does. `step` is 1 after the first update."""
         section, state = self._config.ema, self._net.state_dict()
         if section.lookahead and step % section.lookahead:
             return
@@ -145,7 +145,7 @@ class Training:
         }
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return the mean loss and top1 over a split, the same of the averaged weights, and count.
+        """Return the loss and top1 over a split, the same as `ema_*` for averaged weights, and the image count.
 
         Args:
           images: uint8 [n, S, S, 3].
@@ -154,7 +154,9 @@ class Training:
         metrics = {**self._evaluated(images, labels), "count": len(images)}
         if self._mean:
             own = self._copied()
-            self._net.load_state_dict(self._mean, strict=False)  # without the batch counters
+            self._net.load_state_dict(
+                self._mean, strict=False
+            )  # the averages lack num_batches_tracked
             mean = self._evaluated(images, labels)
             self._net.load_state_dict(own, strict=False)
             metrics |= {f"ema_{key}": value for key, value in mean.items()}
@@ -199,7 +201,7 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
 
 
 def by_tensor(variables: dict[str, Any], rules: Rules) -> dict[str, float]:
-    """Return {PyTorch's tensor name: factor of the rules}."""
+    """Return {name of the PyTorch tensor: factor that the rules give it}."""
     by_parameter = factors(variables["params"], rules, "rules")
     filled = jax.tree.map(
         lambda leaf, number: np.full(leaf.shape, number), variables["params"], by_parameter

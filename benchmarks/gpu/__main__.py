@@ -1,10 +1,10 @@
 """Measure a machine with GPUs, in stages: python -m benchmarks.gpu --quick --folder runs/gpu
 
-    --quick                     eight minutes: right gradients, exact resume, speed, profile, variants
-    --full                      hours: all networks, beside PyTorch, training end to end, on one GPU to all
-    --full --cifar cifar10      and CIFAR-10's recipes, from a folder of train/CLASS/* and test/CLASS/*
-    --read runs/gpu             print the report again, and write its page; --against FORMER compares
-    --platform cpu --tiny       a rehearsal of tiny sizes, without a GPU
+    --quick                     eight minutes: check gradients and resuming; measure speed, profile, variants
+    --full                      hours: all networks, PyTorch, training end to end, on 1, 2, 4, ... and all GPUs
+    --full --cifar cifar10      also the recipes for CIFAR-10, a folder of train/CLASS/* and test/CLASS/*
+    --read runs/gpu             print the report again, and write report.html; --against FORMER compares
+    --platform cpu --tiny       a rehearsal with tiny sizes, without a GPU
 
 Each stage is a command of its own with a time limit. Its record is on disk after every item: after a stop, run the
 same command to continue. Leaves FOLDER/record.json (all stages), report.html, log.txt, and stages/*.json.
@@ -31,7 +31,7 @@ from benchmarks.input.photographs import make_photographs
 from flax_resnet.errors import ConfigError, one_line, writing
 
 PAGE, PHOTOGRAPHS = "report.html", 20_000
-# {option: the modes that it is of}
+# {option: the modes that accept it}
 OPTIONS = {
     "seconds": ("quick",),
     "stages": ("quick", "full"),
@@ -42,7 +42,7 @@ OPTIONS = {
 
 @app.command
 def main() -> int:
-    """Run what is not complete, and report; return the exit code: 0 where every stage is good."""
+    """Run the incomplete stages, and report. Return the exit code: 0 if every stage is good."""
     args = _arguments()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -58,22 +58,24 @@ def _arguments() -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--quick", action="store_true", help="eight minutes at most")
     mode.add_argument("--full", action="store_true", help="hours")
-    mode.add_argument("--read", type=existing, help="a folder, or a record.json: report only")
-    parser.add_argument("--folder", type=folder, help="where all is kept (default: runs/gpu)",
+    mode.add_argument("--read", type=existing, help="only report this folder or record.json")
+    parser.add_argument("--folder", type=folder, help="folder for all results (default: runs/gpu)",
                         default=pathlib.Path("runs/gpu"))  # fmt: skip
-    parser.add_argument("--against", type=existing, help="a former folder or record.json")
+    parser.add_argument(
+        "--against", type=existing, help="earlier folder or record.json to compare with"
+    )
     parser.add_argument("--platform", choices=tuple(PLATFORMS), default="gpu")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: a rehearsal")
-    parser.add_argument("--stages", nargs="+", default=[], help="these stages only, by name")
-    parser.add_argument("--seconds", type=duration, help="of --quick in all (default: 480)")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, for a rehearsal")
+    parser.add_argument("--stages", nargs="+", default=[], help="stages to run (default: all)")
+    parser.add_argument("--seconds", type=duration, help="time limit of --quick (default: 480)")
     parser.add_argument("--cifar", type=existing, help="CIFAR-10 as a folder of images, for --full")
     parser.add_argument("--images", type=count,
-                        help=f"photographs, for --full (default: {PHOTOGRAPHS:,})")  # fmt: skip
+                        help=f"number of photographs, for --full (default: {PHOTOGRAPHS:,})")  # fmt: skip
     return parser.parse_args()
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Stop at a signal; leave the next one of its kind alone, while what was measured is written."""
+    """Raise KeyboardInterrupt at a signal. Ignore later ones, so that the results can be written."""
     del frame
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
@@ -121,22 +123,22 @@ def _refuse_options_of_another_mode(args: argparse.Namespace) -> None:
 
 
 def _write_page(where: pathlib.Path, report: Report) -> str:
-    """Write the report's page into a folder, if it is one; return a line that says so."""
+    """Write the HTML page if `where` is a folder. Return a line that says where the report is."""
     if not where.is_dir():
-        return f"{where} holds this"
+        return f"report of {where}"
     page = where / PAGE
     try:
         page.write_text(as_html(report))
     except OSError as error:
         return f"{page} cannot be written: {one_line(error)}"
-    return f"{page} shows this"
+    return f"the same as a page: {page}"
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the stages that the arguments ask for.
 
     Raises:
-      UserError: there is no GPU, the folder holds another machine's records, or a name is none.
+      UserError: there is no GPU, the folder holds another machine's records, or a stage does not exist.
     """
     began = time.monotonic()
     if args.cifar and not (args.cifar / "train").is_dir():

@@ -17,7 +17,7 @@ from benchmarks.gpu.record import (
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
 
 RECORD, LOG, STAGES = "record.json", "log.txt", "stages"
-KNOWN = ("cpu", "cores", "commit", "versions")  # what reports read from an environment
+KNOWN = ("cpu", "cores", "commit", "versions")  # keys of `Machine.environment` that reports need
 
 
 def stage_file(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -62,13 +62,13 @@ def _set_aside_broken(file: pathlib.Path) -> None:
         broken = file.with_suffix(".broken")
         file.rename(broken)
         print(
-            f"warning: {one_line(error)}; it is {broken.name} now, and the stage runs again",
+            f"warning: {one_line(error)}; renamed to {broken.name}; the stage runs again",
             file=sys.stderr,
         )
 
 
 def write_record(folder: pathlib.Path, machine: Machine) -> None:
-    """Write the record of all stages, including those of earlier starts and of the other mode."""
+    """Write the record of all stages, including those of earlier starts and of other modes (--quick, --full)."""
     rows = [dataclasses.asdict(record) for record in _read_stages(folder)]
     write_json(folder / RECORD, {"machine": machine._asdict(), "stages": rows})
 
@@ -115,5 +115,5 @@ def read_json(file: pathlib.Path) -> tuple[Machine, list[StageRecord]]:
         raise ConfigError(
             f"holds no record of these benchmarks: {type(error).__name__}: {one_line(error)}",
             key=file,
-            cure="name a folder that --folder named, or its record.json",
+            cure="name a folder that was written with --folder, or its record.json",
         ) from error

@@ -72,7 +72,7 @@ TINY = Sizes(
 def stages(
     folder: pathlib.Path, gpus: int, tiny: bool, photographs: pathlib.Path, cifar: str
 ) -> Iterator[Stage]:
-    """Yield the stages on one GPU, two, four, ... and all.
+    """Yield the stages on 1, 2, 4, ... and all GPUs, then the stages that use only one GPU.
 
     Args:
       folder: the folder of the records.
@@ -110,7 +110,7 @@ def _on_several(
     )
     yield Stage(
         f"train_speed_{number}",
-        f"How near does training on photographs come to the bare step on {of}?",
+        f"How fast is training on photographs, compared with the step alone, on {of}?",
         HOURS,
         (
             "benchmarks.speed.train_speed",
@@ -131,7 +131,7 @@ def _on_one(sizes: Sizes, environment: dict[str, str]) -> Iterator[Stage]:
     for work in sizes.works:
         yield Stage(
             f"vs_torch_{work}",
-            f"How fast is {work}'s step beside PyTorch's?",
+            f"How fast is {work}'s step, compared with PyTorch?",
             HOURS,
             ("benchmarks.speed.vs_torch", "--works", work, "--systems", *systems, *sizes.speed),
             environment=environment,
@@ -156,7 +156,7 @@ def _recipes(
         less = ("--limit=2048", "--epochs=1", "--seeds=0") if tiny else ()
         yield Stage(
             name,
-            f"Which accuracy does {name} reach, and when?",
+            f"Which accuracy does {name} reach, and after which time?",
             hours * HOURS,
             ("benchmarks.accuracy", name, *where, "--seeds", *map(str, seeds), *less),
             environment=environment,
@@ -179,7 +179,7 @@ def read_model_speed(record: dict[str, Any]) -> list[Measurement]:
 
 
 def read_train_speed(record: dict[str, Any]) -> list[Measurement]:
-    """Return the images per second, end to end and of the bare step."""
+    """Return the images/s of training end to end and of the training step alone."""
     rates = record["images_per_second"]
     return [Measurement(name, (value,), "images/s") for name, value in rates.items()]
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.record import Recorder
 
 # Without this flag, XLA sums gradients in an order that differs between runs.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# A kill comes within this fraction of the time from the first checkpoint to the last: before the last is saved.
+# The kill happens within this fraction of the time from the first to the last checkpoint, before the last is saved.
 KILLED_WITHIN = 0.7
 
 Command = Callable[[pathlib.Path], list[str]]  # run folder -> arguments of Python
@@ -38,7 +38,7 @@ class Undisturbed(NamedTuple):
 
 
 def reference(recorder: Recorder, command: Command, workdir: pathlib.Path) -> Undisturbed:
-    """Return the undisturbed run of a command; run it, unless an earlier start of this stage did at this commit.
+    """Return the undisturbed run of a command. Reuse the run of an earlier start at the same commit.
 
     Raises:
       RuntimeError: the command failed.
@@ -127,11 +127,11 @@ def check_arrays(
     names = found.keys() | wanted.checksums.keys()
     differing = sorted(one for one in names if found.get(one) != wanted.checksums.get(one))
     recorder.record.details[name] = differing
-    recorder.check(name, len(differing), 0, f"of {len(names)} arrays differ; {note}")
+    recorder.check(name, len(differing), 0, f"number of differing arrays, of {len(names)}; {note}")
 
 
 def remove_where_passed(recorder: Recorder, folder: pathlib.Path) -> None:
-    """Remove the run folders if everything passed; otherwise they show the cause, or the next start uses them."""
+    """Remove the run folders if all checks passed. Otherwise keep them to find the cause, or for the next start."""
     record = recorder.record
     if not record.failures and all(check.passed for check in record.checks):
         shutil.rmtree(folder, ignore_errors=True)

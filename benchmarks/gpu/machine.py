@@ -11,7 +11,7 @@ from flax_resnet.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLATFORMS = {"gpu": "cuda,cpu", "cpu": "cpu"}
-SECONDS = 60.0  # time limit: the driver may hang
+SECONDS = 60.0  # time limit for JAX's answer; the driver may hang
 CURES = {
     "gpu": "use a machine with an NVIDIA GPU and its driver, and pip install '.[cuda13]'; "
     "or rehearse on the CPU with --platform=cpu --tiny",
@@ -32,7 +32,7 @@ class Machine(NamedTuple):
     Attributes:
       platform: "gpu" or "cpu".
       device: its name, such as "NVIDIA H100 80GB HBM3".
-      devices: how many of them JAX sees.
+      devices: number of these devices that JAX sees.
       tiny: whether sizes are those of a rehearsal.
       environment: processor, versions, commit.
     """

@@ -1,4 +1,4 @@
-"""Speeds of a program on one device, in rounds."""
+"""Measure the speed of a program in several rounds."""
 
 import time
 from collections.abc import Callable
@@ -10,15 +10,15 @@ ROUNDS = 5
 
 
 def rates(call: Callable[[], Any], images: int, seconds: float) -> list[float]:
-    """Run a program in rounds, after two calls that do not count.
+    """Run a program in rounds, after two warm-up calls.
 
     Args:
-      call: starts the program once more and returns what to wait for; calls are queued, as in training.
+      call: starts the program once, and returns the array to wait for. Calls are queued, as in training.
       images: number of images per call.
       seconds: total duration of all rounds; a round has at least two calls.
 
     Returns:
-      Images a second of each round.
+      Images/s of each round.
     """
 
     def elapsed(calls: int) -> float:

@@ -19,7 +19,7 @@ def each(
 
     Args:
       function: called with an item; must be importable, because the processes are spawned.
-      items: {name: item}; the first starts first.
+      items: {name: item}; calls start in this order.
       workers: number of processes.
 
     Yields:

@@ -1,4 +1,4 @@
-"""The frame that every stage of --quick runs in."""
+"""The entry point that all stages of --quick share."""
 
 import argparse
 import pathlib
@@ -10,7 +10,7 @@ from flax_resnet.training.memory import computes_on_cpu, prepare_cpu
 
 
 def training_dtype() -> str:
-    """Return the dtype that the stages train in; ask the environment, so that JAX need not start."""
+    """Return the dtype that the stages train in, without initializing JAX."""
     return "float32" if computes_on_cpu() else "bfloat16"
 
 
@@ -19,7 +19,7 @@ def run_stage(name: str, measure: Callable[[Recorder, bool], None]) -> None:
 
     Args:
       name: name of the stage.
-      measure: called with the recorder, and whether sizes are tiny.
+      measure: called with the recorder, and True for tiny sizes.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--record", type=pathlib.Path, required=True, help="file of the record")

@@ -27,9 +27,9 @@ def _stage(
 
 STAGES = (
     _stage("gradients", "Are gradients and batch statistics right?", 90, SHARED),
-    _stage("augmentation", "Does the device augment to the CPU's bits?", 25),
+    _stage("augmentation", "Does the device augment to the same bits as the CPU?", 25),
     _stage("resume", "Does a killed and resumed run end with the same bits?", 60),
-    _stage("step", "How fast is ResNet-50's step beside torch.compile's?", 95, SHARED),
+    _stage("step", "How fast is ResNet-50's step, compared with torch.compile?", 95, SHARED),
     _stage("profile", "Where do the step's milliseconds go?", 35),
     _stage("variants", "What do switches and XLA's options change?", 105, CHOSEN_ANEW),
     _stage("networks", "How fast are other networks and inference?", 70),

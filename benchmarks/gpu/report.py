@@ -27,12 +27,12 @@ th.number {{ text-align: right }} .quiet {{ color: #777 }}
 
 
 class Report(NamedTuple):
-    """What a report shows.
+    """The contents of a report.
 
     Attributes:
       machine: the machine of all measurements.
-      stages: in their order.
-      former: an earlier record to compare with, and its machine; None for none.
+      stages: records of the stages, in order.
+      former: machine and stages of an earlier record to compare with; None for no comparison.
     """
 
     machine: Machine
@@ -46,7 +46,7 @@ class Report(NamedTuple):
 
     @property
     def facts(self) -> list[str]:
-        """The machine and the versions, a line each."""
+        """The lines on the machine, the versions and the former record."""
         known = self.machine.environment
         rows = [
             f"{self.machine}{', tiny sizes: a rehearsal' if self.machine.tiny else ''}",
@@ -60,7 +60,7 @@ class Report(NamedTuple):
         return rows + (self._compared(self.former[0]) if self.former else [])
 
     def _compared(self, former: Machine) -> list[str]:
-        """Return what is compared, and what makes the comparison doubtful."""
+        """Return a line that names the former record, and warnings if its speeds are not comparable."""
         rows = [f"compared with {former}, commit {former.environment['commit'] or 'unknown'}"]
         if former.device != self.machine.device:
             rows.append("the former record is of another machine: its speeds are not comparable")
@@ -74,7 +74,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def _differences(what: str, found: Mapping[str, str]) -> list[str]:
-    """Return a line that names the stages of each value, where stages that ran differ."""
+    """Return one line with the stages of each value if the stages differ, else none. Empty values do not count."""
     stages: dict[str, list[str]] = {}
     for stage, value in found.items():
         if value:
@@ -133,7 +133,9 @@ def _stage(stage: StageRecord, since: Mapping[tuple[str, str], Change]) -> str:
     if stage.checks:
         head = "<tr><th>check<th><th class=number>value<th class=number>limit<th>"
         parts.append(f"<table>{head}{''.join(map(_check, stage.checks))}</table>")
-    for unit in dict.fromkeys(one.unit for one in stage.measurements):  # bars of one unit compare
+    for unit in dict.fromkeys(
+        one.unit for one in stage.measurements
+    ):  # one table per unit, so bars are comparable
         group = [one for one in stage.measurements if one.unit == unit]
         parts.append(_measurements(stage.stage, unit, group, since))
     return "".join(parts)
@@ -152,7 +154,7 @@ def _measurements(
 ) -> str:
     longest = max(one.median for one in group) or 1.0
     compared = any((stage, one.name) in since for one in group)
-    head = f"<tr><th>measured<th class=number>{html.escape(unit)}<th class=number>least to most<th>"
+    head = f"<tr><th>measured<th class=number>{html.escape(unit)}<th class=number>min to max<th>"
     head += "<th class=number>before<th class=number>ratio<th>" if compared else ""
     rows = []
     for one in group:

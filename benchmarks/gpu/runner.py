@@ -35,7 +35,7 @@ from flax_resnet.errors import one_line, writing
 
 # A stage with less time than this could only import its libraries.
 LEAST_SECONDS = 15.0
-# Earlier stages leave their unused time to a stage; a stage that hangs must not take it all.
+# A stage may use the time that earlier stages left, up to this multiple of its own limit, because it may hang.
 MOST_LIMITS = 2
 
 
@@ -44,7 +44,7 @@ def run_all(
 ) -> None:
     """Run the chosen stages that are not complete, until the deadline; record each as it ends.
 
-    A stage may take its own limit and the time that earlier stages have left of theirs.
+    A stage may also use the time that earlier stages left, up to `MOST_LIMITS` times its own limit.
 
     Args:
       chosen: the stages, in their order.
@@ -85,7 +85,7 @@ def run_or_skip(
         record.reason = f"needs {', '.join(missing)}: see benchmarks/README.md"
     elif seconds < min(LEAST_SECONDS, stage.seconds):
         record.state = NOT_RUN
-        record.reason = f"{max(0.0, seconds):.0f} s were left: run the command again"
+        record.reason = f"only {max(0.0, seconds):.0f} s were left: run the command again"
     else:
         return _run(stage, folder, machine, seconds, record)
     write_json(file, dataclasses.asdict(record))
@@ -123,26 +123,28 @@ def _run(
 def _read_output(
     read: Callable[[Any], list[Measurement]], file: pathlib.Path, record: StageRecord
 ) -> None:
-    """Read the measurements from the file that a command wrote; the stage fails if it is not as expected."""
+    """Read the measurements from the file that a command wrote. The stage fails if the file has another format."""
     try:
         record.measurements = read(json.loads(file.read_text()))
         record.state, record.reason, record.failures = DONE, "", []
     except Exception as error:
         record.state = FAILED
-        record.reason = f"{file} is not as expected: {type(error).__name__}: {one_line(error)}"
+        record.reason = f"{file} has another format: {type(error).__name__}: {one_line(error)}"
 
 
 def _follow_command(
     stage: Stage, command: list[str], folder: pathlib.Path, machine: Machine, seconds: float
 ) -> tuple[str, int]:
-    """Run a stage's command; return the reason why it was stopped, or "", and its exit code."""
+    """Run a stage's command. Return the reason why it was stopped ("" if it ended), and its exit code."""
     print(f"   {shlex.join(['python', *command])}", flush=True)
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     variables = {
         "JAX_PLATFORMS": PLATFORMS[machine.platform],
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths)),  # the stage runs elsewhere
+        "PYTHONPATH": os.pathsep.join(
+            map(os.path.abspath, paths)
+        ),  # the stage runs in another folder
         **stage.environment,
     }
     with writing(folder / LOG):

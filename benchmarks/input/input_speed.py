@@ -1,12 +1,12 @@
-"""Images per second of the input pipeline, beside those of PyTorch and of the flax ImageNet example.
+"""Compare the speed of the input pipeline with those of PyTorch and of the flax ImageNet example.
 
 python -m benchmarks.input.input_speed photos --folder /tmp/input_speed --output
 benchmarks/results/input_photos.json
-    480 JPEGs of about 500x375, random-resized crops of 224, 160 and 128 px, end to end through TFDS random
-    access; packed to 400 px; ten times as many. torchvision's pipelines are included if it is installed.
+    Random-resized crops of 224, 160 and 128 px from a TFDS dataset of 480 JPEGs of about 500x375. Also from the
+    same images packed to 400 px, and from ten times as many images. Includes torchvision if it is installed.
 python -m benchmarks.input.input_speed cifar --archive cifar10_jpeg.zip --folder /tmp/input_speed --output ...
-    CIFAR-10 as a folder of JPEGs and packed: streaming and resident feed, and the time from a cold start to the
-    first batch.
+    CIFAR-10 with the streaming feed, from a folder of JPEGs and from a packed dataset; and with the resident feed,
+    from the packed dataset. Also the time from the start of Python to the first batch.
 
 `benchmarks.speed.train_speed` measures how long training waits for its input.
 
@@ -37,7 +37,7 @@ from benchmarks.record import write_record
 from benchmarks.speed.interleave import measure
 from flax_resnet.errors import DataError, one_line, writing
 
-if TYPE_CHECKING:  # imports count in the measurements of time and memory
+if TYPE_CHECKING:  # the measured time and memory include imports
     from flax_resnet.config import Config
     from flax_resnet.training.input.feeds import Feed
 
@@ -50,13 +50,13 @@ def main() -> None:
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument(
-        "--folder", type=folder, required=True, help="where the data are made, and kept"
+        "--folder", type=folder, required=True, help="folder for the data; created once, then kept"
     )
     parser.add_argument(
-        "--archive", type=place, help="zip of train/CLASS/*.jpg and test/CLASS/*.jpg"
+        "--archive", type=place, help="CIFAR-10: zip of train/CLASS/*.jpg, test/CLASS/*.jpg"
     )
-    parser.add_argument("--rounds", type=count, default=7, help="turns of each system")
-    parser.add_argument("--images", type=count, default=1920, help="images of a turn")
+    parser.add_argument("--rounds", type=count, default=7, help="timed turns per system")
+    parser.add_argument("--images", type=count, default=1920, help="images per turn (cifar: x 20)")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
     write_record(args.output, PARTS[args.part](args))
@@ -78,7 +78,9 @@ def photos(args: argparse.Namespace) -> dict:
     for name, images in names.items():
         with writing(root):
             make_photographs(root / name, images)
-        pack(root, name, root / name, max_side=4096)  # fits: stored byte for byte
+        pack(
+            root, name, root / name, max_side=4096
+        )  # no image is larger: files are stored unchanged
     pack(root, "photos_400", root / "photos", max_side=400)
     tables = {}
     has_torch = not absent("torchvision")
@@ -100,7 +102,7 @@ def photos(args: argparse.Namespace) -> dict:
         tables[f"{size} px"] = compared(systems, args.rounds, args.images)
     held = {name: memory(root, name) for name in names}
     print(
-        f"memory, no file's: {held['photos']} MiB, ten times as many images {held['photos_tenfold']} MiB"
+        f"anonymous memory: {held['photos']} MiB; with ten times as many images: {held['photos_tenfold']} MiB"
     )
     spent = {name: reading(root, name) for name in ("photos", "photos_400")}
     print("one thread reads and parses a record in", spent, "us")
@@ -171,7 +173,7 @@ def cifar(args: argparse.Namespace) -> dict:
     pack(args.folder, "cifar", unpacked(args), max_side=4096)
     kinds = ("folder, streaming", "packed, streaming", "packed, resident")
     systems = {kind: partial(cifar_batches, args.folder, kind) for kind in kinds}
-    images = 20 * args.images  # they are small
+    images = 20 * args.images  # the images are small
     speeds = compared(systems, args.rounds, images)
     seconds = {kind: [cold_start(args, kind) for _ in range(5)] for kind in kinds}
     rows = {
@@ -186,7 +188,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
     """Unpack the archive, unless it is already unpacked; return its folder.
 
     Raises:
-      DataError: the archive cannot be read, or holds something else.
+      DataError: the archive cannot be read, or has no train/ or test/.
       OutputError: the folder cannot be written.
     """
     images = args.folder / "cifar"
@@ -208,7 +210,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
     with archive, writing(part):
         try:
             archive.extractall(part)
-        # damaged, damaged, encrypted, of another compression
+        # BadZipFile, zlib.error: damaged. RuntimeError: encrypted, or an unsupported compression.
         except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise refused(one_line(error)) from error
         if lacking := [name for name in ("train", "test") if not (part / name).is_dir()]:
@@ -218,7 +220,7 @@ def unpacked(args: argparse.Namespace) -> pathlib.Path:
 
 
 def cifar_config(root: pathlib.Path, kind: str) -> "Config":
-    """Return the configuration for CIFAR-10, as a folder or packed."""
+    """Return the configuration for CIFAR-10, from a folder or from the packed dataset."""
     from flax_resnet.config import freeze
 
     packed = {"name": "cifar_set", "data_dir": str(root)}
@@ -236,7 +238,7 @@ def cifar_config(root: pathlib.Path, kind: str) -> "Config":
 
 
 def feed_of(config: "Config") -> "Feed":
-    """Open the training split's feed."""
+    """Return the feed of the training split."""
     from flax_resnet.data.sources.open import open_source
     from flax_resnet.training import sharding
     from flax_resnet.training.experiment import make_sampler

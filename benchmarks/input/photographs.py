@@ -1,4 +1,4 @@
-"""The images for the input benchmarks, created on first use, and the timing of a pipeline on them."""
+"""Create the images for the input benchmarks on first use, and measure the speed of a pipeline."""
 
 import pathlib
 import sys

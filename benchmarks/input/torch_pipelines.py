@@ -1,4 +1,4 @@
-"""Input pipelines to compare with: torchvision's, and that of the flax ImageNet example."""
+"""Input pipelines of torchvision and of the flax ImageNet example, for comparison."""
 
 import os
 import pathlib
@@ -10,7 +10,10 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def flax_example(root: pathlib.Path, size: int) -> Callable:
-    """Return the pipeline of flax's examples/imagenet/input_pipeline.py: bicubic, mirrored, normalised, float32."""
+    """Return the pipeline of flax's examples/imagenet/input_pipeline.py.
+
+    It crops, resizes (bicubic), mirrors and normalises the images to float32.
+    """
     import tensorflow as tf
 
     files = sorted(map(str, (root / "photos").rglob("*.jpg")))
@@ -40,7 +43,7 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
     def batches(images: int, turn: int) -> Iterator[int]:
         options = tf.data.Options()
-        # The example uses 48 threads and prefetches ten batches: slower on two cores.
+        # The example uses 48 threads and prefetches ten batches, which is slower on two cores.
         options.threading.private_threadpool_size = os.cpu_count()
         stream = tf.data.TFRecordDataset(str(record)).with_options(options)
         stream = stream.repeat().shuffle(16 * BATCH, seed=turn)
@@ -53,7 +56,7 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 
 
 class Photographs:
-    """A torchvision dataset: files are decoded in full, cropped and resized; uint8 [3, S, S].
+    """A PyTorch dataset that decodes whole files, then crops and resizes the images to uint8 [3, S, S].
 
     "PIL as its references" also mirrors and normalises to float32, like torchvision's references/classification.
     """
@@ -86,7 +89,7 @@ class Photographs:
 
 
 def torchvision(folder: pathlib.Path, size: int, kind: str, images: int) -> Callable:
-    """Return PyTorch's loader with two workers."""
+    """Return a pipeline with PyTorch's DataLoader and two workers."""
     import torch
 
     dataset = Photographs(sorted(map(str, folder.rglob("*.jpg"))), size, kind)

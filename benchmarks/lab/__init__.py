@@ -1,1 +1,1 @@
-"""Experiments beside the benchmarks: what a change does to training."""
+"""Tools for developers: compare compiled programs, training results and imports before and after a change."""

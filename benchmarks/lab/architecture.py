@@ -1,7 +1,8 @@
-"""Draws the rooms of the package and their imports: python -m benchmarks.lab.architecture
+"""Draw the rooms of the package and the imports between them: python -m benchmarks.lab.architecture
 
-Reads every file of `flax_resnet/` with `ast` and imports none of them. Writes docs/architecture.png and prints the
-number of import statements between each pair of rooms. Fails when an import runs against the order of the rooms.
+A room is a folder or file directly in `flax_resnet/`, such as data/ or errors.py. Parses all files with `ast` and
+imports none of them. Writes docs/architecture.png and prints the number of import statements between each pair of
+rooms. Fails if an import violates the order of the rooms (`LEVELS`).
 """
 
 import ast
@@ -45,7 +46,7 @@ HOLDS = {
     "settings": "sections, rules, rows of choices",
     "errors": "one-line errors",
 }
-# Sizes in the picture, in its own units.
+# Sizes in the picture, in units of its axes.
 ROOM_GAP, LEVEL_GAP, HALF_WIDTH, HEIGHT = 1.0, 0.2, 2.6, 0.74
 # Nearly every room imports these two; their arrows stand on the left, in grey.
 COMMON = ("settings", "errors")
@@ -68,9 +69,9 @@ def room_of(file: pathlib.Path) -> str:
 
 
 def imported_modules(file: pathlib.Path) -> Iterator[str]:
-    """Yield the module of each import statement in a file, those inside functions included.
+    """Yield the module of each import statement in a file, including imports inside functions.
 
-    ``from flax_resnet import data`` gives flax_resnet.data. A relative import begins with its dots.
+    `from flax_resnet import data` yields "flax_resnet.data". The name of a relative import starts with its dots.
     """
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -84,7 +85,7 @@ def imported_modules(file: pathlib.Path) -> Iterator[str]:
 
 
 def imported_rooms(file: pathlib.Path) -> Iterator[str]:
-    """Yield the room of each import of the package in a file."""
+    """Yield the imported room of each import statement in a file; skip other packages."""
     for module in imported_modules(file):
         top, *rest = module.split(".")
         if top == PACKAGE.name and rest:
@@ -100,13 +101,13 @@ def count_imports() -> Counter[tuple[str, str]]:
 
 
 def backward(counts: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the pairs of rooms whose imports run against the order."""
+    """Return the pairs (importing room, imported room) that violate the order of `LEVELS`."""
     level = {room: place for place, rooms in enumerate(LEVELS) for room in rooms}
     return [pair for pair in counts if level[pair[0]] >= level[pair[1]]]
 
 
 def sizes() -> dict[str, tuple[int, int]]:
-    """Return the number of files and of lines of each room."""
+    """Return {room: (number of files, number of lines)}."""
     files = [file for file in PACKAGE.rglob("*.py") if room_of(file) in HOLDS]
     lines = {file: file.read_text().count("\n") for file in files}
     return {
@@ -174,7 +175,7 @@ def _draw_rooms(axes: Any, where: dict[str, float]) -> None:
 
 
 def _draw_imports(axes: Any, where: dict[str, float], counts: Counter[tuple[str, str]]) -> None:
-    """Draw an arrow from the importing to the imported room of each pair; its width is the count."""
+    """Draw an arrow from the importing to the imported room of each pair; its width grows with the count."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
@@ -202,7 +203,7 @@ def _draw_imports(axes: Any, where: dict[str, float], counts: Counter[tuple[str,
 
 
 def _rank(room: str, rooms: list[str], where: dict[str, float], *, nearest_first: bool) -> float:
-    """Return the place of a room among others in the order of the picture, from 0 to below 1."""
+    """Return the rank of a room among `rooms`, ordered by height in the picture, as a fraction in [0, 1)."""
     order = sorted(rooms, key=lambda other: where[other], reverse=not nearest_first)
     return order.index(room) / len(order)
 

@@ -1,7 +1,7 @@
-"""Counts the frames of the package above `model.apply` in the gradient: python -m benchmarks.lab.frames
+"""Count the stack frames between the command and `model.apply`: python -m benchmarks.lab.frames
 
-Runs `python -m flax_resnet.main --config configs/resnet18.py` under its default configuration, in a
-temporary folder, until the training step is traced; prints the frames of the package in the order of the calls.
+Runs `python -m flax_resnet.main --config configs/resnet18.py` with its default configuration in a temporary folder
+until it traces the training step. Prints the stack frames of the package in the order of the calls.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ MODULE, STEP = "flax_resnet.main", "train_step"
 
 
 class Traced(BaseException):
-    """The step is traced: nothing else needs to run."""
+    """Raised to stop the command when it traces the training step."""
 
 
 def frames() -> list[traceback.FrameSummary]:

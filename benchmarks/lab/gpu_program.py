@@ -114,7 +114,7 @@ def load_expected() -> dict[Case, dict[str, Any]]:
     """Return the expected figures of each case.
 
     Raises:
-      ConfigError: the figures were stored with another version of jax, whose compiler produces different programs.
+      ConfigError: the file is damaged, or was written with another version of jax, which compiles other programs.
     """
     if not EXPECTED.exists():
         return {}
@@ -129,13 +129,13 @@ def load_expected() -> dict[Case, dict[str, Any]]:
         raise ConfigError(
             f"holds no expected figures: {one_line(error)}",
             key=EXPECTED,
-            cure="restore the file, or remove it and --store anew",
+            cure="restore the file, or remove it and run with --store",
         ) from error
     if of != jax.__version__:
         raise ConfigError(
-            f"is of jax {of}, and this is {jax.__version__}",
+            f"was written with jax {of}, but jax {jax.__version__} is installed",
             key=EXPECTED,
-            cure="pip install that version, or remove the file and --store anew",
+            cure="pip install that version, or remove the file and run with --store",
         )
     return expected
 
@@ -177,24 +177,26 @@ def gpus(text: str) -> str:
     parts = text.split("x")
     if len(parts) > 2 or not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
         raise argparse.ArgumentTypeError(
-            f"{text}: must be a number of GPUs, 1 to 64, or hosts x GPUs of each, such as 2x8"
+            f"{text}: must be a number of GPUs, 1 to 64, or hosts x GPUs per host, such as 2x8"
         )
     return text
 
 
 @app.command
 def main() -> int:
-    """Parse the arguments, then compiles and print the programs."""
+    """Parse the arguments, compile the programs, print their figures, and return the exit code."""
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+",
                         help="default: resnet50; with --check: all models in the expected file")  # fmt: skip
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["h100"])
     parser.add_argument("--gpus", nargs="+", type=gpus, default=["1"],
-                        help="8, or 2x8 for two hosts with eight each")  # fmt: skip
+                        help="number of GPUs, such as 8; 2x8 for two hosts with 8 GPUs each")  # fmt: skip
     parser.add_argument("--batch_size", type=count, default=256, help="images per GPU")
-    parser.add_argument("--image_size", type=count, default=0, help="pixels; 0: the model's own")
+    parser.add_argument(
+        "--image_size", type=count, default=0, help="pixels; 0: default of the model"
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--settings", nargs="+", default=[], help="e.g. model.norm_scope=local")
+    parser.add_argument("--settings", nargs="+", default=[], help="such as model.norm_scope=local")
     parser.add_argument("--plain_flax", action="store_true",
                         help="also compile a ResNet in plain linen")  # fmt: skip
     parser.add_argument("--check", action="store_true", help="compare with the expected figures")
@@ -210,7 +212,9 @@ def main() -> int:
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    os.environ["FLAX_RESNET_OPS"] = "gpu"  # the default would be the CPU's form
+    os.environ["FLAX_RESNET_OPS"] = (
+        "gpu"  # otherwise, the backend (CPU) would choose the operations
+    )
     if args.check:
         return 1 if check(expected_of(args.models)) else 0
     run(args)

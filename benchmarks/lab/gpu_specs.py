@@ -1,4 +1,4 @@
-"""The GPUs that programs can be compiled for without having one: the properties that XLA's compiler asks for."""
+"""Properties of GPUs. With them, XLA compiles programs for a GPU that the machine does not have."""
 
 from typing import Any, NamedTuple
 
@@ -7,10 +7,10 @@ class Target(NamedTuple):
     """A GPU.
 
     Attributes:
-      name: the driver's name for it.
+      name: name of the GPU in the NVIDIA driver.
       flops: peak FLOP/s of dense bfloat16 matrix products (data sheet).
       bandwidth: memory bandwidth, bytes per second.
-      device: other properties, by XLA's names.
+      device: other properties, {XLA's name: value}.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Analyse a compiled program: its kernels, the bytes that they move, convolutions, collectives.
 
-A program for GPUs is one scheduled computation. Its instructions are kernels, except for bookkeeping; the body of a
-loop counts as often as it runs. Each kernel is assumed to read all its operands and write all its results once. If
-it reads or writes only slices of an array, only the slices count.
+A program for GPUs is one scheduled computation. Each instruction is a kernel, except bookkeeping (`NO_KERNEL`). The
+body of a loop counts once per iteration. Each kernel is assumed to read all its operands and write all its results
+once. If it reads or writes only slices of an array, only the slices count.
 """
 
 import re
@@ -64,14 +64,14 @@ def kernels(program: Program) -> list[Kernel]:
 
 
 def _sides(array: Array) -> tuple[int, ...]:
-    """Return the sorted sizes of a shape, without ones: a transposition keeps them."""
+    """Return the sorted sizes of the axes, without 1s. Transposing an array does not change them."""
     return tuple(sorted(side for side in array.shape if side != 1))
 
 
 def _kind(
     one: Instruction, called: Computation, operands: tuple[Array, ...], parameters: set
 ) -> str:
-    """Return which of `KINDS` a kernel is, by its computation and not by its name."""
+    """Return the kind of a kernel, one of `KINDS`. It depends on the computation, not on the name."""
     inside = {part.opcode for part in called.values()}
     target = one.attribute(r'custom_call_target="([^"]*)"')
     if one.opcode.removesuffix("-start") in COLLECTIVES:
@@ -97,7 +97,7 @@ def _kind(
 
 
 def is_convolution(one: Instruction) -> bool:
-    """Whether an instruction is a convolution, of a library or XLA's own."""
+    """Return whether an instruction is a convolution, by cuDNN or XLA's own."""
     target = one.attribute(r'custom_call_target="([^"]*)"')
     return one.opcode == "convolution" or target.startswith("__cudnn$conv")
 
@@ -150,7 +150,7 @@ class Convolution(NamedTuple):
     Attributes:
       target: library function, such as `__cudnn$convForward`; "" for XLA's own loop.
       dtypes: dtypes of the operands and of the result.
-      is_nhwc: whether maps and kernels have their (input) channels contiguous in memory.
+      is_nhwc: whether the channels of activations and the input channels of kernels are contiguous in memory.
       times: number of runs per step.
     """
 
@@ -178,7 +178,7 @@ def _convolution(one: Instruction, scope: Computation, times: int) -> Convolutio
     image, kernel, result = re.split(r"_|->", one.attribute(r"dim_labels=([\w?>-]+)"))
     backward_filter = "BackwardFilter" in one.attributes
     labels = (image, result, kernel) if backward_filter else (image, kernel, result)
-    # In memory, the axis with the smallest step is a map's channel f, or a kernel's input i.
+    # The axis that is contiguous in memory. With NHWC: f, the channels of an activation; i, the inputs of a kernel.
     last = {
         label[array.layout[0] if array.layout else -1]
         for label, array in zip(labels, arrays, strict=True)
@@ -210,7 +210,7 @@ class Collective(NamedTuple):
 
     @property
     def exposed(self) -> bool:
-        """Whether the kernels scheduled beside it move fewer bytes than it does: too few to hide it."""
+        """Whether the kernels scheduled while it runs move fewer bytes than it does, too few to hide it."""
         return self.beside < self.bytes
 
 

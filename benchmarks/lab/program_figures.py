@@ -171,7 +171,7 @@ def memory_figures(compiled: Any) -> dict[str, int]:
 
 
 def arithmetic(case: Case) -> dict[str, float]:
-    """Return the floating-point operations of a GPU's share of a step, of convolutions and linear layers."""
+    """Return the floating-point operations per step and GPU in convolutions and linear layers."""
     summary = summarize(case.model, case.image_size, case.batch_size, dtype=case.dtype)
     endless = roofline.Limits(flops=1.0, bandwidth=float("inf"))
     return {"flops": roofline.cost(summary, endless, train=True).flops}

@@ -76,10 +76,14 @@ class Revision(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, and return the exit code."""
     parser = app.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", type=commit, required=True, help="a revision, or .")
-    parser.add_argument("--after", type=commit, default="HEAD", help="likewise (default: HEAD)")
+    parser.add_argument(
+        "--before", type=commit, required=True, help="a commit, or . for the working tree"
+    )
+    parser.add_argument(
+        "--after", type=commit, default="HEAD", help="a commit or . (default: HEAD)"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
-    parser.add_argument("--folder", type=folder, help="empty folder that keeps the runs")
+    parser.add_argument("--folder", type=folder, help="new or empty folder to keep the runs in")
     args = parser.parse_args(argv)
     if args.folder and args.folder.exists() and any(args.folder.iterdir()):
         raise ConfigError(
@@ -115,7 +119,7 @@ def commit(text: str) -> str:
 
 @contextlib.contextmanager
 def checked_out(name: str, place: pathlib.Path) -> Iterator[Revision]:
-    """Give a revision in a folder of its own; "." is the working tree itself."""
+    """Check out a revision in a git worktree, and remove it at the end; "." yields the working tree itself."""
     tree, git = place / "tree", ["git", "-C", str(ROOT), "worktree"]
     with writing(place):
         place.mkdir(parents=True)
@@ -163,13 +167,13 @@ def environment(tree: pathlib.Path, extra: Mapping[str, str] | None = None) -> d
 def compare(
     before: Revision, after: Revision, names: Sequence[str]
 ) -> Iterator[tuple[str, Verdict]]:
-    """Train the cases in both revisions, two runs at a time, and yield the verdict on each."""
+    """Train the cases in both revisions, two runs at a time; yield (case, verdict) in order."""
     futures: dict[tuple[Revision, str], concurrent.futures.Future[End]] = {}
     wanted = dict.fromkeys(n for name in names for n in (*CASES[name].needs(), name))
     pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
 
     def run(revision: Revision, name: str) -> End:
-        for needed in CASES[name].needs():  # begun before, so it ends
+        for needed in CASES[name].needs():  # submitted before this run, so it ends
             futures[revision, needed].result()
         train(revision, name, CASES[name])
         return end_of(revision.runs / name)
@@ -210,7 +214,10 @@ def run_command(
     log: pathlib.Path,
     killed_in: pathlib.Path | None,
 ) -> int:
-    """Run a command and return its exit code; kills its first start once a checkpoint is there."""
+    """Run a command and return its exit code.
+
+    If `killed_in` is a run folder, kill the command after the first checkpoint in it, and run the command again.
+    """
     variables = environment(revision.tree, case.environment)
     with log.open("w") as out:
         start: dict[str, Any] = {"cwd": revision.tree, "env": variables}
@@ -220,7 +227,7 @@ def run_command(
         first = subprocess.Popen(command, **start)
         while first.poll() is None and not steps_of(killed_in):
             time.sleep(0.01)
-        first.kill()  # SIGKILL, which it cannot answer
+        first.kill()  # SIGKILL, which a process cannot catch
         code = first.wait()
         if code == 0:
             raise RunFailed(f"{revision.runs.name}: the run ended before it was killed")
@@ -228,7 +235,7 @@ def run_command(
 
 
 def named_in(known: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under the names of a revision, which are the present ones or those of `RENAMED`."""
+    """Return settings under the names that a revision knows: the current names, or those in `RENAMED`."""
     return {
         key if key in known else RENAMED.get(key, key): value for key, value in settings.items()
     }
@@ -241,7 +248,7 @@ def steps_of(run: pathlib.Path) -> list[int]:
 
 
 def end_of(run: pathlib.Path) -> End:
-    """Read what a run has left. Raises RunFailed: no checkpoint, or none with checksums."""
+    """Read the result of a run. Raises RunFailed if it has no checkpoint with checksums."""
     steps = steps_of(run)
     folder = run / "checkpoints" / str(steps[-1] if steps else "")
     for file in sorted(folder.glob("*/metadata")):
@@ -257,7 +264,7 @@ def end_of(run: pathlib.Path) -> End:
 
 
 def value_under(values: Any, key: str) -> dict[str, Any] | None:
-    """Return what lies under a key in nested dictionaries, wherever that is."""
+    """Return the value of a key in nested dictionaries, at any depth; None if there is none."""
     if not isinstance(values, dict):
         return None
     inner = (value_under(value, key) for value in values.values())
@@ -265,7 +272,7 @@ def value_under(values: Any, key: str) -> dict[str, Any] | None:
 
 
 def judged(before: End, after: End) -> Verdict:
-    """Compare two ends, by name where both have the same names."""
+    """Compare the results of two runs. Arrays are compared by name if both runs have the same names."""
     named = [{array.name: array[1:] for array in end.arrays} for end in (before, after)]
     bits = [list(arrays.values()) for arrays in named]
     if named[0].keys() == named[1].keys():
@@ -286,7 +293,11 @@ def judged(before: End, after: End) -> Verdict:
 
 
 def odd_names(before: dict[str, tuple], after: dict[str, tuple]) -> list[str]:
-    """Return the names of arrays that differ: by name, by position, or as bits that the other has not."""
+    """Return the names of the arrays that differ.
+
+    Arrays are paired by name if both runs have the same names, or by position if they have the same number of
+    arrays. Otherwise, an array differs if the other run has no array with its shape and checksum.
+    """
     if before.keys() == after.keys():
         return [name for name in before if before[name] != after[name]]
     if len(before) == len(after):
@@ -297,7 +308,7 @@ def odd_names(before: dict[str, tuple], after: dict[str, tuple]) -> list[str]:
 
 
 def first_of(items: list[str], most: int = 3) -> str:
-    """Name the first of some things, and how many there are."""
+    """Join the first `most` items, and say how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 

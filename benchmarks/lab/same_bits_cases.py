@@ -1,6 +1,6 @@
 """The cases of same_bits: small configurations that together use every mechanism of training.
 
-Settings have their present names. `RENAMED` has the names of earlier revisions.
+Settings have their current names. `RENAMED` maps them to their names in earlier revisions.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,8 @@ COMMON: dict[str, Any] = {
     "train.batch_size": 32,
     "train.log_every": 2,
 }
-EVERY_TWO_STEPS = {"train.eval_every": 2 / 44, "train.checkpoint_every": 2 / 44}  # 44 an epoch
+# In epochs; an epoch has 44 steps.
+EVERY_TWO_STEPS = {"train.eval_every": 2 / 44, "train.checkpoint_every": 2 / 44}
 
 
 class Case(NamedTuple):

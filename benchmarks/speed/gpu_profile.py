@@ -1,11 +1,11 @@
-"""Where a training step's time goes on a GPU, kernel by kernel: python -m benchmarks.speed.gpu_profile
+"""Measure the time of each kernel of a training step on a GPU: python -m benchmarks.speed.gpu_profile
 
     --model resnet50 --batch_size 256 --output profile.json --plot profile.png
     --read profile.json --plot profile.png                      print and draw an earlier record; needs no GPU
 
-Profiles the training step of `flax_resnet.main`. Puts the time of each kernel beside the bytes that it has to move,
-as `benchmarks.lab.gpu_program` counts them. A plain copy is measured too: look first at the kernels that are far
-below its rate. Identical kernels share a name and a line. Needs exactly one GPU.
+Profiles the training step of `flax_resnet.main`. The table has the time of each kernel and the bytes that it must
+move, counted as in `benchmarks.lab.gpu_program`. The bandwidth of a plain copy is measured too: look first at the
+kernels far below it. Identical kernels share a name and a line. Needs exactly one GPU.
 """
 
 import argparse
@@ -33,18 +33,19 @@ from flax_resnet.errors import ConfigError, one_line, writing
 from flax_resnet.models.summary import summarize
 
 STEPS, PROFILED = 20, 5
-# {platform: how the names of the profile's lines with kernels begin}
+# {platform: prefix of the names of the profile's lines that contain kernels}
 LINES = {"gpu": "Stream", "cpu": "tf_XLA"}
-MOST = 1e15  # of any number in a record
-OTHER = "not of the program"  # such as copies by the driver
+MOST = 1e15  # limit of any number in a record
+# Kernels that are not in the program, such as copies by the driver.
+OTHER = "not of the program"
 
 
 class Run(NamedTuple):
     """A kernel in a profile.
 
     Attributes:
-      of: its instruction; for kernels that are launched together, one of their instructions, or "command_buffer"
-        and a number.
+      of: name of the instruction that launched it. For kernels that are launched together, as a CUDA graph, it is
+        one of their instructions, or "command_buffer" and a number.
       name: name of the kernel, such as "loop_convert_fusion_5" for the instruction loop_convert_fusion.5.
       nanoseconds: time per step.
       runs: number of runs per step.
@@ -60,9 +61,9 @@ class Row(NamedTuple):
     """Identical kernels of a step.
 
     Attributes:
-      name: name of the first.
+      name: name of the first kernel.
       kind: one of `kernels.KINDS`, or `OTHER`.
-      what: position of the first in the network.
+      what: position of the first kernel in the network.
       runs: number of kernels.
       seconds: their total time.
       bytes: their total bytes to move.
@@ -76,7 +77,7 @@ class Row(NamedTuple):
     bytes: int
 
     def behind(self, bandwidth: float) -> float:
-        """Return how many seconds they are slower than a copy of as many bytes."""
+        """Return their time minus the time of a copy of as many bytes, in seconds."""
         return self.seconds - self.bytes / bandwidth
 
 
@@ -105,7 +106,7 @@ class Profile(NamedTuple):
 
 
 def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
-    """Combine times and bytes of the kernels of one step.
+    """Return times and bytes of the kernels of one step, grouped by identical kernels, slowest group first.
 
     Args:
       runs: the kernels of one step in a profile.
@@ -122,7 +123,7 @@ def rows(runs: list[Run], program: hlo.Program) -> list[Row]:
         name = compiled or (run.of if run.of in known else run.name)
         seconds[name] += run.nanoseconds / 1e9
         counts[name] += run.runs
-        # An instruction of a library may launch several kernels, but moves its arrays once.
+        # A library call may launch several kernels, but moves its arrays once.
         times[name] = known[name].times if name in known and not compiled else counts[name]
     found = []
     for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
@@ -151,7 +152,7 @@ class Step(NamedTuple):
 
 
 def compiled(work: Work) -> Step:
-    """Compile the step of a workload, and run it twice."""
+    """Compile the step of a workload, and run it twice to warm up."""
     step, state, data, steps = training(work)
     program = step.lower(state, data, steps).compile()
     held = [state]
@@ -189,7 +190,7 @@ def profiled(step: Step) -> list[Run]:
 
 
 def measure(args: argparse.Namespace) -> Profile:
-    """Profile the step of the arguments.
+    """Profile the training step that the arguments describe.
 
     Raises:
       ConfigError: the model is unknown, or there is not exactly one GPU.
@@ -241,7 +242,7 @@ def read(file: str | pathlib.Path) -> Profile:
 
 
 def _check_types(part: Profile | Row) -> None:
-    """Raise TypeError for a field of another type, or a number that is none."""
+    """Raise TypeError if a field has another type, or a number is too large or not finite."""
     for name, kind in type(part).__annotations__.items():
         value = getattr(part, name)
         if kind is str and not isinstance(value, str):
@@ -267,7 +268,7 @@ def headline(profile: Profile) -> str:
 
 
 def table(profile: Profile, most: int = 12) -> str:
-    """Return a table of the kinds of kernels, and of the kernels furthest behind a copy."""
+    """Return a table of the kinds of kernels, and of the kernels that lose the most time against a copy."""
     found, bandwidth = profile.kernels, profile.bandwidth
     total = sum(row.seconds for row in found)
     step = f"{1e3 * profile.seconds:.2f} ms a step"
@@ -278,7 +279,10 @@ def table(profile: Profile, most: int = 12) -> str:
         lines.append(
             f"{kind:22}{many:9}{1e3 * took:9.2f}{took / total:8.1%}{moved / 1e9:8.2f}{rate}"
         )
-    lines += ["", f"furthest behind a copy, which moves {bandwidth / 1e12:.2f} TB/s"]
+    lines += [
+        "",
+        f"kernels furthest behind a copy of as many bytes, which moves {bandwidth / 1e12:.2f} TB/s",
+    ]
     lines += [f"{'behind ms':>10}{'ms':>8}{'kernels':>9}{'GB':>7}  what"]
     late = sorted(found, key=lambda row: -row.behind(bandwidth))
     lines += [
@@ -290,7 +294,7 @@ def table(profile: Profile, most: int = 12) -> str:
 
 
 def draw(profile: Profile, file: pathlib.Path) -> None:
-    """Draw the time of each kind of kernel, beside the time of a copy of as many bytes."""
+    """Draw the time of each kind of kernel, next to the time of a copy of as many bytes."""
     from matplotlib.figure import Figure
 
     kinds = by_kind(profile.kernels)
@@ -318,14 +322,14 @@ def draw(profile: Profile, file: pathlib.Path) -> None:
 
 @app.command
 def main() -> None:
-    """Profile, or read a profile, and print."""
+    """Profile a training step or read a record, then print and draw it."""
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image_size", type=count, default=0,
                         help="pixels (default: the network's own)")  # fmt: skip
     parser.add_argument("--batch_size", type=count, default=256, help="images")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--read", type=existing, help="a record to lay out, instead of measuring")
+    parser.add_argument("--read", type=existing, help="print this record instead of measuring")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     parser.add_argument("--plot", type=picture, help="file for a picture, such as profile.png")
     args = parser.parse_args()

@@ -8,26 +8,24 @@ from typing import Any
 
 from benchmarks.gpu.parent import end_with_parent
 
-Turn = Callable[
-    [int], float
-]  # called with the number of the turn, 0 for the warm-up; returns a speed
+# Called with the number of the turn, 0 for the warm-up; returns a speed.
+Turn = Callable[[int], float]
 
 
 def interleave(
     systems: Mapping[str, Callable[[], Turn]], rounds: int
 ) -> Iterator[tuple[str, float | None]]:
-    """Let the systems take turns, and yield (name, speed) of each turn that counts.
+    """Let the systems take turns, and yield (name, speed) for each timed turn.
 
     Args:
       systems: {name: factory}; each factory is called in its own process, and returns a function that takes a turn.
-      rounds: counted turns per system, after one warm-up turn.
+      rounds: timed turns per system, after one warm-up turn.
 
     Yields:
       The speed; or None, once, if the process of a system died (its message is on stderr).
     """
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # TensorFlow and torch do not work in one process
+    # Separate processes, because TensorFlow and torch do not work in one process.
+    context = multiprocessing.get_context("spawn")
     served = {}
     for name, make in systems.items():
         here, there = context.Pipe()
@@ -53,7 +51,7 @@ def interleave(
 def measure(
     systems: Mapping[str, Callable[[], Turn]], *, rounds: int, unit: str = "images/s"
 ) -> dict[str, Any]:
-    """Let the systems take turns; print and return the medians, and the ratio of the first system to each.
+    """Let the systems take turns; print and return the medians, and the ratio of the first system's median to each.
 
     Args:
       systems: as in `interleave`.

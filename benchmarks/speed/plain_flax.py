@@ -47,17 +47,17 @@ class Block(nn.Module):
 
 
 class PlainResNet(nn.Module):
-    """[N, H, W, 3] to logits [N, classes].
+    """A ResNet that maps images [N, H, W, 3] to logits [N, classes].
 
     Attributes:
       depths: blocks per stage.
-      bottleneck: kind of block.
+      bottleneck: True for bottleneck blocks, False for basic blocks.
       classes: size of the logits.
       width: channels of the first stage.
-      small: a 3x3 stem without a pool, for 32 px.
-      cardinality: groups of a bottleneck's 3x3.
-      base_width: channels per group of a bottleneck's 3x3, per 64 channels of the stage.
-      attention: squeeze-and-excitation in every block.
+      small: whether the stem is a 3x3 convolution without max-pool, for 32 px.
+      cardinality: number of groups of the 3x3 convolution in a bottleneck.
+      base_width: channels per group of that convolution, for each 64 features of the stage.
+      attention: whether every block has squeeze-and-excitation.
       dtype: compute dtype.
     """
 
@@ -73,7 +73,7 @@ class PlainResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map images to float32 logits; in training, updates `batch_stats`."""
+        """Map images to float32 logits; in training, also update `batch_stats`."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = x.astype(self.dtype)

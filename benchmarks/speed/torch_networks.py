@@ -8,7 +8,7 @@ from torch import nn
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every second row and column, with zeros for the new channels on either side."""
+    """Shortcut of option A: take every second row and column, and pad zero channels on both sides."""
 
     def __init__(self, new: int):
         super().__init__()
@@ -24,7 +24,7 @@ def cifar_resnet(*, shortcut: str = "projection", depth: int = 3, classes: int =
 
     Args:
       shortcut: "projection" (option B) or "pad" (option A).
-      depth: blocks per stage; n of them give 6n + 2 layers.
+      depth: blocks per stage; with n blocks, the network has 6n + 2 layers.
       classes: size of the logits.
 
     Source: He et al. 2016, "Deep residual learning", section 4.2.
@@ -43,7 +43,7 @@ def cifar_resnet(*, shortcut: str = "projection", depth: int = 3, classes: int =
 
 
 class Airbench(nn.Module):
-    """The network of `flax_resnet.models.airbench.Airbench`, with the tensor names that it exports.
+    """The network of `flax_resnet.models.airbench.Airbench`, with the tensor names of its export to PyTorch.
 
     Args:
       widths: channels of each group.

@@ -53,15 +53,18 @@ USUAL = ("flax_resnet", "plain_flax", "plain_flax, kept", "torch", "torch, kept"
 
 @app.command
 def main() -> None:
-    """Parse the arguments, then measures and print the speeds."""
+    """Parse the arguments, measure the speeds and print them."""
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--systems", nargs="+", default=USUAL, choices=list(SYSTEMS))
     parser.add_argument("--inference", action="store_true", help="measure inference, not training")
     parser.add_argument(
-        "--batch_size", type=batch_size, default=0, help="default: that of each work"
+        "--batch_size",
+        type=batch_size,
+        default=0,
+        help="images per step (default: that of each work)",
     )
-    parser.add_argument("--rounds", type=count, default=5, help="turns of each system")
+    parser.add_argument("--rounds", type=count, default=5, help="timed turns per system")
     parser.add_argument("--seconds", type=duration, default=2.0, help="minimum length of a turn")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
@@ -69,10 +72,12 @@ def main() -> None:
         needs_torch = [s for s in args.systems if s.startswith(("torch", "timm"))]
         args.systems = [s for s in args.systems if s not in needs_torch]
         if needs_torch:
-            print(f"left out, for want of torch, torchvision or timm: {', '.join(needs_torch)}")
+            print(
+                f"left out, because torch, torchvision or timm is missing: {', '.join(needs_torch)}"
+            )
     if not args.systems:
         raise ConfigError(
-            "has none left to measure", key="--systems", cure="pip install '.[parity]'"
+            "none is left to measure", key="--systems", cure="pip install '.[parity]'"
         )
     # The systems share a GPU. By default, each JAX process would preallocate three quarters of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -50,7 +50,7 @@ def normalized(images: np.ndarray) -> np.ndarray:
 
 
 class Network(NamedTuple):
-    """A network of this package in training, set up as the commands do it."""
+    """A network of this package with its configuration, optimizer, mesh and state, set up as in the commands."""
 
     config: Any
     model: Any
@@ -206,7 +206,7 @@ def plain_flax_step(model: Any, optimizer: Any) -> Any:
 
 
 def torch_step(work: Work, library: str = "torchvision", compiled: bool = False) -> Program:
-    """Return the step in PyTorch: channels_last, on a GPU if there is one, bfloat16 by autocast."""
+    """Return the step in PyTorch: channels_last, on a GPU if there is one; bfloat16 by autocast."""
     import torch
 
     torch.manual_seed(0)

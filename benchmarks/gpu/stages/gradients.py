@@ -1,9 +1,9 @@
-"""Are the gradients right on this device? One network of each structure, beside float64 on the CPU.
+"""Are the gradients right on this device? Compares one network of each structure with float64 on the CPU.
 
 Every network is differentiated five times for the same weights and images: in float64 with XLA's own operations on
 the CPU (the reference), and in float32 and bfloat16 on the device, each in the usual form (XLA's own operations)
-and in the package's. The package's distance to the reference must stay near the usual form's: rounding flips some
-ReLUs and maxima, so neither is 0.
+and in the package's form. The package's form may be only a little further from the reference than the usual form.
+No distance is 0, because rounding flips some ReLUs and maxima.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from benchmarks.gpu.process import run_stage
 from benchmarks.gpu.record import Recorder
 
 CLASSES = 10
-# The package's distance to float64 over the usual form's: more is a fault, not rounding.
+# Limit of the package's distance to float64 / the usual form's distance. A larger ratio is a bug, not rounding.
 ALLOWED_RATIO = {"float32": 3.0, "bfloat16": 1.5}
 # Distances below this are rounding, whatever their ratio.
 ROUNDING = {
@@ -32,11 +32,11 @@ class Case(NamedTuple):
 
     Attributes:
       model: a name of `flax_resnet.list_models()`.
-      options: of `create_model`.
+      options: keyword arguments of `create_model`.
       image_size: pixels.
       batch_size: images.
-      draws: of images; one flipped ReLU moves a float32 gradient by up to 3e-4 (seresnet50, one block a stage,
-        96 px), so that distances are medians.
+      draws: number of random batches. Distances are medians over them, because one flipped ReLU changes a float32
+        gradient by up to 3e-4 (seresnet50 with one block per stage, 96 px).
     """
 
     model: str
@@ -47,8 +47,8 @@ class Case(NamedTuple):
 
 
 FOUR, THREE = {"depths": (1, 1, 1, 1)}, {"depths": (1, 1, 1)}
-# The slowest first, so that none of them is left alone at the end. Where statistics are of the batch, the last map
-# has at least 64 values a channel; the float64 reference computes for 6 s at most on two idle cores.
+# The slowest cases start first, so that all workers end at about the same time. With batch statistics, the last
+# feature map has at least 64 values per channel. A float64 reference takes at most 6 s on two idle cores.
 CASES = {
     "resnet50": Case("resnet50", {}, 96, 8, draws=2),
     "ghost batch normalisation": Case("resnet50", {**FOUR, "norm_groups": 2}, 64, 32, draws=2),
@@ -78,11 +78,11 @@ TINY_CASES = {
 
 
 class Distances(NamedTuple):
-    """Relative distances to float64, medians over the draws, by "dtype, form" such as "bfloat16, usual".
+    """Relative distances to float64, as medians over the draws. A key is "dtype, form", such as "bfloat16, usual".
 
     Attributes:
-      gradient: of the gradients.
-      statistics: of the batch statistics; empty where a network has none.
+      gradient: distances of the gradient.
+      statistics: distances of the batch statistics; empty if the network has none.
     """
 
     gradient: dict[str, float]
@@ -90,7 +90,7 @@ class Distances(NamedTuple):
 
 
 def drawn_variables(model: Any, image_size: int) -> dict[str, Any]:
-    """Draw float64 weights and statistics with NumPy: nothing is compiled to initialise them."""
+    """Draw float64 weights and statistics with NumPy, which saves compiling an initialization."""
     import jax
     import jax.numpy as jnp
 
@@ -99,7 +99,7 @@ def drawn_variables(model: Any, image_size: int) -> dict[str, Any]:
     draw = np.random.default_rng(0)
 
     def fill(leaf: Any) -> np.ndarray:
-        if len(leaf.shape) < 2:  # scales and variances among them: above 0
+        if len(leaf.shape) < 2:  # includes scales and variances, which must be above 0
             return draw.uniform(0.5, 1.5, leaf.shape)
         fan_in = np.prod(leaf.shape[:-1])
         return draw.normal(size=leaf.shape) * np.sqrt(2 / fan_in)
@@ -108,7 +108,7 @@ def drawn_variables(model: Any, image_size: int) -> dict[str, Any]:
 
 
 def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tuple[Any, list]:
-    """Trace the gradient of a case, and return it lowered, and its arguments, as often as it is drawn."""
+    """Return the lowered gradient of a case, and a list with the arguments of each draw."""
     import jax
 
     from benchmarks.speed.workloads import configured
@@ -149,14 +149,14 @@ def compare(case: Case) -> Distances:
     variables = drawn_variables(model, case.image_size)
     with jax.enable_x64(True):
         reference = traced(case, "float64", "usual", cpu, variables)
-    # Not TF32, which has 10 bits: what is compared is float32.
+    # Do not use TF32, which has only 10 bits of mantissa: the comparison is for float32.
     with jax.default_matmul_precision("float32"):
         programs = {
             f"{dtype}, {form}": traced(case, dtype, form, device, variables)
             for dtype in ALLOWED_RATIO
             for form in ("usual", "ours")
         }
-    with concurrent.futures.ThreadPoolExecutor(5) as threads:  # XLA compiles beside Python
+    with concurrent.futures.ThreadPoolExecutor(5) as threads:  # XLA compiles in parallel
         compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))
     with jax.enable_x64(True):
         exact = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
@@ -172,7 +172,7 @@ def compare(case: Case) -> Distances:
 
 
 def distance(ours: Any, exact: Any) -> float:
-    """Return the norm of the difference of two trees over that of the second."""
+    """Return |ours - exact| / |exact|, with the Euclidean norm over all leaves of a tree."""
     import jax
 
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True)
@@ -184,13 +184,13 @@ def distance(ours: Any, exact: Any) -> float:
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
-    """Compare every case, several at a time where there are many cores."""
+    """Compare every case, several at a time if the machine has many cores."""
     cases = {
         name: case
         for name, case in (TINY_CASES if tiny else CASES).items()
         if not recorder.has(f"{name}: gradient in bfloat16")
     }
-    # Tracing is Python, one thread a process: on 16 cores five cases at a time.
+    # Tracing is Python and uses one thread per process. On 16 cores, five cases run at a time.
     workers = max(1, min(5, (os.cpu_count() or 1) // 3))
     for name, future in each(compare, cases, workers):
         with recorder.attempt(name):
@@ -206,7 +206,7 @@ def report(recorder: Recorder, name: str, distances: Distances) -> None:
                 f"{name}: {what} in {dtype}",
                 found[f"{dtype}, ours"],
                 max(ROUNDING[what][dtype], ratio * usual),
-                f"relative distance to float64; the usual form's is {usual:.2g}",
+                f"relative distance to float64; XLA's own operations have {usual:.2g}",
             )
 
 

@@ -7,7 +7,7 @@ from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
 from benchmarks.speed.workloads import Work, ours
 
-# The most useful first: time may run out.
+# The most useful ones come first, because the time may run out.
 WORKS = {
     "resnet50 inference, 256 images": Work("resnet50", batch_size=256, train=False),
     "resnet50 inference, 1 image": Work("resnet50", batch_size=1, train=False),

@@ -8,7 +8,7 @@ from benchmarks.speed import gpu_profile, roofline
 from benchmarks.speed.model_speed import device
 from benchmarks.speed.workloads import Work
 
-FILE = "profile.json"  # beside record.json; `benchmarks.speed.gpu_profile --read` reads it
+FILE = "profile.json"  # next to record.json; `benchmarks.speed.gpu_profile --read` reads it
 
 
 def measure(recorder: Recorder, tiny: bool) -> None:
@@ -23,7 +23,9 @@ def measure(recorder: Recorder, tiny: bool) -> None:
         recorder.measure("a step", [1e3 * seconds], "ms", larger_is_better=False, show=False)
         runs = gpu_profile.profiled(step)
         if not runs:
-            raise RuntimeError("the profiler saw none: is CUPTI installed, and allowed to trace?")
+            raise RuntimeError(
+                "the profiler saw no kernels: is CUPTI installed, and allowed to trace?"
+            )
         rows = gpu_profile.rows(runs, step.program)
         size = (work.image_size, work.batch_size)
         fields = (device(), work.model, *size, work.dtype, seconds, bandwidth, rows)

@@ -115,7 +115,7 @@ def check_compiled_anew(
 
 
 def main() -> None:
-    """Run the stage, or, with --train, one training."""
+    """Run the stage; with --train, run only one training."""
     if "--train" not in sys.argv:
         run_stage("resume", measure)
         return

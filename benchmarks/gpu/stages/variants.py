@@ -35,7 +35,7 @@ class Variant:
     compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# The most useful first: time may run out.
+# The most useful ones come first, because the time may run out.
 VARIANTS = {
     "as it is": Variant(),
     "XLA's own operations": Variant(form="plain"),
