@@ -1,4 +1,4 @@
-"""From a configuration to batches of uint8 images; the only package that imports TensorFlow and TFDS."""
+"""Load batches of uint8 images as configured. No other package imports TensorFlow or TFDS."""
 
 import os
 

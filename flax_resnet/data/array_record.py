@@ -12,9 +12,9 @@ from tqdm import tqdm
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
 from flax_resnet.errors import DataError, OutputError, one_line
 
-# One record per chunk, so that a read decodes only one record. Without compression, records of JPEGs (27 kB on
-# average) are read 1.19 times as fast in random order as with the default (zstd): 58,000 and 49,000 records/s on
-# one core. The files are as large, and readers find the options in the file.
+# One record per chunk, so that a read decodes only one record. No compression: JPEGs do not become smaller, and
+# records (27 kB on average) are read 1.19 times as fast in random order as with the default (zstd): 58,000 instead
+# of 49,000 records/s on one core. Readers find the options in the file.
 ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -30,14 +30,15 @@ def prepare_dataset(name: str, data_dir: str = "", *, threads: int = 0) -> str:
       The dataset's folder.
 
     Raises:
-      DataError: the dataset is unknown, archives must be placed by hand, or there is no network or disk space.
+      DataError: the dataset is unknown or cannot be downloaded, or the user must first download archives.
+      OutputError: the dataset's folder cannot be created, or the converted files cannot be written.
     """
     builder = find_builder(name, data_dir)
     try:
         builder.download_and_prepare()
     except AssertionError as error:  # TFDS raises it if archives are missing
         raise not_prepared(builder, name, data_dir) from error
-    except Exception as error:  # whatever the network or a dataset's own script raises
+    except Exception as error:  # the network or the dataset's script may raise any type
         raise DataError(
             f"cannot be prepared: {one_line(error)}", key="data.name", value=name
         ) from error
@@ -136,11 +137,11 @@ def _convert(shard: _Shard) -> int:
             read.update(record)
         if read.digest() != written.digest():
             raise DataError(
-                "reads back other bytes than were written", key=temporary, cure="check the disk"
+                "does not contain the bytes that were written", key=temporary, cure="check the disk"
             )
         temporary.replace(shard.array_record)
     except tf.errors.DataLossError as error:
-        raise DataError(f"is damaged: {one_line(error)}", key=shard.tfrecord) from error
+        raise DataError(f"is corrupted: {one_line(error)}", key=shard.tfrecord) from error
     finally:
         temporary.unlink(missing_ok=True)
     return examples
@@ -159,7 +160,7 @@ def write_records(file: pathlib.Path, records: Iterable[bytes]) -> None:
         while going:
             record = next(iterator, None)
             going = record is not None
-            try:  # only around the writer: errors of the records pass through
+            try:  # covers only the writer, so that errors from `records` pass through
                 writer.write(record) if going else writer.close()
             except RuntimeError as error:  # a C++ status, such as "No space left on device"
                 raise OutputError(f"cannot be written: {one_line(error)}", key=file) from error

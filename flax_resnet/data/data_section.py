@@ -50,7 +50,7 @@ class Data:
         ANY,
         "split to train on: a TFDS split expression, or a split of the folder or CSV file",
     )
-    eval_split: str = setting("test", ANY, "split to evaluate on, as train_split")
+    eval_split: str = setting("test", ANY, "split to evaluate on, given like train_split")
     eval_fraction: float = setting(
         0.2,
         within(0.01, 0.99),

@@ -1,7 +1,7 @@
 """Decode, crop and resize one image with TensorFlow, from its bytes to pixels at the network's size.
 
-Of a JPEG, only the crop is decoded. All code is a graph of TensorFlow operations, which tf.data's threads run
-without Python.
+Only the crop of a JPEG is decoded. All functions on tensors build a graph of TensorFlow operations, which tf.data's
+threads run without Python.
 """
 
 import io
@@ -14,8 +14,8 @@ from PIL import Image
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.records import as_bmp
 
-# To turn a stored image upright: transpose it, reverse its rows, reverse its columns, in this order, if the flag is
-# set. Row n is EXIF orientation n (Exif 2.3, tag 0x0112); row 0 is for images without one, and equals row 1.
+# Three steps turn a stored image upright: transpose it, reverse its rows, reverse its columns. Row n has the flags
+# of the steps for EXIF orientation n (Exif 2.3, tag 0x0112). Row 0 is for images without EXIF orientation.
 ORIENTATIONS = np.array(
     [
         # transposed, rows reversed, columns reversed
@@ -26,7 +26,7 @@ ORIENTATIONS = np.array(
 # TensorFlow's filter for each interpolation, and its radius in pixels of the coarser grid.
 KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}
 DCT = {"accurate": "INTEGER_ACCURATE", "fast": "INTEGER_FAST"}
-RATIOS = (1, 2, 4, 8)  # by which libjpeg can reduce an image while decoding it
+RATIOS = (1, 2, 4, 8)  # factors by which libjpeg can reduce an image while it decodes the image
 
 
 def training_pixels(
@@ -64,12 +64,12 @@ def evaluation_pixels(
     """Decode and resize one image for evaluation, without randomness.
 
     "center" equals torchvision: resize the short side to floor(image_size / eval_crop_fraction) with antialiasing,
-    then crop the centre. Both happen in one pass over the pixels that affect the crop. "resize" resizes the whole
+    then crop the centre. One pass over the pixels that affect the crop does both. "resize" resizes the whole
     image. `crop` overrides `config.eval_crop`; the other arguments and the result are those of `training_pixels`.
     """
     size = config.image_size
     if (crop or config.eval_crop) == "resize":
-        # Pillow uses the accurate JPEG transform too, so predict() sees the same pixels.
+        # predict() decodes with Pillow, which uses the accurate JPEG transform too, so it sees the same pixels.
         image = decode_window(encoded, _whole, orientation)
         fits = tf.reduce_all(tf.shape(image)[:2] == size)
         pixels = tf.cond(fits, lambda: image, lambda: resize(image, config, antialias_above=0.0))
@@ -113,7 +113,7 @@ def decodable(image: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             return as_bmp(opened.convert("RGB"))
-    except Exception:  # corrupted files raise many types; decoding fails later and names the file
+    except Exception:  # corrupted files raise many types; decoding fails later with the file's name
         return image
 
 
@@ -130,7 +130,9 @@ def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tens
     """
     short = int(size / fraction + 1e-6)
     least = tf.reduce_min(shape)
-    resized = tf.cast(short * shape // least, tf.float32)  # truncates the long side, as torchvision
+    resized = tf.cast(
+        short * shape // least, tf.float32
+    )  # truncates the long side like torchvision
     return resized / tf.cast(shape, tf.float32), tf.round((resized - size) / 2)
 
 
@@ -196,10 +198,10 @@ def decode_window(
       encoded: string scalar.
       box: function from the upright shape, int32 [2], to the window, int32 [4]: top, left, height, width.
       orientation: as in `training_pixels`.
-      dct: TensorFlow's name of the JPEG transform.
+      dct: TensorFlow's name of the inverse DCT.
       least: a window whose sides are at least 2, 4 or 8 times `least` is decoded at 1/2, 1/4 or 1/8 of its size; 0
         for full size.
-      located: whether to return the shape and the window too.
+      located: whether to return the shape and the window as well.
 
     Returns:
       uint8 [h, w, 3]; if `located`, also the image's upright shape and the window, int32 [2] and [4].
@@ -254,7 +256,7 @@ def decode_window(
 
 
 def resize(image: tf.Tensor, config: Data, *, antialias_above: float) -> tf.Tensor:
-    """Resize to the network's size; antialias if the image is larger by a factor of `antialias_above` or more."""
+    """Resize to the network's size; antialias if the image is at least `antialias_above` times as large."""
     size, method = config.image_size, config.interpolation
 
     def scaled(antialias: bool) -> tf.Tensor:

@@ -27,7 +27,7 @@ class Source(Protocol):
 
     Attributes:
       class_names: one name per class.
-      orientations: whether its records hold EXIF orientations.
+      orientations: whether `read` returns EXIF orientations.
     """
 
     class_names: tuple[str, ...]

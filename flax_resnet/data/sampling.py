@@ -21,9 +21,10 @@ import numpy as np
 from flax_resnet.errors import DataError
 
 # With 32 rounds, a chi-squared test over 100,000 epochs of 2 to 6 examples shows no bias.
-# Inside jit, the rounds are a loop of 4 iterations of 8 rounds. Fully unrolled, XLA:CPU takes 11 s to compile a
-# balanced order (0.5 s with the loop). It also fuses the rounds into the computation of the pixels, which repeats
-# them for every pixel (226 ms of a step of 1.15 s, batch 500). A loop of single rounds would be 32 kernels on GPU.
+# Inside jit, the rounds are a loop of 4 iterations of 8 rounds. If they were unrolled, XLA:CPU would take 11 s to
+# compile a balanced order (0.5 s with the loop). It would also fuse the rounds into the computation of the pixels
+# and repeat them for every pixel (226 ms of a step of 1.15 s, batch 500). A loop of single rounds would be 32
+# kernels on GPU.
 ROUNDS = np.arange(1, 33, dtype=np.uint32).reshape(4, 8) * np.uint32(0x9E3779B9)
 MAX_SIZE = 2**31 - 1
 SUBSET_EPOCH = 0xFFFFFFFF  # the "epoch" whose permutation chooses a subset; no run reaches it
@@ -82,11 +83,12 @@ class EpochSampler:
       size: number of examples in the source.
       seed: seed of the run.
       subset_size: number of examples used, a random subset of the source; 0 or `size` for all.
-      subset_seed: chooses the subset, so that runs with different seeds can share one.
+      subset_seed: seed of the subset, so that runs with different seeds can use the same subset.
       repeats: number of adjacent copies of an example in an epoch. An epoch keeps its length and shows 1/repeats of
         the examples (repeated augmentation: Hoffer et al. 2020, "Augment your batch").
-      labels: int32 [size], to draw all classes equally often; None otherwise. Each run of K positions holds each of
-        the K classes once. Within an epoch, a class shows all its examples before it repeats one.
+      labels: int32 [size], to draw all classes equally often; None otherwise. Each block of K positions,
+        counted from the start of an epoch, holds each of the K classes once. Within an epoch, a class shows all its
+        examples before it repeats one.
     """
 
     size: int
@@ -147,7 +149,7 @@ class EpochSampler:
             for candidate in itertools.chain(among[start:], among[:start]):
                 if int(candidate) not in bad:
                     return int(candidate)
-        raise DataError(f"all {self.epoch_size} to train on are unreadable", key="images")
+        raise DataError(f"all {self.epoch_size} training images are unreadable", key="images")
 
     def _of_subset(self, xp: ModuleType, index: Any) -> Any:
         """Map positions in the subset, [0, epoch_size), to examples of the source."""
@@ -170,7 +172,7 @@ class EpochSampler:
 
     @functools.cached_property
     def _classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The used examples sorted by class, the start of each class among them, and its count."""
+        """The used examples sorted by class, and the start and the number of examples of each class."""
         labels = np.asarray(self.labels)[self.used]
         members = self.used[np.argsort(labels, kind="stable")]
         _, starts, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)

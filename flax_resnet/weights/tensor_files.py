@@ -99,9 +99,8 @@ def write_safetensors(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.touch()
-        mode = (
-            partial.stat().st_mode
-        )  # safetensors 0.8 would write a file that only its owner can read
+        # safetensors 0.8 would write a file that only its owner can read.
+        mode = partial.stat().st_mode
         save_file(tensors, partial, dict(metadata) if metadata else None)
         partial.chmod(mode)
         with partial.open("rb+") as file:

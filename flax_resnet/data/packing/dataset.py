@@ -41,8 +41,8 @@ class Packing:
 
     Attributes:
       new_name: name of the packed dataset: lower case letters, digits and _.
-      name: TFDS dataset to pack, as name, name/config or name:version; or empty.
-      path: folder of images to pack; or empty.
+      name: TFDS dataset to pack: name, name/config or name:version; empty to pack `path`.
+      path: folder of images to pack; empty to pack `name`.
       data_dir: TFDS data folder of both datasets; empty for TFDS's default.
       max_side: maximum of the longer side of a stored image, in pixels; at least 1.
       quality: quality of newly encoded JPEGs, 1 to 100.
@@ -107,7 +107,7 @@ class Packing:
         return {"name": self.name, **sizes}
 
     def open(self) -> dict[str, Split]:
-        """Open the splits of the source. Raise DataError as `open_source`."""
+        """Open the splits of the source. Raise DataError like `open_source`."""
         if self.path:
             return file_splits(self.path, self.eval_fraction)
         return tfds_splits(self.name, self.data_dir)
@@ -125,8 +125,8 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
       A readable summary.
 
     Raises:
-      DataError: there is no such source; too many images are unreadable; the destination holds another dataset, or
-        a packing started with other options or another source; or a packed record fails verification.
+      DataError: the source does not exist; too many images are unreadable; the destination holds another dataset,
+        or a packing with other options or another source; or a packed record fails verification.
       OutputError: the disk is full or read-only.
     """
     folder, work = packing.root / VERSION, packing.root / f"incomplete.{VERSION}"
@@ -135,7 +135,8 @@ def pack_dataset(packing: Packing, *, threads: int = 0, max_bad: int = 10) -> st
         return _already(folder, packing)
     splits = packing.open()
     with writing(work), _held(work), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF data and large images
+        # Ignore warnings about odd EXIF data and large images.
+        warnings.filterwarnings("ignore", module="PIL")
         _begin(work, packing, splits)
         shards = packed_shards.plan(work, packing.new_name, splits, packing.shard_size)
         packed_shards.write(
@@ -164,9 +165,8 @@ def _already(folder: pathlib.Path, packing: Packing) -> str:
         identities = {key: split.identity for key, split in packing.open().items()}
         if identities != begun["source"]:
             log.warning("%s was packed when its source held other files", folder)
-    shutil.rmtree(
-        folder / "ledger", ignore_errors=True
-    )  # left if the packing was killed at its end
+    # Ledgers remain only if the packing was killed after it renamed the dataset's folder.
+    shutil.rmtree(folder / "ledger", ignore_errors=True)
     return f"{folder} is complete: {begun['result']}\n{_training(packing, list(begun['source']))}"
 
 
@@ -183,13 +183,13 @@ def _training(packing: Packing, splits: list[str]) -> str:
 def _compare(
     folder: pathlib.Path, done: str, begun: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
-    """Raise DataError if a folder's packing "was packed" or "was begun" (`done`) with other options."""
+    """Raise DataError if the options of a folder differ. `done` is "was packed" or "was begun", for the message."""
     for key in {**wanted, **begun}:
         if begun.get(key) != wanted.get(key):
             raise DataError(
                 f"{done} with {key}={begun.get(key)}, not {wanted.get(key)}",
                 key=folder,
-                cure="give the same options, choose another name, or delete it",
+                cure="give the same options, choose another name, or delete the folder",
             )
 
 
@@ -227,7 +227,9 @@ def _begin(work: pathlib.Path, packing: Packing, splits: dict[str, Split]) -> No
         _compare(work, "was begun", begun[part], state[part])
     if begun["source"] != state["source"]:
         raise DataError(
-            "was begun when its source held other files", key=work, cure="delete it to begin again"
+            "was begun when its source held other files",
+            key=work,
+            cure="delete the folder to begin again",
         )
 
 
@@ -270,7 +272,7 @@ def _finish(
             for key in splits
         ],
         version=VERSION,
-        check_data=False,  # it would read the files as tfrecord; verify() checks all records
+        check_data=False,  # the check would read the files as tfrecord; verify() checks all records
         supervised_keys=("image", "label"),
         description=f"{packing.name or pathlib.Path(packing.path).resolve().name}, with images of at most "
         f"{packing.max_side} pixels a side.",

@@ -15,7 +15,7 @@ ORIENTATION = ExifTags.Base.Orientation
 
 
 class Packed(NamedTuple):
-    """Encoded bytes, and how they were made: "kept" unchanged, "resized", or "encoded" again at the same size."""
+    """Encoded bytes, and their origin: "kept" unchanged, "resized", or "encoded" again at the same size."""
 
     encoded: bytes
     how: str
@@ -25,8 +25,8 @@ def pack_image(encoded: bytes, *, max_side: int, quality: int, upright: bool) ->
     """Convert an image to bounded size, without loss if it already fits.
 
     - A grey or RGB JPEG that fits is kept byte for byte.
-    - A grey or RGB PNG that fits is kept if it is no larger than the JPEG that would replace it, as with icons and
-      drawings. (Readers detect the format from the bytes, not from a name.)
+    - A grey or RGB PNG that fits is kept if it is no larger than the JPEG that would replace it. This is common for
+      icons and drawings. (Readers detect the format from the bytes, not from a name.)
     - All other images become JPEGs with 4:2:0 chroma and without metadata.
 
     Args:
@@ -63,9 +63,8 @@ def _plain(image: Image.Image) -> bool:
 
 def _small(image: Image.Image, max_side: int, upright: bool) -> Image.Image:
     exif = image.getexif() if upright else None
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits: drop the low byte like TensorFlow; convert() would clip
+    # For 16-bit images, drop the low byte like TensorFlow; convert() would clip.
+    if image.mode.startswith("I"):
         high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
         image = Image.fromarray(high.astype(np.uint8))
     if image.mode not in ("L", "RGB"):  # palette indices cannot be averaged
@@ -73,7 +72,7 @@ def _small(image: Image.Image, max_side: int, upright: bool) -> Image.Image:
     image.thumbnail((max_side, max_side), FILTER, reducing_gap=REDUCING_GAP)
     if exif:
         turned = exif.get(ORIENTATION, 1)
-        image.getexif()[ORIENTATION] = turned  # conversions may drop it
+        image.getexif()[ORIENTATION] = turned  # conversions may drop the orientation
         image = ImageOps.exif_transpose(image)
     return image.convert("RGB")
 

@@ -27,7 +27,7 @@ class Shard(NamedTuple):
     Attributes:
       file: path of the finished file.
       ledger: path of a JSON file about the finished file: the labels of its records, the names of images left out,
-        the bytes before and after, and the counts of images by `Packed.how`.
+        the bytes before and after packing, and the number of images for each `Packed.how`.
       split: name of its split.
       start: first position in the order of the split.
       stop: one past the last position.
@@ -91,7 +91,8 @@ def write(
       max_bad: maximum number of unreadable images, including those of finished shards.
 
     Raises:
-      DataError: too many images are unreadable, or the disk is full.
+      DataError: too many images are unreadable, or all images of one file.
+      OutputError: the disk is full or read-only.
     """
     ledgers = {shard: finished(shard) for shard in shards}
     waiting = [shard for shard, ledger in ledgers.items() if not ledger]
@@ -129,9 +130,8 @@ def write(
                 raise DataError("none of its images can be read", key=shard.file)
             shard.ledger.unlink(missing_ok=True)
             temporary.replace(shard.file)
-            replace_text(
-                shard.ledger, json.dumps(ledger)
-            )  # written last: it marks the shard as finished
+            # Write the ledger last: it marks the shard as finished.
+            replace_text(shard.ledger, json.dumps(ledger))
 
 
 class _Image(NamedTuple):
@@ -178,7 +178,7 @@ class _Tally:
         self._bad += 1
         if self._bad > self._max_bad:
             raise DataError(
-                f"cannot be decoded ({image.error}), and --max_bad={self._max_bad} unreadable images are "
+                f"cannot be decoded ({image.error}), and only --max_bad={self._max_bad} unreadable images are "
                 "allowed",
                 key=image.name,
                 cure="repair or remove it, or increase --max_bad",

@@ -41,7 +41,7 @@ def tfds_splits(name: str, data_dir: str) -> dict[str, Split]:
       data_dir: TFDS data folder; empty for TFDS's default.
 
     Raises:
-      DataError: as `open_source`.
+      DataError: as for `open_source`.
     """
     builder = find_builder(name, data_dir)
     infos = {key: info for key, info in builder.info.splits.items() if info.num_examples}
@@ -64,11 +64,11 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     Args:
       path: a folder or a CSV file. A folder has train/ and val/, validation/ or test/, each with one sub-folder per
         class; or it has one sub-folder per class itself. A CSV file may have a column `split`. Without splits, a
-        share of the files, chosen by name, becomes the split ``test``.
-      eval_fraction: that share, 0.01 to 0.99.
+        hash of each file's name decides whether the file belongs to ``test`` or ``train``.
+      eval_fraction: share of the files for ``test`` in that case, 0.01 to 0.99.
 
     Raises:
-      DataError: as `open_source`.
+      DataError: as for `open_source`.
     """
     root = pathlib.Path(path).expanduser()
     kind = "csv" if root.is_file() else "folder"
@@ -100,7 +100,7 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
 def _file_identity(root: pathlib.Path, file: str) -> str:
     try:
         status = os.stat(file)
-    except OSError:  # the packing reports it as unreadable
+    except OSError:  # the packing reports the file as unreadable
         return f"{os.path.relpath(file, root)} -"
     return f"{os.path.relpath(file, root)} {status.st_size} {status.st_mtime_ns}"
 

@@ -30,8 +30,8 @@ def verify(
       threads: records decoded in parallel.
 
     Raises:
-      DataError: a record cannot be read or has another label (the message names the first such record and its
-        file); or the number of records or the class names differ.
+      DataError: a record cannot be read or has another label than expected (the message names the first such record
+        and its file); or the number of records or the class names differ.
     """
     import tensorflow_datasets as tfds
 

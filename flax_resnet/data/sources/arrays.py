@@ -13,10 +13,10 @@ class ArraySource:
     """A source of images and labels from Python.
 
     Args:
-      images: uint8 [n, H, W, 3] or [n, H, W, 1], or a sequence of such [H, W, C] of any sizes; referenced, not
-        copied.
+      images: uint8 [n, H, W, 3] or [n, H, W, 1], or a sequence of uint8 arrays [H, W, 3] or [H, W, 1] of any sizes.
+        They are not copied.
       labels: integers [n], 0 to K-1.
-      class_names: K names; empty to use the numbers.
+      class_names: K names; empty to use the numbers as names.
 
     Raises:
       DataError: a shape or dtype is wrong, there are no examples, or the labels do not match images or names.

@@ -72,12 +72,12 @@ class FileSource:
 
 def orientation(image: bytes) -> int:
     """Return the EXIF orientation of an encoded image, 1 to 8, or 0 if there is none."""
-    if not any(mark in image for mark in EXIF_MARKS):  # takes microseconds; Pillow takes 50
+    if not any(mark in image for mark in EXIF_MARKS):  # takes a few microseconds; Pillow takes 50
         return 0
     try:
         with Image.open(io.BytesIO(image)) as opened:
             number = opened.getexif().get(ORIENTATION_TAG, 0)
-    except Exception:  # broken EXIF data raise many types; Pillow ignores them when it turns images
+    except Exception:  # broken EXIF data raise many types of errors
         return 0
     return number if number in range(1, 9) else 0
 
@@ -86,10 +86,10 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
     """Open a folder with one sub-folder of images per class; the sorted names of the sub-folders are the classes.
 
     The images are at ``path/train/CLASS/*``, with ``path/val/`` or ``path/test/`` beside train/; or at
-    ``path/CLASS/*``, which `held_out` splits.
+    ``path/CLASS/*``, and `held_out` splits the files.
 
     Raises:
-      DataError: as `open_source`.
+      DataError: as for `open_source`.
     """
     root = pathlib.Path(config.path).expanduser()
     if not root.is_dir():
@@ -130,7 +130,7 @@ def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
     are whole numbers. Without a column `split`, `held_out` splits the rows.
 
     Raises:
-      DataError: as `open_source`.
+      DataError: as for `open_source`.
     """
     file = pathlib.Path(config.path).expanduser()
     try:

@@ -15,7 +15,7 @@ class DatasetChoice(NamedTuple):
       dataset: a TFDS dataset, a folder of images or a CSV file.
       train_split: split to train on. If it is empty, a new dataset uses train.
       split: split to evaluate on. If it is empty, a new TFDS dataset uses validation, or test if it has no
-        validation; a new folder or CSV file uses test, val or validation, the first that exists.
+        validation; a new folder or CSV file uses the first of test, val and validation that exists.
       data_dir: TFDS data folder.
       image_size: side in pixels.
     """
@@ -56,7 +56,7 @@ def data_section(data: Data, choice: DatasetChoice) -> Data:
       choice: the images.
 
     Raises:
-      DataError: there is no such dataset.
+      DataError: the dataset does not exist.
       ConfigError: a split is requested for files without splits.
     """
     from flax_resnet.data.sources.files import splits_of

@@ -10,7 +10,7 @@ def open_source(config: Data, *, train: bool, split: str = "") -> StoredSource:
 
     Args:
       config: the data section.
-      train: whether to open the training split; it also selects the side if `held_out` splits the files.
+      train: whether to open the training split. If `held_out` splits the files, this alone selects the split.
       split: name of another split to open instead of the configured one.
 
     Raises:

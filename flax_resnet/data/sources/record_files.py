@@ -42,7 +42,7 @@ class ArrayRecordShard:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self._path = path
-        _check_exists(path)  # the reader would report a file without records
+        _check_exists(path)  # the reader would report a missing file as a file without records
         try:
             # No read-ahead: random access discards it.
             self._reader = ArrayRecordReader(path, "readahead_buffer_size:0")
@@ -56,7 +56,7 @@ class ArrayRecordShard:
         try:
             return self._reader.read(indices)
         except (RuntimeError, IndexError) as error:
-            raise DataError(f"is damaged: {one_line(error)}", key=self._path) from error
+            raise DataError(f"is corrupted: {one_line(error)}", key=self._path) from error
 
 
 class TfrecordShard:
@@ -166,13 +166,13 @@ def offsets(path: str | os.PathLike) -> np.ndarray:
             position += HEADER + length + FOOTER
     if position != size:
         raise DataError(
-            f"is damaged: record {len(records) - 1} does not end within the file", key=path
+            f"is corrupted: record {len(records) - 1} does not end within the file", key=path
         )
     return np.array(records, np.int64)
 
 
 def _cached_index(path: str) -> np.ndarray:
-    """Read the cached index of a tfrecord file, or build and store it; a changed file has another cache name."""
+    """Read the cached index of a tfrecord file, or build and store it. A changed file gets a new index."""
     status = os.stat(path)
     identity = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -186,13 +186,13 @@ def _cached_index(path: str) -> np.ndarray:
         with tempfile.NamedTemporaryFile(dir=stored.parent, delete=False) as part:
             np.save(part, index)
         os.replace(part.name, stored)
-    except OSError as error:  # no home folder or no space: it is built again next time
+    except OSError as error:  # no home folder or no space; the next run builds the index again
         log.warning("the index of %s cannot be stored: %s", path, one_line(error))
     return index
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the soft limit of open files, which is often 1,024; ImageNet has as many files."""
+    """Raise the soft limit of open files, which is often 1,024: ImageNet's training split has 1,024 files."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

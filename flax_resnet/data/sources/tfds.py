@@ -50,7 +50,7 @@ class TfdsSource:
         self._parse: Callable[[Any], tuple[bytes, int]]
         if builder.data_path.exists():
             self._records, self._parse = _open_split(builder, config, split), self._parsed
-        else:  # raises, except under tfds.testing.mock_data, which replaces the files
+        else:  # raises DataError, unless tfds.testing.mock_data replaces the files
             self._records, self._parse = _MockedSplit(builder, config, split), self._chosen
         if not len(self._records):
             raise DataError(
@@ -237,7 +237,8 @@ def find_builder(name: str, data_dir: str) -> Any:
       data_dir: TFDS data folder; empty for TFDS's default.
 
     Raises:
-      DataError: there is no such dataset, or its folder cannot be used.
+      DataError: the dataset does not exist, or its code cannot be imported or used.
+      OutputError: its folder cannot be written.
     """
     import tensorflow_datasets as tfds
 
@@ -290,7 +291,7 @@ def _with_alternatives(builder: Any) -> Any:
 
 
 def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
-    """Return the error of a dataset that is not prepared, with the folder searched and the command to run."""
+    """Return the error for a dataset that is not prepared; it names the folder searched and the command to run."""
     cure = f"run: {preparation(name, data_dir)}"
     if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         folder = builder.data_path.parents[1] / "downloads" / "manual"
