@@ -154,7 +154,10 @@ def _layer(module: Any, output: Any, own: dict[str, Any]) -> Layer:
 
 
 def collapsed(layers: Iterable[Layer], depth: int) -> list[Layer]:
-    """Merge layers whose paths start with the same `depth` names; the output shape is that of the last layer."""
+    """Merge layers whose paths start with the same `depth` names.
+
+    The output shape is the shape of the last layer that has as many axes as the first.
+    """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault("/".join(layer.name.split("/")[:depth]), []).append(layer)

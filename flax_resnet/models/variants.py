@@ -1,6 +1,6 @@
 """The residual networks by name, each as one row of data: the fields of `ResNet` that differ from the defaults.
 
-Names are those of timm 1.0 if timm has the network; they include torchvision's names.
+If timm 1.0 has a network, the name here is timm's. torchvision's names are among these.
 """
 
 from typing import Any

@@ -156,7 +156,7 @@ def _rows(file: str) -> list[dict[str, str]]:
 
 
 def _entry(entries: Mapping[str, Any], key: str, default: Any = ...) -> Any:
-    """Return an entry of a config as `ENTRIES` converts it, or the default if it is missing."""
+    """Return an entry of a config, converted as in `ENTRIES`, or the default if the entry is missing."""
     if key not in entries:
         if default is ...:
             raise WeightsError("is missing in the config.json of the weights", key=key)
