@@ -1,4 +1,4 @@
-"""The frame of every command: its flags, one line and an exit code for an error, quiet libraries."""
+"""Run a command: parse its flags, print one line for an error, and return the exit code."""
 
 import importlib.util
 import logging
@@ -51,20 +51,22 @@ def run(
     """Run a command and return its exit code.
 
     Args:
-      name: as the user types it, such as ``flax_resnet.main``.
-      doc: what --help prints above the flags.
-      define: adds the command's flags to a FlagValues of its own, so that two commands in one process do not clash.
-      body: does the work.
+      name: name of the command for --help, such as ``flax-resnet train``.
+      doc: text that --help prints above the flags.
+      define: a function that adds the command's flags. They get a new FlagValues, so two commands in one process do
+        not clash.
+      body: a function that does the work; it may return an exit code.
       argv: arguments without the program's name; None for those of the process.
-      positional: flags whose values may also stand alone, in this order.
+      positional: flags whose values may also be given as positional arguments, in this order.
 
     Returns:
-      A code of errors.py: 0; that of a `UserError`, printed as one line on stderr; 75 where training was
-      interrupted and saved; 130 after Ctrl-C; 141 where the reader of the output is gone.
+      The exit code, as listed in errors.py: 0; the code of a `UserError`, after its message is printed as one line
+      on stderr; 75 if training was interrupted and saved; 130 after Ctrl-C; 141 if the reader of the output has
+      closed the pipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
-    # A private handler, so that a program that uses the package keeps its own logging.
+    # This handler is removed at the end, so that a program that uses the package keeps its own logging.
     log, handler = logging.getLogger("flax_resnet"), _TqdmHandler()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -78,7 +80,7 @@ def run(
             return show(f"{doc}\n\nflags of {name}:\n{_help(values)}")
         _parse(values, argv, positional)
         code = body(values) or 0
-        print(end="", flush=True)  # not at exit, where nobody catches that the reader has gone
+        print(end="", flush=True)  # flush here: at exit, nothing would catch a closed pipe
         return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -99,7 +101,7 @@ def run(
 
 
 def show(text: str) -> int:
-    """Print a text and return the exit code: 0; 141 if the reader of the output is gone; 5 if a disk is full."""
+    """Print a text and return the exit code: 0; 141 if the reader has closed the pipe; 5 if a disk is full."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -110,7 +112,7 @@ def show(text: str) -> int:
 
 
 def _exit_code(error: Exception) -> int:
-    """Print the line for a library's exception and return its exit code. Raises it again if it may be our bug."""
+    """Print one line for an exception that a user can fix, and return its exit code. Reraise all others."""
     if (mistake := recognized(error)) is None:
         raise error
     if isinstance(error, OSError):
@@ -120,7 +122,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _discard_output() -> int:
-    """Let what is left to print go nowhere, and return the exit code for a reader that has closed the pipe."""
+    """Redirect standard output to the null device, and return the exit code for a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
@@ -131,17 +133,17 @@ def flag(values: flags.FlagValues, name: str) -> Any:
 
 
 def needed(key: str, what: str) -> ConfigError:
-    """Return the error for a flag that is not set; `what` is the value to set it to, in words."""
+    """Return the error for a required flag that is not set; `what` describes the value to set."""
     return ConfigError("is needed", key=key, cure=f"set it to {what}")
 
 
 def one_of(values: flags.FlagValues, names: Sequence[str], what: str) -> str:
-    """Return which one of these flags is set.
+    """Return the name of the only one of these flags that is set.
 
     Args:
       values: the parsed flags.
       names: the flags, without dashes.
-      what: what the flags select, for the message.
+      what: description of the object that the flags select, for the message.
 
     Raises:
       ConfigError: none of the flags is set, or several are.
@@ -153,7 +155,7 @@ def one_of(values: flags.FlagValues, names: Sequence[str], what: str) -> str:
     if len(present) > 1:
         first, second = present[:2]
         raise ConfigError(
-            f"excludes --{first}={flag(values, first)}",
+            f"cannot be combined with --{first}={flag(values, first)}",
             key=f"--{second}",
             value=flag(values, second),
             cure=f"set one only: {what}",
@@ -187,7 +189,7 @@ def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
-    """Parse the flags. Raises UserError, one line, for whatever absl and ml_collections raise."""
+    """Parse the flags. Convert every exception of absl, ml_collections or a configuration file to a UserError."""
     try:
         rest = values([sys.argv[0], *argv])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -205,8 +207,8 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
 
 
 def _readable(error: Exception, argv: list[str]) -> UserError:
-    """Return an error with key, value and allowed values for what ml_collections raised."""
-    # What a get_config() raises comes wrapped, with its traceback.
+    """Convert an exception of ml_collections to an error that names the key, its value and the allowed values."""
+    # ml_collections wraps an exception of get_config() in another one, whose message holds the traceback.
     cause = error.__context__
     while cause:
         if isinstance(cause, UserError) and "Traceback" not in str(cause):
@@ -230,7 +232,7 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
 
 
 def _flag_error(message: str) -> ConfigError:
-    """Return an error with the flag and value that absl names: ``flag --NAME=VALUE: PROBLEM``."""
+    """Convert absl's message ``flag --NAME=VALUE: PROBLEM`` to an error that names flag and value."""
     if found := re.match(r"flag (--\w+)=(.*?): (.*)", message):
         key, value, problem = found.groups()
         return ConfigError(problem, key=key, value=value)
@@ -239,7 +241,7 @@ def _flag_error(message: str) -> ConfigError:
 
 
 def resolve_config(argv: Sequence[str]) -> list[str]:
-    """Replace the name of a packaged configuration by its file in the --config argument.
+    """Replace the name of a packaged configuration in the --config argument by the path of its file.
 
     Raises:
       ConfigError: there is no such file and no such packaged configuration.
@@ -272,13 +274,13 @@ def _config_file(text: str) -> str:
 
 
 def _config_folders() -> list[pathlib.Path]:
-    """An installed package carries its copy of configs/; a checkout has the folder beside it."""
+    """Return the folder of configurations: inside an installed package, or beside the package in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     return [f for f in (package / "configs", package.parent / "configs") if f.is_dir()][:1]
 
 
 def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
-    """Return the path of a picture to draw. Raises ConfigError without matplotlib, or for another suffix."""
+    """Return the path of a picture to draw. Raises ConfigError for other suffixes, or if matplotlib is missing."""
     path = pathlib.Path(path).expanduser()
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigError(key=flag, value=path, allowed="a file that ends in .png, .pdf or .svg")
@@ -293,7 +295,7 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
 
 
 def set_up_jax(compilation_cache: str) -> None:
-    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, prepare memory.
+    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, call `memory.prepare_cpu`.
 
     Raises:
       ConfigError: `compilation_cache` is a file.
@@ -314,7 +316,10 @@ def set_up_jax(compilation_cache: str) -> None:
 def define_data_dir(values: flags.FlagValues) -> None:
     """Define --data_dir."""
     flags.DEFINE_string(
-        "data_dir", "", "TFDS data folder (default: TFDS's own)", flag_values=values
+        "data_dir",
+        "",
+        "TFDS data folder (default: that of the run or configuration, else that of TFDS)",
+        flag_values=values,
     )
 
 
@@ -329,6 +334,6 @@ def define_compilation_cache(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "compilation_cache",
         "~/.cache/flax_resnet/xla",
-        "folder that keeps compiled programs for the next start, or off",
+        "folder in which JAX keeps compiled programs for later starts, or off",
         flag_values=values,
     )

@@ -1,4 +1,4 @@
-"""The flag --config, and the configuration that it and its overrides give."""
+"""The flag --config, and the configuration that results from it and its overrides."""
 
 import dataclasses
 import logging
@@ -40,10 +40,10 @@ def frozen_config(values: flags.FlagValues) -> Config:
 
 
 def _with_rows_defaults(values: flags.FlagValues) -> dict[str, Any]:
-    """Return the settings of --config, without a recipe's settings of a choice that the command line changes.
+    """Return the settings of --config; unset those that belong to a choice that the command line changes.
 
-    A recipe's momentum is that of the recipe's optimizer. Another optimizer gets its own default, unless the
-    command line sets the momentum, too.
+    For example, the momentum of a recipe is meant for the recipe's optimizer. If the command line selects another
+    optimizer, the default momentum of that optimizer applies, unless the command line also sets the momentum.
     """
     config, overrides = (
         app.flag(values, "config").to_dict(),
@@ -61,5 +61,10 @@ def _with_rows_defaults(values: flags.FlagValues) -> dict[str, Any]:
         ]
         section |= dict.fromkeys(dropped, UNSET)
         if dropped:
-            log.info("%s=%s: leaving out the recipe's %s", key, choice, ", ".join(dropped))
+            log.info(
+                "%s=%s: the recipe's values of these settings do not apply: %s",
+                key,
+                choice,
+                ", ".join(dropped),
+            )
     return config

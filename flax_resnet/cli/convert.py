@@ -28,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
-    flags.DEFINE_string("source", "", "weights file, name, or run folder", flag_values=values)
+    flags.DEFINE_string(
+        "source", "", "name of timm's weights, weights file, or run folder", flag_values=values
+    )
     flags.DEFINE_string("dest", "", "run folder or .safetensors file to write", flag_values=values)
-    flags.DEFINE_string("model", "", "network of a weights file", flag_values=values)
+    flags.DEFINE_string("model", "", "network of the weights file SOURCE", flag_values=values)
     flags.DEFINE_string(
         "checkpoint", "last", "checkpoint of a run: last, best, or a step", flag_values=values
     )
@@ -123,16 +125,16 @@ def _check_import(source: str, dest: str, model: str) -> None:
         raise ConfigError(
             key="DEST",
             value=dest,
-            allowed=f"a run folder to make, whose name does not end in {suffix}",
+            allowed=f"a new run folder, whose name does not end in {suffix}",
         )
     if is_file(source) and not model:
         raise app.needed("--model", f"the network that {source} holds, such as resnet50")
     if model and not is_file(source):
         raise ConfigError(
-            f"SOURCE={source} is no file of weights",
+            f"SOURCE={source} is not a weights file",
             key="--model",
             value=model,
-            cure="leave it out, or name a file",
+            cure="leave it out, or name a weights file",
         )
 
 
@@ -184,7 +186,7 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")
     if options:
         changed = ", ".join(f"{key}={value}" for key, value in options.items())
-        print(f"the network there must be made with the same options: {changed}")
+        print(f"to load the file, create the network with the same options: {changed}")
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ def check(values: flags.FlagValues, *, purpose: str, model_only: Sequence[str]) 
 
     Args:
       values: the parsed flags.
-      purpose: a verb for the error message: what the command does with the network.
+      purpose: a verb for the error message, such as "evaluate".
       model_only: flags that go with --model, not with --workdir.
 
     Raises:
-      ConfigError: both or neither of --workdir and --model are set, or a flag does not go with the one that is.
+      ConfigError: both or neither of --workdir and --model are set, or a flag belongs to the other one.
     """
     source = app.one_of(values, ("workdir", "model"), f"the run, or the network, to {purpose}")
     other, options = ("workdir", ["checkpoint"]) if source == "model" else ("model", model_only)

@@ -18,7 +18,8 @@ from flax_resnet.cli import app
 from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError
 
-PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_bad")  # need --pack
+# Flags that need --pack.
+PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_bad")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _prepare(values: flags.FlagValues) -> None:
     for flag in PACKING:
         if values[flag].present:
             raise ConfigError(
-                "is an option of packing",
+                "needs --pack",
                 key=f"--{flag}",
                 value=app.flag(values, flag),
                 cure="set --pack=NEW_NAME, the dataset to make",

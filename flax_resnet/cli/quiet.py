@@ -1,4 +1,4 @@
-"""A command prints one line for an error; libraries must not print tracebacks beside it."""
+"""Hide tracebacks that libraries print, because a command prints one line for an error."""
 
 import functools
 import logging
@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def quiet_libraries() -> None:
     """Hide the tracebacks that Orbax and TensorStore print beside an error that they raise.
 
-    A command owns its process. `flax_resnet.train` and imports leave these hooks alone.
+    Only commands call this, because it changes hooks of the whole process. `flax_resnet.train` and imports do not.
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(
@@ -19,7 +19,7 @@ def quiet_libraries() -> None:
     print_unraisable = sys.unraisablehook
 
     def unless_late(unraisable: Any) -> None:
-        # TensorStore came after Orbax had closed the event loop of a failed call.
+        # TensorStore reports to the event loop of a failed call, which Orbax has already closed.
         if str(unraisable.exc_value) != "Event loop is closed":
             print_unraisable(unraisable)
 

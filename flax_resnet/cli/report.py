@@ -1,7 +1,7 @@
 """Draw a run: python -m flax_resnet report --workdir /tmp/run
 
-Writes report.png into the workdir: loss and top-1 over the epochs, and evaluation images with their predictions,
-mistakes and the least certain first. Needs matplotlib: pip install 'flax_resnet[plot]'.
+Writes report.png into the workdir: loss and top-1 over the epochs, and evaluation images with their predictions:
+first the mistakes, then the least certain predictions. Needs matplotlib: pip install 'flax_resnet[plot]'.
 """
 
 import pathlib
@@ -132,7 +132,7 @@ def _draw_examples(
         text = f"{names[guess]} ({prediction.probabilities[index].max():.0%})"
         right = guess == truth
         axes.set_title(
-            text if right else f"{text}, is {names[truth]}",
+            text if right else f"{text}, label {names[truth]}",
             fontsize=9,
             color="green" if right else "red",
         )

@@ -24,8 +24,8 @@ HEAD = """# Settings
 Printed by `python -m flax_resnet settings --format=markdown`. `python -m flax_resnet settings TEXT` searches.
 
 Set one on the command line as `--config.SECTION.NAME=VALUE`, or in a configuration file as
-`config.SECTION.NAME = VALUE`. Some settings belong to a choice, such as the momentum to an optimizer: the chosen
-one has their defaults. They must be left unset if the chosen one does not use them."""
+`config.SECTION.NAME = VALUE`. Some settings belong to a choice, such as the momentum to the optimizer. Their
+defaults depend on the choice. Leave them unset for a choice that does not use them."""
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", tuple: "array"}
 
 
@@ -36,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
-    flags.DEFINE_string("text", "", "what to search for, such as warmup", flag_values=values)
+    flags.DEFINE_string("text", "", "text to search for, such as warmup", flag_values=values)
     flags.DEFINE_string(
-        "format", "text", f"one of {', '.join(FORMATS)}; only text is searched", flag_values=values
+        "format",
+        "text",
+        f"one of {', '.join(FORMATS)}; TEXT can be given only with text",
+        flag_values=values,
     )
 
 
@@ -47,16 +50,16 @@ def _print(values: flags.FlagValues) -> None:
     if form not in FORMATS:
         raise ConfigError(key="--format", value=form, allowed=FORMATS)
     if text and form != "text":
-        raise ConfigError("searches only --format=text", key="--text", value=text)
+        raise ConfigError("can be given only with --format=text", key="--text", value=text)
     described = [one for one in descriptions() if text.lower() in one.searched()]
     if not described:
-        raise ConfigError("no setting contains it", key="--text", value=text)
+        raise ConfigError("no setting contains this text", key="--text", value=text)
     print(FORMATS[form](described))
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A setting in words.
+    """The description of a setting.
 
     Attributes:
       key: the dotted key.
@@ -64,7 +67,7 @@ class Description:
       default: the default, or the defaults by choice.
       allowed: the allowed values; "" for any.
       meaning: the help text.
-      choices: {choice: its help and the settings that it uses}, for a setting that names one.
+      choices: {choice: its help text and the settings that it uses}; {} if the setting is not a choice.
       schema: the JSON schema of the value.
     """
 
@@ -77,12 +80,12 @@ class Description:
     schema: dict[str, Any]
 
     def searched(self) -> str:
-        """Return the text that a search looks at."""
+        """Return the text that is searched, in lower case."""
         return " ".join((self.key, self.meaning, *self.choices, *self.choices.values())).lower()
 
 
 def descriptions() -> list[Description]:
-    """Return all settings in words, in the order of the configuration."""
+    """Describe all settings, in the order of the configuration."""
     fields = settings()
     kinds = {name: get_type_hints(section) for name, section in sections().items()}
     owners = {

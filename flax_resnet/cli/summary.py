@@ -109,7 +109,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
             0,
             "with --schedule: number of training images (default: that of the dataset)",
         ),
-        ("depth", 0, 0, "sum the layers below this depth of the path; 1 for one row per block"),
+        ("depth", 0, 0, "sum the layers below this depth of their path; 1 for one row per block"),
     ):
         flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
 
@@ -169,7 +169,7 @@ def _listed(pattern: str, shape: dict[str, int], options: dict[str, Any]) -> lis
     if not names:
         near = suggestion(pattern.strip("*"), list_models())
         hint = near if near.startswith("did") else "--list '*' shows all"
-        raise ConfigError("no network has such a name", key="--list", value=pattern, cure=hint)
+        raise ConfigError("matches no network", key="--list", value=pattern, cure=hint)
     rows = []
     for name in tqdm(names, disable=not sys.stderr.isatty(), leave=False, unit="network"):
         try:

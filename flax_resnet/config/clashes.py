@@ -37,7 +37,7 @@ def _check_source(config: Config) -> None:
 
 
 def _check_left_open(config: Config) -> None:
-    """Raise for settings left empty, to be taken from pretrained weights, when no weights are named."""
+    """Raise for empty settings if there are no pretrained weights to take them from."""
     model = config.model
     left_open = {
         "model.name": (model.name, "a network's name"),

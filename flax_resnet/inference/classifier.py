@@ -59,7 +59,7 @@ class Classifier:
     step: int
 
     def predict(self, images: np.ndarray | Sequence, *, batch_size: int = 64) -> Prediction:
-        """Classify images like the run's evaluation (`data.eval_size`, `augment.eval_flip`, `eval_shift`).
+        """Classify images as in the run's evaluation (`data.eval_size`, `augment.eval_flip`, `augment.eval_shift`).
 
         Args:
           images: uint8 [N, H, W, 3] of any size; a sequence of arrays [H, W, 3], file paths or Pillow images; or a
@@ -99,7 +99,7 @@ class Classifier:
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names:
             raise ConfigError(
-                "no features asked for",
+                "no feature is named",
                 key="names",
                 value=names,
                 allowed=self.model.feature_info(),
@@ -116,7 +116,7 @@ class Classifier:
         views: Augment,
     ) -> dict[str, np.ndarray]:
         """Compute features of prepared images, uint8 [N, S, S, 3], averaged over `evaluation_views`."""
-        # Pad small inputs to a power of two: one image costs one, and only a few sizes are compiled.
+        # Pad small inputs to a power of two, so a single image needs no padding, and few batch sizes are compiled.
         batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
         starts = range(0, max(len(pixels), 1), batch_size)
         parts = []
@@ -212,8 +212,8 @@ def load_pretrained(
         local cache.
       num_classes: number of classes. If the weights have another number, the head is freshly initialized. 0 for no
         head; None for the head of the weights.
-      in_channels: number of channels of the images; the first convolution is adapted as in timm. None for that of
-        the weights.
+      in_channels: number of channels of the images; the first convolution is adapted as in timm. None for the
+        channels of the weights.
       **options: options of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
 
     Returns:

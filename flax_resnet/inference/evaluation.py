@@ -16,8 +16,8 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      record: step or model, split, count, and the METRICS of optim/metrics.py; those of the moving average as
-        ema_NAME.
+      record: step or model, split, count, and the METRICS of optim/metrics.py; those of the moving average are
+        named ema_NAME.
       confusion: [K, K], number of examples by (label, prediction), of the moving average if there is one; None for
         more than MOST_CLASSES classes.
       class_names: names of the K classes.
@@ -107,7 +107,7 @@ def evaluate_model(
     classifier = load_pretrained(name, weights=weights)
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
     data = data_section(classifier.config.data, choice)
-    # No image of a folder without splits was trained on, so evaluate on all.
+    # The weights were not trained on this data, so evaluate all images of a folder without splits.
     data = dataclasses.replace(data, eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)
     source = open_source(data, train=False)
@@ -128,13 +128,14 @@ def check_classes(
 ) -> None:
     """Raise DataError if the classes of the data or their order do not match the logits.
 
-    Names of ImageNet classes match their WordNet ids. Logits named by numbers match any names.
+    Weights whose classes are named by the words of ImageNet or by numbers match any data with the same number of
+    classes, except ImageNet's classes in another order.
 
     Args:
       found: names of the dataset's classes.
       own: names of the classes of the weights.
       where: the dataset or the split, for the message.
-      key: the flag that names it.
+      key: the flag that selects the data, for the message.
     """
     from flax_resnet.weights import imagenet_classes
 
@@ -174,7 +175,7 @@ def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:
 def _measure(
     model: Any, config: Any, source: Any, variables: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """Return the metrics and the confusion matrix; None instead of the matrix above MOST_CLASSES classes."""
+    """Return the metrics and the confusion matrix; no matrix (None) above MOST_CLASSES classes."""
     from flax_resnet.optim.metrics import EMA, record
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import every_example

@@ -143,7 +143,7 @@ def linear_predict(
         raise DataError(
             f"all {len(labels)} training images are of one class",
             key="labels",
-            allowed="of at least 2 classes",
+            allowed="labels of at least 2 classes",
         )
     held = held_out(labels)
     fitted = ~held
@@ -163,7 +163,7 @@ def linear_predict(
 def held_out(labels: np.ndarray) -> np.ndarray:
     """Return a mask of held-out examples, bool [m]: about a fifth of each class, chosen at random.
 
-    At least one example of each class is not held out.
+    Each class keeps at least one example that is not held out.
     """
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     first = np.diff(labels[order], prepend=-1) != 0

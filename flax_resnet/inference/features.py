@@ -48,7 +48,7 @@ def compute_features(
     Args:
       model: the network; its head, if any, is not computed.
       variables: its params and batch_stats.
-      config: the configuration; it sets crop and normalisation of images.
+      config: the configuration; it determines the crop and normalisation of images.
       source: the split.
       batch_size: images per step.
       limit: largest number of images, a random subset; 0 for all.

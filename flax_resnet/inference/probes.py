@@ -21,8 +21,8 @@ def probe(
 
     Args:
       network: the run, or the network. If the run keeps a moving average, the moving average is probed.
-      images: the dataset, with any classes; by default that of the run. Folders and files without splits are split
-        by the data section: a fixed fifth is held out for evaluation.
+      images: the dataset, with any classes; by default that of the run. In a folder or file without splits, the
+        share `data.eval_fraction` of the network's configuration is held out for evaluation.
       k: number of neighbours that vote.
       temperature: temperature of the vote.
       limit: largest number of training images, a random subset; 0 for all.
@@ -32,7 +32,7 @@ def probe(
       The record of `measure`, with step or model, dataset, train_split and split.
 
     Raises:
-      UserError: there is no such run, network, weights, dataset or split; or as `measure`.
+      UserError: there is no such run, network, weights, dataset or split; or `measure` raises it.
     """
     if not network.workdir:
         kind_of(images.dataset)  # raises for a wrong path before any download
@@ -82,7 +82,7 @@ def measure(
     """Fit both probes to the features of one split, and measure their accuracy on another.
 
     Args:
-      classifier: a `Classifier`; its configuration sets crop and normalisation of images.
+      classifier: a `Classifier`; its configuration determines the crop and normalisation of images.
       train: the `Source` to fit the probes on.
       test: the `Source` to evaluate on, with the same classes.
       k: number of neighbours that vote.
@@ -96,7 +96,7 @@ def measure(
 
     Raises:
       ConfigError: `k` is not between 1 and the number of training images, or `temperature` is not above 0.
-      DataError: the classes differ, or all training images have the same class; or as `compute_features`.
+      DataError: the classes differ, or all training images have the same class; or `compute_features` raises it.
     """
     from flax_resnet.inference.feature_classifiers import (
         check_neighbours,

@@ -117,7 +117,7 @@ def open_pretrained(
         return open_weights(network, text)
     if is_path(text):
         raise ConfigError(key=key, value=text, allowed="a run folder or a file of weights")
-    check(text.partition(".")[0])  # before any download
+    check(text.partition(".")[0])  # raises before any download
     try:
         find(text)
     except WeightsError as error:
@@ -171,7 +171,7 @@ def is_path(text: str) -> bool:
 
 
 def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[str, Any]:
-    """Return the weights as variables of the network. A head with another number of classes has only shapes.
+    """Return the weights as variables of the network. A head with another number of classes is returned as shapes.
 
     Logs a warning if the weights were trained with another normalisation than the configured one.
 

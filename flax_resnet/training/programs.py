@@ -25,8 +25,8 @@ class Programs:
     """The compiled functions of a run.
 
     Attributes:
-      train_step: computes the updates of a call.
-      eval_step: computes the sums of an evaluation batch.
+      train_step: the function that computes the updates of a call.
+      eval_step: the function that computes the sums of an evaluation batch.
       measure_statistics: the result of `make_statistics_measurement`, or None if `ema.bn_batches` is 0.
       microbatches: number of microbatches per batch.
       data: the training step's `data` argument: the feed's data, and the teacher's variables.
@@ -48,7 +48,9 @@ def make_programs(
     microbatches: int | None,
     teacher: Teacher | None,
 ) -> Programs:
-    """Return the compiled functions of a run. If the training step has calls of several shapes, compile it for all.
+    """Return the compiled functions of a run.
+
+    If the calls of the training step have several shapes, the step is compiled for all of them here.
 
     Args:
       experiment: the experiment.

@@ -19,7 +19,7 @@ class Start:
     """The start of a run.
 
     Attributes:
-      step: number of updates made before.
+      step: number of updates made before this start.
       state: the training state.
       bad_images: {index of a known unreadable image: step at which it was found}.
       microbatches: number of microbatches of a resumed run; None to take it from the configuration.

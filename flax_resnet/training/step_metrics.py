@@ -19,7 +19,7 @@ class StepMetrics:
     """The metrics of the steps since the last record.
 
     Args:
-      updates: number of updates made before; below the number of steps if loss scaling skipped some (float16).
+      updates: number of updates made before this start; below the number of steps if float16 skipped some updates.
       batch_size: images per step.
 
     Attributes:

@@ -45,7 +45,7 @@ def train(
       dry_run: print the plan and return; nothing is written.
       train_source: the training examples, such as an `ArraySource`; only with ``data.source='python'``.
       eval_source: the evaluation examples; only with ``data.source='python'``.
-      observers: receive every record.
+      observers: objects that receive every record.
 
     Returns:
       The result, or None after a dry run.
@@ -94,7 +94,8 @@ def train(
         teacher = teacher or _teacher_of(experiment)
         if restored and not forced:
             check_teacher(restored, teacher, config.distill.teacher, folder)
-        folder.store_config(config)  # only now: a command that fails a check must not change it
+        # Only after all checks: a command that fails one of them keeps the stored configuration.
+        folder.store_config(config)
         log.info("%s", experiment.summary())
         if start:
             epoch = start.step / experiment.plan.steps_per_epoch

@@ -44,7 +44,7 @@ class Trainer:
       folder: the run folder.
       checkpoints: the checkpoints of the run folder.
       teacher_checksum: the checksum of the teacher, or None.
-      observers: receive every record.
+      observers: objects that receive every record.
     """
 
     experiment: Experiment
@@ -255,7 +255,7 @@ def build_trainer(
       folder: the run folder.
       checkpoints: the checkpoints of the run folder.
       teacher: the teacher network, or None.
-      observers: receive every record.
+      observers: objects that receive every record.
     """
     config, splits, mesh = experiment.config, experiment.splits, experiment.mesh
     train_feed = make_feed(

@@ -9,11 +9,11 @@ import numpy as np
 from flax_resnet.cli import app
 from flax_resnet.errors import ConfigError, writing
 
-NAMED, NUMBERED = 60, 20  # largest number of classes to draw with names, and with percentages
+NAMED, NUMBERED = 60, 20  # largest numbers of classes to draw with names and with percentages
 
 
 def checked(file: str) -> pathlib.Path | None:
-    """Return the path to write the matrix to, or None if `file` is empty. Raises ConfigError: unknown suffix."""
+    """Return the path to write the matrix to, or None if `file` is empty. Raises ConfigError for other suffixes."""
     if not file:
         return None
     path = pathlib.Path(file).expanduser()
@@ -57,7 +57,7 @@ def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set(xlabel="taken for", ylabel="is", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     if len(names) <= NAMED:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -82,6 +82,6 @@ def weakest(counts: np.ndarray, names: Sequence[str], most: int = 3) -> str:
             wrong[label] = 0
             other = names[int(wrong.argmax())]
             descriptions.append(
-                f"{names[label]} {shares[label]:.1%} of {totals[label]:,.0f} (taken for {other})"
+                f"{names[label]} {shares[label]:.1%} of {totals[label]:,.0f} (most often taken for {other})"
             )
     return ", ".join(descriptions)

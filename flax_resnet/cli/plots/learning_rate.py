@@ -7,7 +7,7 @@ import numpy as np
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
 
-POINTS = 2000  # most steps drawn
+POINTS = 2000  # largest number of steps to draw
 
 
 def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
@@ -38,7 +38,7 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
     axes = figure.subplots()
     axes.plot(steps / made.steps_per_epoch, [float(rate(int(step))) for step in steps])
     changes = [
-        (f"{pattern or 'all'} begins", start * made.unit)
+        (f"{pattern or 'all'} unfrozen", start * made.unit)
         for pattern, start in config.optimizer.unfreeze_at
     ]
     changes += [(f"{size} px", start) for start, size in made.sizes if len(made.sizes) > 1]

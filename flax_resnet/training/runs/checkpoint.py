@@ -218,7 +218,7 @@ class Checkpoints:
         return None
 
     def resolve(self, checkpoint: str | int) -> int:
-        """Return the step of "last", "best" or a step. Raises CheckpointError if no such checkpoint is saved."""
+        """Return the saved step that "last", "best" or a step means. Raises CheckpointError if there is none."""
         steps = self.steps()
         if not steps:
             raise CheckpointError("holds no checkpoint", key=self._folder)

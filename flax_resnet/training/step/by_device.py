@@ -12,11 +12,11 @@ from flax_resnet.training.step.training_loss import Gradient, LossInputs
 
 
 def by_device(gradient: Callable, model: Network, mesh: Mesh, dtype: str) -> Gradient:
-    """Return a gradient function: each device differentiates its own rows, and two sums go over the devices.
+    """Return a function that computes the gradient of each device's own rows, and sums it over the devices.
 
-    The first sum is of the gradients of the head and the last stage. It overlaps the computation of the other
-    stages' gradients. Without this function, XLA sums each layer's gradient as soon as it is computed, in the dtype
-    of its convolution: 35 sums in ResNet-50.
+    There are two sums. The first one is over the gradients of the head and the last stage, and overlaps the
+    computation of the other gradients. Without this function, XLA sums each layer's gradient as soon as it is
+    computed, in the dtype of its convolution: 35 sums in ResNet-50.
 
     The running statistics are averaged over the devices. Each device draws its own dropout.
 

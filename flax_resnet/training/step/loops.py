@@ -23,7 +23,7 @@ def repeat(function: Callable, carry: Any, xs: Any, mesh: Mesh) -> tuple[Any, An
 
 
 def several_steps(train_step: Callable, mesh: Mesh) -> Callable:
-    """Return a training step of several updates; its inputs and its metrics have a leading axis [steps]."""
+    """Return a training step of several updates. Its `calls` and its metrics have a leading axis [steps]."""
 
     def train_steps(state: Any, data: Any, calls: Any) -> tuple:
         def one(state: Any, call: Any) -> tuple:
