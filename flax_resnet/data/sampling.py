@@ -27,9 +27,7 @@ from flax_resnet.errors import DataError
 # kernels on GPU.
 ROUNDS = np.arange(1, 33, dtype=np.uint32).reshape(4, 8) * np.uint32(0x9E3779B9)
 MAX_SIZE = 2**31 - 1
-SUBSET_EPOCH = (
-    0xFFFFFFFF  # the permutation of this epoch selects the subset; no run reaches the epoch
-)
+SUBSET_EPOCH = 0xFFFFFFFF  # the permutation of this epoch selects the subset; no run gets that far
 
 
 def mix(xp: ModuleType, value: Any) -> Any:
