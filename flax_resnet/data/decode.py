@@ -130,9 +130,8 @@ def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tens
     """
     short = int(size / fraction + 1e-6)
     least = tf.reduce_min(shape)
-    resized = tf.cast(
-        short * shape // least, tf.float32
-    )  # truncates the long side like torchvision
+    # Truncates the long side like torchvision.
+    resized = tf.cast(short * shape // least, tf.float32)
     return resized / tf.cast(shape, tf.float32), tf.round((resized - size) / 2)
 
 
