@@ -1,11 +1,11 @@
-"""Strictness for every test: CPU with eight virtual devices, no silent broadcasting, no warnings."""
+"""Settings and fixtures for all tests: a CPU with eight virtual devices; rank promotion and warnings are errors."""
 
 import os
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What runs a few times is compiled fast rather than well, in a fifth of the time. TEST_COMPILER="" is for the code
-# that users run. From 0.11 on, jaxlib has one kind of emitters, and ends at a flag that it does not know.
+# Compile without optimization, which takes a fifth of the time, because tests run a program only a few times. Set
+# TEST_COMPILER="" to compile as users do. jaxlib 0.11 removed the flag for emitters, and aborts on an unknown flag.
 os.environ.setdefault(
     "TEST_COMPILER",
     "--xla_backend_optimization_level=0"
@@ -30,15 +30,15 @@ from PIL import Image
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Options of a jit whose every bit counts, or that computes for long.
+# `compiler_options` for programs that must give the same bits as for users, or that run long.
 AS_USERS = {"xla_backend_optimization_level": 3}
 if "emitters" in os.environ["TEST_COMPILER"]:
     AS_USERS["xla_cpu_use_fusion_emitters"] = True
 
-# Set here rather than in setup.cfg, so that a user's own code is not judged by it. Each exception is dated.
+# Set here, not in setup.cfg, so that these filters apply only to our tests. Each exception has a date.
 WARNINGS = [
     "error",
-    # 2026-11: libraries' own use of what is deprecated elsewhere; none is called by us in another way
+    # 2026-11: libraries call deprecated functions of other libraries; our own code must not
     "ignore::DeprecationWarning:(?!flax_resnet)",
     "ignore::PendingDeprecationWarning:(?!flax_resnet)",
     # 2026-11: Orbax and etils leave event loops and files to the garbage collector
@@ -47,7 +47,7 @@ WARNINGS = [
 ]
 
 
-# Tests marked `quick`, by how their names begin: some of every room, and one run from the command to a prediction.
+# Prefixes of the tests with the mark `quick`: some of every folder, and one run from the command to a prediction.
 QUICK = (
     *(
         "test_house.py",
@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items):
 
 @contextlib.contextmanager
 def refused(key, value=..., kind=None):
-    """Expects a user's mistake in one line that is about this key, and has this value unless it is `...`."""
+    """Expect a UserError with this key and a message of one line; check `value` unless it is `...`."""
     from flax_resnet.errors import UserError
 
     with pytest.raises(kind or UserError) as caught:
@@ -96,14 +96,14 @@ def refused(key, value=..., kind=None):
 
 
 def records_of(workdir, split):
-    """The records of a split in a run's metrics.jsonl."""
+    """Return the records of a split in the metrics.jsonl of a run."""
     from flax_resnet.training.runs.folder import RunFolder
 
     return [r for r in RunFolder.at(workdir).read_records() if r["split"] == split]
 
 
 def saved(workdir, step):
-    """What a checkpoint holds beside the state."""
+    """Return the metadata of a checkpoint."""
     return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())
 
 
@@ -119,13 +119,13 @@ def data_dir(tmp_path_factory):
 
 
 def drawn(shapes, seed=0):
-    """A tree of these shapes, filled: to compile what initialises a network takes seconds."""
+    """Fill a tree of shapes with random values. It saves seconds: compiling the initialization is slow."""
     draw = np.random.default_rng(seed)
 
     def fill(leaf):
         if not np.issubdtype(leaf.dtype, np.floating):
             return np.zeros(leaf.shape, leaf.dtype)
-        if len(leaf.shape) < 2:  # a variance, among others: above 0
+        if len(leaf.shape) < 2:  # may be a variance, which must be above 0
             return draw.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         return (draw.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5).astype(leaf.dtype)
 
@@ -133,7 +133,7 @@ def drawn(shapes, seed=0):
 
 
 def saved_run(folder, sections, class_names, *, step=0, **more):
-    """A run folder as training leaves it at a step, whose weights are drawn: nothing is compiled."""
+    """Write a run folder with a checkpoint at `step` and random weights, without training or compiling."""
     from flax_resnet.config import freeze
     from flax_resnet.config.plan import Plan, planned_optimizer
     from flax_resnet.training import sharding
@@ -157,7 +157,7 @@ def saved_run(folder, sections, class_names, *, step=0, **more):
 
 
 def one_device():
-    """The mesh of one device, whose programs are those of a machine that has no more."""
+    """Return a mesh of one device, for which JAX compiles as on a machine with one device."""
     return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
 
@@ -169,7 +169,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture
 def own_cache(tmp_path):
-    """A compilation cache of a test's own: JAX keeps to the first that a process names, until it is reset."""
+    """A compilation cache for one test. A process uses its first cache until `reset_cache` is called."""
     compilation_cache.reset_cache()
     yield tmp_path / "xla"
     compilation_cache.reset_cache()
@@ -200,7 +200,7 @@ def pictures(photographs):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A file of weights of two classes."""
+    """A file with the weights of a network with two classes."""
     from weights_by_name import SMALLEST, tensors_for
 
     from flax_resnet.weights import write_safetensors
@@ -227,7 +227,7 @@ def untrained():
 
 @pytest.fixture
 def prepare_refuses(capsys):
-    """Runs the command `prepare`, expects an exit code and one line with these words."""
+    """A function that runs the command `prepare`, and expects an exit code and one error line with these words."""
     from flax_resnet.cli import prepare
 
     def run(call, *words, code=4):

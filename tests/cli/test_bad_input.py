@@ -90,7 +90,7 @@ def test_errors_in_flag_files(refuse, tmp_path):
     ],
 )  # fmt: skip
 def test_errors_in_models_and_datasets(refuse, tiny, tmp_path, override, fault, names):
-    if "batch_size=8" in override:  # one image for each device, and a map of 1x1
+    if "batch_size=8" in override:  # one image per device, whose last feature map is 1x1
         tiny = [*tiny, "--config.model.norm_scope=local"]
     if "frozen" in override:
         tiny = [*tiny, "--config.model.norm_scope=local"]
@@ -155,7 +155,7 @@ def test_a_read_only_workdir_is_refused(refuse, tiny, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
-    if os.access(locked, os.W_OK):  # root may write there: take a file system that refuses root too
+    if os.access(locked, os.W_OK):  # root can write there, but not to /sys
         locked = pathlib.Path("/sys")
     refuse([*tiny, f"--workdir={locked / 'run'}"], locked / "run", code=DISK)
 
@@ -192,7 +192,7 @@ def test_a_bug_keeps_its_traceback(tiny, tmp_path, monkeypatch):
         main.main([*tiny, f"--workdir={tmp_path / 'run'}"])
 
 
-def test_the_console_script(capsys):
+def test_the_console_script_runs_commands_and_refuses_unknown_ones(capsys):
     assert commands.main([]) == 0
     assert "evaluate" in capsys.readouterr().out
     assert commands.main(["evalute"]) == 2
@@ -214,7 +214,7 @@ def test_two_commands_in_one_process_do_not_clash(capsys):
         assert commands.main(["evaluate"]) == 2
 
 
-def test_prepare(capsys, tmp_path):
+def test_prepare_through_the_console_script(capsys, tmp_path):
     assert commands.main(["prepare", "--name=digits", f"--data_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "digits" / "1.0.0")
     for arguments, code, *names in (

@@ -1,4 +1,4 @@
-"""Weights made elsewhere, converted and evaluated through the commands."""
+"""The commands `convert` and `evaluate` on weights from other sources."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from flax_resnet.cli import commands
 from flax_resnet.weights import read_tensors, write_safetensors
 
 
-def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsys):
+def test_weights_are_converted_from_pytorch_to_a_run_and_back(weights, pictures, tmp_path, capsys):
     run, back = tmp_path / "run", tmp_path / "back.safetensors"
     assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
     assert f'flax_resnet.load("{run}")' in capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsy
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor)
-    # What lies beside the file brings the preprocessing back.
+    # The JSON file next to the weights sets the preprocessing and the class names.
     sidecar = tmp_path / "back.json"
     about = json.loads(sidecar.read_text())
     about["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
@@ -42,8 +42,8 @@ def test_from_torchs_layout_to_a_run_and_back(weights, pictures, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
-    """Trained with options, scanned too: what timm cannot guess is said."""
+def test_a_trained_run_is_converted_to_pytorch(data_dir, cache_dir, tmp_path, capsys):
+    """With non-default depths and scanned blocks. The command prints the options that timm needs."""
     run, file = tmp_path / "run", tmp_path / "run.safetensors"
     arguments = [
         "--config=resnet18", "--config.model.widths=(4,8,8,8)", "--config.model.depths=(1,3,1,1)",
@@ -54,9 +54,8 @@ def test_a_trained_run_in_torchs_layout(data_dir, cache_dir, tmp_path, capsys):
     assert main.main(arguments) == 0
     assert commands.main(["convert", str(run), str(file)]) == 0
     assert "depths=(1, 3, 1, 1)" in capsys.readouterr().out
-    again = load_pretrained(
-        "resnet18", weights=file
-    )  # options and crop come back by the file beside it
+    # The JSON file next to the weights sets the options and the crop.
+    again = load_pretrained("resnet18", weights=file)
     assert again.config.model.depths == (1, 3, 1, 1)
     assert again.config.data.eval_crop == "resize"
     image = np.random.RandomState(0).randint(0, 256, (2, 8, 12, 3)).astype(np.uint8)
@@ -81,7 +80,7 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert "top-5 100.00%" in line
     assert line.endswith(", test_resnet")
-    # The same by hand: every image of the folder, through predict.
+    # Compute the accuracy with `predict` on every image of the folder.
     classifier = load_pretrained(SMALLEST, weights=weights)
     data = dataclasses.replace(classifier.config.data, image_size=32)
     config = dataclasses.replace(classifier.config, data=data)
@@ -96,7 +95,7 @@ def test_evaluate_a_model_on_a_folder(weights, photographs, cache_dir, capsys):
     assert line.startswith(f"error: --split=train: {photographs}")
 
 
-def test_a_converted_run_takes_imagenets_ids_for_its_words():
+def test_class_names_may_be_imagenets_words_or_wordnet_ids():
     from flax_resnet.errors import DataError
     from flax_resnet.inference.evaluation import check_classes
     from flax_resnet.weights import imagenet_classes
@@ -112,9 +111,7 @@ def test_a_converted_run_takes_imagenets_ids_for_its_words():
     assert "1000" in caught.value.allowed
 
 
-def test_class_names_of_the_weights_must_be_those_of_the_data(
-    weights, photographs, tmp_path, capsys
-):
+def test_class_names_of_the_weights_must_match_the_data(weights, photographs, tmp_path, capsys):
     file = tmp_path / "w.safetensors"
     file.write_bytes(weights.read_bytes())
     about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear",
@@ -150,7 +147,7 @@ def test_class_names_of_the_weights_must_be_those_of_the_data(
         assert not (tmp_path / "run").exists()
 
 
-DATA, FOLDER = 4, 5  # exit codes beside 2, that of a mistake in the command
+DATA, FOLDER = 4, 5  # exit codes; 2 is for an error in the command
 
 
 @pytest.mark.parametrize(
@@ -182,7 +179,7 @@ DATA, FOLDER = 4, 5  # exit codes beside 2, that of a mistake in the command
         (["evaluate", "--model=test_resnet", "--checkpoint=best", "--dataset=x"], 2, ["--checkpoint=best: "]),
     ],
 )  # fmt: skip
-def test_what_the_commands_refuse(arguments, code, names, weights, tmp_path, capsys):
+def test_errors_of_convert_and_evaluate(arguments, code, names, weights, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("x")
 
@@ -196,7 +193,7 @@ def test_what_the_commands_refuse(arguments, code, names, weights, tmp_path, cap
     assert {p.name for p in tmp_path.iterdir()} <= {"taken", "digits", "downloads"}
 
 
-def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
+def test_existing_runs_and_files_are_not_overwritten(weights, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "w.safetensors"
     assert commands.main(["convert", str(weights), str(run), "--model", SMALLEST]) == 0
     digest = hashlib.sha256(
@@ -217,7 +214,7 @@ def test_an_existing_file_is_not_written_over(weights, tmp_path, capsys):
 
 
 def damaged(kind, good, tmp_path):
-    """A malformed file of weights."""
+    """Write a malformed file of weights, and return its path."""
     file = tmp_path / f"{kind}.safetensors"
     if kind == "truncated":
         file.write_bytes(good.read_bytes()[:-1000])

@@ -1,4 +1,4 @@
-"""Numbers that are far too large, names that are none, and folders that cannot be read: one line each."""
+"""Far too large numbers, invalid names, unreadable folders and closed outputs: an error of one line each."""
 
 import pathlib
 import subprocess
@@ -31,13 +31,13 @@ def run(tmp_path):
         ("train", "eval_batch_size", 10**20),
     ],
 )
-def test_a_number_that_no_tensor_has_room_for_is_refused(section, key, value):
+def test_a_size_that_no_tensor_can_have_is_refused(section, key, value):
     with refused(f"{section}.{key}", value, ConfigError):
         freeze({section: {key: value}})
 
 
 @pytest.mark.parametrize(("key", "value"), [("steps", 10**21), ("epochs", 10**6)])
-def test_a_run_is_no_longer_than_its_counters_of_steps(key, value):
+def test_a_run_with_more_steps_than_a_counter_can_hold_is_refused(key, value):
     config = freeze({"train": {key: value}})
     with refused(f"train.{key}", value, ConfigError):
         plan(config, num_train=10**6, num_eval=10, num_classes=10)
@@ -50,12 +50,12 @@ def test_a_run_is_no_longer_than_its_counters_of_steps(key, value):
         {"schedule": {"name": "multi_step", "milestones": (1e308,)}},
     ],
 )
-def test_a_position_after_any_end_is_never_reached(sections):
+def test_a_position_far_after_the_end_is_never_reached(sections):
     made = plan(freeze(sections), num_train=1000, num_eval=10, num_classes=10)
     assert made.eval_every >= made.total_steps or min(made.milestones) >= made.total_steps
 
 
-def test_a_warm_up_without_end_is_refused():
+def test_a_warm_up_far_longer_than_the_run_is_refused():
     config = freeze({"schedule": {"warmup": 1e308}})
     with refused("schedule.warmup", 1e308, ConfigError):
         plan(config, num_train=1000, num_eval=10, num_classes=10)
@@ -70,25 +70,25 @@ def test_a_warm_up_without_end_is_refused():
         ["probe", "--image_size=99999999"],
     ],
 )
-def test_a_flag_that_no_tensor_has_room_for_is_refused(run, arguments, capsys):
+def test_a_flag_with_a_size_that_no_tensor_can_have_is_refused(run, arguments, capsys):
     assert commands.main([*arguments, f"--workdir={run}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {arguments[1]}: ")
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "03", "", "3" * 5000])
-def test_a_checkpoint_is_named_as_its_folder_is(run, name):
+def test_the_name_of_a_checkpoint_must_equal_its_folder(run, name):
     with refused("checkpoint", name, CheckpointError):
         Checkpoints(run, read_only=True).resolve(name)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "$x", "a\nb"])
-def test_what_cannot_be_the_name_of_a_dataset_is_refused(name, capsys):
+def test_an_impossible_dataset_name_is_refused(name, capsys):
     assert main.main(["--config=resnet18", f"--config.data.name={name}", "--dry_run"]) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: data.name={name!r}: must be name, name/config or name:version")
 
 
-def test_env_goes_on_without_a_cache_that_cannot_be_read(monkeypatch):
+def test_env_reports_an_unreadable_cache_and_continues(monkeypatch):
     def deny(*args, **options):
         raise PermissionError(13, "Permission denied")
 
@@ -112,7 +112,7 @@ def test_a_file_in_place_of_the_cache_is_refused(run, tmp_path, capsys):
         MemoryError(),
     ],
 )
-def test_too_little_memory_is_one_line_with_its_cures(error, capsys):
+def test_too_little_memory_is_one_line_with_remedies(error, capsys):
     def fail(values):
         raise error
 
@@ -126,7 +126,7 @@ def test_other_errors_are_bugs_and_not_recognized():
     assert recognized(RuntimeError("shapes do not match: zoom 3")) is None
 
 
-def test_a_command_whose_output_is_closed_does_its_work(monkeypatch, tmp_path, capsys):
+def test_a_command_works_with_a_closed_standard_output(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.stdout", None)
     output = tmp_path / "layers.txt"
     assert commands.main(["summary", "--model=resnet18", f"--output={output}"]) == 0
@@ -136,7 +136,7 @@ def test_a_command_whose_output_is_closed_does_its_work(monkeypatch, tmp_path, c
 
 
 @pytest.mark.parametrize("arguments", [["settings"], ["--version"]])
-def test_an_output_on_a_full_disk_is_one_line(arguments):
+def test_standard_output_on_a_full_disk_is_one_line(arguments):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "flax_resnet", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)

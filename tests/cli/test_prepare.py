@@ -1,4 +1,4 @@
-"""The command that prepares datasets: what it refuses, each in one line."""
+"""Errors of the command `prepare`, each in one line."""
 
 import pytest
 
@@ -30,7 +30,7 @@ import pytest
         (["--pack=small", "--path=x", "--pck=x"], ["--pck: ", "'--pack'"]),
     ],
 )
-def test_a_wrong_flag_is_one_line(prepare_refuses, tmp_path, call, names):
+def test_an_invalid_flag_is_one_line(prepare_refuses, tmp_path, call, names):
     prepare_refuses([*call, f"--data_dir={tmp_path / 'data'}"], *names, code=2)
     assert not (tmp_path / "data").exists()
 
@@ -45,7 +45,7 @@ def test_a_wrong_flag_is_one_line(prepare_refuses, tmp_path, call, names):
         (["--pack=small", "--path=HOLLOW"], ["HOLLOW/a: "]),
     ],
 )
-def test_no_such_images_is_one_line(prepare_refuses, tmp_path, call, names):
+def test_missing_images_are_one_line(prepare_refuses, tmp_path, call, names):
     (tmp_path / "empty").mkdir()
     for name in "ab":
         (tmp_path / "hollow" / name).mkdir(parents=True)

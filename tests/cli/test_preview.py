@@ -1,4 +1,4 @@
-"""The picture of a batch."""
+"""The command `preview`, which draws a training batch."""
 
 import numpy as np
 import pytest
@@ -30,13 +30,13 @@ def test_a_preview_shows_a_batch_as_training_sees_it(photographs, tmp_path, cach
         assert line.startswith(f"error: {fault}: ")
 
 
-def test_a_soft_label_is_described_by_its_parts():
+def test_a_soft_label_is_shown_as_percentages_of_classes():
     names = ("a", "b", "c")
     assert preview.described(np.array([0.0, 1.0, 0.0]), names) == "b"
     assert preview.described(np.array([0.25, 0.0, 0.75]), names) == "c 75%\na 25%"
 
 
-def test_data_dir_is_where_every_command_with_a_configuration_looks(tmp_path, capsys):
+def test_every_command_with_a_configuration_uses_data_dir(tmp_path, capsys):
     for run in (
         lambda *flags: main.main([*flags, "--dry_run"]),
         lambda *flags: preview.main([*flags, f"--output={tmp_path / 'x.png'}"]),

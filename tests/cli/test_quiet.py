@@ -1,4 +1,4 @@
-"""What libraries print beside an error of a command."""
+"""Suppressing messages that libraries print in addition to the error of a command."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import types
 from flax_resnet.cli.quiet import quiet_libraries
 
 
-def test_what_orbax_raises_it_does_not_print_as_well(monkeypatch):
+def test_orbax_does_not_also_print_the_errors_that_it_raises(monkeypatch):
     printed = []
     monkeypatch.setattr("sys.unraisablehook", printed.append)
     quiet_libraries.__wrapped__()

@@ -1,4 +1,4 @@
-"""The command that searches settings, and the page and the schema that it prints."""
+"""The command `settings`, which searches the settings and prints the page and the schema in docs/."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def test_every_setting_is_found_by_its_name(capsys):
     assert [line.partition(":")[0] for line in listed] == list(settings())
 
 
-def test_a_search_looks_at_names_meanings_and_choices(capsys):
+def test_a_search_finds_names_descriptions_and_choices(capsys):
     text = printed(capsys, "warm")
     assert "schedule.warmup: float, at least 0" in text
     assert "length of the linear warm-up" in text
@@ -67,7 +67,7 @@ def test_the_schema_allows_the_default_configuration():
 @pytest.mark.parametrize(
     "arguments", [["nothing like it"], ["--format=html"], ["x", "--format=markdown"]]
 )
-def test_what_is_not_there_is_one_line(arguments, capsys):
+def test_a_search_without_matches_and_invalid_flags_are_one_line(arguments, capsys):
     assert commands.main(["settings", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --")

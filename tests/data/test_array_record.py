@@ -16,7 +16,7 @@ from flax_resnet.errors import DataError
 
 @pytest.fixture
 def tfrecord(tmp_path):
-    """A data folder with the digits as tfrecord, five shards a split."""
+    """A data folder with the digits as tfrecord, five shards per split."""
     import tensorflow_datasets as tfds
 
     from flax_resnet.data.digits.digits_dataset_builder import Builder
@@ -58,11 +58,11 @@ def test_a_tfrecord_dataset_is_converted_record_by_record(tfrecord, data_dir, ca
         assert ours.images == expected.images
         np.testing.assert_array_equal(ours.labels, expected.labels)
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert commands.main(call) == 0  # done: nothing is touched
+    assert commands.main(call) == 0  # already converted: no file is touched
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
-def test_an_interrupted_conversion_changes_nothing_and_goes_on(tfrecord):
+def test_an_interrupted_conversion_keeps_the_dataset_and_can_be_continued(tfrecord):
     import tensorflow_datasets as tfds
 
     folder = tfrecord / "digits" / "1.0.0"
@@ -85,7 +85,7 @@ def test_an_interrupted_conversion_changes_nothing_and_goes_on(tfrecord):
             tfds.builder_from_directory(folder).as_data_source("train")
         assert not list(folder.glob("incomplete*"))
         victim.write_bytes(whole)
-    assert len(seen) == 3  # each with a reason of its own
+    assert len(seen) == 3  # each damage has its own message
     finished = {p: p.stat().st_ino for p in folder.glob("*.array_record-*")}
     assert 0 < len(finished) < 10
     torn = next(iter(finished))

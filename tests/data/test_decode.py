@@ -16,7 +16,7 @@ def test_random_windows_follow_torchvisions_rule():
     import tensorflow as tf
 
     shape = tf.constant([300, 200])
-    seeds = tf.data.Dataset.range(2000)  # compiled: one by one they take half a minute
+    seeds = tf.data.Dataset.range(2000)  # a compiled tf.data map; a Python loop takes half a minute
     windows = seeds.map(lambda i: decode.random_window(shape, (0.08, 1.0), (0.75, 4 / 3), [1, i]))
     boxes = np.stack(list(windows.as_numpy_iterator()))
     top, left, height, width = boxes.T
@@ -29,7 +29,7 @@ def test_random_windows_follow_torchvisions_rule():
     assert area.max() > 0.8
     assert 0.74 < aspect.min() < 0.77
     assert 1.3 < aspect.max() < 1.35
-    small = area < 0.4  # there no try is turned down, so the draws are even
+    small = area < 0.4  # no draw of this size is rejected, so the area is uniform
     assert abs(area[small].mean() - 0.24) < 0.01
     assert abs(np.log(aspect[small]).mean()) < 0.02
     fallback = decode.random_window(
@@ -48,12 +48,12 @@ def test_pillow_and_tensorflow_see_the_same_pixels(photographs):
             theirs = decode.evaluation_pixels(file.read_bytes(), data).numpy()
             ours = prepare([file], data)[0]
             difference = np.abs(ours.astype(int) - theirs)
-            # Pillow rounds between its two passes, TensorFlow does not.
+            # Pillow rounds between the two passes of resizing, TensorFlow does not.
             assert difference.mean() < 0.2, (data.image_size, file)
             assert (difference > 1).mean() < 1e-3
 
 
-def test_prepare_takes_arrays_of_any_size_and_refuses_others():
+def test_prepare_takes_arrays_of_any_size_and_refuses_other_dtypes_and_channels():
     data = Data(image_size=8)
     assert prepare(np.zeros((2, 20, 30, 3), np.uint8), data).shape == (2, 8, 8, 3)
     assert prepare([np.zeros((5, 6, 1), np.uint8), np.zeros((8, 8, 3), np.uint8)], data).shape == (
@@ -72,8 +72,8 @@ def test_prepare_takes_arrays_of_any_size_and_refuses_others():
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_random_crop_is_that_part_of_the_image(photographs, suffix):
-    """Decoding the window alone gives the pixels that cutting it out of the whole image gives."""
+def test_decoding_a_window_equals_cropping_the_whole_image(photographs, suffix):
+    """The pixels are equal to those of decoding the whole image and cropping it."""
     import io
 
     import tensorflow as tf
@@ -95,18 +95,18 @@ def test_a_random_crop_is_that_part_of_the_image(photographs, suffix):
         )
         whole = Data(**{**data.__dict__, "reduced_decode": False})
         got = decode.training_pixels(stored, whole, seed=seed).numpy().astype(int)
-        # libjpeg smooths colour over the window's edge with what lies inside only
+        # At the edge of the window, libjpeg interpolates colour only from pixels inside.
         assert np.abs(got - np.asarray(cut)).mean() < (0.2 if suffix == "png" else 0.6)
         reduced = decode.training_pixels(stored, data, seed=seed).numpy().astype(int)
         if min(height, width) < 40 or suffix == "png":
             np.testing.assert_array_equal(reduced, got)
         else:
             assert (reduced != got).any()
-            assert np.abs(reduced - got).mean() < 12  # it lies up to a pixel of the result aside
+            assert np.abs(reduced - got).mean() < 12  # shifted by up to one pixel of the result
 
 
-def test_half_size_decoding_shows_the_same_picture(photographs):
-    """With a window on the reduced grid nothing is shifted."""
+def test_half_size_decoding_does_not_shift_the_image(photographs):
+    """For a window aligned with the reduced grid, the result is not shifted."""
     import tensorflow as tf
 
     file = next(photographs.rglob("*.jpg"))
@@ -127,7 +127,7 @@ def test_half_size_decoding_shows_the_same_picture(photographs):
 
 
 def test_large_crops_are_antialiased(photographs):
-    """Of a chessboard of single pixels, a large crop is grey, not a moiré."""
+    """A large crop of a chessboard with squares of one pixel is grey, without moiré."""
     import io
 
     board = (np.indices((200, 200)).sum(0) % 2 * 255).astype(np.uint8)
@@ -146,7 +146,7 @@ def test_the_centre_crop_is_torchvisions_resize_and_centre_crop():
     np.testing.assert_array_equal(first, [16, 16])  # 16.5 rounds to even
 
 
-# --- torchvision, in a process of its own: torch does not bear TensorFlow beside it ---
+# --- torchvision, in a separate process: torch and TensorFlow do not work in one process ---
 
 CROPS = [
     (mode, size, fraction)
@@ -183,7 +183,7 @@ def torchvisions(photographs, tmp_path):
 
 
 @pytest.mark.parity
-def test_evaluation_pixels_are_torchvisions(photographs, torchvisions):
+def test_evaluation_pixels_equal_torchvisions(photographs, torchvisions):
     for mode, size, fraction in CROPS:
         data = Data(
             image_size=size, eval_crop="center", eval_crop_fraction=fraction, interpolation=mode
@@ -198,8 +198,8 @@ def test_evaluation_pixels_are_torchvisions(photographs, torchvisions):
 
 
 @pytest.mark.parity
-def test_random_windows_are_drawn_as_torchvisions(torchvisions):
-    """Means and spreads of 4,000 windows of each."""
+def test_random_windows_have_torchvisions_distribution(torchvisions):
+    """Compare the mean and the standard deviation of 4,000 windows."""
     import tensorflow as tf
 
     for shape in SHAPES:

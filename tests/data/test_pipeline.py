@@ -18,7 +18,7 @@ def batches(source, data, **options):
     return list(pipeline.training_batches(source, stream, data, **{**defaults, **options}))
 
 
-def test_a_training_batch_holds_what_the_order_says(data_dir):
+def test_a_training_batch_follows_the_sampler(data_dir):
     data = Data(data_dir=data_dir)
     source = open_source(data, train=True)
     for step, batch in enumerate(batches(source, data)):
@@ -80,9 +80,9 @@ def test_a_thousand_draws_of_seed_step_and_processes_give_the_same_examples():
         assert not set(whole.tolist()) & bad.keys()
 
 
-@pytest.mark.slow  # a minute: 200 tf.data graphs are built
-def test_a_thousand_batches_after_random_restarts_are_the_uninterrupted_ones(photographs):
-    """Bytes of 1,000 (seed, step, number of processes), steps in runs of 25 after a restart."""
+@pytest.mark.slow  # takes a minute: builds 200 tf.data graphs
+def test_a_thousand_batches_after_random_restarts_equal_uninterrupted_ones(photographs):
+    """40 restarts with a random seed, step and number of processes; 25 steps after each."""
     data = Data(
         source="folder",
         path=str(photographs),
@@ -135,10 +135,10 @@ def test_evaluation_sees_every_example_once(data_dir):
     np.testing.assert_array_equal(index, [i for i in range(360) if i != 5])
 
 
-def test_a_bad_image_is_replaced_from_the_step_on_at_which_it_was_found(data_dir):
+def test_a_bad_image_is_replaced_from_the_step_that_found_it(data_dir):
     data = Data(data_dir=data_dir)
     source = open_source(data, train=True)
-    size = len(source)  # every step holds every example
+    size = len(source)  # the batch is an epoch, so every step has every example
     steps = batches(source, data, batch_size=size, rows=slice(0, size), total_steps=3, bad={7: 1})
     assert [7 in batch["index"] for batch in steps] == [True, False, False]
     assert [(batch["index"] == 8).sum() for batch in steps] == [1, 2, 2]

@@ -24,7 +24,7 @@ def test_each_epoch_is_a_bijection_with_the_same_bits_in_jit(size):
     np.testing.assert_array_equal(jitted(jnp.asarray(places), epoch=jnp.uint32(2**32 - 1)), on_host)
 
 
-def test_the_largest_size_wraps_nowhere():
+def test_the_largest_size_does_not_overflow():
     size = sampling.MAX_SIZE
     places = np.array([0, 1, size // 2, size - 1], np.uint32)
     images = sampling.permute(np, places, size=size, seed=2**31 - 1, epoch=3)
@@ -64,7 +64,7 @@ def test_neighbours_are_scattered_and_epochs_unrelated():
     assert abs(correlation.std() * math.sqrt(size) - 1) < 0.1
 
 
-def test_a_training_batch_is_a_function_of_the_step_and_crosses_no_epoch():
+def test_a_training_batch_depends_only_on_the_step_and_stays_within_an_epoch():
     batch = partial(EpochSampler(103, seed=5).batch, np, batch_size=10)
     first = np.concatenate([batch(step) for step in range(10)])
     second = np.concatenate([batch(step) for step in range(10, 20)])
@@ -76,7 +76,7 @@ def test_a_training_batch_is_a_function_of_the_step_and_crosses_no_epoch():
     assert (EpochSampler(103, seed=6).batch(np, 13, 10) != batch(13)).any()
 
 
-def test_a_substitute_is_the_next_good_one_of_the_subset_and_class():
+def test_a_substitute_is_the_next_good_example_of_the_subset_and_class():
     bad = frozenset({3, 4, 9})
     stream = EpochSampler(10, seed=0)
     assert [stream.substitute(i, bad) for i in (2, 3, 4, 9)] == [2, 5, 5, 0]
@@ -91,7 +91,7 @@ def test_a_substitute_is_the_next_good_one_of_the_subset_and_class():
     classes = EpochSampler(10, seed=0, labels=np.arange(10) % 2)
     assert classes.substitute(3, bad) == 5
     assert classes.substitute(9, bad) == 1
-    assert classes.substitute(1, frozenset({1, 3, 5, 7, 9})) == 2  # none of its class is left
+    assert classes.substitute(1, frozenset({1, 3, 5, 7, 9})) == 2  # its class has no good example
 
 
 def epoch_of(stream, epoch=0, batch=10):
@@ -107,12 +107,12 @@ def test_a_subset_is_chosen_by_its_own_seed():
     assert len(chosen[0]) == 100
     assert max(chosen[0]) > 800
     assert chosen[0] == chosen[1]
-    assert 1 < len(chosen[0] & chosen[2]) < 30  # 10 expected
+    assert 1 < len(chosen[0] & chosen[2]) < 30  # the expected overlap is 10
     orders = [epoch_of(EpochSampler(1000, seed, subset_size=100), 0) for seed in (0, 5)]
     assert (orders[0] != orders[1]).any()
 
 
-def test_repeats_stand_side_by_side():
+def test_repeats_of_an_example_are_adjacent_in_a_batch():
     stream = EpochSampler(99, seed=2, repeats=3)
     for epoch in (0, 1):
         once, counts = np.unique(epoch_of(stream, epoch, batch=9), return_counts=True)
@@ -122,14 +122,16 @@ def test_repeats_stand_side_by_side():
     np.testing.assert_array_equal(batch.reshape(3, 3), batch[[0, 3, 6]][:, None].repeat(3, 1))
 
 
-def test_balanced_classes_come_equally_often_and_go_through_all_their_examples():
+def test_balanced_classes_are_equally_frequent_and_use_all_their_examples():
     labels = np.repeat([0, 1, 2], [70, 20, 10])[np.random.default_rng(0).permutation(100)]
     stream = EpochSampler(100, seed=1, labels=labels)
     first = epoch_of(stream, 0, 99)
     assert np.bincount(labels[first]).tolist() == [33, 33, 33]
     for block in labels[first].reshape(33, 3):
         assert sorted(block) == [0, 1, 2]
-    assert len(np.unique(labels[first].reshape(33, 3), axis=0)) > 1  # in changing order
+    assert (
+        len(np.unique(labels[first].reshape(33, 3), axis=0)) > 1
+    )  # the order of the classes changes
     counts = np.bincount(first, minlength=100)
     assert counts[labels == 0].max() == 1
     assert set(counts[labels == 1].tolist()) == {1, 2}
@@ -155,7 +157,7 @@ def test_balanced_classes_come_equally_often_and_go_through_all_their_examples()
     ids=["plain", "subset", "balanced", "all at once"],
 )
 def test_every_order_has_the_same_bits_in_jit(stream):
-    """The seed an argument, too: one program for all of them."""
+    """The seed is an argument of the jitted function: one program serves all seeds."""
     other = dataclasses.replace(stream, seed=0)
     jitted = jax.jit(lambda step, seed: other.batch(jnp, step, 64, seed))
     for step in (0, 17, 12345):

@@ -16,13 +16,13 @@ from flax_resnet.errors import DataError
 # --- files ---
 
 
-def test_a_folder_with_train_and_test(tmp_path, photographs):
+def test_a_folder_with_train_and_val(tmp_path, photographs):
     (tmp_path / "set").mkdir()
     photographs.rename(tmp_path / "set" / "train")
     data = Data(source="folder", path=str(tmp_path / "set"))
     with refused("data.path", data.path, DataError) as caught:
         open_source(data, train=False)
-    assert "test, val, validation" in caught.value.problem  # those it looked for
+    assert "test, val, validation" in caught.value.problem  # the names that were searched
     for name in ("china", "flower"):
         (tmp_path / "set" / "val" / name).mkdir(parents=True)
         file = tmp_path / "set" / "train" / name / "0.jpg"
@@ -36,7 +36,7 @@ def test_a_folder_with_train_and_test(tmp_path, photographs):
     assert "flower, flwr" in caught.value.problem
 
 
-def test_a_folders_split_is_stable(photographs):
+def test_the_split_of_a_folder_is_stable_when_a_file_is_added(photographs):
     data = Data(source="folder", path=str(photographs), eval_fraction=0.4)
     sides = [
         {s.describe(i) for i in range(len(s))}
@@ -51,7 +51,7 @@ def test_a_folders_split_is_stable(photographs):
     assert sides[0] <= {after.describe(i) for i in range(len(after))}
 
 
-def test_folder_errors(tmp_path):
+def test_errors_in_image_folders(tmp_path):
     data = Data(source="folder", path=str(tmp_path))
     with refused(tmp_path, kind=DataError) as none:
         open_source(data, train=True)
@@ -67,7 +67,7 @@ def test_folder_errors(tmp_path):
         folder_source(Data(path=str(tmp_path / "c")), "train", train=True)
 
 
-def test_a_folder_without_splits_has_two(photographs):
+def test_a_folder_without_splits_has_only_train_and_test(photographs):
     data = Data(source="folder", path=str(photographs))
     for split in ("valid", "train[:5]"):
         with refused("split", split, DataError) as caught:
@@ -127,7 +127,7 @@ def test_a_csv_with_and_without_splits(table):
 
     numbered = [{**row, "label": str(10 - 8 * (row["label"] == "china"))} for row in rows]
     assert open_source(write(numbered, ["path", "label"]), train=True).class_names == ("2", "10")
-    numbered[0]["label"] = "02"  # equal as numbers, and still in one order
+    numbered[0]["label"] = "02"  # equal as a number; the order is still defined
     names = open_source(write(numbered, ["path", "label"]), train=True).class_names
     assert names == ("02", "2", "10")
 
@@ -150,7 +150,7 @@ def test_csv_errors_name_the_file_and_the_line(table, columns, change, parts):
     assert all(part in caught.value.problem for part in parts)
 
 
-def test_a_csv_without_a_column_is_met_by_its_name(table):
+def test_the_error_for_a_missing_csv_column_names_it(table):
     rows, write = table
     for there, missing in (("path", "label"), ("label", "path")):
         data = write(rows, [there])
@@ -169,7 +169,7 @@ def test_a_csv_that_cannot_be_read_is_refused(tmp_path, content):
         open_source(Data(source="csv", path=str(file)), train=True)
 
 
-def test_another_split_seed_keeps_other_files(photographs):
+def test_another_split_seed_holds_out_other_files(photographs):
     kept = [
         {s.describe(i) for i in range(len(s))}
         for seed in (0, 1, 1)
@@ -193,7 +193,7 @@ def encoded(image, kind, **options):
 
 
 def variety():
-    """Images of every mode that the formats have, by name."""
+    """Return {name: encoded image} with every mode of every format."""
     from sklearn.datasets import load_sample_image
 
     image = Image.fromarray(load_sample_image("china.jpg")[100:164, 200:264])
@@ -227,7 +227,7 @@ def variety():
 
 
 @pytest.mark.parametrize("name", variety())
-def test_every_format_and_mode_is_what_pillow_converts_it_to(name, tmp_path):
+def test_every_format_and_mode_is_decoded_as_by_pillow(name, tmp_path):
     suffix = name.split()[0]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -241,7 +241,7 @@ def test_every_format_and_mode_is_what_pillow_converts_it_to(name, tmp_path):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+def test_sixteen_bit_pixels_are_scaled_to_eight_bits(tmp_path):
     grey = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16)
     grey.save(tmp_path / "x.png")
     data = Data(image_size=64)
@@ -271,7 +271,7 @@ def test_orientation_is_applied_as_pillow_does(kind, number, tmp_path):
 
 
 @pytest.mark.parametrize("number", range(1, 9))
-def test_a_random_crop_of_a_turned_image_is_that_of_the_upright_one(number):
+def test_a_random_crop_of_a_rotated_image_equals_that_of_the_upright_one(number):
     import tensorflow as tf
 
     image = Image.open(io.BytesIO(variety()["png"])).crop((0, 0, 60, 40))
@@ -287,7 +287,7 @@ def test_a_random_crop_of_a_turned_image_is_that_of_the_upright_one(number):
         assert np.abs(got.astype(int) - expected).max() <= 1
 
 
-def test_orientation_is_used_for_folders_unless_told_not_to(tmp_path):
+def test_orientation_is_used_for_folders_unless_disabled(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("a", "b"):
@@ -301,5 +301,5 @@ def test_orientation_is_used_for_folders_unless_told_not_to(tmp_path):
         assert (turns.tolist() if wanted else turns) == ([6, 6] if wanted else None)
 
 
-def test_broken_exif_data_mean_nothing():
+def test_broken_exif_data_are_ignored():
     assert orientation(b"\xff\xd8\xff\xe1\x00\x10Exif\0\0 nonsense") == 0

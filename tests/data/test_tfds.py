@@ -39,17 +39,17 @@ def test_digits_are_the_1797_of_scikit_learn_in_a_fixed_split(data_dir):
         ("imagenet2012", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"),
     ],
 )
-def test_absent_data_are_refused_with_the_cure(data_dir, name, part):
+def test_the_error_for_missing_data_says_how_to_get_them(data_dir, name, part):
     with refused("data.name", name, DataError) as caught:
         TfdsSource(Data(name=name, data_dir=data_dir), "train")
     assert part in caught.value.cure
     if "prepare" in part:
-        assert data_dir in caught.value.problem  # where it looked
+        assert data_dir in caught.value.problem  # the folder that was searched
         assert data_dir in caught.value.cure
 
 
 @pytest.mark.parametrize("split", ["tain", "train["])
-def test_an_unknown_split_is_met_by_those_that_are(data_dir, split):
+def test_the_error_for_an_unknown_split_lists_the_splits(data_dir, split):
     for key in ("train_split", "eval_split"):
         with refused(f"data.{key}", split, DataError) as caught:
             TfdsSource(Data(data_dir=data_dir, **{key: split}), split)
@@ -61,10 +61,10 @@ def test_an_unknown_split_is_met_by_those_that_are(data_dir, split):
 def test_an_empty_split_is_refused(data_dir):
     with refused("split", "train[:0]", DataError) as caught:
         TfdsSource(Data(data_dir=data_dir), "train[:0]")
-    assert not caught.value.allowed  # it is known
+    assert not caught.value.allowed  # the split exists, so no other choices are listed
 
 
-def test_a_data_folder_that_cannot_be_written_is_named():
+def test_the_error_for_a_read_only_data_folder_names_it():
     with refused("/sys/nowhere", kind=OutputError) as caught:
         TfdsSource(Data(data_dir="/sys/nowhere"), "train")
     assert "'digits'" in caught.value.problem
@@ -73,7 +73,7 @@ def test_a_data_folder_that_cannot_be_written_is_named():
 def test_any_tfds_dataset_opens_with_mock_data():
     import tensorflow_datasets as tfds
 
-    with tfds.testing.mock_data(num_examples=20):  # made-up pixels behind the real interface
+    with tfds.testing.mock_data(num_examples=20):  # random pixels, with the real interface of TFDS
         source = TfdsSource(Data(name="cifar10"), "train")
         assert len(source) == 20
         assert len(source.class_names) == 10
@@ -99,7 +99,7 @@ def tfrecord_dir(tmp_path_factory):
 
 
 def as_stranger(folder):
-    """Copies the prepared digits under another name, which no builder stands behind."""
+    """Copy the prepared digits to a dataset name for which no builder class exists; return the name."""
     import re
 
     root = pathlib.Path(folder)
@@ -115,7 +115,7 @@ def as_stranger(folder):
     return "strangers"
 
 
-def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
+def test_tfrecord_has_random_access_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
     name = as_stranger(tfrecord_dir)
     for split in ("train", "test", "train[100:900]", "test+train[:5%]"):
@@ -128,18 +128,20 @@ def test_tfrecord_is_read_at_random_through_an_index(tfrecord_dir, data_dir, tmp
             np.testing.assert_array_equal(
                 source.labels(), np.concatenate([source.read([i]).labels for i in range(size)])
             )
-        # As sets: TFDS orders the examples by the files that it cuts them into.
+        # Compare without order: TFDS orders examples by file, and the number of files differs.
         if split in ("train", "test"):
             assert sorted(there.read(range(size)).images) == sorted(here.read(range(size)).images)
         picked = [size - 1, 0, size // 2, 0]
         assert there.read(picked).images == [there.read([i]).images[0] for i in picked]
     stored = sorted(f.name for f in (tmp_path / "index").iterdir())
-    assert len(stored) >= 6  # five files of train, and test
-    monkeypatch.setattr(record_files, "offsets", None)  # from now on the index is read, not built
+    assert len(stored) >= 6  # five files of train, and at least one of test
+    monkeypatch.setattr(
+        record_files, "offsets", None
+    )  # from here on, the index must be read, not built
     TfdsSource(Data(name=name, data_dir=tfrecord_dir), "train").labels()
 
 
-def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
+def test_tfrecord_examples_have_the_order_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
@@ -153,7 +155,7 @@ def test_tfrecord_order_is_that_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
     assert ours.read(range(len(ours))).images == images
 
 
-def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
+def test_the_error_for_a_damaged_or_changed_tfrecord_names_the_file(tmp_path, monkeypatch):
     import tensorflow as tf
 
     monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
@@ -168,7 +170,7 @@ def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
         record_files.ShardedRecords("tfrecord", [(str(file), 0, 5, 5)]).read([0])
     assert "4 records" in caught.value.problem
     assert "5" in caught.value.problem
-    file.write_bytes(file.read_bytes()[:-3])  # another size: the stored index does not count
+    file.write_bytes(file.read_bytes()[:-3])  # the size differs, so the stored index is not used
     with refused(file, kind=DataError) as caught:
         record_files.ShardedRecords("tfrecord", [(str(file), 0, 4, 4)]).read([0])
     assert "record 3 " in caught.value.problem
@@ -177,7 +179,7 @@ def test_a_damaged_or_changed_tfrecord_is_named(tmp_path, monkeypatch):
             record_files.ShardedRecords(kind, [(str(tmp_path / "nowhere"), 0, 1, 1)]).read([0])
 
 
-def test_an_array_record_of_another_length_is_named(data_dir):
+def test_the_error_for_an_array_record_of_another_length_names_the_file(data_dir):
     (file,) = pathlib.Path(data_dir).rglob("*-test.array_record*")
     with refused(file, kind=DataError) as caught:
         record_files.ShardedRecords("array_record", [(str(file), 0, 361, 361)]).read([0])
@@ -185,8 +187,8 @@ def test_an_array_record_of_another_length_is_named(data_dir):
     assert "361" in caught.value.problem
 
 
-def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
-    """Not in TensorFlow's words: through the whole pipeline, too."""
+def test_the_error_for_a_damaged_array_record_names_the_file(data_dir, tmp_path):
+    """Also through the whole pipeline, where TensorFlow would raise its own error."""
     import shutil
 
     from flax_resnet.data import pipeline
@@ -212,7 +214,7 @@ def test_a_damaged_array_record_is_named_while_it_is_read(data_dir, tmp_path):
         )  # fmt: skip
 
 
-def test_features_are_found_or_asked_for():
+def test_features_are_found_or_must_be_configured():
     import tensorflow_datasets as tfds
 
     image, label = (
@@ -224,7 +226,7 @@ def test_features_are_found_or_asked_for():
     )
     assert find_feature(features, "image", "", "x") == "picture"
     assert find_feature(features, "label", "of/Male", "x") == "of/Male"
-    for wanted in ("", "of/id"):  # not told, and no label
+    for wanted in ("", "of/id"):  # not configured; not a label feature
         with refused("data.label_feature", wanted, DataError) as caught:
             find_feature(features, "label", wanted, "x")
         assert caught.value.allowed == ("coarse", "fine", "of/Male")
@@ -234,4 +236,4 @@ def test_features_are_found_or_asked_for():
     for wanted in ("", "text"):
         with refused("data.name", "x", DataError) as caught:
             find_feature(none, "image", wanted, "x")
-        assert "text" in caught.value.problem  # all that there is
+        assert "text" in caught.value.problem  # the only feature

@@ -61,7 +61,7 @@ def test_the_last_two_and_the_best_are_kept(workdir):
     jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))
 
 
-def test_what_comes_back_is_sharded_as_asked(workdir):
+def test_a_restored_state_has_the_requested_sharding(workdir):
     state = Checkpoints(workdir, read_only=True).restore(5, abstract()).state
     assert state["params"]["w"].sharding == sharding.replicated(sharding.make_mesh())
 
@@ -96,14 +96,14 @@ def description(workdir, step=5):
 
 
 def change_description(workdir, change, step=5):
-    """Applies `change` to the JSON object that describes a checkpoint."""
+    """Apply `change` to the JSON object that describes a checkpoint."""
     values = json.loads(description(workdir, step).read_text())
     change(values)
     description(workdir, step).write_text(json.dumps(values))
 
 
 def forge_a_checksum(workdir):
-    """Of an array, in a description that is whole."""
+    """Change the checksum of an array; the description itself keeps a valid checksum."""
     found = RunMetadata.from_json(json.loads(description(workdir).read_text()))
     sums = {**found.checksums, "params/w": found.checksums["params/w"] ^ 1}
     forged = dataclasses.replace(found, checksums=sums).to_json()
@@ -122,7 +122,7 @@ def remove_a_key(workdir):
 
 
 def remove_a_key_of_a_whole_description(workdir):
-    """Its checksum is that of what is left."""
+    """Remove a key, and update the checksum of the description."""
     values = RunMetadata.from_json(json.loads(description(workdir).read_text())).to_json()
     del values["bad_images"], values["checksum"]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -155,7 +155,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(workdir, damage, caplog):
+def test_resuming_moves_a_damaged_checkpoint_and_restores_the_previous_one(workdir, damage, caplog):
     damage(workdir)
     checkpoints = Checkpoints(workdir)
     restored = checkpoints.restore_last_good(abstract())
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(workdir, 
     jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(step))
     (moved,) = (workdir / "checkpoints.bad").iterdir()
     assert moved.name in caplog.text
-    # Training goes on, and its saves are real.
+    # Training continues, and can save and restore new checkpoints.
     checkpoints.save(step + 1, state_of(7), described(0.1))
     checkpoints.close()
     again = Checkpoints(workdir)
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(workdir, 
     again.close()
 
 
-def test_with_none_left_there_is_none(workdir):
+def test_nothing_is_restored_if_all_checkpoints_are_damaged(workdir):
     for step in (2, 4, 5):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
     assert Checkpoints(workdir).restore_last_good(abstract()) is None
@@ -192,8 +192,8 @@ def test_a_save_that_orbax_skips_is_an_error(workdir):
         checkpoints.save(3, state_of(3), described())
 
 
-def test_donating_the_state_while_it_is_written_changes_nothing(tmp_path):
-    """On CPU the buffer handed to the writing thread could be the one that the next step overwrites."""
+def test_donating_the_state_during_a_save_does_not_change_the_checkpoint(tmp_path):
+    """On CPU, the writing thread could share its buffer with the next step, which overwrites it."""
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
     state = update(state_of(0))
@@ -205,7 +205,7 @@ def test_donating_the_state_while_it_is_written_changes_nothing(tmp_path):
     np.testing.assert_array_equal(restored.state["params"]["w"], state_of(0)["params"]["w"] + 1)
 
 
-# --- what reads a run folder ---
+# --- readers of a run folder ---
 
 NETWORK = {"name": "resnet20", "depths": (1, 1, 1)}
 
@@ -218,15 +218,15 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     "damage", [change_a_digit, remove_a_key, remove_a_key_of_a_whole_description]
 )
-def test_a_damaged_description_is_one_line_wherever_it_is_read(run, damage):
+def test_every_reader_reports_a_damaged_description_in_one_line(run, damage):
     damage(run)
     for read in (flax_resnet.load, load_run, lambda run: load_run(run, "best")):
         with refused(run / "checkpoints" / "5" / "run", kind=CheckpointError):
             read(run)
-    assert not (run / "checkpoints.bad").exists()  # reading moves nothing
+    assert not (run / "checkpoints.bad").exists()  # a reader moves no files
 
 
-def test_a_missing_key_is_never_a_key_error(run):
+def test_a_missing_key_raises_a_checkpoint_error(run):
     whole = json.loads(description(run).read_text())
     for key in whole:
         change_description(run, lambda values, key=key: values.pop(key))
@@ -236,7 +236,7 @@ def test_a_missing_key_is_never_a_key_error(run):
     assert Checkpoints(run, read_only=True).metadata(5).to_json() == whole
 
 
-def test_a_checkpoint_of_an_older_version_is_named_and_left_where_it_is(run, workdir, capsys):
+def test_a_checkpoint_of_an_older_version_is_refused_and_not_moved(run, workdir, capsys):
     for folder in (run, workdir):
         change_description(
             folder, lambda values: [values.pop(key) for key in ("schema", "checksum")]
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_an_older_version_is_named_and_left_where_it_is(run, wor
     assert not (workdir / "checkpoints.bad").exists()
 
 
-def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
+def test_a_run_folder_of_another_version_is_refused(run, tiny, capsys):
     file = run / "config.json"
     values = json.loads(file.read_text())
     assert values.pop("schema") == SCHEMA
@@ -273,7 +273,7 @@ def test_a_run_folder_of_an_older_version_is_named(run, tiny, capsys):
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "lamb", "adamw", "muon"])
-def test_a_run_of_any_optimizer_is_read_without_it(tmp_path, monkeypatch, name):
+def test_a_run_is_loaded_without_building_its_optimizer(tmp_path, monkeypatch, name):
     sections = {"model": NETWORK, "optimizer": {"name": name}, "ema": {"decay": 0.9}}
     folder = saved_run(tmp_path / "run", sections, ["a", "b"], step=5)
 

@@ -1,4 +1,4 @@
-"""Distillation: its formula, what the teacher sees, and whom a student may learn from."""
+"""Distillation: its formula, the input of the teacher, and the teachers that are allowed."""
 
 import dataclasses
 import pathlib
@@ -51,7 +51,7 @@ def network():
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network, weight):
+def test_the_teacher_sees_the_same_mixed_images_with_its_own_normalisation(network, weight):
     model, variables = network
     config = freeze(
         {
@@ -92,8 +92,8 @@ def test_the_teacher_sees_the_same_mixed_images_by_its_own_normalisation(network
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
-    """Labels weigh nothing, yet top-1 rises above chance: all of it comes from the teacher."""
+def test_a_student_learns_from_a_teacher_without_labels(tiny, tmp_path, capfd):
+    """The labels have weight 0, so the student can learn only from the teacher."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     more = ["--config.train.epochs=8", "--config.train.batch_size=120"]
     assert main.main([*tiny, *more, f"--workdir={teacher}"]) == 0
@@ -140,7 +140,7 @@ def test_a_student_learns_from_a_run_without_labels(tiny, tmp_path, capfd):
         ),
     ],
 )
-def test_a_teacher_of_other_classes_or_channels_is_refused(
+def test_a_teacher_with_other_classes_or_channels_is_refused(
     tiny, tmp_path, capsys, names, flags, parts
 ):
     teacher = saved_run(tmp_path / "teacher", {"model": {"name": "resnet20"}}, list(names))
@@ -157,8 +157,8 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkeypatch):
-    """Named by a relative path, from another folder, moved, and after the teacher was trained on."""
+def test_a_run_resumes_only_with_its_first_teacher(tmp_path, data_dir, monkeypatch):
+    """The teacher may be a relative path, or have moved. If it was trained further, only a forced resume works."""
 
     class GoesOn(Exception):
         pass
@@ -178,7 +178,7 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path, data_dir, monkey
     about = {"num_examples": 1437, "teacher_checksum": teacher_checksum}
     saved_run(student, dataclasses.asdict(stored), digits, **about)
 
-    monkeypatch.setattr(RunFolder, "store_config", goes_on)  # all that is refused was, before
+    monkeypatch.setattr(RunFolder, "store_config", goes_on)  # all checks come before this call
     with pytest.raises(GoesOn):
         train.train(config, student)
     (tmp_path / "elsewhere").mkdir()

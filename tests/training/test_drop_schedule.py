@@ -1,4 +1,4 @@
-"""Rates of dropping that change over a run."""
+"""Rates of dropout and drop-path that change during a run."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax_resnet.training.step.train_step import make_train_step
 
 
 def planned(schedule, **sections):
-    """The configuration, and its plan of 100 steps: 10 epochs of 10."""
+    """Return the configuration, and its plan of 100 steps: 10 epochs of 10 steps."""
     config = freeze(
         {
             "train": {"batch_size": 16, "epochs": 10},
@@ -39,22 +39,22 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_shapes(name):
+def test_the_factor_follows_each_schedule(name):
     section, expected = SHAPES[name]
     config, made = planned({"drop_rates": name.split(",")[0], **section})
     factor = jax.jit(planned_drop_factor(config, made))
     found = [factor(jnp.int32(step)) for step in STEPS]
     assert {(f.dtype, f.shape) for f in found} == {(jnp.dtype("float32"), ())}
     np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
-    # Statistics are measured anew after the last step, too.
+    # `ema.bn_batches` measures statistics after the last step.
     assert float(factor(jnp.int32(100))) == expected[-1]
 
 
-def test_constant_is_a_number_of_the_program():
+def test_a_constant_factor_is_a_python_float():
     assert type(planned_drop_factor(*planned({}))(jnp.int32(3))) is float
 
 
-def test_a_run_of_one_step_rises_from_zero():
+def test_in_a_run_of_one_step_the_linear_factor_is_zero():
     config = freeze({"train": {"batch_size": 1, "epochs": 1}, "schedule": {"drop_rates": "linear"}})
     made = plan(config, num_train=1, num_eval=1, num_classes=2)
     assert float(planned_drop_factor(config, made)(0)) == 0
@@ -74,7 +74,7 @@ def batches(count):
     return [{k: v[i] for k, v in whole.items()} for i in range(count)]
 
 
-def test_late_dropping_leaves_the_steps_before_it_as_they_are():
+def test_late_dropping_does_not_change_the_steps_before_it():
     results = []
     for rates, schedule in (({}, {}), ({"drop_path": 0.5, "dropout": 0.5}, LATE)):
         config, made = planned(schedule, model={**SMALL, **rates})
@@ -95,13 +95,10 @@ def test_late_dropping_leaves_the_steps_before_it_as_they_are():
         assert far < 1e-6 if number < 2 else far > 1e-4, number
 
 
-def test_statistics_are_measured_dropping_as_at_that_step():
+def test_statistics_are_measured_with_the_drop_rates_of_the_step():
     ema = {"decay": 0.5, "bn_batches": 1}
-    model = {
-        **SMALL,
-        "depths": (3,),
-        "drop_path": 0.5,
-    }  # the third block sees what the second drops
+    # Three blocks: if the second is dropped, the statistics of the third change.
+    model = {**SMALL, "depths": (3,), "drop_path": 0.5}
     config, made = planned(LATE, model=model, ema=ema)
     model = build_model(config, 10)
     optimizer = planned_optimizer(config, made, model)
@@ -124,7 +121,7 @@ def test_statistics_are_measured_dropping_as_at_that_step():
     assert distance(2) > 1e-3
 
 
-def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys):
+def test_a_run_uses_and_prints_the_planned_drop_rates(tiny, tmp_path, monkeypatch, capsys):
     class Stopped(Exception):
         pass
 
@@ -147,7 +144,7 @@ def test_a_run_drops_as_planned_and_says_so(tiny, tmp_path, monkeypatch, capsys)
     assert [[float(drop(step)) for step in (2, 3)] for drop in given] == [[0, 1], [0, 1]]
 
 
-def test_the_plan_says_what_changes_and_nothing_else():
+def test_the_plan_describes_drop_rates_only_if_they_change():
     config, made = planned({"drop_rates": "linear"})
     assert drop_words(config, made) == "rates rise from 0 over the 100 steps"
     config, made = planned({"drop_rates": "early", "drop_until": 3})
@@ -169,19 +166,21 @@ def test_the_plan_says_what_changes_and_nothing_else():
         ({"drop_rates": "early", "drop_until": 0.04}, "drop_until", 0.04, "1 step"),
     ],
 )
-def test_wrong_schedules_are_refused(schedule, key, value, other):
+def test_invalid_schedules_are_refused(schedule, key, value, other):
     with refused(f"schedule.{key}", value, ConfigError) as error:
         planned(schedule)
     assert other in error.value.allowed
 
 
-def test_a_schedule_of_nothing_is_refused():
+def test_a_schedule_without_drop_rates_is_refused():
     for shape in ({"drop_rates": "linear"}, LATE):
         with refused("schedule.drop_rates", shape["drop_rates"], ConfigError):
             build_model(planned(shape, model=SMALL)[0], 10)
         for rate in ("dropout", "drop_path"):
             build_model(planned(shape, model={**SMALL, rate: 0.1})[0], 10)
-        build_model(planned(shape, model={"name": "alexnet"})[0], 10)  # its own rate is 0.5
+        build_model(
+            planned(shape, model={"name": "alexnet"})[0], 10
+        )  # AlexNet's default rate is 0.5
     config, _ = planned({"drop_rates": "linear"}, model={"name": "alexnet", "dropout": 0.0})
     with refused("schedule.drop_rates", "linear", ConfigError) as error:
         build_model(config, 10)

@@ -40,19 +40,19 @@ def feed_of(photographs, limit=10, **options):
     return StreamingFeed(source, sampler, config, sharding.make_mesh()), source
 
 
-def test_a_truncated_image_is_named_counted_and_replaced(photographs, caplog):
+def test_a_truncated_image_is_reported_once_counted_and_replaced(photographs, caplog):
     feed, source = feed_of(photographs)
     stream = EpochSampler(len(source), seed=0)
     index = next(i for i in range(len(source)) if i not in stream.batch(np, 0, 8))
     assert index in np.concatenate([stream.batch(np, step, 8) for step in range(1, 6)])
-    victim = pathlib.Path(source.describe(index))  # not met before the second step
+    victim = pathlib.Path(source.describe(index))  # first used in the second step or later
     victim.write_bytes(victim.read_bytes()[:200])
     seen = [np.asarray(b["index"]) for b in feed.training(0, 6)]
     assert len(seen) == 6
     assert feed.bad.keys() == {index}
     assert index not in np.concatenate(seen)
     assert caplog.text.count(str(victim)) == 1
-    # A restart that knows what the checkpoint knew, or nothing, gives the same batches.
+    # A restart gives the same batches, with and without the bad images that a checkpoint recorded.
     for start, known in ((0, {}), (3, {}), (3, feed.bad)):
         again, _ = feed_of(photographs)
         again.bad.update(known)
@@ -67,7 +67,7 @@ def test_an_unreadable_image_is_left_out_of_an_evaluation(photographs):
     assert np.concatenate(masks).sum() == len(source) - 1
 
 
-def test_too_many_bad_images_end_the_run_by_name(photographs):
+def test_too_many_bad_images_are_an_error_with_a_file_name(photographs):
     for number in (1, 4):
         (photographs / "china" / f"{number}.jpg").write_bytes(b"")
     feed, _ = feed_of(photographs, limit=1)
@@ -98,14 +98,14 @@ def both_feeds(source, stream=None, **sections):
 
 
 def unpacked(feed, batches, make):
-    """Runs a feed's pure function on what it yields, step by step."""
+    """Apply `make`, a jitted function of a feed, to each of its batches; yield the results."""
     jitted = jax.jit(make)
     for call in batches:
         yield {k: np.asarray(v) for k, v in jitted(feed.data, call).items()}
 
 
 def steps_of(feed, start, total, *, several=False):
-    """What a feed yields for each step; `several`: its calls have a leading axis [steps]."""
+    """Yield the input of each step of a feed. `several`: calls have a leading axis [steps], which is split."""
     for call in feed.training(start, total):
         if not several:
             yield call
@@ -174,14 +174,16 @@ def test_the_resident_feed_replaces_and_masks_unreadable_images(photographs, cap
     assert np.concatenate(masks).sum() == len(source) - 1
 
 
-def test_the_resident_feed_decodes_the_subset_alone(photographs):
+def test_the_resident_feed_decodes_only_the_subset(photographs):
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import ResidentFeed
 
     streaming, source = feed_of(photographs, limit=0, subset_size=8)
     stream = EpochSampler(len(source), seed=0, subset_size=8)
     (unused, *_) = set(range(len(source))) - set(stream.used.tolist())
-    pathlib.Path(source.describe(unused)).write_bytes(b"")  # none of the run's business
+    pathlib.Path(source.describe(unused)).write_bytes(
+        b""
+    )  # not in the subset, so the run must not read it
     config, mesh = config_of(photographs, limit=0), sharding.make_mesh()
     resident = ResidentFeed(source, stream, config, mesh, crop="resize")
     assert resident.data["image"].shape[0] == 8
@@ -194,8 +196,8 @@ def test_the_resident_feed_decodes_the_subset_alone(photographs):
             np.testing.assert_array_equal(got[key], value)
 
 
-def test_the_order_is_computed_once_for_each_image(monkeypatch):
-    """And not for each of its pixels, in the loop that makes them."""
+def test_the_order_is_computed_once_per_image(monkeypatch):
+    """XLA must not repeat the computation for each pixel, in the loop over pixels."""
     from flax_resnet.augment import training_batch
     from flax_resnet.ops import dispatch
     from flax_resnet.training import sharding
@@ -221,17 +223,17 @@ def test_the_order_is_computed_once_for_each_image(monkeypatch):
     compiled = jax.jit(images_of).lower(resident.data, np.uint32(0)).compile()
     loops = re.split(r"\n(?=%|ENTRY)", compiled.as_text())
     hashes = [loop.count(" xor(") for loop in loops if "u8[" in loop]
-    assert max(hashes) < 32  # as many rounds as the order has
+    assert max(hashes) < 32  # the number of rounds of the permutation
 
 
-def test_auto_keeps_what_is_small_and_cut_alike_every_time():
+def test_auto_is_resident_for_small_data_without_random_crops():
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed, make_feed
 
     source, mesh = pixels(), sharding.make_mesh()
     for train, crop, kind in (
         ({}, "resize", ResidentFeed),
-        ({"resident_gib": 1e-5}, "resize", StreamingFeed),  # 10.8 KB in 10.7
+        ({"resident_gib": 1e-5}, "resize", StreamingFeed),  # 10.8 KB of images, 10.7 KB allowed
         ({"feed": "streaming"}, "resize", StreamingFeed),
         ({"feed": "resident", "resident_gib": 0.0}, "resize", ResidentFeed),
         ({}, "random_resized", StreamingFeed),
@@ -240,7 +242,7 @@ def test_auto_keeps_what_is_small_and_cut_alike_every_time():
         assert type(make_feed(source, EpochSampler(100, 0), config, mesh, crop=crop)) is kind
 
 
-def test_calls_end_at_multiples():
+def test_calls_end_at_multiples_of_the_steps_per_call():
     from flax_resnet.training.input.feeds import calls_of
 
     assert list(calls_of(3, 11, 4)) == [(3, 1), (4, 4), (8, 3)]
@@ -290,7 +292,7 @@ print(json.dumps(found))
 
 
 def global_batches(count, folder):
-    """Starts `count` real processes, and returns what each says of the global batches."""
+    """Start `count` processes, and return the checksums of the global batches from each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -315,7 +317,7 @@ def global_batches(count, folder):
 def test_processes_build_the_same_global_batches(photographs, count):
     (alone,) = global_batches(1, photographs)
     assert len(alone) == 3
-    assert all(len(sums) == 4 for sums in alone.values())  # calls 3; 4, 5; 6, 7; 8
+    assert all(len(sums) == 4 for sums in alone.values())  # four calls: steps 3; 4, 5; 6, 7; 8
     streamed, resident = alone["StreamingFeed resize"], alone["ResidentFeed resize"]
     assert streamed == resident
     assert global_batches(count, photographs) == [alone] * count

@@ -1,4 +1,4 @@
-"""Fine-tuning from a run: what is taken from it, what begins anew, and when each part begins to learn."""
+"""Fine-tuning from a run: settings and weights of the run, a fresh head, and the step that unfreezes each part."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ PRETRAINED = {
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A run whose network, size and normalisation are its own, and which keeps averaged weights."""
+    """A run with a non-default network, image size and normalisation, and with averaged weights."""
     sections = {
         "model": {"name": "resnet18", **PRETRAINED},
         "augment": {"mean": [0.305] * 3, "std": [0.376] * 3},
@@ -51,7 +51,7 @@ def finetune(pretrained, photographs, workdir, cache_dir, *flags):
 
 
 def differing(one, other):
-    """The names of the parameters that differ."""
+    """Return the names of the parameters that differ."""
     same = jax.tree.map(np.array_equal, one, other)
     leaves = jax.tree.leaves_with_path(same)
     return {"/".join(part.key for part in path) for path, equal in leaves if not equal}
@@ -72,20 +72,20 @@ def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path,
     assert config["data"]["image_size"] == 8
     assert config["augment"]["mean"] == [0.305] * 3
 
-    begun = flax_resnet.load(source).variables["params"]  # the averaged ones
+    begun = flax_resnet.load(source).variables["params"]  # the averaged weights
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     frozen, thawed = (flax_resnet.load(workdir, step).variables for step in steps[-2:])
     assert set(differing(frozen["params"], begun)) == {"fc/kernel", "fc/bias"}
     assert "conv1/kernel" in differing(thawed["params"], begun)
     assert flax_resnet.load(workdir).predict([photographs / "china" / "0.jpg"]).labels.shape == (1,)
 
-    shutil.rmtree(source)  # nothing more is needed of it
+    shutil.rmtree(source)  # resuming does not need the pretrained run
     more = "--config.train.epochs=4"
     assert finetune(source, photographs, workdir, cache_dir, stays, more) == 0
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
-def test_network_size_and_normalisation_are_those_of_the_weights(
+def test_network_size_and_normalisation_come_from_the_weights(
     pretrained, photographs, tmp_path, capsys, kind
 ):
     weights = pretrained
@@ -108,10 +108,10 @@ def test_network_size_and_normalisation_are_those_of_the_weights(
         "a fresh head of 2 classes in place of its 10",
     ):
         assert words in said
-    assert "was trained with" not in said  # the same normalisation
+    assert "was trained with" not in said  # no warning: the normalisation is the same
 
 
-def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_path):
+def test_preview_takes_size_and_normalisation_from_the_weights(pretrained, photographs, tmp_path):
     output = tmp_path / "batch.png"
     command = [
         f"--config=configs/finetune.py:folder={photographs}",
@@ -151,7 +151,9 @@ def test_preview_takes_size_and_normalisation_too(pretrained, photographs, tmp_p
         ),
     ],
 )
-def test_wrong_input_is_one_line(pretrained, photographs, tmp_path, capsys, argument, flags, parts):
+def test_invalid_settings_are_one_line(
+    pretrained, photographs, tmp_path, capsys, argument, flags, parts
+):
     places = {"folder": photographs, "run": pretrained}
     command = [f"--config=configs/finetune.py:{argument.format(**places)}"]
     command += [f"--workdir={tmp_path / 'run'}", "--config.train.batch_size=8"]
@@ -166,7 +168,7 @@ def test_wrong_input_is_one_line(pretrained, photographs, tmp_path, capsys, argu
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_left_open_needs_weights():
+def test_settings_without_a_value_need_weights():
     for key, value in (("data.image_size", 0), ("augment.std", ())):
         section, name = key.split(".")
         with refused(key, value, ConfigError) as error:
@@ -175,9 +177,11 @@ def test_what_is_left_open_needs_weights():
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw", "lamb", "muon"])
-def test_a_parameter_begins_to_learn_at_its_step(name):
-    """Before, it stays; after, it moves as far as one that has been learning in place."""
-    decay = 1e-12 if name == "lars" else 0.0  # it fits what decays
+def test_a_parameter_starts_to_learn_at_its_unfreeze_step(name):
+    """It is frozen before that step. The size of its first update depends on the optimizer."""
+    decay = (
+        1e-12 if name == "lars" else 0.0
+    )  # LARS adapts the rate only of parameters with weight decay
     config = freeze(
         {
             "model": {"name": "resnet20", "depths": (1, 1, 1)},
@@ -208,10 +212,10 @@ def test_a_parameter_begins_to_learn_at_its_step(name):
     assert differing(trail[2], trail[3]) == everything
     moved = np.asarray(trail[3]["conv1"]["kernel"]) - np.asarray(trail[2]["conv1"]["kernel"])
     grad = np.asarray(grads["conv1"]["kernel"])
-    if name == "sgd":  # of three gradients
+    if name == "sgd":  # momentum over three gradients
         np.testing.assert_allclose(moved, -0.1 * (1 + 0.9 + 0.81) * grad, atol=1e-6)
-    if name == "adamw":  # of gradients that are always the same
+    if name == "adamw":  # all gradients are equal, so the update is the sign
         np.testing.assert_allclose(moved, -0.1 * np.sign(grad), atol=1e-4)
-    if name == "lars":  # its momentum is of updates, of which this is the first
+    if name == "lars":  # momentum over updates; this is the first update
         norms = np.linalg.norm(trail[2]["conv1"]["kernel"]) / np.linalg.norm(grad)
         np.testing.assert_allclose(moved, -0.1 * 0.001 * norms * grad, rtol=1e-3, atol=1e-7)

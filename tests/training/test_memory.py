@@ -1,4 +1,4 @@
-"""Freed memory is kept, so that nobody waits twice for the kernel to zero it; what is left is within all limits."""
+"""Reuse of freed memory in a process, and the available memory within the limits of control groups."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ print(int(step(x).is_ready()))
 
 
 def printed(code, how):
-    """The number that a program prints, in a process of its own."""
+    """Run a program in its own process; return the number that it prints."""
     command = [sys.executable, "-c", code, how]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -44,15 +44,17 @@ def test_freed_memory_is_kept():
     def faults(how):
         return printed(FAULTS, how)
 
-    assert faults("kept") < 20 < 100 <= faults("given back")  # pages of 4 KB: 65,536; of 2 MB: 128
+    assert (
+        faults("kept") < 20 < 100 <= faults("given back")
+    )  # without reuse: 65,536 pages of 4 KB, or 128 of 2 MB
 
 
-def test_calls_wait_for_their_results():
+def test_after_prepare_cpu_calls_wait_for_their_results():
     assert printed(WAITED, "prepared") == 1
     assert printed(WAITED, "as it is") == 0
 
 
-def test_what_computes_on_cpu(monkeypatch, tmp_path):
+def test_computes_on_cpu_unless_there_is_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert memory.computes_on_cpu()
     monkeypatch.setenv("JAX_PLATFORMS", "")
@@ -80,7 +82,7 @@ GROUPS = {
         "sys/fs/cgroup/memory/jobs/mine/memory.usage_in_bytes": "1500\n",
         "sys/fs/cgroup/memory/jobs/mine/memory.stat": "inactive_file 1\ntotal_inactive_file 400\n",
     },
-    "container": {  # whose group is the top, under a name of the host's
+    "container": {  # its top group is the container's group; /proc has the host's name of it
         "proc/self/cgroup": "4:memory:/docker/abc\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "1100\n",
@@ -89,12 +91,12 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_what_is_left_is_within_the_limits_of_control_groups(tmp_path, kind):
+def test_available_memory_respects_the_limits_of_control_groups(tmp_path, kind):
     def write(name, text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert memory.available(tmp_path) > 2**60  # no Linux
+    assert memory.available(tmp_path) > 2**60  # without /proc: not Linux, no limit
     write("proc/meminfo", "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 4 kB\n")
     assert memory.available(tmp_path) == 4096
     for name, text in GROUPS[kind].items():
@@ -104,6 +106,6 @@ def test_what_is_left_is_within_the_limits_of_control_groups(tmp_path, kind):
     assert memory.available(tmp_path) == 1024
 
 
-def test_microbatches_fit_into_what_is_left(monkeypatch):
+def test_microbatches_use_the_available_memory(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1234)
     assert microbatch_size.available_memory() == 1234

@@ -1,4 +1,4 @@
-"""Gradients in microbatches: the same as at once, or as ghost batch normalisation's; and how many."""
+"""Gradients in microbatches: equal to those of the whole batch or of ghost batch normalisation; automatic sizes."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def assert_same(found, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 8)])
 def test_microbatches_change_nothing_without_batch_normalisation(count, devices):
-    """Mixed images, whose partners are of the whole batch, and unequal weights of the microbatches included."""
+    """Includes Mixup partners from other microbatches, and microbatches with different sums of class weights."""
     config = config_of(
         augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "pad_crop": 1},
         loss={"class_weights": tuple(range(1, CLASSES + 1))},
@@ -84,8 +84,8 @@ def test_microbatches_with_batch_normalisation_are_ghost_batch_normalisation():
     assert not np.allclose(jax.tree.leaves(found[0])[0], jax.tree.leaves(whole[0])[0], rtol=1e-3)
 
 
-def test_each_microbatch_drops_out_anew():
-    """Twice the same images in a microbatch each: with the same draws, the second would repeat the first."""
+def test_each_microbatch_has_its_own_dropout_mask():
+    """Both microbatches have the same images: with the same mask, the gradient would equal that of one of them."""
     config = config_of(model={"dropout": 0.5})
     half = batch_of(ROWS // 2)
     batch = {name: np.repeat(array, 2, axis=0) for name, array in half.items()}
@@ -100,7 +100,7 @@ def test_each_microbatch_drops_out_anew():
 
 
 class Compiled:
-    """A compiled step of so many bytes."""
+    """A compiled step that needs `size` bytes."""
 
     def __init__(self, size):
         self.temp_size_in_bytes, self.argument_size_in_bytes = size, 0
@@ -113,7 +113,7 @@ class Compiled:
         return self
 
 
-def test_auto_takes_the_largest_that_fits(monkeypatch):
+def test_auto_chooses_the_largest_microbatch_that_fits(monkeypatch):
     monkeypatch.setattr(microbatch_size, "available_memory", lambda: 1000)
     config, mesh = config_of(), mesh_of(1)
     choose = microbatch_size.choose_microbatches
@@ -125,7 +125,7 @@ def test_auto_takes_the_largest_that_fits(monkeypatch):
     assert "2 devices" in error.value.problem
 
 
-def test_needed_memory_falls_with_the_microbatch():
+def test_smaller_microbatches_need_less_memory():
     config, mesh = config_of(data={"image_size": 32}), mesh_of(1)
     model = build_model(config, CLASSES)
     optimizer = planned_optimizer(config, plan_of(config), model)
@@ -155,8 +155,8 @@ RUN = [
 
 
 @pytest.mark.slow
-def test_a_run_in_automatic_microbatches_remembers_them(tmp_path, data_dir, monkeypatch, capfd):
-    """Of 16 images, eight devices divide two microbatches; once chosen, what memory there is does not matter."""
+def test_a_resumed_run_keeps_its_automatic_microbatch_size(tmp_path, data_dir, monkeypatch, capfd):
+    """8 images is the smallest microbatch for eight devices. The size stays when the available memory changes."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
     command += ["--config.train.microbatch_size=auto", "--config.train.batch_size=16"]
     needs = iter([2e9, 0])
@@ -170,8 +170,8 @@ def test_a_run_in_automatic_microbatches_remembers_them(tmp_path, data_dir, monk
 
 
 @pytest.mark.parametrize("value", ["12", "4", "0", "most"])
-def test_a_wrong_microbatch_is_one_line(tmp_path, data_dir, capsys, value):
-    """12 does not divide 32; 4 is not for eight devices."""
+def test_an_invalid_microbatch_size_is_one_line(tmp_path, data_dir, capsys, value):
+    """32 is not a multiple of 12, and 4 is not a multiple of the eight devices."""
     command = [*RUN, f"--workdir={tmp_path / 'run'}", f"--data_dir={data_dir}"]
     assert main.main([*command, f"--config.train.microbatch_size={value}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()

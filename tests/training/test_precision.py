@@ -1,4 +1,4 @@
-"""What is computed in which dtype: float16 with a scaled loss, and the default of each platform."""
+"""Compute dtypes: float16 with loss scaling, and the default of each platform."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ from flax_resnet.training.trainer import Trainer
 ROWS = 16
 
 
-def test_the_platform_says_what_auto_is(monkeypatch):
+def test_the_platform_sets_the_automatic_dtype(monkeypatch):
     assert Config().model.dtype == "auto"
     for platform, dtype in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
@@ -38,7 +38,7 @@ def test_the_platform_says_what_auto_is(monkeypatch):
 
 
 def trained(dtype, steps=3, factor=None, microbatches=1):
-    """A small network after some steps, with what they measured."""
+    """Train a small network; return the first state, the last state, and the metrics of each step."""
     config = freeze(
         {
             "model": {"name": "resnet20", "depths": (1,) * 3, "dtype": dtype},
@@ -68,7 +68,7 @@ def trained(dtype, steps=3, factor=None, microbatches=1):
     return first, state, measured
 
 
-def test_float16_learns_as_float32_does():
+def test_float16_and_float32_train_alike():
     _, expected, losses = trained("float32")
     _, found, scaled = trained("float16")
     for before, after in zip(losses, scaled, strict=True):
@@ -81,7 +81,7 @@ def test_float16_learns_as_float32_does():
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(microbatches):
+def test_a_step_with_an_overflow_skips_the_update_and_halves_the_factor(microbatches):
     first, state, measured = trained("float16", steps=1, factor=2.0**24, microbatches=microbatches)
     assert np.isfinite(measured[0]["loss"])
     assert measured[0]["skipped"] == 1
@@ -104,7 +104,9 @@ def test_a_step_whose_gradient_overflows_teaches_nothing_and_halves_the_factor(m
         (7, np.inf, 1.0, (1.0, 0)),
     ],
 )
-def test_the_factor_follows_the_gradients(steps, gradient, factor, after):
+def test_the_factor_grows_after_finite_gradients_and_halves_after_an_overflow(
+    steps, gradient, factor, after
+):
     scale = {"factor": jnp.float32(factor), "steps": jnp.int32(steps)}
     old = TrainState(jnp.int32(4), {"w": jnp.zeros(2)}, {}, (), {}, scale)
     new = old.replace(step=jnp.int32(5), params={"w": jnp.ones(2)})
@@ -115,14 +117,14 @@ def test_the_factor_follows_the_gradients(steps, gradient, factor, after):
 
 
 class Checkpoints:
-    """A run folder's, of which one was saved."""
+    """The checkpoints of a run folder, with one checkpoint at step 7."""
 
     def steps(self):
         return [7]
 
 
 class Numbers:
-    """A feed of nothing."""
+    """A feed that yields only the numbers of the steps."""
 
     data = None
 
@@ -131,7 +133,10 @@ class Numbers:
 
 
 def overflowing(folder, factors):
-    """A run whose steps overflow, but for those of factor 0; the learning rate is the number of the update."""
+    """Run a trainer whose step overflows, except at steps with factor 0; return its error and its records.
+
+    The learning rate equals the number of the update.
+    """
 
     def step(state, data, number):
         factor = factors[number]
@@ -162,8 +167,8 @@ def overflowing(folder, factors):
     return error.value, records_of(folder, "train")
 
 
-def test_endless_overflow_ends_the_run(tmp_path):
-    """The learning rate recorded is that of the last update made; only overflows in a row count."""
+def test_too_many_overflows_in_a_row_stop_the_run(tmp_path):
+    """Only consecutive overflows count. Records have the learning rate of the last update."""
     most = loss_scale.PATIENCE
     factors = [4.0, 0, 2.0, 0, 0, *[1.0] * (most - 1), 0, *[1.0] * most]
     error, records = overflowing(tmp_path, [*factors, 1.0, 1.0])
@@ -193,6 +198,6 @@ def test_every_optimizer_counts_its_updates(name):
     assert updates_made(state) == 2
 
 
-def test_no_factor_but_for_float16():
+def test_only_float16_has_a_loss_scale():
     assert loss_scale.start(Model()) == loss_scale.start(Model(dtype="bfloat16")) == {}
     assert loss_scale.factor({}) == 1.0

@@ -1,4 +1,4 @@
-"""Weights made elsewhere: loaded from Python, and trained on."""
+"""Weights from other sources: loading them in Python, and training from them."""
 
 import json
 
@@ -16,13 +16,13 @@ from flax_resnet.weights import read_tensors, write_safetensors
 
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory):
-    """A file of weights of ImageNet's classes."""
+    """A file with the weights of a network for ImageNet's classes."""
     file = tmp_path_factory.mktemp("weights") / "thousand.safetensors"
     write_safetensors(file, tensors_for(SMALLEST))
     return file
 
 
-def test_load_pretrained_brings_the_preprocessing_and_class_names(thousand, pictures):
+def test_load_pretrained_sets_the_preprocessing_and_class_names(thousand, pictures):
     classifier = load_pretrained(SMALLEST, weights=thousand)
     data, augment = classifier.config.data, classifier.config.augment
     assert (data.image_size, data.eval_crop_fraction, data.interpolation) == (160, 0.95, "bilinear")
@@ -35,7 +35,7 @@ def test_load_pretrained_brings_the_preprocessing_and_class_names(thousand, pict
         "stage2": (3, 20, 20, 48), "pre_logits": (3, 96), "logits": (3, 1000),
     }  # fmt: skip
     np.testing.assert_array_equal(found["logits"].argmax(1), prediction.labels)
-    # Every number of images gives the same answer for one of them.
+    # The prediction for an image does not depend on the number of images.
     one = classifier.predict(pictures[0])
     np.testing.assert_allclose(one.probabilities[0], prediction.probabilities[0], atol=1e-6)
     with refused("batch_size", 0, ConfigError):
@@ -45,7 +45,7 @@ def test_load_pretrained_brings_the_preprocessing_and_class_names(thousand, pict
     assert "stage1" in error.value.allowed
 
 
-def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pictures):
+def test_the_head_and_the_stem_are_adapted_only_on_request(thousand, weights, pictures):
     tensors = read_tensors(thousand)
     fresh = load_pretrained(SMALLEST, weights=thousand, num_classes=7)
     assert fresh.variables["params"]["fc"]["kernel"].shape == (96, 7)
@@ -78,7 +78,7 @@ def test_the_head_and_the_stem_are_adapted_only_when_asked(thousand, weights, pi
         assert found in error.value.cure
 
 
-def test_a_grey_network_goes_out_and_back(tmp_path):
+def test_weights_of_a_grey_network_are_converted(tmp_path):
     file, run = tmp_path / "grey.safetensors", tmp_path / "run"
     write_safetensors(file, tensors_for(SMALLEST, num_classes=2, in_channels=1))
     assert commands.main(["convert", str(file), str(run), "--model", SMALLEST]) == 0
@@ -108,7 +108,7 @@ def test_a_scanned_network_takes_the_same_weights(pictures, tmp_path):
         ("resnet200", "name", WeightsError, ""),
     ],
 )
-def test_a_wrong_name_is_one_line(name, key, kind, cure):
+def test_an_unknown_name_of_weights_is_one_line(name, key, kind, cure):
     with refused(key, name, kind) as error:
         load_pretrained(name)
     assert cure in error.value.cure
@@ -132,13 +132,15 @@ def test_weights_of_the_hub_come_from_its_cache(thousand, tmp_path, monkeypatch)
     (snapshot / "config.json").write_text(json.dumps(config))
     for name in (SMALLEST, "test_resnet.r160_in1k"):
         classifier = load_pretrained(name)
-        assert classifier.config.data.image_size == 96  # what came with them counts, not our table
+        assert (
+            classifier.config.data.image_size == 96
+        )  # from the weights' own config.json, not from our table
         assert classifier.config.augment.mean == (0.1, 0.2, 0.3)
 
 
 @pytest.mark.slow
 def test_training_starts_from_weights(photographs, tmp_path, cache_dir, capsys):
-    """The head is fresh, the rest is the file's; a second start needs the file no more."""
+    """The head is fresh, and all other weights come from the file. Resuming does not need the file."""
     file = tmp_path / "w.safetensors"
     widths = {"widths": (4, 8, 8, 8)}
     write_safetensors(file, tensors_for("resnet18", num_classes=5, **widths))
@@ -188,7 +190,7 @@ def test_training_starts_from_weights(photographs, tmp_path, cache_dir, capsys):
     ],
     ids=" ".join,
 )
-def test_networks_of_every_kind_train(options, tiny, tmp_path):
+def test_networks_with_every_kind_of_option_train(options, tiny, tmp_path):
     arguments = [*tiny, *(f"--config.model.{option}" for option in options)]
     if "in_channels=1" in options:
         arguments += ["--config.augment.mean=(0.3,)", "--config.augment.std=(0.37,)"]

@@ -1,4 +1,4 @@
-"""Training images that grow over the run: which steps have which, ahead compiled, resumed exactly."""
+"""Training images that grow during a run: the size at each step, compilation ahead of time, and exact resuming."""
 
 import jax
 import numpy as np
@@ -32,12 +32,15 @@ def test_sizes_become_steps():
         schedule={"unit": "fraction"},
         train={"batch_size": 16, "epochs": 3, "steps_per_call": 4},
     )
-    assert made.sizes == ((0, 8), (8, 12))  # step 6 is within a call
+    assert made.sizes == (
+        (0, 8),
+        (8, 12),
+    )  # step 6 is in the middle of a call, so the size changes at 8
     assert planned(data={"image_size": 20})[1].sizes == ((0, 20),)
 
 
-def test_each_step_has_the_images_of_its_size_from_any_start():
-    """The batches are those of runs at one size, with another size in turn."""
+def test_each_step_has_images_of_its_size_from_any_start():
+    """A batch equals the batch of a run with only that size, at the same step."""
     config, made = planned(data={"progressive": GROWING, "train_crop": "random_resized"})
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (64, 24, 24, 3)).astype(np.uint8)
@@ -65,8 +68,8 @@ def test_each_step_has_the_images_of_its_size_from_any_start():
         ("resident", 15, [(2, 8)]),
     ],
 )
-def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
-    """17 steps by five: as many again whose call is shorter are not compiled when they come."""
+def test_all_shapes_that_the_feed_yields_are_compiled_ahead(kind, start, seen):
+    """17 steps, five per call: running them, also the shorter calls, compiles nothing more."""
     growing = {"data": {"progressive": GROWING}} if kind == "streaming" else {}
     config, made = planned(
         images=80, train={"batch_size": 16, "steps": 17, "steps_per_call": 5}, **growing
@@ -96,13 +99,13 @@ def test_what_is_compiled_ahead_is_what_the_feed_yields(kind, start, seen):
 @pytest.mark.parametrize(
     "progressive",
     [
-        ((1, 8), (2, 12)),  # the first is not 0
+        ((1, 8), (2, 12)),  # the first position is not 0
         ((0, 8), (2, 12), (1, 16)),  # not ascending
-        ((0, 8.5),),  # no whole number of pixels
-        (0, 8),  # no pairs
+        ((0, 8.5),),  # not a whole number of pixels
+        (0, 8),  # not a tuple of pairs
     ],
 )
-def test_wrong_sizes_are_refused(progressive):
+def test_invalid_sizes_are_refused(progressive):
     with refused("data.progressive", progressive, ConfigError) as error:
         freeze({"data": {"progressive": progressive}})
     assert error.value.allowed.startswith(settings()["data.progressive"].metadata["rule"].words)
@@ -110,7 +113,7 @@ def test_wrong_sizes_are_refused(progressive):
 
 @pytest.mark.parametrize("progressive", [((0, 8), (3, 12)), ((0, 8), (0.1, 12))])
 def test_sizes_that_do_not_fit_the_run_are_refused(progressive):
-    """The second begins after the end, or with the first."""
+    """The second size starts after the end of the run, or at the same step as the first."""
     config = freeze({"data": {"progressive": progressive}})
     assert config.data.progressive == progressive
     with refused("data.progressive", progressive, ConfigError) as error:
@@ -131,7 +134,7 @@ def test_sizes_that_do_not_fit_the_run_are_refused(progressive):
         ),
     ],
 )  # fmt: skip
-def test_sizes_that_clash_are_refused(sections, key, value, field, other):
+def test_sizes_that_conflict_with_other_settings_are_refused(sections, key, value, field, other):
     with refused(key, value, ConfigError) as error:
         freeze(sections)
     assert other in getattr(error.value, field)
@@ -139,7 +142,7 @@ def test_sizes_that_clash_are_refused(sections, key, value, field, other):
 
 @pytest.mark.slow
 def test_a_growing_run_resumes_exactly(tiny, tmp_path, capfd):
-    """In one go, and cut where the size changes and once more within a size."""
+    """A run of 3 epochs equals a run of 2 epochs that is extended to 3."""
     command = [*tiny, "--config.train.batch_size=120", "--config.data.limit=240"]
     command += ["--config.data.progressive=((0,8),(1,12))", "--config.data.eval_size=12"]
     command += ["--config.schedule.name=constant", "--config.schedule.unit=epochs"]

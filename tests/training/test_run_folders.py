@@ -1,4 +1,4 @@
-"""Run folders that are damaged, or on a disk that is full: one line, and nothing saved is lost."""
+"""Damaged run folders and full disks: an error of one line, and no saved data is lost."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def write_records(run, *lines):
         {**RECORDS[1], "top1": None},
     ],
 )  # fmt: skip
-def test_a_line_that_is_no_record_is_named_and_nothing_is_cut(run, line):
+def test_an_invalid_record_is_reported_with_its_line_and_kept(run, line):
     before = write_records(run, RECORDS[0], line, RECORDS[2])
     for read in (RunFolder.at(run).read_records, lambda: RunFolder.at(run).cut_records(1)):
         with refused(run / METRICS, kind=WorkdirError) as error:
@@ -59,7 +59,7 @@ def test_a_line_that_is_no_record_is_named_and_nothing_is_cut(run, line):
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "ep', b"\xff\xfe", b"\0" * 9])
-def test_what_an_ended_process_left_of_a_record_is_no_mistake(run, torn):
+def test_an_incomplete_last_record_is_ignored(run, torn):
     (run / METRICS).write_bytes(write_records(run, *RECORDS[:2]) + torn)
     assert RunFolder.at(run).read_records() == RECORDS[:2]
 
@@ -72,7 +72,7 @@ def test_a_folder_in_place_of_the_records_is_one_line(run, data_dir, capsys):
     assert capsys.readouterr().err.startswith(f"error: {run / METRICS}: cannot be read")
 
 
-def test_a_report_without_records_warns_of_nothing(run, data_dir, capsys):
+def test_a_report_without_records_prints_no_warning(run, data_dir, capsys):
     assert report.main([f"--workdir={run}", f"--data_dir={data_dir}"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -89,7 +89,7 @@ def test_a_report_without_records_warns_of_nothing(run, data_dir, capsys):
         ('{"schema": SCHEMA, "train": {"batchsize": 1}}', "train.batchsize: unknown setting"),
     ],
 )
-def test_a_stored_configuration_that_is_none_names_its_file(run, content, problem):
+def test_an_invalid_stored_configuration_is_reported_with_its_file(run, content, problem):
     (run / CONFIG).write_text(content.replace("SCHEMA", str(SCHEMA)))
     with refused(run / CONFIG, kind=WorkdirError) as error:
         RunFolder.at(run).read_config()
@@ -97,7 +97,7 @@ def test_a_stored_configuration_that_is_none_names_its_file(run, content, proble
     assert "another workdir" in error.value.cure
 
 
-def test_a_file_in_place_of_the_checkpoints_is_found_before_training(run):
+def test_a_file_in_place_of_the_checkpoints_is_refused_before_training(run):
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").write_text("x")
     with refused(run / "checkpoints", kind=WorkdirError):
@@ -132,7 +132,7 @@ def a_state():
     return jax.device_put({"w": np.ones(9)}, sharding.replicated(sharding.make_mesh()))
 
 
-def test_a_folder_that_cannot_be_made_leaves_no_thread_that_waits(tmp_path):
+def test_a_failed_save_leaves_no_waiting_thread(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints").write_text("x")
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_made_leaves_no_thread_that_waits(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 10])
-def test_a_damaged_checkpoint_says_the_innermost_reason(run, size):
+def test_the_error_for_a_damaged_checkpoint_has_only_the_innermost_reason(run, size):
     arrays = [file for file in (run / "checkpoints").rglob("d/*") if file.is_file()]
     for file in arrays:
         file.write_bytes(file.read_bytes()[:size])

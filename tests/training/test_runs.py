@@ -1,4 +1,4 @@
-"""Whole runs through the command line: train, stop, go on, finish, extend, evaluate, load."""
+"""Whole runs on the command line: train, resume, finish, extend, evaluate and load."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from flax_resnet.training.step_metrics import StepMetrics
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny):
-    """A finished tiny run of 2 epochs x 5 steps, and the arguments that made it."""
+    """A finished tiny run of 2 epochs x 5 steps, and the arguments of its command."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     assert main.main([*tiny, f"--workdir={workdir}"]) == 0
     return workdir, tiny
@@ -34,7 +34,7 @@ def copy(finished, tmp_path):
     return tmp_path / "copy", [*arguments, f"--workdir={tmp_path / 'copy'}"]
 
 
-def test_the_run_folder_holds_what_was_promised(finished):
+def test_the_contents_of_a_run_folder(finished):
     workdir, _ = finished
     names = {p.name for p in workdir.iterdir()}
     assert names >= {"checkpoints", "config.json", "metrics.jsonl", "summary.txt"}
@@ -50,7 +50,7 @@ def test_the_run_folder_holds_what_was_promised(finished):
     assert saved(workdir, 10)["versions"]["jax"]
 
 
-def test_the_same_command_again_says_finished(copy, capsys):
+def test_repeating_the_command_of_a_finished_run_changes_nothing(copy, capsys):
     workdir, arguments = copy
     before = (workdir / "metrics.jsonl").read_text()
     assert main.main(arguments) == 0
@@ -60,7 +60,7 @@ def test_the_same_command_again_says_finished(copy, capsys):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_more_epochs_extend_and_fewer_are_refused(copy, capsys):
+def test_more_epochs_extend_a_run_and_fewer_are_refused(copy, capsys):
     workdir, arguments = copy
     assert main.main([*arguments, "--config.train.epochs=3"]) == 0
     assert [r["step"] for r in records_of(workdir, "test")] == [5, 10, 15]
@@ -71,7 +71,7 @@ def test_more_epochs_extend_and_fewer_are_refused(copy, capsys):
     assert "3 epochs" in line
 
 
-def test_another_configuration_is_refused_or_taken_over(copy, capsys):
+def test_another_configuration_needs_a_forced_resume(copy, capsys):
     workdir, arguments = copy
     other = [*arguments, "--config.train.seed=5", "--config.optimizer.momentum=0.8"]
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
@@ -85,7 +85,7 @@ def test_another_configuration_is_refused_or_taken_over(copy, capsys):
     assert RunFolder.at(workdir).read_config().train.seed == 5
 
 
-def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_path, monkeypatch):
+def test_another_seed_changes_the_run_but_compiles_nothing(tiny, own_cache, tmp_path, monkeypatch):
     set_up = app.set_up_jax
 
     def keep_all(folder):
@@ -106,7 +106,7 @@ def test_another_seed_is_another_run_of_the_same_programs(tiny, own_cache, tmp_p
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
-def test_on_cpu_a_step_is_read_before_the_next_one_starts(tiny, tmp_path, monkeypatch):
+def test_on_cpu_metrics_are_read_before_the_next_step_starts(tiny, tmp_path, monkeypatch):
     make, read, done = programs.make_train_step, StepMetrics.read, []
 
     def watched(*args, **options):
@@ -122,12 +122,12 @@ def test_on_cpu_a_step_is_read_before_the_next_one_starts(tiny, tmp_path, monkey
     assert done == ["step", "read"] * 10
 
 
-def test_settings_that_change_no_result_may_change(copy):
+def test_settings_that_do_not_change_the_result_may_change(copy):
     _, arguments = copy
     assert main.main([*arguments, "--config.train.log_every=1", "--config.data.threads=1"]) == 0
 
 
-def test_records_after_the_restored_step_are_cut_and_hidden(copy, capsys):
+def test_resuming_removes_records_after_the_restored_step(copy, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     workdir, arguments = copy
@@ -195,7 +195,7 @@ def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, ca
             assert part in line
 
 
-def test_load_refuses_what_is_no_run(tmp_path, copy):
+def test_load_refuses_a_missing_run_and_a_damaged_checkpoint(tmp_path, copy):
     from flax_resnet.errors import CheckpointError
 
     with refused(tmp_path / "nothing", kind=CheckpointError):
@@ -233,7 +233,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
+def test_all_feeds_and_steps_per_call_give_the_same_losses(tiny, tmp_path):
     options = [*tiny, "--config.train.log_every=1", "--config.optimizer.learning_rate=0.01"]
     losses = {}
     for feed, per_call in (("streaming", 1), ("resident", 1), ("resident", 2)):
@@ -241,11 +241,11 @@ def test_feeds_and_steps_per_call_train_alike(tiny, tmp_path):
         extra = [f"--config.train.feed={feed}", f"--config.train.steps_per_call={per_call}"]
         assert main.main([*options, *extra, f"--workdir={workdir}"]) == 0
         losses[feed, per_call] = [r["loss"] for r in records_of(workdir, "train")]
-        # An epoch is 5 steps; calls of two end where evaluations and checkpoints can be.
+        # An epoch has 5 steps. With two steps per call, evaluations move to the end of a call.
         steps = [r["step"] for r in records_of(workdir, "test")]
         assert steps == ([5, 10] if per_call == 1 else [6, 10])
         rates = [r["images_per_second"] for r in records_of(workdir, "train")]
-        assert len(set(rates)) == 10 // per_call  # the steps of a call took alike
+        assert len(set(rates)) == 10 // per_call  # the steps of a call have the same rate
     expected = losses["streaming", 1]
     assert len(expected) == 10
     for found in losses.values():

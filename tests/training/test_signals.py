@@ -38,7 +38,7 @@ def wait_for_step(workdir, step, process, seconds=120):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("feed", "per_call"), [("resident", 1), ("streaming", 2)])
-def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, feed, per_call):
+def test_a_killed_and_resumed_run_gives_the_same_bits(tiny, tmp_path, feed, per_call):
     options = [
         *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=0.1",
         f"--config.train.feed={feed}", f"--config.train.steps_per_call={per_call}",
@@ -63,7 +63,7 @@ def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny, tmp_path, fe
     assert records_of(killed, "test")[-1] == records_of(tmp_path / "whole", "test")[-1]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_exits(tiny, tmp_path):
     workdir = tmp_path / "run"
     options = [*tiny, "--config.train.batch_size=24", "--config.train.epochs=50"]
     process = start([*options, f"--workdir={workdir}", "--config.train.checkpoint_every=0.1"])
@@ -77,7 +77,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
 
 
 def test_a_signal_during_an_evaluation_saves_the_next_step(tiny, tmp_path, monkeypatch, capfd):
-    """What the message says is saved is saved, and can be gone on from."""
+    """The message names the saved step, and its checkpoint exists."""
     evaluate = trainer.evaluate
 
     def interrupted(*given):

@@ -73,7 +73,7 @@ def test_one_device_and_eight_give_the_same_step(machinery):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_two_steps_in_a_call_are_two_calls(machinery):
+def test_two_steps_in_one_call_equal_two_calls(machinery):
     model, optimizer, init = machinery
     mesh, draw = sharding.make_mesh(), np.random.default_rng(0)
     batches = [batch_of(16, draw) for _ in range(2)]
@@ -95,7 +95,7 @@ def test_two_steps_in_a_call_are_two_calls(machinery):
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 2e-2)])
-def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, machinery):
+def test_local_statistics_on_eight_devices_equal_eight_groups_on_one(dtype, limit, machinery):
     _, optimizer, init = machinery
     section = dataclasses.replace(CONFIG.model, norm_scope="local")
     train = dataclasses.replace(CONFIG.train, gradient_dtype=dtype)
@@ -103,7 +103,7 @@ def test_statistics_of_each_device_are_those_of_as_many_groups(dtype, limit, mac
     batch = batch_of(64)
     first, changes = jax.device_get(init()), []
     for config, mesh in zip((CONFIG, local), two_meshes(), strict=True):
-        model = build_model(local, 10)  # of eight groups, on one device too
+        model = build_model(local, 10)  # eight groups, also on one device
         step = make_train_step(config, model, optimizer, mesh)
         state = jax.device_put(init(), sharding.replicated(mesh))
         state, _ = step(state, {"seed": 0}, sharding.place(batch, mesh))
@@ -173,8 +173,8 @@ def test_evaluation_is_exact_for_any_batch_size_and_number_of_devices(machinery)
         assert score["top1"] == pytest.approx((np.argmax(logits, 1) == examples["label"]).mean())
 
 
-def test_the_step_trains_on_what_augment_gives(machinery):
-    """Mixed images and labels; of a mixed label, top1 asks for the larger part."""
+def test_the_step_trains_on_the_augmented_images_and_labels(machinery):
+    """With Mixup, top1 compares with the class that has the larger part of the mixed label."""
     model, optimizer, init = machinery
     config = dataclasses.replace(CONFIG, augment=Augment(mixup=1.0, mix_mode="element"))
     batch, state = batch_of(16), init()

@@ -1,4 +1,4 @@
-"""The command that packs a dataset, and what it wrote, as read by TFDS and by Pillow."""
+"""Helpers for tests of packing: arguments of the command, and readers of the packed dataset."""
 
 import io
 
@@ -12,7 +12,7 @@ def arguments(data_dir, *more, path=None, name="small_pictures"):
 
 
 def examples(data_dir, split, name="small_pictures"):
-    """What any TFDS user reads: the stored bytes and the label of every record."""
+    """Return the stored bytes and the label of every record, read by TFDS."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=str(data_dir))

@@ -1,4 +1,4 @@
-"""Packed datasets: real files, real processes, read back by TFDS and by Pillow."""
+"""Packing datasets with real files and processes, and reading them with TFDS and Pillow."""
 
 import fcntl
 import io
@@ -29,7 +29,7 @@ SIDE, QUALITY = 150, 90
 
 @pytest.fixture
 def pictures(photographs):
-    """The photographs, 90 to 200 pixels a side, and one of every kind that files have."""
+    """The photographs (sides of 90 to 200 pixels), and one file of every other kind."""
     photo = Image.open(photographs / "flower" / "0.jpg").resize((140, 100))
     large = photo.resize((560, 400))
     turned = Image.Exif()
@@ -57,14 +57,14 @@ def small(*more):
 
 
 def as_pillow_says(file):
-    """The pixels of a file, upright, RGB and small, before they are encoded."""
+    """Return the image of a file as packed, before it is encoded: upright, RGB, at most SIDE pixels."""
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return image
 
 
-def test_a_packed_folder_holds_what_pillow_makes_of_each_file(pictures, tmp_path, capsys):
+def test_a_packed_folder_has_the_images_as_converted_by_pillow(pictures, tmp_path, capsys):
     import tensorflow_datasets as tfds
 
     call = arguments(tmp_path / "data", *small("--shard_size=7"), path=pictures)
@@ -102,7 +102,7 @@ def test_a_packed_folder_holds_what_pillow_makes_of_each_file(pictures, tmp_path
             expected, buffer = as_pillow_says(file), io.BytesIO()
             expected.save(buffer, "JPEG", quality=QUALITY)
             if "turned" in file.name or "large" in file.name:
-                # Turned after it was made smaller, or decoded at half its size: rounded elsewhere.
+                # Packing rotates after resizing, or decodes at half size, so rounding differs.
                 difference = decoded(encoded).astype(int) - decoded(buffer.getvalue())
                 assert np.abs(difference).mean() < 1.0, file
             else:
@@ -119,7 +119,7 @@ def test_a_packed_folder_holds_what_pillow_makes_of_each_file(pictures, tmp_path
     assert {f.name for f in small_jpegs} <= kept
 
 
-def test_a_csv_file_is_packed_as_its_splits_say(pictures, tmp_path):
+def test_a_csv_file_is_packed_with_its_splits(pictures, tmp_path):
     files = sorted(pictures.rglob("*.jpg"))[:6]
     rows = [
         f"{file.relative_to(tmp_path)},{file.parent.name}{i % 2}" for i, file in enumerate(files)
@@ -149,7 +149,7 @@ def test_tensorflow_decodes_every_packed_record(pictures, tmp_path):
             assert np.abs(pixels.astype(int) - theirs).mean() < 1.5
 
 
-def test_a_folder_with_its_own_splits(photographs, tmp_path):
+def test_a_folder_is_packed_with_its_own_splits(photographs, tmp_path):
     for key in ("train", "val", "test"):
         shutil.copytree(photographs, tmp_path / "set" / key)
     (tmp_path / "set" / "train" / "china" / "0.jpg").unlink()
@@ -157,7 +157,7 @@ def test_a_folder_with_its_own_splits(photographs, tmp_path):
     counts = {s: len(examples(tmp_path, s)) for s in ("train", "validation", "test")}
     assert counts == {"train": 11, "validation": 12, "test": 12}
     labels = [label for _, label in examples(tmp_path, "train[:4]")]
-    assert set(labels) == {0, 1}  # a slice holds every class
+    assert set(labels) == {0, 1}  # even a small slice has every class
 
 
 def test_a_tfds_dataset_keeps_its_order_and_its_small_pngs(data_dir, tmp_path):
@@ -181,7 +181,7 @@ def test_a_damaged_source_is_one_line(data_dir, tmp_path, prepare_refuses):
     prepare_refuses(call, str(file))
 
 
-def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsys):
+def test_a_killed_and_continued_packing_gives_the_same_bytes(photographs, tmp_path, capsys):
     import tensorflow_datasets as tfds
 
     for file in list(photographs.rglob("*.jpg")):
@@ -223,13 +223,15 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(photographs, tmp_path, capsy
     assert prepare.main(whole) == 0
     other = tmp_path / "whole" / "small_pictures" / "1.0.0"
     assert len(shards(other)) > 12
-    assert len(before) < len(shards(other))  # it was killed in the middle
+    assert len(before) < len(shards(other))  # the kill came before the end
     assert shards(root / "1.0.0") == shards(other)
     for name in ("dataset_info.json", "features.json", "label.labels.txt", "packing.json"):
         assert (root / "1.0.0" / name).read_text() == (other / name).read_text()
 
 
-def test_unreadable_images_and_changed_minds(pictures, tmp_path, prepare_refuses, capsys):
+def test_unreadable_images_and_changed_options_between_starts(
+    pictures, tmp_path, prepare_refuses, capsys
+):
     first, last = (
         pathlib.Path(split.source.describe(int(split.order[place])))
         for split, place in zip(file_splits(str(pictures), 0.2).values(), (0, -1), strict=True)
@@ -237,7 +239,7 @@ def test_unreadable_images_and_changed_minds(pictures, tmp_path, prepare_refuses
     first.write_bytes(first.read_bytes()[:500])
     last.write_bytes(b"not an image")
     call = arguments(tmp_path, *small("--shard_size=5"), path=pictures)
-    for _ in range(2):  # the first is counted when the packing goes on behind it
+    for _ in range(2):  # the second start continues after `first`, and still counts it
         prepare_refuses([*call, "--max_bad=1"], str(last), "--max_bad=1")
     work = tmp_path / "small_pictures" / "incomplete.1.0.0"
     assert work.is_dir()
@@ -276,8 +278,10 @@ def test_unreadable_images_and_changed_minds(pictures, tmp_path, prepare_refuses
     prepare_refuses(call, str(done), "another name")
 
 
-def test_a_record_that_changed_on_the_way_stops_the_packing(pictures, tmp_path, prepare_refuses):
-    """The command reads what it wrote: a shard of an interrupted packing that went bad is found."""
+def test_a_changed_record_of_an_interrupted_packing_is_an_error(
+    pictures, tmp_path, prepare_refuses
+):
+    """The command verifies all records, also in shards that an earlier start wrote."""
     last = file_splits(str(pictures), 0.2)["test"]
     pathlib.Path(last.source.describe(int(last.order[-1]))).write_bytes(b"")
     call = arguments(tmp_path, "--shard_size=3", path=pictures)
@@ -294,12 +298,11 @@ def test_a_record_that_changed_on_the_way_stops_the_packing(pictures, tmp_path, 
     assert prepare.main(call) == 0
 
 
-def test_a_full_disk_and_a_read_only_one_are_one_line(photographs, tmp_path, prepare_refuses):
+def test_full_and_read_only_disks_are_one_line(photographs, tmp_path, prepare_refuses):
     call = arguments(tmp_path / "full", path=photographs)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (100_000, hard)
-    )  # for Python, an error like a full disk
+    # Limit the size of files: writing then raises OSError, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         prepare_refuses(call, str(tmp_path / "full"), "File too large", code=5)
     finally:

@@ -1,11 +1,11 @@
-"""The parallel map: results in order, and no further ahead than asked."""
+"""The parallel map: results in order, and a limit on the tasks that start ahead."""
 
 import time
 
 from flax_resnet.data.packing.parallel_map import in_order
 
 
-def test_results_come_in_order_and_no_further_than_asked():
+def test_results_come_in_order_and_tasks_start_only_a_few_ahead():
     drawn = []
 
     def tasks():

@@ -1,4 +1,4 @@
-"""The verification of a packed dataset names the record that differs, and its file."""
+"""Verification of a packed dataset: the error names the record that differs, and its file."""
 
 import json
 
@@ -46,4 +46,6 @@ def test_verification_names_the_record_and_its_file(photographs, tmp_path):
     with refused(folder / second, kind=DataError) as caught:
         verify(folder, labels, ("china", "flower"), 2)
     assert f"record {place} of split train" in caught.value.problem
-    assert "label" not in caught.value.problem  # it cannot be read
+    assert (
+        "label" not in caught.value.problem
+    )  # the message is about the image, which cannot be read
