@@ -33,7 +33,7 @@ class Machine(NamedTuple):
       platform: "gpu" or "cpu".
       device: its name, such as "NVIDIA H100 80GB HBM3".
       devices: number of these devices that JAX sees.
-      tiny: whether sizes are those of a rehearsal.
+      tiny: whether the sizes are tiny, for a rehearsal.
       environment: processor, versions, commit.
     """
 

@@ -74,7 +74,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def _differences(what: str, found: Mapping[str, str]) -> list[str]:
-    """Return one line with the stages of each value if the stages differ, else none. Empty values do not count."""
+    """Return one line that lists the stages of each value; no line if all values are equal. Skip empty values."""
     stages: dict[str, list[str]] = {}
     for stage, value in found.items():
         if value:

@@ -35,7 +35,7 @@ from flax_resnet.errors import one_line, writing
 
 # A stage with less time than this could only import its libraries.
 LEAST_SECONDS = 15.0
-# A stage may use the time that earlier stages left, up to this multiple of its own limit, because it may hang.
+# A stage may use the time that earlier stages left, but in case it hangs, at most this multiple of its own limit.
 MOST_LIMITS = 2
 
 

@@ -120,7 +120,7 @@ def sizes() -> dict[str, tuple[int, int]]:
 
 
 def draw(counts: Counter[tuple[str, str]], output: pathlib.Path) -> None:
-    """Draw the rooms from top to bottom, and the imports as arrows beside them."""
+    """Draw the rooms from top to bottom, and the imports as arrows at both sides."""
     import matplotlib
 
     matplotlib.use("Agg")

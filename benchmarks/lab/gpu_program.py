@@ -72,7 +72,7 @@ def table(case: Case, measured: dict[str, Any]) -> str:
         by_dtype = ", ".join(f"{moved / 1e6:.1f} MB {dtype}" for dtype, moved in dtypes)
         lines.append(
             f"collectives: {measured['collectives']} ({by_dtype}); exposed: {measured['exposed_collectives']} "
-            f"({measured['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled beside them move "
+            f"({measured['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled while they run move "
             f"{measured['bytes_beside_collectives'] / 1e9:.2f} GB"
         )
     lines.append(
@@ -81,8 +81,8 @@ def table(case: Case, measured: dict[str, Any]) -> str:
         f"traced in {measured['trace_seconds']:.1f} s, compiled in {measured['compile_seconds']:.1f} s"
     )
     lines.append(
-        f"bounds, not times: {1e3 * measured['bytes'] / target.bandwidth:.1f} ms by bytes, "
-        f"{1e3 * measured['flops'] / target.flops:.1f} ms by arithmetic in bfloat16"
+        f"lower bounds of the step time: {1e3 * measured['bytes'] / target.bandwidth:.1f} ms to move the bytes, "
+        f"{1e3 * measured['flops'] / target.flops:.1f} ms for arithmetic in bfloat16"
     )
     return "\n".join(lines)
 

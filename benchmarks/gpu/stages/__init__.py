@@ -1,1 +1,1 @@
-"""The stages of --quick, each a module that answers one question in a process of its own."""
+"""The stages of --quick. Each is a module that answers one question and runs in its own process."""
