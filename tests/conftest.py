@@ -167,6 +167,14 @@ def cache_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("xla"))
 
 
+@pytest.fixture(autouse=True)
+def same_compilation_cache():
+    """Benchmarks that run in the process of the tests turn JAX's compilation cache off."""
+    enabled = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", enabled)
+
+
 @pytest.fixture
 def own_cache(tmp_path):
     """A compilation cache for one test. A process uses its first cache until `reset_cache` is called."""
