@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax_resnet.optim.metrics import METRICS
 from flax_resnet.settings import (
     MICROBATCH,
     above,
@@ -37,7 +38,7 @@ class Train:
     )
     monitor: str = setting(
         "top1",
-        one_of("top1", "top5", "loss", "class_accuracy", "macro_f1", "ece"),
+        one_of(*METRICS),
         "metric that selects the best checkpoint and drives early stopping",
         changes_result=False,
     )
