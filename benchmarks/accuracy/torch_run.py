@@ -39,8 +39,8 @@ from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
 
 log = logging.getLogger("flax_resnet")
 
-# Settings that may have any value. Any other setting that changes the result must have its value in `FIXED`, or its
-# default.
+# Settings that may have any value, except those in `FIXED`, which must have the value given there. Any other
+# setting that changes the result must have its default.
 FOLLOWED = re.compile(
     r"(data|augment|schedule)\..*|model\.(name|widths)|train\.(batch_size|epochs|seed)"
     r"|optimizer\.(learning_rate|momentum|nesterov|weight_decay|learning_rate_rules|weight_decay_rules)"

@@ -35,7 +35,7 @@ class Training:
 
     Args:
       config: the configuration.
-      plan: the plan of the configuration for the data.
+      plan: the lengths of the run in steps, from `flax_resnet.config.plan.plan`.
       order: the sampler of the training examples.
       images: the training images, uint8 [n, S, S, 3], by ascending example index.
       labels: labels of the images, int32 [n].
@@ -145,7 +145,7 @@ class Training:
         }
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return the loss and top1 over a split, the same as `ema_*` for averaged weights, and the image count.
+        """Return the loss, top1 and image count of a split; of averaged weights, also `ema_loss` and `ema_top1`.
 
         Args:
           images: uint8 [n, S, S, 3].
@@ -186,7 +186,7 @@ def initial_variables(config: Config, plan: Plan, images: np.ndarray) -> dict[st
 
     Args:
       config: the configuration.
-      plan: the plan of the configuration for the data.
+      plan: the lengths of the run in steps, from `flax_resnet.config.plan.plan`.
       images: the images of the first batch, uint8 [N, S, S, 3].
     """
     model = build_model(config, plan.num_classes)

@@ -58,7 +58,8 @@ def flax_example(root: pathlib.Path, size: int) -> Callable:
 class Photographs:
     """A PyTorch dataset that decodes whole files, then crops and resizes the images to uint8 [3, S, S].
 
-    "PIL as its references" also mirrors and normalises to float32, like torchvision's references/classification.
+    `kind` is "tensors" (decoded by torchvision), "PIL" (decoded by Pillow), or "PIL as its references": as "PIL",
+    and also mirrored and normalised to float32, like torchvision's references/classification.
     """
 
     def __init__(self, files: list[str], size: int, kind: str):

@@ -72,7 +72,7 @@ def table(case: Case, measured: dict[str, Any]) -> str:
         by_dtype = ", ".join(f"{moved / 1e6:.1f} MB {dtype}" for dtype, moved in dtypes)
         lines.append(
             f"collectives: {measured['collectives']} ({by_dtype}); exposed: {measured['exposed_collectives']} "
-            f"({measured['exposed_bytes'] / 1e6:.1f} MB); kernels scheduled while they run move "
+            f"({measured['exposed_bytes'] / 1e6:.1f} MB); moved by kernels during collectives: "
             f"{measured['bytes_beside_collectives'] / 1e9:.2f} GB"
         )
     lines.append(

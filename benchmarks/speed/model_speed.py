@@ -286,8 +286,8 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
       The results so far, after each combination.
 
     Raises:
-      ConfigError: a name or size is invalid; raised before the first measurement. Or the images are too small to
-        train a network, or one image per device does not fit into memory; raised when its turn comes.
+      ConfigError: a name or size is invalid (raised before the first measurement); or the images are too small to
+        train a network, or one image per device does not fit into memory (raised when that is measured).
     """
     on_cpu = jax.default_backend() == "cpu"
     dtypes = args.dtypes or (["float32"] if on_cpu else ["bfloat16"])

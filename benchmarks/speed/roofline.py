@@ -24,8 +24,8 @@ from jax import lax
 from flax_resnet.models.summary import Summary
 
 COPIED = {"cpu": 2**28, "gpu": 2**30}  # bytes of the copied array; far larger than any cache
-# Calls per measurement, queued as in training. Without a queue, a call on a GPU takes 0.1 ms more, the time to move
-# 0.3 GB.
+# Calls per measurement, queued as in training. Without a queue, a call on a GPU takes 0.1 ms longer, which is as
+# long as moving 0.3 GB.
 CALLS = {"cpu": 1, "gpu": 10}
 
 

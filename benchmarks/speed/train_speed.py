@@ -112,7 +112,7 @@ def _measure(values: flags.FlagValues) -> None:
 
 
 def _place(values: flags.FlagValues, name: str, read: Callable[[str], str | pathlib.Path]) -> str:
-    """Return the path in a flag, checked by a type of benchmarks.arguments; "" for none."""
+    """Return the path that a flag holds, checked by `read`, a function of benchmarks.arguments; "" for none."""
     text = app.flag(values, name)
     try:
         return text and str(read(text))

@@ -1,4 +1,4 @@
-"""Gradients in microbatches: equal to those of the whole batch or of ghost batch normalisation; automatic sizes."""
+"""Microbatches: the gradient is that of the whole batch, or of ghost batch normalisation; the automatic size."""
 
 import dataclasses
 
