@@ -81,7 +81,7 @@ def first_divergence(net: nn.Module, pair: Pair, variables: Any, images: np.ndar
     ours = {}
     for path, (output,) in flax.traverse_util.flatten_dict(captured, sep="/").items():
         kernel = path.replace("__call__", "kernel")
-        ours[table.place(f"params/{kernel}", kernels[kernel].ndim).module] = output
+        ours[table.counterpart(f"params/{kernel}", kernels[kernel].ndim).module] = output
     for name, reference in theirs.items():
         output = ours[name]
         if output.ndim == 4:
