@@ -1,6 +1,7 @@
 """The rules of the house: imports run one way, files and functions stay small, importing is cheap."""
 
 import ast
+import configparser
 import re
 import subprocess
 import sys
@@ -61,6 +62,14 @@ def test_at_the_root_stand_only_the_doors():
     assert {f.name for f in PACKAGE.iterdir() if f.is_file()} == allowed
     folders = {f.name for f in PACKAGE.iterdir() if f.is_dir()} - {"__pycache__"}
     assert folders | DOORS | {"errors"} == set(PLACE)
+
+
+def test_the_wheel_has_every_folder():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(setup["options"]["packages"].split()) - {"flax_resnet.configs"}
+    folders = {".".join(file.parent.relative_to(ROOT).parts) for file in FILES}
+    assert listed == folders
 
 
 def test_no_two_files_have_one_name():
