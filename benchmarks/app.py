@@ -2,14 +2,12 @@
 
 import argparse
 import functools
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
 
-from flax_resnet.errors import ConfigError, UserError
+from flax_resnet.cli.exit_codes import exit_code
+from flax_resnet.errors import ConfigError
 
 P = ParamSpec("P")
 
@@ -33,28 +31,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Wrap the main function of a benchmark in a function that returns an exit code.
-
-    A `UserError` is printed as one line on stderr, and its own exit code is returned. The code is 141 if the reader
-    of the output has closed the pipe, and 128 + the signal's number after a signal.
-    """
+    """Wrap the main function of a benchmark in a function that returns its exit code; see `exit_code`."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        try:
-            code = main(*args, **kwargs) or 0
-            # Flush inside `try`: nothing would catch a BrokenPipeError at exit.
-            print(end="", flush=True)
-            return code
-        except UserError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt as stop:
-            print("interrupted", file=sys.stderr)
-            return 128 + (stop.args or (signal.SIGINT,))[0]
-        except BrokenPipeError:  # the reader has ended, such as `| head`
-            # Python flushes stdout again at exit. Send that output to /dev/null.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+        with exit_code() as ended:
+            ended.code = main(*args, **kwargs) or 0
+        return ended.code
 
     return run

@@ -14,9 +14,8 @@ from typing import Any
 from flax_resnet.errors import ConfigError, one_line, writing
 
 # States of a stage. NOT_RUN: the stage has not started yet, or no time was left for it. SKIPPED: a package is
-# missing. STOPPED: the process ended while the stage ran, so that the record still says RUNNING; reports
-# show STOPPED. An incomplete stage runs again, and keeps
-# the items that it has already measured. A start is one run of a stage.
+# missing. STOPPED: the process ended while the stage ran; its record still says RUNNING, and reports show STOPPED.
+# An incomplete stage runs again, and keeps the items that it has already measured. A start is one run of a stage.
 NOT_RUN, RUNNING, STOPPED, DONE = "not run", "running", "stopped", "done"
 TIMED_OUT, FAILED, SKIPPED = "timed out", "failed", "skipped"
 # The exceptions that may occur when a file that is not a record is read as one.

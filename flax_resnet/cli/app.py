@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,20 +12,16 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from flax_resnet.cli.quiet import quiet_libraries
+from flax_resnet.cli.exit_codes import exit_code
+from flax_resnet.cli.library_output import hide_tracebacks
 from flax_resnet.config import settings
 from flax_resnet.errors import (
-    INTERRUPTED,
     ConfigError,
-    Interrupted,
     UserError,
     one_line,
-    recognized,
     suggestion,
 )
 from flax_resnet.training import memory
-
-log = logging.getLogger("flax_resnet")
 
 
 class _TqdmHandler(logging.Handler):
@@ -60,9 +55,7 @@ def run(
       positional: flags whose values may also be given as positional arguments, in this order.
 
     Returns:
-      The exit code, as listed in errors.py: 0; the code of a `UserError`, after its message is printed as one line
-      on stderr; 75 if training was interrupted and saved; 130 after Ctrl-C; 141 if the reader of the output has
-      closed the pipe.
+      The exit code; see `exit_code`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
@@ -71,60 +64,28 @@ def run(
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
-    quiet_libraries()
+    hide_tracebacks()
     try:
-        flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
-        argv = resolve_config(_with_flag_files(values, argv))
-        define(values, argv)
-        if {"--help", "-h", "-help"} & set(argv):
-            return show(f"{doc}\n\nflags of {name}:\n{_help(values)}")
-        _parse(values, argv, positional)
-        code = body(values) or 0
-        print(end="", flush=True)  # flush here: at exit, nothing would catch a closed pipe
-        return code
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except Interrupted as error:
-        print(one_line(error), file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        return _discard_output()
-    except Exception as error:
-        return _exit_code(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        with exit_code() as ended:
+            flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+            argv = resolve_config(_with_flag_files(values, argv))
+            define(values, argv)
+            if {"--help", "-h", "-help"} & set(argv):
+                print(f"{doc}\n\nflags of {name}:\n{_help(values)}")
+            else:
+                _parse(values, argv, positional)
+                ended.code = body(values) or 0
+        return ended.code
     finally:
         log.removeHandler(handler)
         log.propagate = True
 
 
 def show(text: str) -> int:
-    """Print a text and return the exit code: 0; 141 if the reader has closed the pipe; 5 if a disk is full."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        return _discard_output()
-    except OSError as error:
-        return _exit_code(error)
-    return 0
-
-
-def _exit_code(error: Exception) -> int:
-    """Print one line for an exception that a user can fix, and return its exit code. Reraise all others."""
-    if (mistake := recognized(error)) is None:
-        raise error
-    if isinstance(error, OSError):
-        _discard_output()
-    print(f"error: {mistake}", file=sys.stderr)
-    return mistake.exit_code
-
-
-def _discard_output() -> int:
-    """Redirect standard output to the null device, and return the exit code for a closed pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    """Print a text and return the exit code."""
+    with exit_code() as ended:
+        print(text)
+    return ended.code
 
 
 def flag(values: flags.FlagValues, name: str) -> Any:

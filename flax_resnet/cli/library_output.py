@@ -1,4 +1,4 @@
-"""Hide tracebacks that libraries print, because a command prints one line for an error."""
+"""What libraries print during a command: no tracebacks, because a command prints one line for an error."""
 
 import functools
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 
 
 @functools.cache  # once per process
-def quiet_libraries() -> None:
+def hide_tracebacks() -> None:
     """Hide the tracebacks that Orbax and TensorStore print beside an error that they raise.
 
     Only commands call this, because it changes hooks of the whole process. `flax_resnet.train` and imports do not.
