@@ -58,7 +58,7 @@ class UserError(ValueError):
         self.allowed = allowed if isinstance(allowed, str) else tuple(allowed)
         head = self.key if value is ... else f"{self.key}={_shown(self.key, value)}"
         if isinstance(self.allowed, tuple):
-            limits = suggestion(str(value), self.allowed)
+            limits = suggestion("" if value is ... else str(value), self.allowed)
         else:
             limits = self.allowed and f"must be {self.allowed}"
         body = "; ".join(filter(None, (problem, limits, cure)))
