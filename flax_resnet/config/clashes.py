@@ -78,11 +78,11 @@ def _check_sizes(config: Config) -> None:
 
 def _check_mixing(config: Config) -> None:
     for key in ("mixup", "cutmix"):
-        if (rate := getattr(config.augment, key)) and config.train.batch_size % 2:
+        if (alpha := getattr(config.augment, key)) and config.train.batch_size % 2:
             raise ConfigError(
                 key="train.batch_size",
                 value=config.train.batch_size,
-                allowed=f"even with augment.{key}={rate:g}, which mixes images in pairs",
+                allowed=f"even with augment.{key}={alpha:g}, which mixes images in pairs",
             )
 
 

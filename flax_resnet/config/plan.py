@@ -16,6 +16,11 @@ from flax_resnet.settings import UNSET
 MOST_STEPS = 2**31 - 1  # counters of steps are int32
 
 
+def _steps(length: float, unit: int) -> int:
+    """Convert a length to steps, rounded; `unit` is steps per unit of the length."""
+    return round(min(length * unit, MOST_STEPS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The plan of a run. All lengths and positions are in optimizer steps."""
@@ -87,25 +92,24 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
 
     def in_steps(epochs: float) -> int:
         """Convert epochs to steps, rounded up to whole calls so that a resumed run makes the same calls."""
-        count = max(1, round(min(epochs * steps, MOST_STEPS)))
-        calls = math.ceil(count / config.train.steps_per_call)
+        calls = math.ceil(max(1, _steps(epochs, steps)) / config.train.steps_per_call)
         return calls * config.train.steps_per_call
 
     schedule = config.schedule
-    total, length = _total_steps(config, steps)
+    total, run = _total_steps(config, steps)
     unit = {"epochs": steps, "steps": 1, "fraction": total}[schedule.unit]
     warmup, cooldown, drop_until = (
-        round(min(part * unit, MOST_STEPS))
-        for part in (schedule.warmup, schedule.cooldown or 0, schedule.drop_until or 0)
+        _steps(length or 0, unit)
+        for length in (schedule.warmup, schedule.cooldown, schedule.drop_until)
     )
     if warmup + cooldown and warmup + cooldown >= total:
         raise ConfigError(
             key="schedule.warmup",
             value=schedule.warmup,
-            allowed=f"below the {total} steps of {length}, together with "
+            allowed=f"below the {total} steps of {run}, together with "
             f"schedule.cooldown={schedule.cooldown or 0:g} (both in {schedule.unit})",
         )
-    _check_starts(config, unit, total, drop_until, length)
+    _check_starts(config, unit, total, drop_until, run)
     scale = BATCH_SCALINGS[schedule.batch_scaling].factor(
         batch / (schedule.base_batch_size or batch)
     )
@@ -122,7 +126,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         cooldown_steps=cooldown,
         milestones=_milestones(config, unit, warmup),
         unit=unit,
-        sizes=_sizes(config, unit, total, length),
+        sizes=_sizes(config, unit, total, run),
         eval_every=in_steps(config.train.eval_every),
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,
@@ -177,7 +181,7 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
         )
 
 
-def _check_starts(config: Config, unit: int, total: int, drop_until: int, length: str) -> None:
+def _check_starts(config: Config, unit: int, total: int, drop_until: int, run: str) -> None:
     """Raise ConfigError if `optimizer.unfreeze_at` or `schedule.drop_until` is outside the run.
 
     Args:
@@ -185,15 +189,15 @@ def _check_starts(config: Config, unit: int, total: int, drop_until: int, length
       unit: steps per `schedule.unit`.
       total: steps of the run.
       drop_until: `schedule.drop_until` in steps.
-      length: the setting that determines `total`, for the message.
+      run: the setting that determines `total`, for the message.
     """
     schedule = config.schedule
     for pattern, start in config.optimizer.unfreeze_at:
-        if round(start * unit) >= total:
+        if _steps(start, unit) >= total:
             raise ConfigError(
                 key="optimizer.unfreeze_at",
                 value=(pattern, start),
-                allowed=f"below the {total} steps of {length} (it is in {schedule.unit})",
+                allowed=f"below the {total} steps of {run} (it is in {schedule.unit})",
                 cure="to freeze parameters for the whole run, set their factor in "
                 "optimizer.learning_rate_rules to 0",
             )
@@ -201,29 +205,29 @@ def _check_starts(config: Config, unit: int, total: int, drop_until: int, length
         raise ConfigError(
             key="schedule.drop_until",
             value=schedule.drop_until,
-            allowed=f"at least 1 step and below the {total} steps of {length} (it is in {schedule.unit})",
+            allowed=f"at least 1 step and below the {total} steps of {run} (it is in {schedule.unit})",
         )
 
 
 def _milestones(config: Config, unit: int, warmup: int) -> tuple[int, ...]:
     """Return `Plan.milestones`; `unit` is steps per `schedule.unit`, `warmup` the steps of the warm-up."""
     schedule = config.schedule
-    steps = tuple(round(min(start * unit, MOST_STEPS)) for start in schedule.milestones or ())
+    steps = tuple(_steps(start, unit) for start in schedule.milestones or ())
     if len(set(steps)) < len(steps) or (steps and steps[0] <= warmup):
         raise ConfigError(
-            f"are steps {', '.join(map(str, steps))}",
+            f"stand for the steps {', '.join(map(str, steps))}",
             key="schedule.milestones",
             value=schedule.milestones,
-            allowed=f"different steps (they are in {schedule.unit}) after the {warmup} steps of the warm-up",
+            allowed=f"different steps after the {warmup} steps of the warm-up (they are in {schedule.unit})",
         )
     return steps
 
 
-def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[int, int], ...]:
+def _sizes(config: Config, unit: int, total: int, run: str) -> tuple[tuple[int, int], ...]:
     """Return `Plan.sizes`, with starts rounded to whole calls. The arguments are those of `_check_starts`."""
     calls = config.train.steps_per_call
     sizes = tuple(
-        (round(start * unit / calls) * calls, int(size))
+        (round(min(start * unit, MOST_STEPS) / calls) * calls, int(size))
         for start, size in config.data.progressive or ((0, config.data.image_size),)
     )
     starts = [start for start, _ in sizes]
@@ -232,13 +236,13 @@ def _sizes(config: Config, unit: int, total: int, length: str) -> tuple[tuple[in
             key="data.progressive",
             value=config.data.progressive,
             allowed=f"starts (in {config.schedule.unit}) at least train.steps_per_call={calls} steps apart, "
-            f"and below the {total} steps of {length}",
+            f"and below the {total} steps of {run}",
         )
     return sizes
 
 
 def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the learning rate of the run as a function of the update; the first is 0."""
+    """Return the learning rate of the run as a function of the update's number, which counts from 0."""
     return schedules.learning_rate(
         config.schedule,
         peak=plan.peak_learning_rate,
@@ -250,7 +254,7 @@ def planned_learning_rate(config: Config, plan: Plan) -> optax.Schedule:
 
 
 def planned_drop_factor(config: Config, plan: Plan) -> optax.Schedule:
-    """Return the factor on the rates of dropout and stochastic depth as a function of the step; the first is 0."""
+    """Return the factor on the rates of dropout and stochastic depth as a function of the step, from 0."""
     return schedules.drop_factor(
         config.schedule, total_steps=plan.total_steps, drop_until=plan.drop_until
     )

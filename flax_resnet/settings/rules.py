@@ -92,16 +92,17 @@ def _are_sizes(pairs: tuple) -> bool:
 
 ANY = Rule(lambda v: True, "any value")
 ASCENDING = Rule(
-    lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise(v)),
+    lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise((*v, math.inf))),
     "ascending numbers above 0",
 )
 CLASS_WEIGHTS = Rule(
-    lambda v: all(x >= 0 for x in v) and (not v or sum(v) > 0), "numbers of at least 0, not all 0"
+    lambda v: all(0 <= x < math.inf for x in v) and (not v or sum(v) > 0),
+    "numbers of at least 0, not all 0",
 )
 BETAS = Rule(lambda v: len(v) == 2 and all(0 <= x < 1 for x in v), "two numbers from 0 to below 1")
 SIZES = Rule(
     _are_sizes,
-    "(start, size) pairs whose starts ascend from 0",
+    f"(start, size) pairs whose starts ascend from 0, with sizes of 1 to {LARGEST_IMAGE:,} px",
     numbers=False,
 )
 MICROBATCH = Rule(

@@ -62,6 +62,25 @@ def test_a_warm_up_far_longer_than_the_run_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "value", "shown"),
+    [
+        ("optimizer", "unfreeze_at", (("fc", 1e308),), ("fc", 1e308)),
+        ("data", "progressive", ((0.0, 4), (1e308, 8)), ...),
+    ],
+)
+def test_a_start_far_after_the_end_is_refused(section, key, value, shown):
+    config = freeze({section: {key: value}})
+    with refused(f"{section}.{key}", shown, ConfigError):
+        plan(config, num_train=1000, num_eval=10, num_classes=10)
+
+
+def test_milestones_must_be_finite():
+    milestones = (1.0, float("inf"))
+    with refused("schedule.milestones", milestones, ConfigError):
+        freeze({"schedule": {"name": "multi_step", "milestones": milestones}})
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["evaluate", "--batch_size=99999999999999999999"],

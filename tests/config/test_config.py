@@ -69,6 +69,7 @@ def test_the_config_dict_rejects_unknown_keys():
         ("optimizer.learning_rate_rules", (("(", 1.0),)),
         ("optimizer.learning_rate_rules", ("fc", 0.1)),
         ("loss.class_weights", (0, 0)),
+        ("loss.class_weights", (1.0, float("inf"))),
         ("loss.class_weights", ("a", "b")),
     ],
 )
