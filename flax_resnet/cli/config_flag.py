@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from flax_resnet.cli import app
-from flax_resnet.config import Config, freeze, settings
+from flax_resnet.config import Config, freeze, owners
 from flax_resnet.settings import UNSET
 
 log = logging.getLogger("flax_resnet")
@@ -45,26 +45,13 @@ def _with_rows_defaults(values: flags.FlagValues) -> dict[str, Any]:
     For example, the momentum of a recipe is meant for the recipe's optimizer. If the command line selects another
     optimizer, the default momentum of that optimizer applies, unless the command line also sets the momentum.
     """
-    config, overrides = (
-        app.flag(values, "config").to_dict(),
-        config_flags.get_override_values(values["config"]),
-    )
-    for key, field in settings().items():
-        registry, choice = field.metadata.get("registry"), overrides.get(key)
-        if not registry or choice is None or choice == values[f"config.{key}"].default:
+    config = app.flag(values, "config").to_dict()
+    overrides = config_flags.get_override_values(values["config"])
+    for key, choice in owners().items():
+        if choice not in overrides or overrides[choice] == values[f"config.{choice}"].default:
             continue
-        section = config[key.partition(".")[0]]
-        dropped = [
-            name
-            for name in registry.settings
-            if section.get(name) is not UNSET and f"{key.partition('.')[0]}.{name}" not in overrides
-        ]
-        section |= dict.fromkeys(dropped, UNSET)
-        if dropped:
-            log.info(
-                "%s=%s: the recipe's values of these settings do not apply: %s",
-                key,
-                choice,
-                ", ".join(dropped),
-            )
+        section, name = key.split(".")
+        if key not in overrides and config[section].get(name) is not UNSET:
+            log.info("%s=%s: the recipe's %s does not apply", choice, overrides[choice], key)
+            config[section][name] = UNSET
     return config

@@ -15,9 +15,9 @@ from typing import Any, get_type_hints
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.config.config import sections, settings
+from flax_resnet.config.config import owners, sections, settings
 from flax_resnet.errors import ConfigError
-from flax_resnet.settings import REQUIRED, UNSET, Registry
+from flax_resnet.settings import REQUIRED, UNSET
 
 HEAD = """# Settings
 
@@ -88,25 +88,22 @@ def descriptions() -> list[Description]:
     """Describe all settings, in the order of the configuration."""
     fields = settings()
     kinds = {name: get_type_hints(section) for name, section in sections().items()}
-    owners = {
-        f"{key.partition('.')[0]}.{name}": (key, field.metadata["registry"])
-        for key, field in fields.items()
-        if "registry" in field.metadata
-        for name in field.metadata["registry"].settings
-    }
-    described = []
+    choice_of, described = owners(), []
     for key, field in fields.items():
         section, name = key.split(".")
         registry, rule = field.metadata.get("registry", {}), field.metadata["rule"]
-        default = repr(field.default) if key not in owners else _defaults(name, *owners[key])
+        default = _defaults(name, choice_of[key]) if key in choice_of else repr(field.default)
         choices = {
             row.name: row.help + (f"; uses {', '.join(row.uses)}" if row.uses else "")
             for row in registry.values()
         }
         schema = {"type": TYPES[kinds[section][name]], "description": field.metadata["help"]}
+        schema |= {"enum": list(choices)} if choices else rule.schema
         if field.default is not UNSET:
             schema["default"] = field.default
-        schema |= {"enum": list(choices)} if choices else rule.schema
+        else:  # null in config.json if the chosen row does not use the setting
+            schema["type"] = [schema["type"], "null"]
+            schema |= {"enum": [*schema["enum"], None]} if "enum" in schema else {}
         allowed = ", ".join(choices) or ("" if rule.words == "any value" else rule.words)
         meaning = field.metadata["help"]
         described.append(
@@ -115,14 +112,14 @@ def descriptions() -> list[Description]:
     return described
 
 
-def _defaults(name: str, owner: str, registry: Registry) -> str:
-    """Return the defaults of a setting that belongs to a registry: ``0.9 with optimizer.name=lars, sgd``."""
+def _defaults(name: str, choice: str) -> str:
+    """Return the defaults of a setting that belongs to a choice: ``0.9 with optimizer.name=lars, sgd``."""
     by_value: dict[str, list[str]] = {}
-    for row in registry.values():
+    for row in settings()[choice].metadata["registry"].values():
         if name in row.uses:
             value = "to be set" if row.uses[name] is REQUIRED else repr(row.uses[name])
             by_value.setdefault(value, []).append(row.name)
-    return "; ".join(f"{value} with {owner}={', '.join(rows)}" for value, rows in by_value.items())
+    return "; ".join(f"{value} with {choice}={', '.join(rows)}" for value, rows in by_value.items())
 
 
 def as_text(described: Sequence[Description]) -> str:
@@ -145,7 +142,7 @@ def as_markdown(described: Sequence[Description]) -> str:
         lines += ["| setting | type | default | allowed | meaning |", "|---|---|---|---|---|"]
         own = [one for one in described if one.key.startswith(f"{name}.")]
         for one in own:
-            cells = (one.type.__name__, one.default or '""', one.allowed, one.meaning)
+            cells = (one.type.__name__, one.default, one.allowed, one.meaning)
             lines.append(
                 f"| `{one.key}` | " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
             )
@@ -162,10 +159,7 @@ def as_json_schema(described: Sequence[Description]) -> str:
     for one in described:
         section, _, name = one.key.partition(".")
         empty = {"type": "object", "additionalProperties": False, "properties": {}}
-        schema = one.schema | (
-            {} if "default" in one.schema else {"type": [one.schema["type"], "null"]}
-        )
-        properties.setdefault(section, empty)["properties"][name] = schema
+        properties.setdefault(section, empty)["properties"][name] = one.schema
     return json.dumps(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,6 +1,6 @@
 """The configuration of a run, checked and frozen, and the plan that follows from it."""
 
-from flax_resnet.config.config import Config, default_config, differences, flatten, settings
+from flax_resnet.config.config import Config, default_config, differences, flatten, owners, settings
 from flax_resnet.config.freeze import freeze
 
-__all__ = ["Config", "default_config", "differences", "flatten", "freeze", "settings"]
+__all__ = ["Config", "default_config", "differences", "flatten", "freeze", "owners", "settings"]

@@ -90,6 +90,16 @@ def settings() -> dict[str, dataclasses.Field]:
     }
 
 
+def owners() -> dict[str, str]:
+    """Return {dotted key: dotted key of the choice that it belongs to}: optimizer.momentum -> optimizer.name."""
+    return {
+        f"{key.partition('.')[0]}.{name}": key
+        for key, field in settings().items()
+        if "registry" in field.metadata
+        for name in field.metadata["registry"].settings
+    }
+
+
 def sections() -> dict[str, Any]:
     """Return {name: class} of all sections."""
     return {section.name: section.type for section in dataclasses.fields(Config)}

@@ -18,7 +18,7 @@ from flax_resnet.settings.rules import (
     per_channel,
     within,
 )
-from flax_resnet.settings.section import UNSET, Section, choice, section_name, setting, terms
+from flax_resnet.settings.section import UNSET, Section, choice, setting, terms
 
 __all__ = [
     "ANY",
@@ -41,7 +41,6 @@ __all__ = [
     "choice",
     "one_of",
     "per_channel",
-    "section_name",
     "setting",
     "terms",
     "within",

@@ -48,26 +48,26 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             if registry := field.metadata.get("registry"):
-                self._fill(
-                    f"{section_name(self)}.{field.name}", getattr(self, field.name), registry
-                )
+                self._fill(field.name, registry)
 
-    def _fill(self, key: str, choice: str, registry: Registry) -> None:
-        if choice not in registry:
-            raise ConfigError(key=key, value=choice, allowed=tuple(registry))
-        uses = registry[choice].uses
+    def _fill(self, setting: str, registry: Registry) -> None:
+        section, chosen = type(self).__name__.lower(), getattr(self, setting)
+        key = f"{section}.{setting}"
+        if chosen not in registry:
+            raise ConfigError(key=key, value=chosen, allowed=tuple(registry))
+        uses = registry[chosen].uses
         for name in registry.settings:
-            value, own_key = getattr(self, name), f"{section_name(self)}.{name}"
+            value, own_key = getattr(self, name), f"{section}.{name}"
             if value is not UNSET and name not in uses:
                 raise ConfigError(
-                    f"is not used with {key}={choice!r}, which uses {', '.join(uses) or 'no such setting'}",
+                    f"is not used with {key}={chosen!r}, which uses {', '.join(uses) or 'no such setting'}",
                     key=own_key,
                     value=value,
                     cure="leave it unset",
                 )
             if value is UNSET and name in uses:
                 if uses[name] is REQUIRED:
-                    raise ConfigError("is not set", key=own_key, cure=f"{key}={choice!r} needs it")
+                    raise ConfigError("is not set", key=own_key, cure=f"{key}={chosen!r} needs it")
                 object.__setattr__(self, name, uses[name])
 
 
@@ -83,8 +83,3 @@ def terms(section: Section, row: Row) -> list[str]:
             shown = " ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in parts)
             described.append(f"{words} {shown}")
     return described
-
-
-def section_name(section: Any) -> str:
-    """Return the name of a section in the configuration, such as "optimizer", from the section or its class."""
-    return (section if isinstance(section, type) else type(section)).__name__.lower()

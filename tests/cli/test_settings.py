@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from flax_resnet.cli import commands
-from flax_resnet.config import Config, settings
+from flax_resnet.config import Config, owners, settings
 from flax_resnet.optim.optimizer_section import OPTIMIZERS
 
 
@@ -55,6 +55,7 @@ def test_the_schema_allows_the_default_configuration():
             own = properties[name]
             if value is None:
                 assert "null" in own["type"]
+                assert None in own.get("enum", [None])
                 continue
             kind = own["type"] if isinstance(own["type"], str) else own["type"][0]
             assert isinstance(value, types[kind]), name
@@ -71,3 +72,12 @@ def test_a_search_without_matches_and_invalid_flags_are_one_line(arguments, caps
     assert commands.main(["settings", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --")
+
+
+def test_the_schema_allows_null_for_a_setting_that_the_choice_does_not_use():
+    schema = json.loads((ROOT / "docs" / "settings.schema.json").read_text())
+    for key, choice in owners().items():
+        section, name = key.split(".")
+        own = schema["properties"][section]["properties"][name]
+        assert "null" in own["type"], choice
+        assert None in own.get("enum", [None]), choice

@@ -10,7 +10,7 @@ from flax_resnet.cli import app, config_flag
 from flax_resnet.config import default_config, freeze, settings
 from flax_resnet.config.config import sections
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
-from flax_resnet.settings import UNSET, section_name, terms
+from flax_resnet.settings import UNSET, terms
 
 REGISTRIES = {
     key: field.metadata["registry"]
@@ -114,4 +114,3 @@ def test_terms_are_the_settings_of_the_row():
     assert described == [
         *("betas 0.9 0.999", "nesterov", "epsilon 1e-08", "weight decay form decoupled"),
     ]
-    assert section_name(section) == section_name(Optimizer) == "optimizer"

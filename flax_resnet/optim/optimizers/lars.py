@@ -3,7 +3,7 @@
 import optax
 
 from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
-from flax_resnet.optim.optimizers.sgd import momentum
+from flax_resnet.optim.optimizers.sgd import MOMENTUM, momentum
 
 
 def _trust(section: Optimizer) -> optax.GradientTransformation:
@@ -17,13 +17,7 @@ ROWS = (
     OptimizerRow(
         name="lars",
         help="SGD with a trust ratio for each layer",
-        uses={
-            "momentum": 0.9,
-            "nesterov": False,
-            "trust_coefficient": 0.001,
-            "epsilon": 1e-8,
-            "weight_decay_form": "coupled",
-        },
+        uses={**MOMENTUM, "trust_coefficient": 0.001, "epsilon": 1e-8},
         direction=lambda section: optax.identity(),
         trust=_trust,
         finish=momentum,

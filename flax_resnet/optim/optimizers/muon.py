@@ -7,6 +7,7 @@ import optax
 from optax import contrib
 
 from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
+from flax_resnet.optim.optimizers.adamw import ADAM
 
 
 def _direction(section: Optimizer) -> optax.GradientTransformation:
@@ -31,13 +32,7 @@ ROWS = (
     OptimizerRow(
         name="muon",
         help="orthogonalised momentum for the kernels of convolutions, Adam for all other parameters",
-        uses={
-            "momentum": 0.9,
-            "nesterov": False,
-            "betas": (0.9, 0.999),
-            "epsilon": 1e-8,
-            "weight_decay_form": "decoupled",
-        },
+        uses={"momentum": 0.9, **ADAM},
         direction=_direction,
     ),
 )

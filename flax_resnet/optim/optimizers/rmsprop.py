@@ -3,7 +3,7 @@
 import optax
 
 from flax_resnet.optim.optimizer_section import Optimizer, OptimizerRow
-from flax_resnet.optim.optimizers.sgd import momentum
+from flax_resnet.optim.optimizers.sgd import MOMENTUM, momentum
 
 
 def _direction(section: Optimizer) -> optax.GradientTransformation:
@@ -16,13 +16,7 @@ ROWS = (
     OptimizerRow(
         name="rmsprop",
         help="the gradient divided by the root of its mean square",
-        uses={
-            "momentum": 0.9,
-            "nesterov": False,
-            "rms_decay": 0.9,
-            "epsilon": 1e-8,
-            "weight_decay_form": "coupled",
-        },
+        uses={**MOMENTUM, "rms_decay": 0.9, "epsilon": 1e-8},
         direction=_direction,
         finish=momentum,
     ),

@@ -12,12 +12,14 @@ def momentum(section: Optimizer) -> optax.GradientTransformation:
     return optax.trace(section.momentum, section.nesterov)
 
 
+# What the row of an optimizer with momentum uses.
+MOMENTUM = {"momentum": 0.9, "nesterov": False, "weight_decay_form": "coupled"}
 # Sutskever et al. 2013, "On the importance of initialization and momentum", section 2.
 ROWS = (
     OptimizerRow(
         name="sgd",
         help="SGD with momentum",
-        uses={"momentum": 0.9, "nesterov": False, "weight_decay_form": "coupled"},
+        uses=MOMENTUM,
         direction=momentum,
     ),
 )
