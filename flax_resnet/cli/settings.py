@@ -23,7 +23,7 @@ HEAD = """# Settings
 
 Printed by `python -m flax_resnet settings --format=markdown`. `python -m flax_resnet settings TEXT` searches.
 
-Set one on the command line as `--config.SECTION.NAME=VALUE`, or in a configuration file as
+Change a setting on the command line with `--config.SECTION.NAME=VALUE`, or in a configuration file with
 `config.SECTION.NAME = VALUE`. Some settings belong to a choice, such as the momentum to the optimizer. Their
 defaults depend on the choice. Leave them unset for a choice that does not use them."""
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", tuple: "array"}

@@ -13,7 +13,7 @@ REQUIRED = ...  # default of a setting that must be set
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One value of such a setting. Subclasses add fields for the code that the value selects.
+    """One choice: a value that selects code. Subclasses add fields for the code that the value selects.
 
     Attributes:
       name: the value of the setting.

@@ -1,5 +1,6 @@
 """Far too large numbers, invalid names, unreadable folders and closed outputs: an error of one line each."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -155,10 +156,28 @@ def test_a_command_works_with_a_closed_standard_output(monkeypatch, tmp_path, ca
 
 
 @pytest.mark.parametrize("arguments", [["settings"], ["--version"]])
-def test_standard_output_on_a_full_disk_is_one_line(arguments):
+def test_an_output_on_a_full_disk_is_one_line(arguments):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "flax_resnet", *arguments]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        done = buffered(arguments, stdout=full)
     assert done.returncode == 5
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: standard output: ")
+
+
+@pytest.mark.parametrize("arguments", [["settings"], ["--version"]])
+def test_an_output_that_nobody_reads_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = buffered(arguments, stdout=writer)
+    os.close(writer)
+    assert done.returncode == 141
+    assert not done.stderr
+
+
+def buffered(arguments, stdout):
+    """The ended process of a command whose output is buffered, as is usual."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "flax_resnet", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
