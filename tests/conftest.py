@@ -111,7 +111,7 @@ def saved(workdir, step):
 def data_dir(tmp_path_factory):
     """A TFDS data folder that holds the prepared digits."""
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
 
     folder = tmp_path_factory.mktemp("tfds")
     open_source(Data(data_dir=str(folder)), train=True)

@@ -29,8 +29,8 @@ from benchmarks import app
 from benchmarks.accuracy.experiments import DATA, EXPERIMENTS, Row, Run
 from benchmarks.accuracy.tables import Result, report
 from benchmarks.arguments import absent, count, folder, output, picture, place, seed, share
-from flax_resnet.config import Config, differences, freeze
-from flax_resnet.data.sources.open import open_source
+from flax_resnet.config import Config, differences, freeze, override
+from flax_resnet.data.open import open_source
 from flax_resnet.errors import DataError, UserError, WorkdirError, writing
 from flax_resnet.training.pretrained import adopted
 from flax_resnet.training.runs.folder import RunFolder
@@ -145,8 +145,7 @@ def configuration(run: Run) -> Config:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
-    config.update_from_flattened_dict(run.overrides)
-    return freeze(config)
+    return freeze(override(config.to_dict(), run.overrides))
 
 
 def train_one(run: Run) -> None:

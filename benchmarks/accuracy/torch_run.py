@@ -31,9 +31,10 @@ from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config, flatten, settings
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.images import prepare
+from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
-from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
+from flax_resnet.settings import UNSET
 from flax_resnet.training.experiment import make_sampler
 from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
 
@@ -85,7 +86,9 @@ def check(config: Config) -> None:
         )
     values, usual, fields = flatten(config), flatten(Config()), settings()
     for key, value in values.items():
-        wanted = FIXED.get(key, usual[key])
+        if value is UNSET:
+            continue
+        wanted = FIXED.get(key, fields[key].metadata.get("default", usual[key]))
         free = FOLLOWED.fullmatch(key) and key not in FIXED
         if fields[key].metadata["changes_result"] and not free and value != wanted:
             raise ConfigError(

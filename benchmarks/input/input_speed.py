@@ -113,8 +113,8 @@ def ours(root: pathlib.Path, name: str, size: int, **options: Any) -> Callable:
     """Return a function that yields the sizes of the training batches of a packed dataset."""
     from flax_resnet.data import pipeline
     from flax_resnet.data.data_section import Data
+    from flax_resnet.data.open import open_source
     from flax_resnet.data.sampling import EpochSampler
-    from flax_resnet.data.sources.open import open_source
 
     data = Data(
         name=f"{name}_set", data_dir=str(root), image_size=size, train_crop="random_resized", **options
@@ -136,7 +136,7 @@ def reading(root: pathlib.Path, name: str) -> float:
     """Return the microseconds that a Python thread takes to read a record (median of 20)."""
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.decode import decodable
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
 
     source = open_source(Data(name=f"{name}_set", data_dir=str(root)), train=True)
     draw, spent = np.random.default_rng(0), []
@@ -239,7 +239,7 @@ def cifar_config(root: pathlib.Path, kind: str) -> "Config":
 
 def feed_of(config: "Config") -> "Feed":
     """Return the feed of the training split."""
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
     from flax_resnet.training import sharding
     from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.input.feeds import make_feed

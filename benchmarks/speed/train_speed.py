@@ -36,7 +36,7 @@ from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.config.plan import planned_optimizer
-from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.open import open_source
 from flax_resnet.errors import ConfigError
 from flax_resnet.optim.schedules import Schedule
 from flax_resnet.training import sharding

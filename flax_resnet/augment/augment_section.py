@@ -11,6 +11,8 @@ from flax_resnet.settings import (
     Registry,
     Row,
     Section,
+    all_of,
+    any_of,
     ascending_pair,
     at_least,
     choice,
@@ -75,6 +77,7 @@ class Augment(Section):
         "black",
         one_of("black", "reflect"),
         "padding of pad_crop: black pixels, or the reflected image",
+        needs=all_of("pad_crop"),
     )
     brightness: float = setting(
         0.0,
@@ -109,17 +112,20 @@ class Augment(Section):
     random_erasing_area: tuple = setting(
         (0.02, 0.33),
         ascending_pair(0, 1),
-        "for random_erasing: smallest and largest area of the rectangle, as a share of the image",
+        "smallest and largest area of the erased rectangle, as a share of the image",
+        needs=all_of("random_erasing"),
     )
     random_erasing_aspect: tuple = setting(
         (0.3, 3.3),
         ascending_pair(0.01, 100),
-        "for random_erasing: smallest and largest height / width of the rectangle",
+        "smallest and largest height / width of the erased rectangle",
+        needs=all_of("random_erasing"),
     )
     random_erasing_fill: str = setting(
         "zero",
         one_of("zero", "noise"),
-        "for random_erasing: fill the rectangle with the mean (zero) or with normal noise",
+        "filling of the erased rectangle: the mean (zero), or normal noise",
+        needs=all_of("random_erasing"),
     )
     cutout: int = setting(
         0, at_least(0), "side of the square that cutout sets to the mean, in pixels; 0 for none"
@@ -130,10 +136,17 @@ class Augment(Section):
         "batch",
         one_of("batch", "pair", "element"),
         "images that share one draw of mixup or CutMix: all (batch), two partners (pair), none (element)",
+        needs=any_of("mixup", "cutmix"),
     )
     mix_prob: float = setting(
-        1.0, within(0, 1), "probability that a draw of mixup or CutMix mixes the images"
+        1.0,
+        within(0, 1),
+        "probability that a draw of mixup or CutMix mixes the images",
+        needs=any_of("mixup", "cutmix"),
     )
     mix_switch_prob: float = setting(
-        0.5, within(0, 1), "probability of CutMix instead of mixup, if both are on"
+        0.5,
+        within(0, 1),
+        "probability of CutMix instead of mixup",
+        needs=all_of("mixup", "cutmix"),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.data.data_section import Data
+from flax_resnet.data.data_section import EVAL_FRACTION
 from flax_resnet.errors import ConfigError
 
 # Flags that need --pack.
@@ -50,7 +50,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_float(
         "eval_fraction",
-        Data().eval_fraction,
+        EVAL_FRACTION,
         "for a folder without train/: share of the images in the test split",
         flag_values=values,
     )

@@ -54,7 +54,7 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
 
     from flax_resnet.augment import training_batch
     from flax_resnet.config.plan import plan
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
     from flax_resnet.training import sharding
     from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.input.feeds import StreamingFeed

@@ -50,13 +50,12 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
       UserError: there is no such run, or its data are missing.
       OSError: the picture cannot be written.
     """
-    import dataclasses
     import io
 
     from matplotlib.figure import Figure
     from PIL import Image, ImageOps
 
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
     from flax_resnet.inference.classifier import load
     from flax_resnet.optim.metrics import monitored
     from flax_resnet.training.runs.folder import RunFolder
@@ -65,7 +64,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     records = RunFolder.at(workdir).read_records()
     data = classifier.config.data
     if data_dir:
-        data = dataclasses.replace(data, data_dir=data_dir)
+        data = data.but(data_dir=data_dir)
     source = open_source(data, train=False)
     some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
     examples = source.read(some)
@@ -81,7 +80,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
-        f"{classifier.config.model.name} on {data.path or data.name}: {score} "
+        f"{classifier.config.model.name} on {data.dataset}: {score} "
         f"on {data.eval_split}; below, mistakes and the least certain images"
     )
     output.parent.mkdir(parents=True, exist_ok=True)

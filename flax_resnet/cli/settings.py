@@ -92,7 +92,12 @@ def descriptions() -> list[Description]:
     for key, field in fields.items():
         section, name = key.split(".")
         registry, rule = field.metadata.get("registry", {}), field.metadata["rule"]
-        default = _defaults(name, choice_of[key]) if key in choice_of else repr(field.default)
+        if needs := field.metadata.get("needs"):
+            default = f"{field.metadata['default']!r} with {needs.words(f'{section}.')}"
+        elif key in choice_of:
+            default = _defaults(name, choice_of[key][0])
+        else:
+            default = "" if field.default is UNSET else repr(field.default)
         choices = {
             row.name: row.help + (f"; uses {', '.join(row.uses)}" if row.uses else "")
             for row in registry.values()

@@ -2,5 +2,15 @@
 
 from flax_resnet.config.config import Config, default_config, differences, flatten, owners, settings
 from flax_resnet.config.freeze import freeze
+from flax_resnet.config.override import override
 
-__all__ = ["Config", "default_config", "differences", "flatten", "freeze", "owners", "settings"]
+__all__ = [
+    "Config",
+    "default_config",
+    "differences",
+    "flatten",
+    "freeze",
+    "override",
+    "owners",
+    "settings",
+]

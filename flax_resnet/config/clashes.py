@@ -1,172 +1,131 @@
-"""Checks of settings that are valid alone but not in combination."""
+"""Clashes between sections: settings that are valid alone but do not fit together."""
 
-import dataclasses
+from collections.abc import Callable
 
 from flax_resnet.config.config import Config
-from flax_resnet.errors import ConfigError
-from flax_resnet.optim.distillation import Distill
+from flax_resnet.settings import Clash
 
 
-def check_together(config: Config) -> None:
-    """Raise ConfigError for settings that are valid alone but not in combination."""
-    for check in CHECKS:
-        check(config)
+def _is_resident(c: Config) -> bool:
+    return c.train.feed == "resident"
 
 
-def _check_source(config: Config) -> None:
-    needs = {"folder": "the folder of images", "csv": "the CSV file"}.get(config.data.source)
-    if needs and not config.data.path:
-        raise ConfigError(
-            key="data.path", value="", allowed=f"{needs} with data.source={config.data.source!r}"
-        )
-    resident = config.train.feed == "resident"
-    if resident and config.data.train_crop == "random_resized":
-        raise ConfigError(
-            "images kept on the device do not change, but data.train_crop='random_resized' draws new crops",
-            key="train.feed",
-            value="resident",
-            cure="set train.feed='streaming', or data.train_crop='resize' or 'center'",
-        )
-    if resident and config.data.progressive:
-        raise ConfigError(
-            f"images kept on the device have one size, but data.progressive={config.data.progressive} has several",
-            key="train.feed",
-            value="resident",
-            cure="set train.feed='streaming', or data.progressive=()",
-        )
+def _is_left_open(section: str, name: str) -> Callable[[Config], bool]:
+    return lambda c: not getattr(getattr(c, section), name) and not c.model.pretrained
 
 
-def _check_left_open(config: Config) -> None:
-    """Raise for empty settings if there are no pretrained weights to take them from."""
-    model = config.model
-    left_open = {
-        "model.name": (model.name, "a network's name"),
-        "data.image_size": (config.data.image_size, "at least 1"),
-        "augment.mean": (config.augment.mean, "3 numbers (1 for grey)"),
-        "augment.std": (config.augment.std, "3 numbers (1 for grey)"),
-    }
-    for key, (value, words) in left_open.items():
-        if not value and not model.pretrained:
-            raise ConfigError(
-                key=key,
-                value=value,
-                allowed=words,
-                cure="or set model.pretrained, to take it from the weights",
-            )
-
-
-def _check_sizes(config: Config) -> None:
-    """Raise for augmentations that are larger than the images."""
-    size = config.data.image_size
-    if not size:  # taken from pretrained weights
-        return
-    smallest = min((int(px) for _, px in config.data.progressive), default=size)
-    evaluated = config.data.eval_size or size
-    training = (
-        "of the smallest training images "
-        f"(data.image_size={size}, data.progressive={config.data.progressive})"
+def _has_other_channels(name: str) -> Callable[[Config], bool]:
+    return lambda c: (
+        bool(c.model.name and (own := getattr(c.augment, name)))
+        and (len(own) != c.model.in_channels)
     )
-    limits = {
-        "pad_crop": (smallest - 1, f"below the {smallest} px {training}"),
-        "eval_shift": (evaluated - 1, f"below the {evaluated} px of the evaluated images"),
-        "cutout": (smallest, f"at most the {smallest} px {training}"),
-    }
-    for key, (most, words) in limits.items():
-        if (value := getattr(config.augment, key)) > most:
-            raise ConfigError(key=f"augment.{key}", value=value, allowed=words)
 
 
-def _check_mixing(config: Config) -> None:
-    for key in ("mixup", "cutmix"):
-        if (alpha := getattr(config.augment, key)) and config.train.batch_size % 2:
-            raise ConfigError(
-                key="train.batch_size",
-                value=config.train.batch_size,
-                allowed=f"even with augment.{key}={alpha:g}, which mixes images in pairs",
-            )
-
-
-def _check_channels(config: Config) -> None:
-    model = config.model
-    for key in ("mean", "std"):
-        per_channel = getattr(config.augment, key)
-        if per_channel and model.name and len(per_channel) != model.in_channels:
-            raise ConfigError(
-                key=f"augment.{key}",
-                value=per_channel,
-                allowed=f"{model.in_channels} numbers, one per channel (model.in_channels={model.in_channels})",
-            )
-
-
-def _check_distill(config: Config) -> None:
-    default = Distill()
-    for field in dataclasses.fields(Distill):
-        value = getattr(config.distill, field.name)
-        if not config.distill.teacher and value != getattr(default, field.name):
-            raise ConfigError(
-                "there is no teacher",
-                key=f"distill.{field.name}",
-                value=value,
-                cure="set distill.teacher",
-            )
-
-
-def _check_ema(config: Config) -> None:
-    ema = config.ema
-    for key in ("bn_batches", "decay_power", "lookahead"):
-        if (value := getattr(ema, key)) and not ema.decay:
-            raise ConfigError(
-                "there is no moving average",
-                key=f"ema.{key}",
-                value=value,
-                cure="set ema.decay above 0",
-            )
-    if ema.bn_batches and config.data.progressive:
-        raise ConfigError(
-            "measures statistics on the first training batches, but data.progressive changes their image size",
-            key="ema.bn_batches",
-            value=ema.bn_batches,
-            allowed="0, which averages the statistics like the weights",
-        )
-    if ema.lookahead and ema.bn_batches:
-        raise ConfigError(
-            "copies the averaged statistics to the weights, but ema.bn_batches does not average them",
-            key="ema.lookahead",
-            value=ema.lookahead,
-            allowed="0 with ema.bn_batches above 0",
-        )
-
-
-def _check_norm(config: Config) -> None:
-    model, train = config.model, config.train
-    if (model.norm_groups > 1) != (model.norm_scope == "ghost"):
-        raise ConfigError(
-            key="model.norm_groups",
-            value=model.norm_groups,
-            allowed="above 1 with model.norm_scope='ghost', and 1 with others "
-            f"(norm_scope={model.norm_scope!r})",
-        )
-    if train.gradient_dtype != "float32" and model.norm_scope != "local":
-        raise ConfigError(
-            key="train.gradient_dtype",
-            value=train.gradient_dtype,
-            allowed=f"'float32' unless model.norm_scope='local' (norm_scope={model.norm_scope!r})",
-        )
-    if train.batch_size % model.norm_groups:
-        raise ConfigError(
-            key="model.norm_groups",
-            value=model.norm_groups,
-            allowed=f"a divisor of train.batch_size={train.batch_size}",
-        )
-
-
-CHECKS = (
-    _check_source,
-    _check_left_open,
-    _check_sizes,
-    _check_mixing,
-    _check_channels,
-    _check_distill,
-    _check_ema,
-    _check_norm,
+RESIDENT = (
+    Clash(
+        key="train.feed",
+        when=lambda c: _is_resident(c) and c.data.train_crop == "random_resized",
+        problem="images kept on the device do not change, but data.train_crop='random_resized' draws new crops",
+        cure="set train.feed='streaming', or data.train_crop='resize' or 'center'",
+    ),
+    Clash(
+        key="train.feed",
+        when=lambda c: _is_resident(c) and bool(c.data.progressive),
+        problem="images kept on the device have one size, but data.progressive={c.data.progressive} has several",
+        cure="set train.feed='streaming', or data.progressive=()",
+    ),
 )
+
+# Without pretrained weights there is nothing to take these settings from.
+LEFT_OPEN = tuple(
+    Clash(
+        key=f"{section}.{name}",
+        when=_is_left_open(section, name),
+        allowed=words,
+        cure="or set model.pretrained, to take it from the weights",
+    )
+    for section, name, words in (
+        ("model", "name", "a network's name"),
+        ("data", "image_size", "at least 1"),
+        ("augment", "mean", "3 numbers (1 for grey)"),
+        ("augment", "std", "3 numbers (1 for grey)"),
+    )
+)
+
+TRAINING_SIZE = (
+    "{c.data.smallest_size} px of the smallest training images (data.image_size={c.data.image_size}, "
+    "data.progressive={c.data.progressive})"
+)
+# An image size of 0 is that of the pretrained weights.
+SIZES = (
+    Clash(
+        key="augment.pad_crop",
+        when=lambda c: 0 < c.data.smallest_size <= c.augment.pad_crop,
+        allowed=f"below the {TRAINING_SIZE}",
+    ),
+    Clash(
+        key="augment.eval_shift",
+        when=lambda c: 0 < (c.data.eval_size or c.data.image_size) <= c.augment.eval_shift,
+        allowed="below the height and width of the evaluated images (data.image_size={c.data.image_size}, "
+        "data.eval_size={c.data.eval_size})",
+    ),
+    Clash(
+        key="augment.cutout",
+        when=lambda c: 0 < c.data.smallest_size < c.augment.cutout,
+        allowed=f"at most the {TRAINING_SIZE}",
+    ),
+)
+
+CHANNELS = tuple(
+    Clash(
+        key=f"augment.{name}",
+        when=_has_other_channels(name),
+        allowed="{c.model.in_channels} numbers, one per channel (model.in_channels={c.model.in_channels})",
+    )
+    for name in ("mean", "std")
+)
+
+MIXING = (
+    Clash(
+        key="train.batch_size",
+        when=lambda c: bool(c.augment.mixup or c.augment.cutmix) and c.train.batch_size % 2 > 0,
+        allowed="even with augment.mixup={c.augment.mixup:g} and augment.cutmix={c.augment.cutmix:g}, "
+        "which mix images in pairs",
+    ),
+)
+
+AVERAGE = (
+    Clash(
+        key="ema.bn_batches",
+        when=lambda c: bool(c.ema.bn_batches and c.data.progressive),
+        problem="measures statistics on the first training batches, but data.progressive changes their image size",
+        allowed="0, which averages the statistics like the weights",
+    ),
+    Clash(
+        key="ema.lookahead",
+        when=lambda c: bool(c.ema.lookahead and c.ema.bn_batches),
+        problem="copies the averaged statistics to the weights, but ema.bn_batches does not average them",
+        allowed="0 with ema.bn_batches above 0",
+    ),
+)
+
+NORM = (
+    Clash(
+        key="model.norm_groups",
+        when=lambda c: (c.model.norm_groups > 1) != (c.model.norm_scope == "ghost"),
+        allowed="above 1 with model.norm_scope='ghost', and 1 with others "
+        "(norm_scope={c.model.norm_scope!r})",
+    ),
+    Clash(
+        key="train.gradient_dtype",
+        when=lambda c: c.train.gradient_dtype != "float32" and c.model.norm_scope != "local",
+        allowed="'float32' unless model.norm_scope='local' (norm_scope={c.model.norm_scope!r})",
+    ),
+    Clash(
+        key="model.norm_groups",
+        when=lambda c: c.train.batch_size % c.model.norm_groups > 0,
+        allowed="a divisor of train.batch_size={c.train.batch_size}",
+    ),
+)
+
+CLASHES = (*RESIDENT, *LEFT_OPEN, *SIZES, *CHANNELS, *MIXING, *AVERAGE, *NORM)

@@ -43,7 +43,7 @@ class Config:
     def evaluating(self) -> "Config":
         """Return the configuration for evaluation: `data.image_size` is the size of evaluation images."""
         size = self.data.eval_size or self.data.image_size
-        data = dataclasses.replace(self.data, image_size=size, progressive=())
+        data = self.data.but(image_size=size, progressive=())
         return dataclasses.replace(self, data=data)
 
     def keeps_resident(self, examples: int, crop: str) -> bool:
@@ -63,8 +63,8 @@ class Config:
 def default_config() -> "ConfigDict":
     """Return all settings at their defaults, as a ConfigDict that is locked: setting an unknown key raises.
 
-    The default of some settings depends on a choice, as that of the momentum on the optimizer. Such a setting is a
-    placeholder: its value is None until it is set.
+    Some settings belong to others, as the momentum to the optimizer. Such a setting is a placeholder: its value is
+    None until it is set.
     """
     from ml_collections import ConfigDict, config_dict  # imported here: training does not need it
 
@@ -90,14 +90,16 @@ def settings() -> dict[str, dataclasses.Field]:
     }
 
 
-def owners() -> dict[str, str]:
-    """Return {dotted key: dotted key of the choice that it belongs to}: optimizer.momentum -> optimizer.name."""
-    return {
-        f"{key.partition('.')[0]}.{name}": key
-        for key, field in settings().items()
-        if "registry" in field.metadata
-        for name in field.metadata["registry"].settings
-    }
+def owners() -> dict[str, tuple[str, ...]]:
+    """Return {dotted key: dotted keys of the settings that it belongs to}: optimizer.momentum -> optimizer.name."""
+    owned = {}
+    for key, field in settings().items():
+        section = key.partition(".")[0]
+        if needs := field.metadata.get("needs"):
+            owned[key] = tuple(f"{section}.{name}" for name in needs.values)
+        elif registry := field.metadata.get("registry"):
+            owned |= {f"{section}.{name}": (key,) for name in registry.settings}
+    return owned
 
 
 def sections() -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from flax_resnet.config.clashes import check_together
+from flax_resnet.config.clashes import CLASHES
 from flax_resnet.config.config import Config, sections, settings
 from flax_resnet.errors import ConfigError, suggestion
-from flax_resnet.settings import UNSET
+from flax_resnet.settings import UNSET, refuse
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
             fields[key] = _checked(dotted, value, types[key], known[dotted].metadata)
         built[name] = classes[name](**fields)
     config = Config(**built)
-    check_together(config)
+    refuse(CLASHES, config)
     return config
 
 

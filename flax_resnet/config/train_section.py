@@ -5,7 +5,9 @@ import dataclasses
 from flax_resnet.optim.metrics import METRICS
 from flax_resnet.settings import (
     MICROBATCH,
+    Section,
     above,
+    all_of,
     at_least,
     one_of,
     setting,
@@ -14,7 +16,7 @@ from flax_resnet.settings import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Section):
     """The settings of the training loop."""
 
     batch_size: int = setting(128, at_least(1), "global batch size, over all devices")
@@ -90,6 +92,7 @@ class Train:
         1.0,
         at_least(0),
         "largest decoded split, in GiB, that feed=auto keeps on the device",
+        needs=all_of(feed="auto"),
         changes_result=False,
     )
     steps_per_call: int = setting(

@@ -263,15 +263,17 @@ def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any
     mean, std = about.mean, about.std
     if model.in_channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    squashed = about.crop_mode == "squash"
+    crop: dict[str, Any] = {} if squashed else {"eval_crop_fraction": about.crop_fraction}
     return Config(
         data=Data(
             name="imagenet2012",
             eval_split="validation",
             image_size=about.image_size,
             train_crop="random_resized",
-            eval_crop="resize" if about.crop_mode == "squash" else "center",
-            eval_crop_fraction=about.crop_fraction,
+            eval_crop="resize" if squashed else "center",
             interpolation=about.interpolation,
+            **crop,
         ),
         augment=Augment(mean=mean, std=std, flip=True),
         model=Model(

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_resnet.data.sources.named import DatasetChoice, data_section, kind_of
+from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.errors import DataError
+from flax_resnet.settings import UNSET
 
 MOST_CLASSES = 4096  # the confusion matrix takes 64 MiB for this number of classes
 
@@ -50,18 +51,15 @@ def evaluate_run(
     Raises:
       UserError: there is no such run, checkpoint or split, or the split has other classes than the run.
     """
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
     from flax_resnet.optim.metrics import EMA
     from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
     from flax_resnet.training.runs.load import load_run
 
     run = load_run(workdir, checkpoint)
     config = run.config
-    data = dataclasses.replace(
-        config.data,
-        data_dir=data_dir or config.data.data_dir,
-        eval_size=image_size or config.data.eval_size,
-    )
+    data = config.data.but(eval_size=image_size or config.data.eval_size)
+    data = data.but(data_dir=data_dir) if data_dir else data
     config = dataclasses.replace(config, data=data)
     split = split or config.data.eval_split
     source = open_source(config.data, train=split == config.data.train_split, split=split)
@@ -100,15 +98,16 @@ def evaluate_model(
     Raises:
       UserError: there is no such network, weights, dataset or split, or the number of classes differs.
     """
-    kind_of(dataset)  # raises for a wrong path before any download
-    from flax_resnet.data.sources.open import open_source
+    source_of(dataset)  # raises for a wrong path before any download
+    from flax_resnet.data.open import open_source
     from flax_resnet.inference.classifier import load_pretrained
 
     classifier = load_pretrained(name, weights=weights)
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
     data = data_section(classifier.config.data, choice)
     # The weights were not trained on this data, so evaluate all images of a folder without splits.
-    data = dataclasses.replace(data, eval_fraction=1.0)
+    if data.eval_fraction is not UNSET:
+        data = data.but(eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)
     source = open_source(data, train=False)
     check_classes(source.class_names, classifier.class_names, dataset, key="--dataset")

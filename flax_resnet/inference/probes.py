@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from flax_resnet.data.sources.named import DatasetChoice, data_section, kind_of
+from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.errors import DataError
 from flax_resnet.inference.classifier import NetworkChoice
 
@@ -35,8 +35,8 @@ def probe(
       UserError: there is no such run, network, weights, dataset or split; or `measure` raises it.
     """
     if not network.workdir:
-        kind_of(images.dataset)  # raises for a wrong path before any download
-    from flax_resnet.data.sources.open import open_source
+        source_of(images.dataset)  # raises for a wrong path before any download
+    from flax_resnet.data.open import open_source
     from flax_resnet.training.runs.folder import PROBES, RunFolder
 
     workdir, classifier = network.workdir, network.load()
@@ -62,7 +62,7 @@ def probe(
         batch_size=batch_size or own,
     )
     record: dict[str, Any] = {"step": classifier.step} if workdir else {"model": network.model}
-    record |= {"dataset": data.name if data.source == "tfds" else data.path}
+    record |= {"dataset": data.dataset}
     record |= {"train_split": data.train_split, "split": data.eval_split, **measured}
     if workdir:
         RunFolder.at(workdir).append_record(PROBES, record)

@@ -7,7 +7,9 @@ import optax
 
 from flax_resnet.settings import (
     ANY,
+    Section,
     above,
+    all_of,
     setting,
     within,
 )
@@ -16,7 +18,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill:
+class Distill(Section):
     """Settings of distillation. The network learns the teacher's outputs for the same augmented images."""
 
     teacher: str = setting(
@@ -30,12 +32,16 @@ class Distill:
         "",
         ANY,
         "name of the teacher's network; needed for a weights file, unless a JSON file next to it names the network",
+        needs=all_of("teacher"),
     )
-    temperature: float = setting(1.0, above(0), "divisor of the logits of teacher and student")
+    temperature: float = setting(
+        1.0, above(0), "divisor of the logits of teacher and student", needs=all_of("teacher")
+    )
     weight: float = setting(
         1.0,
         within(0, 1),
         "weight of the distillation loss; the loss on the labels has weight 1 - weight",
+        needs=all_of("teacher"),
     )
 
 

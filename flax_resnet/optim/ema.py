@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from flax_resnet.settings import (
     ANY,
+    Section,
+    all_of,
     at_least,
     setting,
     within,
@@ -19,29 +21,34 @@ from flax_resnet.settings import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Ema:
+class Ema(Section):
     """Settings of the moving average of the weights; `load` returns it by default."""
 
     decay: float = setting(
         0.0, within(0, 0.999999), "decay of the moving average per step; 0 for no moving average"
     )
-    warmup: bool = setting(True, ANY, "limit the decay to (1 + step) / (10 + step)")
+    warmup: bool = setting(
+        True, ANY, "limit the decay to (1 + step) / (10 + step)", needs=all_of("decay")
+    )
     decay_power: float = setting(
         0.0,
         at_least(0),
         "multiply the decay by (step / total steps) ** decay_power; 0 for a constant decay",
+        needs=all_of("decay"),
     )
     lookahead: int = setting(
         0,
         at_least(0),
         "number of steps between updates of the moving average; each update also copies it to the weights; "
         "0 to update it every step without copying",
+        needs=all_of("decay"),
     )
     bn_batches: int = setting(
         0,
         at_least(0),
         "number of training batches that recompute the batch statistics of the moving average, before each "
         "evaluation and checkpoint; 0 to average the statistics like the weights",
+        needs=all_of("decay"),
     )
 
 

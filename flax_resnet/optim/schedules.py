@@ -16,6 +16,7 @@ from flax_resnet.settings import (
     Row,
     Section,
     above,
+    all_of,
     at_least,
     choice,
     one_of,
@@ -77,7 +78,10 @@ class Schedule(Section):
     )
     warmup: float = setting(0.0, at_least(0), "length of the linear warm-up")
     warmup_from: float = setting(
-        0.0, within(0, 1), "learning rate at the start of the warm-up, as a share of the peak"
+        0.0,
+        within(0, 1),
+        "learning rate at the start of the warm-up, as a share of the peak",
+        needs=all_of("warmup"),
     )
     cooldown: float = setting(
         UNSET, at_least(0), "length of the last phase, with a constant learning rate"

@@ -1,5 +1,6 @@
 """Tools to declare the settings of a configuration section. This package defines no setting itself."""
 
+from flax_resnet.settings.clash import Clash, refuse
 from flax_resnet.settings.rows import REQUIRED, Registry, Row
 from flax_resnet.settings.rules import (
     ANY,
@@ -8,6 +9,7 @@ from flax_resnet.settings.rules import (
     CLASS_WEIGHTS,
     LARGEST_IMAGE,
     MICROBATCH,
+    NOT_EMPTY,
     PARAMETER_RULES,
     SIZES,
     Rule,
@@ -18,7 +20,17 @@ from flax_resnet.settings.rules import (
     per_channel,
     within,
 )
-from flax_resnet.settings.section import UNSET, Section, choice, setting, terms
+from flax_resnet.settings.section import (
+    UNSET,
+    Section,
+    all_of,
+    any_of,
+    choice,
+    not_used,
+    setting,
+    switch_terms,
+    terms,
+)
 
 __all__ = [
     "ANY",
@@ -27,21 +39,28 @@ __all__ = [
     "CLASS_WEIGHTS",
     "LARGEST_IMAGE",
     "MICROBATCH",
+    "NOT_EMPTY",
     "PARAMETER_RULES",
     "REQUIRED",
     "SIZES",
     "UNSET",
+    "Clash",
     "Registry",
     "Row",
     "Rule",
     "Section",
     "above",
+    "all_of",
+    "any_of",
     "ascending_pair",
     "at_least",
     "choice",
+    "not_used",
     "one_of",
     "per_channel",
+    "refuse",
     "setting",
+    "switch_terms",
     "terms",
     "within",
 ]

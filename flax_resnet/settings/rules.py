@@ -91,6 +91,7 @@ def _are_sizes(pairs: tuple) -> bool:
 
 
 ANY = Rule(lambda v: True, "any value")
+NOT_EMPTY = Rule(bool, "not empty")
 ASCENDING = Rule(
     lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise((*v, math.inf))),
     "ascending numbers above 0",

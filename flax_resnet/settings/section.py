@@ -1,85 +1,206 @@
-"""Sections of the configuration, and the declaration of their settings."""
+"""Sections of the configuration, and the declaration of their settings.
+
+Some settings belong to others: the momentum to the optimizer, the parameters of mixup to mixup. Their defaults
+apply only where they are used, and setting one that is not used is an error:
+
+    choice(...)                 a setting that names a row of a registry; the row lists the settings that it uses
+    setting(..., needs=...)     a setting that is used only with some values of other settings
+"""
 
 import dataclasses
-from typing import Any
+import types
+from collections.abc import Mapping
+from typing import Any, Self
 
 from flax_resnet.errors import ConfigError
 from flax_resnet.settings.rows import REQUIRED, Registry, Row
 from flax_resnet.settings.rules import ANY, Rule
 
-# Default of a setting whose default depends on the row that is chosen from a registry.
+# Value of a setting that is not used; and the declared default of a setting that the rows of a registry use.
 UNSET = None
+ON = ...  # in Needs: any value except 0, False, "" and ()
 
 
-def setting(default: Any, rule: Rule, help: str, *, changes_result: bool = True) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """The values of other settings of the section with which a setting is used.
+
+    Attributes:
+      values: {setting: value, or ON}.
+      every: whether all of the values are needed; otherwise, one is enough.
+    """
+
+    values: Mapping[str, Any]
+    every: bool = True
+
+    def hold(self, section: Any) -> bool:
+        """Return whether a section has the values."""
+        found = [
+            bool(getattr(section, name)) if value is ON else getattr(section, name) == value
+            for name, value in self.values.items()
+        ]
+        return all(found) if self.every else any(found)
+
+    def words(self, prefix: str) -> str:
+        """Describe the values: ``augment.mixup or augment.cutmix``; `prefix` is the section's name and a dot."""
+        named = (
+            f"{prefix}{name}" + ("" if value is ON else f"={value!r}")
+            for name, value in self.values.items()
+        )
+        return (" and " if self.every else " or ").join(named)
+
+
+def all_of(*names: str, **values: Any) -> Needs:
+    """Need that the named settings are on, and that others have the given values."""
+    return Needs({**dict.fromkeys(names, ON), **values})
+
+
+def any_of(*names: str, **values: Any) -> Needs:
+    """Need that one of the named settings is on, or that one of the others has the given value."""
+    return Needs({**dict.fromkeys(names, ON), **values}, every=False)
+
+
+def setting(
+    default: Any, rule: Rule, help: str, *, needs: Needs | None = None, changes_result: bool = True
+) -> Any:
     """Return a dataclass field for one setting.
 
     Args:
       default: the default value; UNSET if it depends on the chosen row of a registry.
       rule: the rule that a value must satisfy.
       help: the meaning of the setting, for help texts.
+      needs: with what the setting is used; None if it is always used, or if rows use it.
       changes_result: whether the setting changes the trained network.
     """
+    metadata = {"rule": rule, "help": help, "changes_result": changes_result}
+    if needs is None:
+        return dataclasses.field(default=default, metadata=metadata)
     return dataclasses.field(
-        default=default, metadata={"rule": rule, "help": help, "changes_result": changes_result}
+        default=UNSET, metadata=metadata | {"needs": needs, "default": default}
     )
 
 
-def choice(default: str, registry: Registry, help: str, *, changes_result: bool = True) -> Any:
-    """Return a dataclass field for a setting that names a row of a registry. Arguments are those of `setting`."""
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "rule": ANY,
-            "registry": registry,
-            "help": help,
-            "changes_result": changes_result,
-        },
-    )
+def choice(default: Any, registry: Registry, help: str, *, changes_result: bool = True) -> Any:
+    """Return a dataclass field for a setting that names a row of a registry.
+
+    Args:
+      default: name of the default row; UNSET if what is not in the section determines the row.
+      registry: the rows.
+      help: the meaning of the setting, for help texts.
+      changes_result: whether the setting changes the trained network.
+    """
+    metadata = {"rule": ANY, "registry": registry, "help": help, "changes_result": changes_result}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Section:
-    """Base class of sections with a `choice`: frozen dataclasses. Unset settings get the chosen row's defaults.
+    """Base class of sections: frozen dataclasses. Settings that are used and not set get their defaults.
 
     Raises (from the constructor):
-      ConfigError: the row does not exist, does not use a setting that is set, or needs a setting that is not set.
+      ConfigError: a chosen row does not exist or needs a setting that is not set, or a setting is set but not used.
     """
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            if registry := field.metadata.get("registry"):
-                self._fill(field.name, registry)
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
+        for field in fields:
+            if (registry := field.metadata.get("registry")) and self._is_known(field):
+                self._fill_row(field.name, registry)
+        for field in fields:
+            if needs := field.metadata.get("needs"):
+                self._fill(field.name, field.metadata["default"], needs)
 
-    def _fill(self, setting: str, registry: Registry) -> None:
-        section, chosen = type(self).__name__.lower(), getattr(self, setting)
-        key = f"{section}.{setting}"
+    def _is_known(self, field: dataclasses.Field) -> bool:
+        return field.default is not UNSET or getattr(self, field.name) is not UNSET
+
+    @property
+    def _prefix(self) -> str:
+        return f"{type(self).__name__.lower()}."
+
+    def _fill(self, name: str, default: Any, needs: Needs) -> None:
+        value, used = getattr(self, name), needs.hold(self)
+        if used and value is UNSET:
+            object.__setattr__(self, name, default)
+        elif not used and value is not UNSET:
+            found = " and ".join(f"{self._prefix}{x}={getattr(self, x)!r}" for x in needs.values)
+            raise ConfigError(
+                f"is not used with {found}",
+                key=self._prefix + name,
+                value=value,
+                cure=f"leave it unset, or set {needs.words(self._prefix)}",
+            )
+
+    def _fill_row(self, setting: str, registry: Registry) -> None:
+        chosen, key = getattr(self, setting), self._prefix + setting
         if chosen not in registry:
             raise ConfigError(key=key, value=chosen, allowed=tuple(registry))
         uses = registry[chosen].uses
         for name in registry.settings:
-            value, own_key = getattr(self, name), f"{section}.{name}"
+            value = getattr(self, name)
             if value is not UNSET and name not in uses:
-                raise ConfigError(
-                    f"is not used with {key}={chosen!r}, which uses {', '.join(uses) or 'no such setting'}",
-                    key=own_key,
-                    value=value,
-                    cure="leave it unset",
-                )
+                raise not_used(self._prefix + name, value, key, registry[chosen])
             if value is UNSET and name in uses:
                 if uses[name] is REQUIRED:
-                    raise ConfigError("is not set", key=own_key, cure=f"{key}={chosen!r} needs it")
+                    cure = f"{key}={chosen!r} needs it"
+                    raise ConfigError("is not set", key=self._prefix + name, cure=cure)
                 object.__setattr__(self, name, uses[name])
+
+    def but(self, **values: Any) -> Self:
+        """Return a copy with other values. What belonged to a former choice, or is not used any more, is unset."""
+        fields = {field.name: field for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        merged = {name: getattr(self, name) for name in fields} | values
+        for name, field in fields.items():
+            registry = field.metadata.get("registry")
+            if registry and merged[name] != getattr(self, name):
+                merged |= {owned: values.get(owned, UNSET) for owned in registry.settings}
+        plain = types.SimpleNamespace(**merged)
+        for name, field in fields.items():
+            if (needs := field.metadata.get("needs")) and not needs.hold(plain):
+                merged[name] = values.get(name, UNSET)
+        return type(self)(**merged)
+
+
+def not_used(key: str, value: Any, choice: str, row: Row) -> ConfigError:
+    """Return the error for a setting that a chosen row does not use.
+
+    Args:
+      key: the setting.
+      value: its value.
+      choice: the setting that names the row.
+      row: the chosen row.
+    """
+    used = ", ".join(row.uses) or "no such setting"
+    return ConfigError(
+        f"is not used with {choice}={row.name!r}, which uses {used}",
+        key=key,
+        value=value,
+        cure="leave it unset",
+    )
 
 
 def terms(section: Section, row: Row) -> list[str]:
     """Describe the settings that a row uses: ``momentum 0.9``, ``betas 0.9 0.999``; a boolean only if True."""
+    return [term for name in row.uses if (term := _term(name, getattr(section, name)))]
+
+
+def switch_terms(section: Section, *names: str) -> list[str]:
+    """Describe settings that are on, each with the settings that need it: ``random erasing 0.2 (fill zero)``.
+
+    A setting that needs it is left out if it is 0, False or empty. Its name is shown without the name of the other.
+    """
+    fields = dataclasses.fields(section)  # type: ignore[arg-type]  # subclasses are dataclasses
     described = []
-    for name in row.uses:
-        value, words = getattr(section, name), name.replace("_", " ")
-        if isinstance(value, bool):
-            described += [words] if value else []
-        else:
-            parts = value if isinstance(value, tuple) else (value,)
-            shown = " ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in parts)
-            described.append(f"{words} {shown}")
+    for name in names:
+        own = [f.name for f in fields if name in getattr(f.metadata.get("needs"), "values", ())]
+        on = [_term(one.removeprefix(f"{name}_"), v) for one in own if (v := getattr(section, one))]
+        if term := getattr(section, name) and _term(name, getattr(section, name)):
+            described.append(term + (f" ({', '.join(on)})" if on else ""))
     return described
+
+
+def _term(name: str, value: Any) -> str:
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else ""
+    parts = value if isinstance(value, tuple) else (value,)
+    shown = " ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in parts)
+    return f"{words} {shown}"

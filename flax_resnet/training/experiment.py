@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
+from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
 from flax_resnet.data.sampling import EpochSampler
-from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
 from flax_resnet.training import sharding

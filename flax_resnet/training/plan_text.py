@@ -5,18 +5,19 @@ import jax
 from flax_resnet.augment.augment_section import POLICIES, Augment
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_learning_rate
+from flax_resnet.data.data_section import SOURCES
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import LOSSES, Loss
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
-from flax_resnet.settings import UNSET, terms
+from flax_resnet.settings import UNSET, switch_terms, terms
 from flax_resnet.training.state import TrainState, compute_dtype
 
 
 def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) -> str:
     """Format the plan as a few lines of text; `resident`: the decoded training set stays on the device."""
     data = config.data
-    where = {"tfds": data.name, "python": "sources from Python"}.get(data.source, data.path)
+    where = data.dataset or SOURCES[data.source].help
     sizes = f"{plan.sizes[0][1]}x{plan.sizes[0][1]}"
     sizes += "".join(f", {size}x{size} from step {start:,}" for start, size in plan.sizes[1:])
     if data.eval_size not in (0, data.image_size):
@@ -116,22 +117,7 @@ def _rule_terms(rules: tuple[tuple[str, float], ...]) -> str:
 
 def ema_terms(section: Ema) -> list[str]:
     """Describe the moving average; [] without one."""
-    if not section.decay:
-        return []
-    rises = (
-        f" rising with the run's share to the power {section.decay_power:g}"
-        if section.decay_power
-        else ""
-    )
-    rows = [
-        (True, f"of the weights, decay {section.decay:g}{rises}"),
-        (
-            section.lookahead,
-            f"updated every {section.lookahead} steps, and then copied to the weights",
-        ),
-        (section.bn_batches, f"statistics of {section.bn_batches} batches"),
-    ]
-    return [text for on, text in rows if on]
+    return switch_terms(section, "decay")
 
 
 def schedule_terms(config: Config, plan: Plan) -> list[str]:
@@ -174,20 +160,8 @@ def drop_words(config: Config, plan: Plan) -> str:
 
 def augmentations(config: Augment) -> list[str]:
     """Describe the enabled augmentations and their settings."""
-    jitter = ("brightness", "contrast", "saturation", "hue")
     own = ", ".join(terms(config, POLICIES[config.policy]))
-    mixing = f"{config.mix_mode}, probability {config.mix_prob:g}"
-    rows = [
-        (config.pad_crop, f"pad and crop {config.pad_crop} ({config.pad_crop_fill})"),
-        (config.flip, "flip"),
-        *((getattr(config, name), f"{name} {getattr(config, name):g}") for name in jitter),
-        (config.policy != "none", f"{config.policy}{own and f' ({own})'}"),
-        (
-            config.random_erasing,
-            f"random erasing {config.random_erasing:g} ({config.random_erasing_fill})",
-        ),
-        (config.cutout, f"cutout {config.cutout}"),
-        (config.mixup, f"mixup {config.mixup:g} ({mixing})"),
-        (config.cutmix, f"cutmix {config.cutmix:g} ({mixing})"),
-    ]
-    return [text for on, text in rows if on]
+    policy = [f"{config.policy}{own and f' ({own})'}"] if config.policy != "none" else []
+    jitter = ("brightness", "contrast", "saturation", "hue")
+    first = switch_terms(config, "pad_crop", "flip", *jitter)
+    return first + policy + switch_terms(config, "random_erasing", "cutout", "mixup", "cutmix")

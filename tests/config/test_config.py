@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import refused
 
-from flax_resnet.config import Config, default_config, differences, freeze, settings
+from flax_resnet.config import Config, default_config, differences, freeze, owners, settings
 from flax_resnet.config.plan import Plan, plan
 from flax_resnet.errors import DataError
 from flax_resnet.settings import UNSET
@@ -18,15 +18,9 @@ def test_defaults_are_valid_and_survive_json():
     assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_only_settings_of_rows_have_no_default():
+def test_only_settings_that_belong_to_others_have_no_default():
     fields = settings()
-    of_rows = {
-        f"{key.partition('.')[0]}.{name}"
-        for key, field in fields.items()
-        if "registry" in field.metadata
-        for name in field.metadata["registry"].settings
-    }
-    assert {key for key, field in fields.items() if field.default is UNSET} == of_rows
+    assert {key for key, field in fields.items() if field.default is UNSET} == {*owners()}
 
 
 def test_the_config_dict_rejects_unknown_keys():
@@ -101,8 +95,10 @@ def test_the_error_for_an_unknown_setting_suggests_the_nearest_one(sections, key
 
 
 def test_a_folder_needs_its_path():
-    with refused("data.path", ""):
+    with refused("data.path"):
         freeze({"data": {"source": "folder"}})
+    with refused("data.path", ""):
+        freeze({"data": {"source": "folder", "path": ""}})
 
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
@@ -113,8 +109,11 @@ def test_mixing_needs_an_even_batch(key):
     assert f"augment.{key}" in caught.value.allowed
 
 
+CROPS = {"train_crop": "random_resized", "crop_area": [0.5, 1.0]}
+
+
 def test_ints_become_floats_and_lists_become_tuples():
-    config = freeze({"optimizer": {"learning_rate": 1}, "data": {"crop_area": [0.5, 1.0]}})
+    config = freeze({"optimizer": {"learning_rate": 1}, "data": CROPS})
     assert config.optimizer.learning_rate == 1.0
     assert config.data.crop_area == (0.5, 1.0)
 

@@ -10,7 +10,7 @@ from conftest import refused
 from flax_resnet.cli import commands
 from flax_resnet.data.array_record import convert_to_array_record
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.open import open_source
 from flax_resnet.errors import DataError
 
 

@@ -8,8 +8,8 @@ from conftest import refused
 from PIL import Image
 
 from flax_resnet.data.data_section import Data
+from flax_resnet.data.open import open_source
 from flax_resnet.data.sources.arrays import ArraySource
-from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
 
 

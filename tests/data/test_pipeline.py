@@ -8,8 +8,8 @@ from PIL import Image
 from flax_resnet.config import freeze
 from flax_resnet.data import pipeline
 from flax_resnet.data.data_section import Data
+from flax_resnet.data.open import open_source
 from flax_resnet.data.sampling import EpochSampler
-from flax_resnet.data.sources.open import open_source
 
 
 def batches(source, data, **options):

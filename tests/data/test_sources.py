@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
 from flax_resnet.data.images import prepare
+from flax_resnet.data.open import open_source
 from flax_resnet.data.sources.files import folder_source, orientation
-from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
 
 # --- files ---
@@ -64,7 +64,7 @@ def test_errors_in_image_folders(tmp_path):
     with refused(tmp_path / "a", kind=DataError):  # holds no images
         open_source(data, train=True)
     with refused("data.path", str(tmp_path / "c"), DataError):
-        folder_source(Data(path=str(tmp_path / "c")), "train", train=True)
+        folder_source(Data(source="folder", path=str(tmp_path / "c")), "train", True)
 
 
 def test_a_folder_without_splits_has_only_train_and_test(photographs):

@@ -9,9 +9,9 @@ import pytest
 from conftest import refused
 from PIL import Image
 
+from flax_resnet.data import record_files
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.sources import record_files
-from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.open import open_source
 from flax_resnet.data.sources.tfds import TfdsSource, find_feature
 from flax_resnet.errors import DataError, OutputError
 

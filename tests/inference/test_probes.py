@@ -92,7 +92,7 @@ def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, c
     )
 
     trained = flax_resnet.load(run)
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
 
     sources = [open_source(trained.config.data, train=side) for side in (True, False)]
     fresh = dataclasses.replace(trained, variables=initial(trained.model))
@@ -114,7 +114,7 @@ def test_a_dataset_of_other_classes_in_a_folder_without_splits(
 ):
     """A fixed fifth is monitored, by the features of the others; the head's classes do not matter."""
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
 
     data = Data(source="folder", path=str(photographs))
     sources = [open_source(data, train=side) for side in (True, False)]

@@ -38,7 +38,8 @@ FALLS = {
 def test_falls_after_a_rise(name, warmup, cooldown, final):
     section = {"name": name, "warmup": warmup, "cooldown": cooldown, "final": final}
     power = {"power": 3.0} if name == "polynomial" else {}
-    found = rates({**section, **power, "warmup_from": 0.25})
+    start = {"warmup_from": 0.25} if warmup else {}
+    found = rates({**section, **power, **start})
     rise, fall = 10 * warmup, 100 - 10 * warmup - 10 * cooldown
 
     def expected(step):
@@ -174,5 +175,5 @@ def test_the_plan_of_any_schedule_is_what_runs_and_a_refusal_names_what_was_set(
                 [config.schedule.final * made.peak_learning_rate] * 2, abs=1e-6
             )
             assert f" to {values[0]:.3g}" in text
-    assert 400 < accepted < 1800
+    assert 300 < accepted < 1800
     assert all(key in section for key, section in refusals)

@@ -1,16 +1,18 @@
 """Choices and the settings that belong to them: defaults by row, and refusals of what a row does not use."""
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 from absl.flags import DEFINE_string, FlagValues
 from conftest import refused
 
+from flax_resnet.augment.augment_section import Augment
 from flax_resnet.cli import app, config_flag
-from flax_resnet.config import default_config, freeze, settings
+from flax_resnet.config import default_config, freeze, override, settings
 from flax_resnet.config.config import sections
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
-from flax_resnet.settings import UNSET, terms
+from flax_resnet.settings import UNSET, switch_terms, terms
 
 REGISTRIES = {
     key: field.metadata["registry"]
@@ -20,15 +22,18 @@ REGISTRIES = {
 CHOICES = [(key, row) for key, registry in REGISTRIES.items() for row in registry.values()]
 
 
-def set_of(registry, row):
+def set_of(section, row):
     """Values for the settings of a row that have no default."""
-    return {name: 1.0 for name, default in row.uses.items() if default is ...}
+    kinds = {"schedule.drop_until": 1.0, "data.path": "photographs"}
+    return {
+        name: kinds[f"{section}.{name}"] for name, default in row.uses.items() if default is ...
+    }
 
 
 @pytest.mark.parametrize(("key", "row"), CHOICES, ids=lambda x: getattr(x, "name", x))
 def test_a_row_has_defaults_that_its_section_allows(key, row):
     section, name = key.split(".")
-    needed = set_of(REGISTRIES[key], row)
+    needed = set_of(section, row)
     config = getattr(freeze({section: {name: row.name, **needed}}), section)
     assert row.help
     assert row.name == getattr(config, name)
@@ -45,9 +50,9 @@ def test_what_a_row_does_not_use_is_refused_when_set(key, row):
     registry = REGISTRIES[key]
     for setting in registry.settings.keys() - row.uses.keys():
         user = next(other for other in registry.values() if setting in other.uses)
-        value = {**user.uses, **set_of(registry, user)}[setting]
+        value = {**user.uses, **set_of(section, user)}[setting]
         with refused(f"{section}.{setting}", value) as caught:
-            freeze({section: {name: row.name, **set_of(registry, row), setting: value}})
+            freeze({section: {name: row.name, **set_of(section, row), setting: value}})
         assert key in caught.value.problem
         assert row.name in caught.value.problem
 
@@ -113,4 +118,54 @@ def test_terms_are_the_settings_of_the_row():
     described = terms(section, OPTIMIZERS["adamw"])
     assert described == [
         *("betas 0.9 0.999", "nesterov", "epsilon 1e-08", "weight decay form decoupled"),
+    ]
+
+
+NEEDING = {key: field for key, field in settings().items() if "needs" in field.metadata}
+ON_VALUES = {bool: True, int: 2, float: 0.5, str: "x", tuple: (1,)}
+
+
+@pytest.mark.parametrize("key", NEEDING)
+def test_a_setting_that_needs_others_is_unset_or_refused_without_them(key):
+    section, name = key.split(".")
+    field, make = NEEDING[key], sections()[section]
+    kinds, needs = get_type_hints(make), field.metadata["needs"]
+    on = {n: ON_VALUES[kinds[n]] if v is ... else v for n, v in needs.values.items()}
+    assert getattr(make(**on), name) == field.metadata["default"]
+    off = {n: getattr(make(), n) if v is ... else "resize" for n, v in needs.values.items()}
+    off |= {"feed": "streaming"} if section == "train" else {}
+    assert getattr(make(**off), name) is UNSET
+    with refused(key, field.metadata["default"]) as caught:
+        make(**off, **{name: field.metadata["default"]})
+    for owner in needs.values:
+        assert f"{section}.{owner}" in caught.value.problem
+        assert f"{section}.{owner}" in caught.value.cure
+
+
+def test_but_unsets_what_is_not_used_any_more():
+    mixing = Augment(mixup=0.2, cutmix=1.0, mix_mode="pair", random_erasing=0.1)
+    assert mixing.but(flip=True).mix_mode == "pair"
+    assert mixing.but(cutmix=0.0).mix_mode == "pair"
+    assert mixing.but(cutmix=0.0).mix_switch_prob is UNSET
+    assert mixing.but(mixup=0.0, cutmix=0.0).mix_mode is UNSET
+    adamw = Optimizer(nesterov=True).but(name="adamw", epsilon=1e-3)
+    assert (adamw.momentum, adamw.nesterov, adamw.epsilon) == (UNSET, False, 1e-3)
+    with refused("augment.mix_mode", "batch"):
+        Augment().but(mix_mode="batch")
+
+
+def test_override_keeps_what_is_still_used():
+    recipe = {"augment": {"mixup": 0.2, "cutmix": 0.0, "mix_mode": "pair", "mix_prob": 0.5}}
+    kept = override(recipe, {"augment.mixup": 0.4})["augment"]
+    assert (kept["mix_mode"], kept["mix_prob"]) == ("pair", 0.5)
+    dropped = override(recipe, {"augment.mixup": 0.0, "augment.mix_prob": 1.0})["augment"]
+    assert (dropped["mix_mode"], dropped["mix_prob"]) == (UNSET, 1.0)
+
+
+def test_switch_terms_describe_what_is_on():
+    section = Augment(pad_crop=4, random_erasing=0.25, flip=True)
+    assert switch_terms(section, "pad_crop", "flip", "cutout", "random_erasing") == [
+        "pad crop 4 (fill black)",
+        "flip",
+        "random erasing 0.25 (area 0.02 0.33, aspect 0.3 3.3, fill zero)",
     ]

@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT
 
 from flax_resnet.config import freeze
+from flax_resnet.data.open import open_source
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.data.sources.arrays import ArraySource
-from flax_resnet.data.sources.open import open_source
 from flax_resnet.errors import DataError
 
 
@@ -235,7 +235,7 @@ def test_auto_is_resident_for_small_data_without_random_crops():
         ({}, "resize", ResidentFeed),
         ({"resident_gib": 1e-5}, "resize", StreamingFeed),  # 10.8 KB of images, 10.7 KB allowed
         ({"feed": "streaming"}, "resize", StreamingFeed),
-        ({"feed": "resident", "resident_gib": 0.0}, "resize", ResidentFeed),
+        ({"feed": "resident"}, "resize", ResidentFeed),
         ({}, "random_resized", StreamingFeed),
     ):
         config = freeze({"data": {"source": "python", "image_size": 6}, "train": train})
@@ -261,7 +261,7 @@ if count > 1:
 import numpy as np
 from flax_resnet.config import freeze
 from flax_resnet.data.sampling import EpochSampler
-from flax_resnet.data.sources.open import open_source
+from flax_resnet.data.open import open_source
 from flax_resnet.training import sharding
 from flax_resnet.training.input.feeds import ResidentFeed, StreamingFeed
 

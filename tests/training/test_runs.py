@@ -157,7 +157,7 @@ def test_evaluate_and_predict_agree_on_every_digit(copy, data_dir, cache_dir, ca
     import io
 
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
 
     workdir, _ = copy
     options = [f"--workdir={workdir}", f"--compilation_cache={cache_dir}"]

@@ -17,8 +17,8 @@ def test_changed_data_are_refused_and_a_forced_resume_forgets_bad_images(
     photographs, tmp_path, capsys
 ):
     from flax_resnet.data.data_section import Data
+    from flax_resnet.data.open import open_source
     from flax_resnet.data.sampling import EpochSampler
-    from flax_resnet.data.sources.open import open_source
 
     data = Data(source="folder", path=str(photographs), eval_fraction=0.1)
     source = open_source(data, train=True)
@@ -74,7 +74,7 @@ def test_training_on_arrays_from_python(tmp_path):
 
     np.testing.assert_array_equal(make_sampler(source, config).labels, labels)
     other = ArraySource(images, 1 - labels, ("light", "dark"))
-    tfds = dataclasses.replace(config, data=dataclasses.replace(config.data, source="tfds"))
+    tfds = dataclasses.replace(config, data=config.data.but(source="tfds"))
     for wrong, sources, key, value in (
         (config, {}, "data.source", "python"),
         (config, {"train_source": source}, "data.source", "python"),
@@ -107,7 +107,7 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
 
     data = classifier.config.data
     theirs = [evaluation_pixels(f.read_bytes(), data).numpy() for f in files]
-    whole = dataclasses.replace(data, eval_crop="resize")  # the arrays are already cropped
+    whole = data.but(eval_crop="resize")  # the arrays are already cropped
     as_cut = dataclasses.replace(
         classifier, config=dataclasses.replace(classifier.config, data=whole)
     )

@@ -24,7 +24,7 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
     from matplotlib.figure import Figure
 
     from flax_resnet.config.plan import plan, planned_learning_rate
-    from flax_resnet.data.sources.open import open_source
+    from flax_resnet.data.open import open_source
     from flax_resnet.training.experiment import make_sampler
     from flax_resnet.training.plan_text import schedule_terms
 

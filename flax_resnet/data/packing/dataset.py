@@ -23,7 +23,7 @@ import PIL
 from PIL import features as pillow
 
 from flax_resnet.data.array_record import replace_text
-from flax_resnet.data.data_section import Data
+from flax_resnet.data.data_section import EVAL_FRACTION
 from flax_resnet.data.packing import shards as packed_shards
 from flax_resnet.data.packing.shards import Shard
 from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
@@ -56,7 +56,7 @@ class Packing:
     data_dir: str = ""
     max_side: int = 400
     quality: int = 90
-    eval_fraction: float = Data().eval_fraction
+    eval_fraction: float = EVAL_FRACTION
     shard_size: int = 2048
 
     def __post_init__(self) -> None:

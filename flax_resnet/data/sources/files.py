@@ -9,9 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from flax_resnet.data.data_section import Data, split_setting
+from flax_resnet.data.data_section import (
+    EVAL_FRACTION,
+    Data,
+    SourceRow,
+    split_setting,
+)
 from flax_resnet.data.records import Records
 from flax_resnet.errors import DataError, one_line
+from flax_resnet.settings import REQUIRED
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4
@@ -82,7 +88,7 @@ def orientation(image: bytes) -> int:
     return number if number in range(1, 9) else 0
 
 
-def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
+def folder_source(config: Data, split: str, train: bool) -> FileSource:
     """Open a folder with one sub-folder of images per class; the sorted names of the sub-folders are the classes.
 
     The images are at ``path/train/CLASS/*``, with ``path/val/`` or ``path/test/`` beside train/; or at
@@ -123,7 +129,7 @@ def folder_source(config: Data, split: str, *, train: bool) -> FileSource:
     return FileSource(files, labels, classes, exif=config.exif)
 
 
-def csv_source(config: Data, split: str, *, train: bool) -> FileSource:
+def csv_source(config: Data, split: str, train: bool) -> FileSource:
     """Open a CSV file with the columns path and label, and optionally split.
 
     Paths are relative to the CSV file's folder. The classes are the sorted labels, in numerical order if all labels
@@ -253,3 +259,30 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
         files += here
         labels += [label] * len(here)
     return files, labels, tuple(classes)
+
+
+def _has_splits(config: Data) -> bool:
+    return not pathlib.Path(config.path).expanduser().exists() or bool(splits_of(config.path))
+
+
+USES = {"path": REQUIRED, "eval_fraction": EVAL_FRACTION}
+ROWS = (
+    SourceRow(
+        name="folder",
+        help="a folder of images: CLASS/*, or train/CLASS/* beside val/ or test/",
+        uses=USES,
+        open=folder_source,
+        location="path",
+        has_kind=lambda text: pathlib.Path(text).expanduser().is_dir(),
+        has_splits=_has_splits,
+    ),
+    SourceRow(
+        name="csv",
+        help="a CSV file with the columns path and label, and optionally split",
+        uses=USES,
+        open=csv_source,
+        location="path",
+        has_kind=lambda text: pathlib.Path(text).expanduser().is_file(),
+        has_splits=_has_splits,
+    ),
+)

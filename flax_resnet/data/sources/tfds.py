@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from flax_resnet.data.data_section import Data, split_setting
+from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.records import Records
-from flax_resnet.data.sources.record_files import FORMATS, ShardedRecords
 from flax_resnet.errors import DataError, OutputError, one_line, suggestion
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
@@ -84,6 +83,7 @@ class TfdsSource:
 
     def _parsed(self, record: bytes) -> tuple[bytes, int]:
         import tensorflow as tf
+        from google.protobuf.message import DecodeError
 
         try:
             feature = tf.train.Example.FromString(record).features.feature  # 6 us for 61 KB
@@ -214,12 +214,12 @@ class _MockedSplit:
         return [self._examples[int(i)] for i in indices]
 
 
-def evaluation_split(name: str, data_dir: str) -> str:
+def evaluation_split(config: Data) -> str:
     """Return the split of a dataset to evaluate on: validation, or test if there is only test.
 
-    Arguments and errors are those of `find_builder`.
+    Errors are those of `find_builder`.
     """
-    splits = find_builder(name, data_dir).info.splits
+    splits = find_builder(config.name, config.data_dir).info.splits
     return "test" if "test" in splits and "validation" not in splits else "validation"
 
 
@@ -299,3 +299,16 @@ def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
     return DataError(
         f"is not prepared: looked in {builder.data_path}", key="data.name", value=name, cure=cure
     )
+
+
+ROWS = (
+    SourceRow(
+        name="tfds",
+        help="a dataset of TensorFlow Datasets",
+        uses={"name": "digits", "data_dir": "", "image_feature": "", "label_feature": ""},
+        open=lambda config, split, train: TfdsSource(config, split),
+        location="name",
+        has_kind=lambda text: bool(text) and text[0] not in "./~",
+        eval_split=evaluation_split,
+    ),
+)

@@ -1,6 +1,5 @@
 """Batches decoded on the host. Unreadable images are logged, counted and replaced."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
@@ -46,7 +45,7 @@ class HostBatches:
         Raises:
           DataError: more than `data.max_bad_images` images cannot be decoded.
         """
-        config = dataclasses.replace(self._config, image_size=image_size)
+        config = self._config.but(image_size=image_size)
 
         def batches(start: int) -> Iterator[pipeline.Batch]:
             return pipeline.training_batches(

@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 from flax_resnet.cli import prepare
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import evaluation_pixels
+from flax_resnet.data.open import open_source
 from flax_resnet.data.packing.splits import file_splits
-from flax_resnet.data.sources.open import open_source
 
 SIDE, QUALITY = 150, 90
 
