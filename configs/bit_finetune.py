@@ -43,7 +43,7 @@ def get_config(task: str = ""):
     config.data.crop_area = (0.75, 1.0)
     config.data.crop_aspect = (1.0, 1.0)
     config.data.eval_crop = "resize"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.augment.mixup = 0.0 if size == "small" else 0.1
     config.optimizer.learning_rate = 0.003
     config.optimizer.weight_decay = 0.0

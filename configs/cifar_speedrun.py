@@ -28,7 +28,7 @@ def get_config():
     config.data.image_size = 32
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.augment.pad_crop = 2
     config.augment.pad_crop_fill = "reflect"
     config.augment.eval_flip = True

@@ -22,7 +22,7 @@ def get_config():
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
     config.augment.pad_crop = 4
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.distill.teacher = "runs/resnet56"
     config.distill.temperature = 4.0
     config.distill.weight = 0.9

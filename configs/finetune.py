@@ -48,7 +48,7 @@ def get_config(dataset: str = "folder="):
     config.data.train_crop = "random_resized"
     config.data.crop_area = (0.25, 1.0)
     config.data.eval_crop = "center"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.optimizer.learning_rate = 0.01
     config.optimizer.nesterov = True
     config.optimizer.layer_decay = 0.9

@@ -77,7 +77,7 @@ def cifar10(config):
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
     config.augment.pad_crop = 4
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.train.batch_size = 128
     config.train.epochs = 200
     config.train.eval_batch_size = 1000
@@ -97,7 +97,7 @@ def imagenet2012(config):
     config.data.eval_split = "validation"
     config.data.train_crop = "random_resized"
     config.data.eval_crop = "center"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.train.batch_size = 256
     config.train.epochs = 90
     config.train.log_every = 100
@@ -114,7 +114,7 @@ def photographs(config):
     config.data.train_crop = "random_resized"
     config.data.crop_area = (0.25, 1.0)
     config.data.eval_crop = "center"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.train.batch_size = 32
     config.train.epochs = 30
     config.optimizer.learning_rate = 0.05

@@ -26,7 +26,7 @@ def get_config():
     config.data.eval_crop = "center"
     config.augment.mean = (0.5, 0.5, 0.5)
     config.augment.std = (0.5, 0.5, 0.5)
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.augment.mixup = 1.0
     config.distill.teacher = "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k"
     config.optimizer.name = "adamw"

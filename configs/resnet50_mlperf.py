@@ -20,7 +20,7 @@ def get_config():
     config.data.image_size = 224
     config.data.train_crop = "random_resized"
     config.data.eval_crop = "center"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.loss.label_smoothing = 0.1
     config.optimizer.name = "lars"
     config.optimizer.learning_rate = 11.0

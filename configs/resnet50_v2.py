@@ -23,7 +23,7 @@ def get_config():
     config.data.eval_crop = "center"
     config.data.eval_crop_fraction = 0.965  # 224 / 232
     config.data.augmentation_repeats = 4
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.augment.policy = "trivialaugment"
     config.augment.random_erasing = 0.1
     config.augment.mixup = 0.2

@@ -26,7 +26,7 @@ def get_config():
     config.data.eval_crop = "center"
     config.data.eval_crop_fraction = 0.91
     config.data.interpolation = "bicubic"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.augment.policy = "randaugment"
     config.augment.policy_magnitude = 30
     config.loss.label_smoothing = 0.1

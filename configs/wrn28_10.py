@@ -20,7 +20,7 @@ def get_config():
     config.augment.std = (0.2470, 0.2435, 0.2616)
     config.augment.pad_crop = 4
     config.augment.pad_crop_fill = "reflect"
-    config.augment.flip = True
+    config.augment.flip = "horizontal"
     config.optimizer.learning_rate = 0.1
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4

@@ -229,7 +229,7 @@ def cifar_config(root: pathlib.Path, kind: str) -> "Config":
     )
     return freeze({
         "data": {**place, "image_size": 32},
-        "augment": {"pad_crop": 4, "flip": True},
+        "augment": {"pad_crop": 4, "flip": "horizontal"},
         "model": {"name": "resnet20"},
         "train": {
             "batch_size": BATCH, "feed": "resident" if "resident" in kind else "streaming"

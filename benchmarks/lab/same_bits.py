@@ -21,12 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import app
 from benchmarks.arguments import folder
-from benchmarks.lab.same_bits_cases import CASES, COMMON, RENAMED, RUN, Case
+from benchmarks.lab.same_bits_cases import CASES, COMMON, FORMER, NEWEST, RENAMED, RUN, Case
 from flax_resnet.errors import ConfigError, OutputError, writing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -235,9 +235,14 @@ def run_command(
 
 
 def named_in(known: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under the names that a revision knows: the current names, or those in `RENAMED`."""
+    """Return settings as a revision knows them: the current ones, or those of `FORMER` and `RENAMED`."""
+    pairs: Iterable[tuple[str, Any] | None] = settings.items()
+    if NEWEST not in known:
+        pairs = [FORMER.get(pair, pair) if pair[1].__hash__ else pair for pair in settings.items()]
     return {
-        key if key in known else RENAMED.get(key, key): value for key, value in settings.items()
+        pair[0] if pair[0] in known else RENAMED.get(pair[0], pair[0]): pair[1]
+        for pair in pairs
+        if pair
     }
 
 

@@ -9,8 +9,15 @@ from typing import Any, NamedTuple
 RUN = "run:"  # prefix of a value that is the run folder of another case
 DEVICES = "--xla_force_host_platform_device_count="
 
+# {(setting, value): setting and value in revisions without the setting `NEWEST`, or None to leave it out}
+NEWEST = "loss.weight_per_class"
+FORMER: dict[tuple[str, Any], tuple[str, Any] | None] = {
+    ("augment.flip", "horizontal"): ("augment.flip", True),
+    ("loss.class_weights", "given"): None,
+}
 # {setting: its name in earlier revisions}
 RENAMED: dict[str, str] = {
+    "loss.weight_per_class": "loss.class_weights",
     "train.monitor": "train.judged_by",
     "optimizer.unfreeze_at": "optimizer.thaw",
     "optimizer.agc": "optimizer.clip_adaptive",
@@ -184,7 +191,7 @@ CASES: dict[str, Case] = {
             "distill.teacher": f"{RUN}plain",
             "distill.temperature": 2.0,
             "distill.weight": 0.5,
-            "augment.flip": True,
+            "augment.flip": "horizontal",
             "augment.pad_crop": 1,
             "augment.pad_crop_fill": "reflect",
             "optimizer.name": "muon",
@@ -212,7 +219,7 @@ CASES: dict[str, Case] = {
             "augment.mix_prob": 0.9,
             "augment.random_erasing": 0.5,
             "augment.pad_crop": 1,
-            "augment.flip": True,
+            "augment.flip": "horizontal",
         }
     ),
     "randaugment_jitter": Case(
@@ -244,7 +251,7 @@ CASES: dict[str, Case] = {
             "model.stem": "",
             "model.widths": (8, 16, 16),
             "data.image_size": 16,
-            "augment.flip": True,
+            "augment.flip": "horizontal",
             "augment.pad_crop": 2,
             "augment.pad_crop_fill": "reflect",
             "augment.eval_flip": True,
@@ -260,7 +267,8 @@ CASES: dict[str, Case] = {
             "loss.label_smoothing": 0.1,
             "loss.threshold": 0.2,
             "loss.sum_classes": True,
-            "loss.class_weights": (1, 2, 1, 1, 1, 1, 3, 1, 1, 0.5),
+            "loss.class_weights": "given",
+            "loss.weight_per_class": (1, 2, 1, 1, 1, 1, 3, 1, 1, 0.5),
             "augment.mixup": 1.0,
             "model.attention": "eca",
             "model.norm": "frn",

@@ -30,7 +30,7 @@ SIZES = {"224": (64, 224), "32": (512, 32)}
 BASE = "normalize"
 OPTIONS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "flip": {"flip": True},
+    "flip": {"flip": "horizontal"},
     "pad_crop": {"pad_crop": 4},
     "brightness": {"brightness": 0.4},
     "contrast": {"contrast": 0.4},

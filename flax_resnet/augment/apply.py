@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_resnet.augment import color, geometry, mix, random_erasing
-from flax_resnet.augment.augment_section import POLICIES, Augment
+from flax_resnet.augment.augment_section import FLIPS, POLICIES, Augment
 from flax_resnet.augment.rng import Stream
 
 Array = jax.Array
@@ -57,8 +57,8 @@ def training_batch(
         images = geometry.pad_crop(
             stream(Stream.PAD_CROP), images, config.pad_crop, config.pad_crop_fill
         )
-    if config.flip:
-        images = geometry.flip(stream(Stream.FLIP), images)
+    if config.flip != "none":
+        images = FLIPS[config.flip].apply(stream(Stream.FLIP), images)
     jitters = {name: getattr(config, name) for name in color.JITTERS}
     if any(jitters.values()):
         images = color.jitter(stream(Stream.JITTER), images, jitters)

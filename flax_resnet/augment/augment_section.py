@@ -35,6 +35,18 @@ class PolicyRow(Row):
     apply: Callable[[jax.Array, jax.Array, "Augment"], jax.Array]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlipRow(Row):
+    """One way to mirror training images.
+
+    Attributes:
+      apply: (random key, images [N, H, W, C]) -> images of the same shape and dtype.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+FLIPS: Registry[FlipRow] = Registry("flax_resnet.augment.geometry", "FLIP_ROWS")
 POLICIES: Registry[PolicyRow] = Registry("flax_resnet.augment.policies")
 
 
@@ -52,9 +64,7 @@ class Augment(Section):
         per_channel(1e-6, 10),
         "standard deviation of each channel, which divides the values; () for the one of model.pretrained",
     )
-    flip: bool = setting(
-        False, ANY, "mirror each training image left to right with probability 1/2"
-    )
+    flip: str = choice("none", FLIPS, "mirror training images at random")
     eval_flip: bool = setting(
         False,
         ANY,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from flax_resnet.augment.augment_section import FlipRow
 from flax_resnet.augment.rng import below, row_keys, uniform
 
 Array = jax.Array
@@ -10,7 +11,7 @@ Array = jax.Array
 PADDINGS = {"black": "constant", "reflect": "reflect"}
 
 
-def flip(key: Array, images: Array) -> Array:
+def flip_horizontally(key: Array, images: Array) -> Array:
     """Mirror each image of [N, H, W, C] left to right with probability 1/2."""
     (chance,) = uniform(row_keys(key, len(images)), 1)
     return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
@@ -92,3 +93,13 @@ def inside(top: Array, left: Array, height: Array, width: Array, shape: tuple[in
 
     rows, columns = along(top, height, shape[0]), along(left, width, shape[1])
     return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+FLIP_ROWS = (
+    FlipRow(name="none", help="no mirroring", apply=lambda key, images: images),
+    FlipRow(
+        name="horizontal",
+        help="left to right, with probability 1/2",
+        apply=flip_horizontally,
+    ),
+)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from flax_resnet.config.config import Config
+from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.settings import Clash
 
 
@@ -95,6 +96,18 @@ MIXING = (
 )
 
 AVERAGE = (
+    Clash(
+        key="ema.bn_batches",
+        when=lambda c: bool(c.ema.bn_batches) and not c.averages_weights,
+        problem="there is no moving average of the weights",
+        cure="set ema.decay above 0",
+    ),
+    Clash(
+        key="ema.decay",
+        when=lambda c: bool(c.ema.decay) and OPTIMIZERS[c.optimizer.name].average is not None,
+        problem="optimizer.name={c.optimizer.name!r} averages the weights itself",
+        allowed="0",
+    ),
     Clash(
         key="ema.bn_batches",
         when=lambda c: bool(c.ema.bn_batches and c.data.progressive),

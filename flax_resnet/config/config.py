@@ -18,7 +18,7 @@ from flax_resnet.models.model_section import Model
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import Loss
-from flax_resnet.optim.optimizer_section import Optimizer
+from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
 from flax_resnet.optim.schedules import Schedule
 from flax_resnet.settings import UNSET
 
@@ -45,6 +45,11 @@ class Config:
         size = self.data.eval_size or self.data.image_size
         data = self.data.but(image_size=size, progressive=())
         return dataclasses.replace(self, data=data)
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether a moving average of the weights is kept, by `ema` or by the optimizer itself."""
+        return bool(self.ema.decay or OPTIMIZERS[self.optimizer.name].average)
 
     def keeps_resident(self, examples: int, crop: str) -> bool:
         """Return whether to decode a split once and keep it on the device.

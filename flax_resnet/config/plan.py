@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import optax
 
 from flax_resnet.config.config import Config
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
 from flax_resnet.optim import schedules
+from flax_resnet.optim.losses import class_weights
 from flax_resnet.optim.optimizer import make_optimizer
 from flax_resnet.optim.schedules import BATCH_SCALINGS
 from flax_resnet.settings import UNSET
@@ -40,6 +43,7 @@ class Plan:
     checkpoint_every: int
     eval_batch_size: int
     drop_until: int
+    class_weights: tuple[float, ...] = ()  # weight of each class in the loss; () for equal weights
 
     @classmethod
     def nominal(cls, num_classes: int) -> "Plan":
@@ -63,7 +67,14 @@ class Plan:
         )
 
 
-def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> Plan:
+def plan(
+    config: Config,
+    *,
+    num_train: int,
+    num_eval: int,
+    num_classes: int,
+    class_counts: Sequence[int] | np.ndarray = (),
+) -> Plan:
     """Compute the plan of a run.
 
     Each epoch drops its last partial batch, so no batch spans two epochs.
@@ -73,6 +84,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
       num_train: examples to train on.
       num_eval: examples to evaluate on.
       num_classes: classes of the dataset.
+      class_counts: examples to train on of each class; needed if `loss.class_weights` is computed from them.
 
     Raises:
       ConfigError: `model.num_classes` is below the dataset's number of classes, or another setting does not fit
@@ -114,6 +126,8 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         batch / (schedule.base_batch_size or batch)
     )
     peak = config.optimizer.learning_rate * scale
+    counts = np.zeros(logits)
+    counts[: len(class_counts)] = class_counts
 
     return Plan(
         num_train=num_train,
@@ -131,6 +145,7 @@ def plan(config: Config, *, num_train: int, num_eval: int, num_classes: int) -> 
         checkpoint_every=in_steps(config.train.checkpoint_every),
         eval_batch_size=config.train.eval_batch_size or batch,
         drop_until=drop_until,
+        class_weights=class_weights(config.loss, counts),
     )
 
 
@@ -173,10 +188,11 @@ def _check_data(config: Config, num_train: int, num_eval: int, num_classes: int)
             allowed=f"at least the dataset's {num_classes} classes, or 0 for that number",
         )
     logits = config.model.num_classes or num_classes
-    if config.loss.class_weights and len(config.loss.class_weights) != logits:
+    weights = config.loss.weight_per_class
+    if weights is not UNSET and len(weights) != logits:
         raise ConfigError(
-            key="loss.class_weights",
-            value=config.loss.class_weights,
+            key="loss.weight_per_class",
+            value=weights,
             allowed=f"{logits} numbers, one per class",
         )
 

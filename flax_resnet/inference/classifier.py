@@ -275,7 +275,7 @@ def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any
             interpolation=about.interpolation,
             **crop,
         ),
-        augment=Augment(mean=mean, std=std, flip=True),
+        augment=Augment(mean=mean, std=std, flip="horizontal"),
         model=Model(
             name=name, num_classes=model.num_classes, in_channels=model.in_channels, **settings
         ),

@@ -48,16 +48,15 @@ class Ema(Section):
         at_least(0),
         "number of training batches that recompute the batch statistics of the moving average, before each "
         "evaluation and checkpoint; 0 to average the statistics like the weights",
-        needs=all_of("decay"),
     )
 
 
 Variables = dict[str, Any]
 
 
-def start(variables: Variables, section: Ema) -> Variables:
-    """Return the moving average before the first step: a copy of the variables, or {} if `decay` is 0."""
-    return jax.tree.map(jnp.copy, variables) if section.decay else {}
+def start(variables: Variables) -> Variables:
+    """Return the moving average before the first step: a copy of the variables."""
+    return jax.tree.map(jnp.copy, variables)
 
 
 def advance(

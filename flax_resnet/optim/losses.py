@@ -1,16 +1,18 @@
 """The training loss of a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flax_resnet.settings import (
     ANY,
-    CLASS_WEIGHTS,
+    REQUIRED,
     UNSET,
+    WEIGHTS,
     Registry,
     Row,
     Section,
@@ -36,7 +38,23 @@ class LossRow(Row):
     divisor: Callable[[Array, Array], Array]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassWeightsRow(Row):
+    """One way to weigh the classes.
+
+    Attributes:
+      weights: (settings, number of training examples of each class, float64 [K]) -> weights [K]; () for none.
+      needs_counts: whether the numbers of examples are used. If not, they may be zeros.
+    """
+
+    weights: Callable[["Loss", np.ndarray], Sequence[float]]
+    needs_counts: bool = True
+
+
 LOSSES: Registry[LossRow] = Registry("flax_resnet.optim.losses")
+CLASS_WEIGHTS: Registry[ClassWeightsRow] = Registry(
+    "flax_resnet.optim.losses", "CLASS_WEIGHTS_ROWS"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +65,9 @@ class Loss(Section):
     label_smoothing: float = setting(
         0.0, within(0, 0.99), "share of each label that is spread evenly over all classes"
     )
-    class_weights: tuple = setting(
-        (), CLASS_WEIGHTS, "one weight per class, in the order of the classes; () for equal weights"
+    class_weights: str = choice("equal", CLASS_WEIGHTS, "weights of the classes in the loss")
+    weight_per_class: tuple = setting(
+        UNSET, WEIGHTS, "one weight per class, in the order of the classes"
     )
     threshold: float = setting(
         UNSET,
@@ -58,25 +77,40 @@ class Loss(Section):
     sum_classes: bool = setting(UNSET, ANY, "sum the loss over the classes instead of averaging it")
 
 
-def loss_sum(logits: Array, targets: Array, config: Loss) -> Array:
+def class_weights(config: Loss, counts: np.ndarray) -> tuple[float, ...]:
+    """Return the weights of the classes, one for each logit; () for equal weights.
+
+    Args:
+      config: the settings.
+      counts: number of training examples of each class, [K].
+    """
+    weights = CLASS_WEIGHTS[config.class_weights].weights(config, np.asarray(counts, np.float64))
+    return tuple(float(weight) for weight in weights)
+
+
+def loss_sum(
+    logits: Array, targets: Array, config: Loss, class_weights: Sequence[float] = ()
+) -> Array:
     """Return the sum of the losses of a batch, float32 []; training minimises this sum / `loss_weight`.
 
     Args:
       logits: [N, K], float32.
       targets: soft labels [N, K], before label smoothing.
-      config: the settings. Class weights w [K] multiply the terms of their classes.
+      config: the settings.
+      class_weights: K factors on the terms of the classes; () for 1.
     """
     smooth = optax.smooth_labels(targets, config.label_smoothing)
-    return LOSSES[config.name].sum(logits, smooth, _class_weights(targets, config), config)
+    return LOSSES[config.name].sum(logits, smooth, _row(class_weights, targets), config)
 
 
-def loss_weight(targets: Array, config: Loss) -> Array:
-    """Return the divisor of `loss_sum`, float32 []. `targets` are soft labels [N, K]."""
-    return LOSSES[config.name].divisor(targets, _class_weights(targets, config))
+def loss_weight(targets: Array, config: Loss, class_weights: Sequence[float] = ()) -> Array:
+    """Return the divisor of `loss_sum`, float32 []; the arguments are those of `loss_sum`."""
+    return LOSSES[config.name].divisor(targets, _row(class_weights, targets))
 
 
-def _class_weights(targets: Array, config: Loss) -> Array:
-    return jnp.asarray(config.class_weights or jnp.ones(targets.shape[-1]), jnp.float32)[None]
+def _row(class_weights: Sequence[float], targets: Array) -> Array:
+    """Return the class weights as an array [1, K]."""
+    return jnp.asarray(class_weights or jnp.ones(targets.shape[-1]), jnp.float32)[None]
 
 
 def cross_entropy(logits: Array, targets: Array, weights: Array | float = 1.0) -> Array:
@@ -122,5 +156,21 @@ ROWS = (
         uses={"threshold": 1.0, "sum_classes": False},
         sum=_sigmoid,
         divisor=_number,
+    ),
+)
+
+CLASS_WEIGHTS_ROWS = (
+    ClassWeightsRow(
+        name="equal",
+        help="1 for each class",
+        weights=lambda config, counts: (),
+        needs_counts=False,
+    ),
+    ClassWeightsRow(
+        name="given",
+        help="the numbers of weight_per_class",
+        uses={"weight_per_class": REQUIRED},
+        weights=lambda config, counts: config.weight_per_class,
+        needs_counts=False,
     ),
 )

@@ -29,6 +29,7 @@ def make_optimizer(
     6. Multiply by the learning rate and by each parameter's own factor. The result is 0 before the parameter
        unfreezes.
     7. Apply momentum that includes the learning rate (lars, rmsprop).
+    8. Wrap all of these (`OptimizerRow.wrap`).
 
     Args:
       section: the settings.
@@ -64,7 +65,7 @@ def make_optimizer(
         return jax.tree.map(lambda start: round(start * steps_per_unit), units)
 
     decay = _with_params(decayed, decay_factors)
-    return optax.chain(
+    whole = optax.chain(
         optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
         optax.masked(optax.adaptive_grad_clip(section.agc), partial(outside_head, head=model.head))
         if section.agc
@@ -78,6 +79,7 @@ def make_optimizer(
         _from_step(starts) if section.unfreeze_at else optax.identity(),
         row.finish(section) if row.finish else optax.identity(),
     )
+    return row.wrap(section, whole, learning_rate) if row.wrap else whole
 
 
 def updates_made(opt_state: Any) -> int:

@@ -32,11 +32,22 @@ class OptimizerRow(Row):
         only to parameters with weight decay.
       finish: settings -> the transformation after the learning rate, or None: momentum that includes the learning
         rate, as in TensorFlow.
+      wrap: (settings, all of the above, learning rate by update) -> the whole optimizer, or None.
+      average: (state of the optimizer, parameters) -> the parameters to evaluate, or None if these are the
+        parameters themselves. They take the place of the moving average.
     """
 
     direction: Callable[["Optimizer"], optax.GradientTransformation]
     trust: Callable[["Optimizer"], optax.GradientTransformation] | None = None
     finish: Callable[["Optimizer"], optax.GradientTransformation] | None = None
+    wrap: (
+        Callable[
+            ["Optimizer", optax.GradientTransformation, optax.Schedule],
+            optax.GradientTransformation,
+        ]
+        | None
+    ) = None
+    average: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
 
 
 OPTIMIZERS: Registry[OptimizerRow] = Registry("flax_resnet.optim.optimizers")

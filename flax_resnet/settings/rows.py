@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+from flax_resnet.settings.clash import Clash
+
 REQUIRED = ...  # default of a setting that must be set
 
 
@@ -20,11 +22,13 @@ class Row:
       help: short description, for help texts.
       uses: {setting of the same section: its default with this choice, or REQUIRED}. A setting that other
         rows of the registry use, but the chosen row does not, must be left unset.
+      clashes: values of the section that are refused with this choice.
     """
 
     name: str
     help: str
     uses: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    clashes: tuple[Clash, ...] = ()
 
 
 R = TypeVar("R", bound=Row)

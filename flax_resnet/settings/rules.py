@@ -96,7 +96,7 @@ ASCENDING = Rule(
     lambda v: v and v[0] > 0 and all(a < b for a, b in itertools.pairwise((*v, math.inf))),
     "ascending numbers above 0",
 )
-CLASS_WEIGHTS = Rule(
+WEIGHTS = Rule(
     lambda v: all(0 <= x < math.inf for x in v) and (not v or sum(v) > 0),
     "numbers of at least 0, not all 0",
 )

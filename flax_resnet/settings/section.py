@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from flax_resnet.errors import ConfigError
+from flax_resnet.settings.clash import refuse
 from flax_resnet.settings.rows import REQUIRED, Registry, Row
 from flax_resnet.settings.rules import ANY, Rule
 
@@ -108,6 +109,9 @@ class Section:
         for field in fields:
             if needs := field.metadata.get("needs"):
                 self._fill(field.name, field.metadata["default"], needs)
+        for field in fields:
+            if (registry := field.metadata.get("registry")) and self._is_known(field):
+                refuse(registry[getattr(self, field.name)].clashes, self, self._prefix)
 
     def _is_known(self, field: dataclasses.Field) -> bool:
         return field.default is not UNSET or getattr(self, field.name) is not UNSET

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from flax_resnet.data.records import Source
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
+from flax_resnet.optim.losses import CLASS_WEIGHTS
 from flax_resnet.training import sharding
 from flax_resnet.training.microbatch_size import microbatches_of
 from flax_resnet.training.plan_text import describe
@@ -86,11 +88,13 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
       ConfigError: the network, the optimizer or the plan is invalid, or does not fit the data.
       DataError: the evaluation split is empty.
     """
+    row = CLASS_WEIGHTS[config.loss.class_weights]
     plan = make_plan(
         config,
         num_train=splits.sampler.epoch_size,
         num_eval=len(splits.eval),
         num_classes=len(splits.class_names),
+        class_counts=class_counts(splits) if row.needs_counts else (),
     )
     mesh = sharding.make_mesh()
     padded = sharding.round_up(mesh, plan.eval_batch_size)  # evaluation pads its batches anyway
@@ -100,6 +104,12 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
     return Experiment(
         config, splits, plan, mesh, model, optimizer, abstract_state(config, model, optimizer, mesh)
     )
+
+
+def class_counts(splits: Splits) -> np.ndarray:
+    """Return the number of examples to train on of each class, int64 [K]. This reads all labels."""
+    labels = splits.train.labels()[splits.sampler.used]
+    return np.bincount(labels[labels >= 0], minlength=len(splits.class_names))
 
 
 def open_splits(

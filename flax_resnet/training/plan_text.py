@@ -72,7 +72,7 @@ def loss_terms(config: Loss, distill: Distill) -> list[str]:
     rows = [
         (True, row.help),
         (config.label_smoothing, f"label smoothing {config.label_smoothing:g}"),
-        (config.class_weights, "weighted by class"),
+        (config.class_weights != "equal", f"class weights {config.class_weights}"),
     ]
     described = [text for on, text in rows if on] + terms(config, row)
     if not distill.teacher:
@@ -163,5 +163,6 @@ def augmentations(config: Augment) -> list[str]:
     own = ", ".join(terms(config, POLICIES[config.policy]))
     policy = [f"{config.policy}{own and f' ({own})'}"] if config.policy != "none" else []
     jitter = ("brightness", "contrast", "saturation", "hue")
-    first = switch_terms(config, "pad_crop", "flip", *jitter)
+    flip = ["flip"] if config.flip != "none" else []
+    first = switch_terms(config, "pad_crop", *flip, *jitter)
     return first + policy + switch_terms(config, "random_erasing", "cutout", "mixup", "cutmix")

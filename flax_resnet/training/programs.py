@@ -79,6 +79,7 @@ def make_programs(
             train_feed.training_batch,
             drop=drop,
             total_steps=experiment.plan.total_steps,
+            class_weights=experiment.plan.class_weights,
             microbatches=microbatches,
             teacher=teacher,
         )

@@ -121,7 +121,7 @@ def make_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=ema.start(weights, config.ema),
+        ema=ema.start(weights) if config.averages_weights else {},
         loss_scale=loss_scale.start(config.model),
     )
 

@@ -17,7 +17,7 @@ LABELS = np.arange(64) % 10
 # With these, a normalised image holds the levels themselves.
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 EVERYTHING = {
-    "pad_crop": 2, "pad_crop_fill": "reflect", "flip": True,
+    "pad_crop": 2, "pad_crop_fill": "reflect", "flip": "horizontal",
     "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1,
     "policy": "trivialaugment", "random_erasing": 0.5, "random_erasing_fill": "noise", "cutout": 2,
     "mixup": 0.8, "cutmix": 1.0, "mix_mode": "element",
@@ -51,7 +51,7 @@ def test_normalisation_and_plain_labels():
 
 def test_flip_mirrors_about_half():
     flipped = 0
-    for got, image in zip(levels(flip=True), IMAGES, strict=True):
+    for got, image in zip(levels(flip="horizontal"), IMAGES, strict=True):
         mirrored = (got == image[:, ::-1]).all()
         assert mirrored or (got == image).all()
         flipped += mirrored
@@ -235,8 +235,8 @@ def test_mixing_happens_and_switches_as_often_as_asked():
 
 
 def test_an_operation_does_not_change_what_another_draws():
-    alone = levels(flip=True, pad_crop=1)
-    with_more = levels(flip=True, pad_crop=1, cutout=2, random_erasing=0.5)
+    alone = levels(flip="horizontal", pad_crop=1)
+    with_more = levels(flip="horizontal", pad_crop=1, cutout=2, random_erasing=0.5)
     kept = with_more != 0
     assert 0.3 < kept.mean() < 0.95
     np.testing.assert_array_equal(with_more[kept], alone[kept])
@@ -310,7 +310,7 @@ def test_grey():
     config = Augment(
         mean=(0.3,),
         std=(0.4,),
-        flip=True,
+        flip="horizontal",
         random_erasing=0.5,
         random_erasing_fill="noise",
         cutout=2,

@@ -42,7 +42,7 @@ def refuse(capsys):
         (["--config=resnet18", "--config.nothing.at_all=3"], "nothing.at_all", []),
         (["--config=resnet18", "--config.train.batch_size=many"], "train.batch_size='many'", ["int"]),
         (["--config=resnet18", "--config.train.batch_size", "2.5"], "train.batch_size='2.5'", ["int"]),
-        (["--config=resnet18", "--config.augment.flip=perhaps"], "augment.flip='perhaps'", ["bool"]),
+        (["--config=resnet18", "--config.augment.eval_flip=perhaps"], "augment.eval_flip='perhaps'", ["bool"]),
         (["--config=resnet18", "--config.augment.mean=(1,"], "augment.mean='(1,'", ["tuple"]),
         (["--config=resnet18", "--config.train.batch_size=0"], "train.batch_size=0", []),
         (["--config=resnet18", "--config.optimizer.learning_rate=-1"], "optimizer.learning_rate=-1", []),

@@ -62,15 +62,16 @@ def test_the_config_dict_rejects_unknown_keys():
         ("optimizer.weight_decay_rules", (("kernel", -1.0),)),
         ("optimizer.learning_rate_rules", (("(", 1.0),)),
         ("optimizer.learning_rate_rules", ("fc", 0.1)),
-        ("loss.class_weights", (0, 0)),
-        ("loss.class_weights", (1.0, float("inf"))),
-        ("loss.class_weights", ("a", "b")),
+        ("loss.weight_per_class", (0, 0)),
+        ("loss.weight_per_class", (1.0, float("inf"))),
+        ("loss.weight_per_class", ("a", "b")),
     ],
 )
 def test_the_error_for_a_bad_value_is_one_line_with_key_value_and_cure(key, value):
     section, name = key.split(".")
+    given = {"class_weights": "given"} if name == "weight_per_class" else {}
     with refused(key, value) as caught:
-        freeze({section: {name: value}})
+        freeze({section: {name: value, **given}})
     assert caught.value.allowed or caught.value.cure
     assert str(caught.value).startswith(f"{key}=")
 
@@ -163,8 +164,10 @@ def test_rules_survive_json():
 
 
 def test_class_weights_need_one_number_per_class():
-    config = freeze({"loss": {"class_weights": (1, 2)}, "train": {"batch_size": 1}})
-    with refused("loss.class_weights", (1.0, 2.0)):
+    config = freeze(
+        {"loss": {"class_weights": "given", "weight_per_class": (1, 2)}, "train": {"batch_size": 1}}
+    )
+    with refused("loss.weight_per_class", (1.0, 2.0)):
         plan(config, num_train=1, num_eval=1, num_classes=3)
 
 

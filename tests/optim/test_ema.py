@@ -10,7 +10,7 @@ from conftest import refused, saved
 import flax_resnet
 from flax_resnet import main
 from flax_resnet.augment import training_batch
-from flax_resnet.config import freeze
+from flax_resnet.config import Config, freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
 from flax_resnet.ops import dispatch
@@ -41,7 +41,7 @@ def values(seed):
     ],
 )
 def test_the_moving_average_uses_the_decay_of_each_step(section, decays):
-    mean = expected = ema.start(values(0), section)
+    mean = expected = ema.start(values(0))
     for step, decay in enumerate(decays, 1):
         mean, same = ema.advance(mean, values(step), np.int32(step), section, 3)
         jax.tree.map(np.testing.assert_array_equal, same, values(step))
@@ -57,7 +57,8 @@ def test_measured_statistics_are_not_averaged():
 
 
 def test_without_decay_there_is_no_moving_average():
-    assert ema.start(values(0), Ema()) == {}
+    assert not Config().averages_weights
+    assert Config(ema=Ema(decay=0.5)).averages_weights
     assert ema.advance({}, values(0), np.int32(1), Ema(), 1)[0] == {}
 
 
@@ -91,7 +92,7 @@ def measured_config(steps_per_call=1, **model):
         {
             "model": {"stem": "cifar", "widths": (16,) * 4, "depths": (1,) * 4, **model},
             "train": {"batch_size": 16, "steps_per_call": steps_per_call},
-            "augment": {"flip": True},
+            "augment": {"flip": "horizontal"},
             "ema": {"decay": 0.9, "bn_batches": 3},
         }
     )
@@ -178,7 +179,7 @@ def test_measuring_statistics_needs_batch_normalisation():
 def test_a_run_evaluates_saves_resumes_and_loads_its_moving_average(tiny, tmp_path, capsys):
     arguments = [
         *tiny, "--config.schedule.name=constant", "--config.ema.decay=0.5", "--config.ema.warmup=False",
-        "--config.ema.bn_batches=2", "--config.augment.flip=True",
+        "--config.ema.bn_batches=2", "--config.augment.flip=horizontal",
     ]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main.main([*arguments, f"--workdir={whole}", "--config.train.epochs=2"]) == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flax_resnet.optim.losses import Loss, loss_sum, loss_weight
+from flax_resnet.optim.losses import Loss, class_weights, loss_sum, loss_weight
 
 N, K = 6, 4
 DRAW = np.random.default_rng(0)
@@ -16,7 +16,8 @@ P = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
 
 
 def batch_loss(logits, targets, section):
-    return loss_sum(logits, targets, section) / loss_weight(targets, section)
+    weights = class_weights(section, np.zeros(4))
+    return loss_sum(logits, targets, section, weights) / loss_weight(targets, section, weights)
 
 
 def smoothed(targets, smoothing):
@@ -39,13 +40,22 @@ def test_softmax_cross_entropy(targets, smoothing):
 def test_class_weights_weigh_examples_as_torchs_cross_entropy_does(smoothing):
     losses = -(WEIGHTS * smoothed(HARD, smoothing) * LOG_P).sum(1)
     expected = losses.sum() / WEIGHTS[HARD.argmax(1)].sum()
-    section = Loss(label_smoothing=smoothing, class_weights=tuple(WEIGHTS))
+    section = Loss(
+        label_smoothing=smoothing, class_weights="given", weight_per_class=tuple(WEIGHTS)
+    )
     np.testing.assert_allclose(batch_loss(LOGITS, HARD, section), expected, rtol=1e-5)
 
 
 def test_a_batch_without_weight_has_no_loss():
     first = np.eye(K, dtype=np.float32)[[0] * N]
-    assert float(batch_loss(LOGITS, first, Loss(class_weights=(0.0, 1.0, 1.0, 1.0)))) == 0
+    assert (
+        float(
+            batch_loss(
+                LOGITS, first, Loss(class_weights="given", weight_per_class=(0.0, 1.0, 1.0, 1.0))
+            )
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -55,7 +65,12 @@ def test_binary_cross_entropy(smoothing):
     np.testing.assert_allclose(batch_loss(LOGITS, SOFT, section), terms.mean(), rtol=1e-5)
     summed = Loss(name="sigmoid", label_smoothing=smoothing, sum_classes=True)
     np.testing.assert_allclose(batch_loss(LOGITS, SOFT, summed), terms.sum(1).mean(), rtol=1e-5)
-    weighted = Loss(name="sigmoid", label_smoothing=smoothing, class_weights=tuple(WEIGHTS))
+    weighted = Loss(
+        name="sigmoid",
+        label_smoothing=smoothing,
+        class_weights="given",
+        weight_per_class=tuple(WEIGHTS),
+    )
     expected = (WEIGHTS * terms).mean()
     np.testing.assert_allclose(batch_loss(LOGITS, SOFT, weighted), expected, rtol=1e-5)
 

@@ -22,18 +22,16 @@ REGISTRIES = {
 CHOICES = [(key, row) for key, registry in REGISTRIES.items() for row in registry.values()]
 
 
-def set_of(section, row):
+def set_of(row):
     """Values for the settings of a row that have no default."""
-    kinds = {"schedule.drop_until": 1.0, "data.path": "photographs"}
-    return {
-        name: kinds[f"{section}.{name}"] for name, default in row.uses.items() if default is ...
-    }
+    values = {"drop_until": 1.0, "path": "photographs", "weight_per_class": (1.0, 2.0)}
+    return {name: values[name] for name, default in row.uses.items() if default is ...}
 
 
 @pytest.mark.parametrize(("key", "row"), CHOICES, ids=lambda x: getattr(x, "name", x))
 def test_a_row_has_defaults_that_its_section_allows(key, row):
     section, name = key.split(".")
-    needed = set_of(section, row)
+    needed = set_of(row)
     config = getattr(freeze({section: {name: row.name, **needed}}), section)
     assert row.help
     assert row.name == getattr(config, name)
@@ -50,9 +48,9 @@ def test_what_a_row_does_not_use_is_refused_when_set(key, row):
     registry = REGISTRIES[key]
     for setting in registry.settings.keys() - row.uses.keys():
         user = next(other for other in registry.values() if setting in other.uses)
-        value = {**user.uses, **set_of(section, user)}[setting]
+        value = {**user.uses, **set_of(user)}[setting]
         with refused(f"{section}.{setting}", value) as caught:
-            freeze({section: {name: row.name, **set_of(section, row), setting: value}})
+            freeze({section: {name: row.name, **set_of(row), setting: value}})
         assert key in caught.value.problem
         assert row.name in caught.value.problem
 
@@ -144,7 +142,7 @@ def test_a_setting_that_needs_others_is_unset_or_refused_without_them(key):
 
 def test_but_unsets_what_is_not_used_any_more():
     mixing = Augment(mixup=0.2, cutmix=1.0, mix_mode="pair", random_erasing=0.1)
-    assert mixing.but(flip=True).mix_mode == "pair"
+    assert mixing.but(flip="horizontal").mix_mode == "pair"
     assert mixing.but(cutmix=0.0).mix_mode == "pair"
     assert mixing.but(cutmix=0.0).mix_switch_prob is UNSET
     assert mixing.but(mixup=0.0, cutmix=0.0).mix_mode is UNSET
@@ -163,9 +161,9 @@ def test_override_keeps_what_is_still_used():
 
 
 def test_switch_terms_describe_what_is_on():
-    section = Augment(pad_crop=4, random_erasing=0.25, flip=True)
+    section = Augment(pad_crop=4, random_erasing=0.25, flip="horizontal")
     assert switch_terms(section, "pad_crop", "flip", "cutout", "random_erasing") == [
         "pad crop 4 (fill black)",
-        "flip",
+        "flip horizontal",
         "random erasing 0.25 (area 0.02 0.33, aspect 0.3 3.3, fill zero)",
     ]

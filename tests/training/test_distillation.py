@@ -55,7 +55,7 @@ def test_the_teacher_sees_the_same_mixed_images_with_its_own_normalisation(netwo
     model, variables = network
     config = freeze(
         {
-            "augment": {"mean": (0.5,) * 3, "std": (0.2,) * 3, "mixup": 1.0, "flip": True},
+            "augment": {"mean": (0.5,) * 3, "std": (0.2,) * 3, "mixup": 1.0, "flip": "horizontal"},
             "train": {"batch_size": ROWS},
             "distill": {"teacher": "x", "temperature": 3.0, "weight": weight},
         }

@@ -42,13 +42,15 @@ def batch_of(rows=ROWS):
 
 def gradient_of(config, count, devices=1, batch=None):
     mesh, model = mesh_of(devices), build_model(config, CLASSES)
-    optimizer = planned_optimizer(config, plan_of(config), model)
+    made = plan_of(config)
+    optimizer, weights = planned_optimizer(config, made, model), made.class_weights
     state = drawn(abstract_state(config, model, optimizer, mesh)).replace(step=jnp.int32(3))
-    gradient = make_gradient(config, model, mesh, microbatches=count)
+    gradient = make_gradient(config, model, mesh, microbatches=count, class_weights=weights)
 
     @jax.jit
     def of_batch(state, batch):
-        return gradient(state.params, loss_inputs(config, model, state, batch, seed=0))
+        inputs = loss_inputs(config, model, state, batch, seed=0, class_weights=weights)
+        return gradient(state.params, inputs)
 
     placed = sharding.place(batch or batch_of(), mesh)
     return jax.device_get(of_batch(jax.device_put(state, sharding.replicated(mesh)), placed))
@@ -67,8 +69,8 @@ def assert_same(found, expected, tolerance=1e-5):
 def test_microbatches_change_nothing_without_batch_normalisation(count, devices):
     """Includes Mixup partners from other microbatches, and microbatches with different sums of class weights."""
     config = config_of(
-        augment={"mixup": 1.0, "mix_mode": "element", "flip": True, "pad_crop": 1},
-        loss={"class_weights": tuple(range(1, CLASSES + 1))},
+        augment={"mixup": 1.0, "mix_mode": "element", "flip": "horizontal", "pad_crop": 1},
+        loss={"class_weights": "given", "weight_per_class": tuple(range(1, CLASSES + 1))},
     )
     assert_same(gradient_of(config, count, devices), gradient_of(config, 1))
 

@@ -97,7 +97,7 @@ def test_another_seed_changes_the_run_but_compiles_nothing(tiny, own_cache, tmp_
     for seed in (5, 6):
         workdir = tmp_path / str(seed)
         options = [f"--config.train.seed={seed}", f"--compilation_cache={own_cache}"]
-        options += ["--config.augment.flip=True", f"--workdir={workdir}"]
+        options += ["--config.augment.flip=horizontal", f"--workdir={workdir}"]
         assert main.main([*tiny, *options]) == 0
         losses.append([r["loss"] for r in records_of(workdir, "train")])
         compiled.append({file.name for file in own_cache.glob("*-cache")})

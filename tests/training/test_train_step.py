@@ -26,7 +26,7 @@ CONFIG = freeze(
         "model": {"stem": "cifar", "widths": (16, 32, 32, 32), "depths": (1, 1, 1, 1)},
         "train": {"batch_size": 16, "epochs": 4},
         "loss": {"label_smoothing": 0.1},
-        "augment": {"pad_crop": 1, "flip": True},
+        "augment": {"pad_crop": 1, "flip": "horizontal"},
         "optimizer": {"learning_rate": 0.05, "nesterov": True},
     }
 )

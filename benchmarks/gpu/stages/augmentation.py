@@ -17,7 +17,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "normalisation": {},
     "pad and crop": {"pad_crop": 4},
     "pad and crop, reflected": {"pad_crop": 4, "pad_crop_fill": "reflect"},
-    "mirror": {"flip": True},
+    "mirror": {"flip": "horizontal"},
     "brightness": {"brightness": 0.4},
     "contrast": {"contrast": 0.4},
     "saturation": {"saturation": 0.4},

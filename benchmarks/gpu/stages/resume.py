@@ -36,7 +36,7 @@ SETTINGS = (
     "optimizer.nesterov=True",
     "ema.decay=0.99",
     "augment.pad_crop=4",
-    "augment.flip=True",
+    "augment.flip=horizontal",
     "augment.cutmix=1.0",
     "augment.policy=trivialaugment",
 )

@@ -30,7 +30,7 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
 
     if not num_train:
         num_train = make_sampler(open_source(config.data, train=True), config).epoch_size
-    classes = config.model.num_classes or max(1, len(config.loss.class_weights))
+    classes = config.model.num_classes or len(config.loss.weight_per_class or (0,))
     made = plan(config, num_train=num_train, num_eval=1, num_classes=classes)
     steps = np.unique(np.linspace(0, made.total_steps - 1, POINTS).astype(int))
     rate = planned_learning_rate(config, made)

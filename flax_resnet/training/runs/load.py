@@ -64,7 +64,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
         config = metadata.frozen_config
         model = build_model(config, metadata.num_classes)
         variables = abstract_variables(model, config.data.image_size)
-        parts = {**variables, "ema": variables if config.ema.decay else {}}
+        parts = {**variables, "ema": variables if config.averages_weights else {}}
         state = checkpoints.restore_parts(step, parts).state
     finally:
         checkpoints.close()

@@ -1,5 +1,7 @@
 """The gradient of the loss of a training batch, with the wrappers that the configuration asks for."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import Mesh
 
@@ -19,6 +21,7 @@ def make_gradient(
     *,
     microbatches: int = 1,
     teacher: Teacher | None = None,
+    class_weights: Sequence[float] = (),
 ) -> Gradient:
     """Return a function that computes the gradient of the loss.
 
@@ -30,10 +33,12 @@ def make_gradient(
       mesh: the devices.
       microbatches: number of microbatches per batch; they run one after another.
       teacher: the teacher network, or None.
+      class_weights: weights of the classes in the loss; () for equal weights.
     """
     local = config.model.norm_scope == "local" and mesh.size > 1
     # With local normalisation each device sees only its own examples: one group.
-    loss_fn = make_loss(config, model.clone(norm_groups=1) if local else model, teacher)
+    own_model = model.clone(norm_groups=1) if local else model
+    loss_fn = make_loss(config, own_model, teacher, class_weights)
     if config.model.dtype == "float16":
         loss_fn = scaled(loss_fn)
     gradient = jax.grad(loss_fn, has_aux=True)

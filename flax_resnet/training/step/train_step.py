@@ -1,7 +1,7 @@
 """The training step: augment, forward, loss, gradient, update, moving average."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +15,7 @@ from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.optim import ema
 from flax_resnet.optim.losses import loss_weight
+from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
@@ -65,6 +66,7 @@ def make_train_step(
     *,
     drop: optax.Schedule = constant,
     total_steps: int = 1,
+    class_weights: Sequence[float] = (),
     **gradient_options: Any,
 ) -> JittedStep:
     """Return the jitted training step, with `train.steps_per_call` updates per call.
@@ -79,25 +81,31 @@ def make_train_step(
       fetch: a feed's `training_batch`, which returns the batch of a step inside the compiled function.
       drop: factor on the rates of dropout and stochastic depth, by step.
       total_steps: number of updates of the run, for `ema.decay_power`.
+      class_weights: weights of the classes in the loss; () for equal weights.
       **gradient_options: `microbatches` and `teacher` of `make_gradient`.
 
     Returns:
       A `JittedStep`. Its metrics are `loss` and `top1`; with float16 also `loss_scale`, and `skipped`, which is 1
       if the gradient was not finite. Each is float32 [], or [steps] with several steps per call.
     """
-    gradient = make_gradient(config, model, mesh, **gradient_options)
+    gradient = make_gradient(config, model, mesh, class_weights=class_weights, **gradient_options)
+
+    average = OPTIMIZERS[config.optimizer.name].average
 
     def train_step(state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
-        inputs = loss_inputs(config, model, state, fetch(data, call), data["seed"], drop)
+        batch = fetch(data, call)
+        inputs = loss_inputs(config, model, state, batch, data["seed"], drop, class_weights)
         inputs = inputs._replace(teacher_variables=data.get("teacher"))
         grads, (metrics, batch_stats) = gradient(state.params, inputs)
         grads = loss_scale.unscaled(grads, state.loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        averaged, variables = ema.advance(
-            state.ema, {"params": params, "batch_stats": batch_stats}, step, config.ema, total_steps
-        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        if average:
+            averaged = {"params": average(opt_state, params), "batch_stats": batch_stats}
+        else:
+            averaged, variables = ema.advance(state.ema, variables, step, config.ema, total_steps)
         new_state = dataclasses.replace(
             state, step=step, opt_state=opt_state, ema=averaged, **variables
         )
@@ -130,6 +138,7 @@ def loss_inputs(
     batch: Batch,
     seed: jax.Array | int,
     drop: optax.Schedule = constant,
+    class_weights: Sequence[float] = (),
 ) -> LossInputs:
     """Augment a batch with the random keys of the state's step, and return the inputs of the loss.
 
@@ -140,6 +149,7 @@ def loss_inputs(
       batch: `image`, uint8 [N, S, S, 3], and `label`, int32 [N].
       seed: the run's seed.
       drop: factor on the rates of dropout and stochastic depth, by step.
+      class_weights: as in `make_train_step`.
     """
     key = stream_key(seed, AUGMENT_STREAM, state.step)
     images, targets = training_batch(
@@ -149,7 +159,7 @@ def loss_inputs(
         batch_stats=state.batch_stats,
         images=images,
         targets=targets,
-        weight=loss_weight(targets, config.loss),
+        weight=loss_weight(targets, config.loss, class_weights),
         dropout_key=stream_key(seed, DROPOUT_STREAM, state.step),
         drop_factor=drop(state.step),
         loss_scale=loss_scale.factor(state.loss_scale),

@@ -1,6 +1,6 @@
 """The loss of a training batch, and the inputs of loss and gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -48,7 +48,12 @@ class Gradient(Protocol):
         """Return (gradient, (metrics, batch_stats)): metrics `loss` and `top1`, and the new running statistics."""
 
 
-def make_loss(config: Config, model: Network, teacher: Teacher | None = None) -> Callable:
+def make_loss(
+    config: Config,
+    model: Network,
+    teacher: Teacher | None = None,
+    class_weights: Sequence[float] = (),
+) -> Callable:
     """Return the loss to differentiate.
 
     Returns:
@@ -67,7 +72,7 @@ def make_loss(config: Config, model: Network, teacher: Teacher | None = None) ->
             rngs={"dropout": inputs.dropout_key},
             drop_factor=inputs.drop_factor,
         )
-        loss = loss_sum(logits, inputs.targets, config.loss) / inputs.weight
+        loss = loss_sum(logits, inputs.targets, config.loss, class_weights) / inputs.weight
         if teacher:
             wanted = teacher.logits(inputs.teacher_variables, inputs.images)
             divergence = divergence_sum(logits, wanted, section.temperature) / batch_size
