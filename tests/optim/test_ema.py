@@ -175,11 +175,18 @@ def test_measuring_statistics_needs_batch_normalisation():
     assert "norm='group'" in error.value.problem
 
 
+AVERAGES = {
+    "ema": ("--config.ema.decay=0.5", "--config.ema.warmup=False"),
+    "schedule_free_sgd": ("--config.optimizer.name=schedule_free_sgd",),
+}
+
+
 @pytest.mark.slow
-def test_a_run_evaluates_saves_resumes_and_loads_its_moving_average(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("average", AVERAGES)
+def test_a_run_evaluates_saves_resumes_and_loads_its_average(average, tiny, tmp_path, capsys):
     arguments = [
-        *tiny, "--config.schedule.name=constant", "--config.ema.decay=0.5", "--config.ema.warmup=False",
-        "--config.ema.bn_batches=2", "--config.augment.flip=horizontal",
+        *tiny, *AVERAGES[average], "--config.schedule.name=constant", "--config.ema.bn_batches=2",
+        "--config.augment.flip=horizontal",
     ]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main.main([*arguments, f"--workdir={whole}", "--config.train.epochs=2"]) == 0

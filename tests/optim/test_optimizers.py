@@ -10,6 +10,7 @@ from flax_resnet import create_model
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
+from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.optim.parameter_rules import block_factors, factors, names
 
 RATE, DECAY, STEPS = 0.1, 0.01, 4
@@ -126,6 +127,14 @@ def lion(w, g, memory, t, decay):
     return RATE * (np.sign(0.9 * m + 0.1 * g) + decay * w)
 
 
+def schedule_free(w, g, memory, t, decay):
+    """Here w is y; x is the mean of z over the steps, because the learning rate is constant."""
+    g = g + decay * w
+    z = memory["z"] = memory.get("z", w) - RATE * g
+    memory["x"] = (1 - 1 / t) * memory.get("x", w) + z / t
+    return w - (0.9 * memory["x"] + 0.1 * z)
+
+
 @pytest.mark.parametrize(
     ("step_of", "section"),
     [
@@ -138,13 +147,40 @@ def lion(w, g, memory, t, decay):
         (lamb, {"name": "lamb"}),
         (rmsprop, {"name": "rmsprop"}),
         (lion, {"name": "lion"}),
+        (schedule_free, {"name": "schedule_free_sgd"}),
     ],
-    ids=["sgd", "nesterov", "sgdw", "lars", "adamw", "adam with l2", "lamb", "rmsprop", "lion"],
+    ids=lambda x: "" if isinstance(x, dict) else x.__name__,
 )
 def test_optimizers_follow_their_formulas(step_of, section):
     found, wanted = ours(**section), formula(step_of)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_schedule_free_sgd_evaluates_the_average_and_keeps_frozen_parameters():
+    """The average is that of z over the steps; a frozen parameter stays equal, bit for bit, in both."""
+    section = {"name": "schedule_free_sgd", "learning_rate_rules": (("fc", 0.0),)}
+    params, grads = values()
+    optimizer = optimizer_of(**section)
+    tree = first = jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), nested(params))
+    state, iterates = optimizer.init(tree), []
+    update = jax.jit(optimizer.update)
+    for step in range(200):
+        updates, state = update(nested(grads[step % STEPS]), state, tree)
+        tree = optax.apply_updates(tree, updates)
+        iterates.append(np.asarray(state.z["layer1_0"]["conv1"]["kernel"]))
+    average = OPTIMIZERS["schedule_free_sgd"].average(state, tree)
+    found = average["layer1_0"]["conv1"]["kernel"]
+    np.testing.assert_allclose(found, np.mean(iterates, axis=0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(tree["fc"]["kernel"], first["fc"]["kernel"])
+    np.testing.assert_array_equal(average["fc"]["kernel"], first["fc"]["kernel"])
+
+
+def test_schedule_free_sgd_needs_momentum_and_no_other_average():
+    with refused("optimizer.momentum", 0.0):
+        freeze({"optimizer": {"name": "schedule_free_sgd", "momentum": 0.0}})
+    with refused("ema.decay", 0.9):
+        freeze({"optimizer": {"name": "schedule_free_sgd"}, "ema": {"decay": 0.9}})
 
 
 def test_muon_orthogonalises_the_kernels_of_convolutions():
