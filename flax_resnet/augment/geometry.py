@@ -17,6 +17,18 @@ def flip_horizontally(key: Array, images: Array) -> Array:
     return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
 
 
+def flip_vertically(key: Array, images: Array) -> Array:
+    """Mirror each image of [N, H, W, C] top to bottom with probability 1/2."""
+    (chance,) = uniform(row_keys(key, len(images)), 1)
+    return jnp.where(chance[:, None, None, None] < 0.5, images[:, ::-1], images)
+
+
+def flip_both(key: Array, images: Array) -> Array:
+    """Mirror each image of [N, H, W, C] left to right, and top to bottom, each with probability 1/2."""
+    across, down = jax.random.split(key)
+    return flip_vertically(down, flip_horizontally(across, images))
+
+
 def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
     """Pad images, and crop windows of the original size at random positions.
 
@@ -101,5 +113,15 @@ FLIP_ROWS = (
         name="horizontal",
         help="left to right, with probability 1/2",
         apply=flip_horizontally,
+    ),
+    FlipRow(
+        name="vertical",
+        help="top to bottom, with probability 1/2",
+        apply=flip_vertically,
+    ),
+    FlipRow(
+        name="both",
+        help="left to right and top to bottom, each with probability 1/2",
+        apply=flip_both,
     ),
 )

@@ -10,7 +10,7 @@ import pytest
 from conftest import AS_USERS
 
 from flax_resnet.augment import evaluation_images, mix, training_batch
-from flax_resnet.augment.augment_section import Augment
+from flax_resnet.augment.augment_section import FLIPS, Augment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3)).astype(np.uint8)
 LABELS = np.arange(64) % 10
@@ -49,13 +49,24 @@ def test_normalisation_and_plain_labels():
     np.testing.assert_array_equal(labels, np.eye(10)[LABELS])
 
 
-def test_flip_mirrors_about_half():
-    flipped = 0
-    for got, image in zip(levels(flip="horizontal"), IMAGES, strict=True):
-        mirrored = (got == image[:, ::-1]).all()
-        assert mirrored or (got == image).all()
-        flipped += mirrored
-    assert 20 <= flipped <= 44
+# Share of the 64 images that each way to mirror shows: as they are, left to right, top to bottom, and both.
+MIRRORED = {
+    "none": (1, 0, 0, 0),
+    "horizontal": (1 / 2, 1 / 2, 0, 0),
+    "vertical": (1 / 2, 0, 1 / 2, 0),
+    "both": (1 / 4,) * 4,
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_flips_mirror_their_share_of_the_images(name):
+    counts = np.zeros(4)
+    for got, image in zip(levels(flip=name), IMAGES, strict=True):
+        views = (image, image[:, ::-1], image[::-1], image[::-1, ::-1])
+        (shown,) = [number for number, view in enumerate(views) if (view == got).all()]
+        counts[shown] += 1
+    expected = 64 * np.array(MIRRORED[name])
+    assert (np.abs(counts - expected) <= 12 * (expected > 0)).all()
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("black", "constant"), ("reflect", "reflect")])
