@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from flax_resnet.config.config import Config
+from flax_resnet.optim.losses import CLASS_WEIGHTS
 from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.settings import Clash
 
@@ -95,6 +96,15 @@ MIXING = (
     ),
 )
 
+CLASS_WEIGHTS_FROM_COUNTS = (
+    Clash(
+        key="loss.class_weights",
+        when=lambda c: c.data.class_balanced and CLASS_WEIGHTS[c.loss.class_weights].needs_counts,
+        problem="data.class_balanced=True already shows all classes equally often",
+        cure="set only one of the two",
+    ),
+)
+
 AVERAGE = (
     Clash(
         key="ema.bn_batches",
@@ -141,4 +151,13 @@ NORM = (
     ),
 )
 
-CLASHES = (*RESIDENT, *LEFT_OPEN, *SIZES, *CHANNELS, *MIXING, *AVERAGE, *NORM)
+CLASHES = (
+    *RESIDENT,
+    *LEFT_OPEN,
+    *SIZES,
+    *CHANNELS,
+    *MIXING,
+    *CLASS_WEIGHTS_FROM_COUNTS,
+    *AVERAGE,
+    *NORM,
+)

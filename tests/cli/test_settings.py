@@ -32,7 +32,7 @@ def test_a_search_finds_names_descriptions_and_choices(capsys):
 def test_a_choice_lists_its_rows_and_their_settings(capsys):
     text = printed(capsys, "momentum")
     assert all(f"      {name}: {row.help}" in text for name, row in OPTIMIZERS.items())
-    assert "default: 0.9 with optimizer.name=lars, muon, rmsprop, sgd" in text
+    assert "default: 0.9 with optimizer.name=lars, muon, rmsprop, schedule_free_sgd, sgd" in text
 
 
 @pytest.mark.parametrize(
