@@ -69,6 +69,11 @@ class Loss(Section):
     weight_per_class: tuple = setting(
         UNSET, WEIGHTS, "one weight per class, in the order of the classes"
     )
+    effective_beta: float = setting(
+        UNSET,
+        within(0, 0.9999999),
+        "beta of the effective number of examples; 0 weighs classes equally, near 1 by the inverse frequency",
+    )
     threshold: float = setting(
         UNSET,
         within(0, 1),
@@ -159,6 +164,21 @@ ROWS = (
     ),
 )
 
+
+def _balanced(config: Loss, counts: np.ndarray) -> np.ndarray:
+    """Return the weights of scikit-learn's class_weight="balanced"; 1 for classes without examples."""
+    del config
+    present = counts > 0
+    return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 1.0)
+
+
+def _effective_number(config: Loss, counts: np.ndarray) -> np.ndarray:
+    """Return weights with a mean of 1 over the classes that have examples; 1 for the others."""
+    present, beta = counts > 0, config.effective_beta
+    weights = (1 - beta) / (1 - beta ** np.maximum(counts, 1))
+    return np.where(present, weights / weights[present].mean(), 1.0)
+
+
 CLASS_WEIGHTS_ROWS = (
     ClassWeightsRow(
         name="equal",
@@ -172,5 +192,17 @@ CLASS_WEIGHTS_ROWS = (
         uses={"weight_per_class": REQUIRED},
         weights=lambda config, counts: config.weight_per_class,
         needs_counts=False,
+    ),
+    ClassWeightsRow(
+        name="balanced",
+        help="inversely proportional to the number of training examples of each class",
+        weights=_balanced,
+    ),
+    # Cui et al. 2019, "Class-balanced loss based on effective number of samples", section 3.2.
+    ClassWeightsRow(
+        name="effective_number",
+        help="inversely proportional to (1 - effective_beta^n) / (1 - effective_beta) for n examples",
+        uses={"effective_beta": 0.999},
+        weights=_effective_number,
     ),
 )

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from conftest import refused
+from sklearn.utils.class_weight import compute_class_weight
 
+from flax_resnet.config import freeze
 from flax_resnet.optim.losses import Loss, class_weights, loss_sum, loss_weight
 
 N, K = 6, 4
@@ -79,3 +82,27 @@ def test_a_threshold_makes_soft_labels_hard():
     section = Loss(name="sigmoid", threshold=0.2)
     expected = binary((SOFT > 0.2).astype(float)).mean()
     np.testing.assert_allclose(batch_loss(LOGITS, SOFT, section), expected, rtol=1e-5)
+
+
+def test_balanced_weights_are_scikit_learns():
+    labels = np.repeat([0, 1, 3], [5, 50, 1])
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    found = class_weights(Loss(class_weights="balanced"), np.bincount(labels))
+    np.testing.assert_allclose(found, [*expected[:2], 1.0, expected[2]])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999])
+def test_weights_by_effective_number(beta):
+    """Cui et al. 2019, equation 2: the number is the sum of beta^i for i below n."""
+    counts = np.array([5, 50, 0, 1])
+    numbers = np.array([sum(beta**i for i in range(n)) for n in (5, 50, 1)])
+    expected = 1 / numbers / (1 / numbers).mean()
+    section = Loss(class_weights="effective_number", effective_beta=beta)
+    np.testing.assert_allclose(
+        class_weights(section, counts), [*expected[:2], 1.0, expected[2]], rtol=1e-9
+    )
+
+
+def test_weights_from_counts_clash_with_balanced_draws():
+    with refused("loss.class_weights", "balanced"):
+        freeze({"loss": {"class_weights": "balanced"}, "data": {"class_balanced": True}})

@@ -113,3 +113,31 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
     )
     expected = as_cut.predict(theirs).probabilities
     np.testing.assert_allclose(classifier.predict(files).probabilities, expected, atol=1e-2)
+
+
+def test_class_weights_come_from_the_examples_to_train_on_and_reach_the_loss(tmp_path):
+    from flax_resnet.config import freeze
+    from flax_resnet.data.sources.arrays import ArraySource
+    from flax_resnet.training.experiment import build_experiment, open_splits
+    from flax_resnet.training.runs.folder import RunFolder
+    from flax_resnet.training.train import train
+
+    labels = np.repeat([0, 1], [8, 56])
+    source = ArraySource(np.zeros((64, 8, 8, 3), np.uint8), labels, ("rare", "common"))
+    sections = {
+        "data": {"source": "python", "image_size": 8, "limit": 32},
+        "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
+        "train": {"batch_size": 16, "epochs": 1, "log_every": 1},
+    }
+    config = freeze(sections | {"loss": {"class_weights": "balanced"}})
+    splits = open_splits(config, source, source)
+    used = labels[splits.sampler.used]
+    expected = 16 / np.bincount(used)
+    np.testing.assert_allclose(build_experiment(config, splits).plan.class_weights, expected)
+
+    common = ArraySource(np.zeros((32, 8, 8, 3), np.uint8), np.ones(32, int), source.class_names)
+    config = freeze(sections | {"loss": {"class_weights": "given", "weight_per_class": (1.0, 0.0)}})
+    train(config, tmp_path / "run", train_source=common, eval_source=common)
+    records = RunFolder.at(tmp_path / "run").read_records()
+    losses = [r["loss"] for r in records if r["split"] == "train"]
+    assert losses == [0.0, 0.0]
