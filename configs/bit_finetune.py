@@ -12,6 +12,7 @@ Cost: 500, 10,000 or 20,000 steps of 512 images of 480 px. Needs BiT's weights f
 """
 
 from flax_resnet.config import default_config
+from flax_resnet.data.named import dataset_settings
 from flax_resnet.errors import ConfigError
 
 STEPS = {"small": 500, "medium": 10_000, "large": 20_000}
@@ -20,19 +21,13 @@ STEPS = {"small": 500, "medium": 10_000, "large": 20_000}
 def get_config(task: str = ""):
     """Return the configuration for a size and a dataset, such as "small,folder=/path"."""
     size, _, dataset = task.partition(",")
-    source, _, place = dataset.partition("=")
-    if size not in STEPS or source not in ("folder", "csv", "tfds") or not place:
+    key = "configs/bit_finetune.py"
+    if size not in STEPS:
         raise ConfigError(
-            key="configs/bit_finetune.py",
-            value=task,
-            allowed="small, medium or large, a comma, and folder=/path, csv=/path or tfds=NAME",
+            key=key, value=task, allowed="small, medium or large, a comma, and SOURCE=DATASET"
         )
     config = default_config()
-    config.data.source = source
-    if source == "tfds":
-        config.data.name = place
-    else:
-        config.data.path = place
+    config.data.update(dataset_settings(dataset, key=key))
     config.model.name = "resnetv2_50x1_bit"
     config.model.pretrained = "resnetv2_50x1_bit.goog_in21k"
     config.augment.mean = (0.5, 0.5, 0.5)

@@ -22,24 +22,13 @@ Cost: 20 epochs. For tiny datasets, --config.model.norm=frozen keeps the batch s
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError
+from flax_resnet.data.named import dataset_settings
 
 
 def get_config(dataset: str = "folder="):
-    """Return the configuration for folder=/path, csv=/path or tfds=NAME."""
-    source, _, place = dataset.partition("=")
-    if source not in ("folder", "csv", "tfds") or not place:
-        raise ConfigError(
-            key="configs/finetune.py",
-            value=dataset,
-            allowed="folder=/path, csv=/path or tfds=NAME",
-        )
+    """Return the configuration for SOURCE=DATASET."""
     config = default_config()
-    config.data.source = source
-    if source == "tfds":
-        config.data.name = place
-    else:
-        config.data.path = place
+    config.data.update(dataset_settings(dataset, key="configs/finetune.py"))
     # Empty settings are taken from the pretrained weights.
     config.model.name = ""
     config.data.image_size = 0

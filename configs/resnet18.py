@@ -21,31 +21,19 @@ python -m flax_resnet.main --config configs/resnet18.py:folder=/path/to/images -
 """
 
 from flax_resnet.config import default_config
-from flax_resnet.errors import ConfigError
+from flax_resnet.data.named import dataset_settings
 
 
 def get_config(dataset: str = "digits"):
-    """Return the configuration for digits, cifar10, imagenet2012, folder=/path, csv=/path or tfds=NAME."""
+    """Return the configuration for digits, cifar10, imagenet2012, or SOURCE=DATASET."""
     config = default_config()
     config.model.name = "resnet18"
-    name, _, path = dataset.partition("=")
-    if name not in RECIPES:
-        raise ConfigError(key="configs/resnet18.py", value=name, allowed=RECIPES)
-    if path and name not in ("folder", "csv", "tfds"):
-        raise ConfigError(
-            f"{name} takes no path or name",
-            key="configs/resnet18.py",
-            value=dataset,
-            allowed=repr(name),
-        )
-    RECIPES[name](config)
-    if name in ("folder", "csv"):
-        config.data.source = name
-        config.data.path = path
-    elif name == "tfds":
-        config.data.name = path
+    if dataset in RECIPES:
+        config.data.name = dataset
+        RECIPES[dataset](config)
     else:
-        config.data.name = name
+        config.data.update(dataset_settings(dataset, key="configs/resnet18.py", others=RECIPES))
+        photographs(config)
     return config
 
 
@@ -126,7 +114,4 @@ RECIPES = {
     "digits": digits,
     "cifar10": cifar10,
     "imagenet2012": imagenet2012,
-    "folder": photographs,
-    "csv": photographs,
-    "tfds": photographs,
 }

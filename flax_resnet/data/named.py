@@ -1,5 +1,6 @@
 """Datasets named on the command line: a TFDS name, a folder, a CSV file, or SOURCE:DATASET."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from flax_resnet.data.data_section import SOURCES, Data
@@ -46,6 +47,24 @@ def source_of(dataset: str) -> tuple[str, str]:
         if row.has_kind(dataset):
             return row.name, dataset
     raise DataError("is neither a folder nor a file", key="--dataset", value=dataset)
+
+
+def dataset_settings(text: str, *, key: str, others: Iterable[str] = ()) -> dict[str, str]:
+    """Return the settings of the data section for the argument of a recipe, SOURCE=DATASET.
+
+    Args:
+      text: the argument, such as ``folder=/path``, ``csv=/path`` or ``tfds=NAME``.
+      key: the recipe, for the error.
+      others: what else the recipe accepts, for the error.
+
+    Raises:
+      ConfigError: the source does not exist or takes no dataset, or the dataset is empty.
+    """
+    source, _, dataset = text.partition("=")
+    if source not in SOURCES or not SOURCES[source].location or not dataset:
+        forms = [f"{row.name}={row.location.upper()}" for row in SOURCES.values() if row.location]
+        raise ConfigError(key=key, value=text, allowed=(*others, *forms))
+    return {"source": source, SOURCES[source].location: dataset}
 
 
 def data_section(data: Data, choice: DatasetChoice) -> Data:

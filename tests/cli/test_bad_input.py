@@ -115,7 +115,7 @@ def test_errors_in_image_folders(refuse, tmp_path, photographs, cache_dir):
     (tmp_path / "empty").mkdir()
     refuse(arguments(tmp_path / "absent"), f"data.path='{tmp_path / 'absent'}'", code=DATA)
     refuse(arguments(tmp_path / "empty"), tmp_path / "empty", code=DATA)
-    refuse(arguments(""), "data.path=''")
+    refuse(arguments(""), "configs/resnet18.py='folder='")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     (tmp_path / "hollow" / "b").mkdir()
     refuse(arguments(tmp_path / "hollow"), tmp_path / "hollow" / "a", code=DATA)
