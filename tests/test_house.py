@@ -26,6 +26,7 @@ ONLY = {
     "tensorflow_datasets": "data/",
     "array_record": "data/",
     "orbax": "training/runs/checkpoint.py",
+    "datasets": "data/sources/hf.py",
     "torch": "weights/tensor_files.py",
     "safetensors": "weights/",
     "huggingface_hub": "weights/hub.py",
