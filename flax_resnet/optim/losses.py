@@ -47,7 +47,7 @@ class ClassWeightsRow(Row):
       needs_counts: whether the numbers of examples are used. If not, they may be zeros.
     """
 
-    weights: Callable[["Loss", np.ndarray], Sequence[float]]
+    weights: Callable[["Loss", np.ndarray], Sequence[float] | np.ndarray]
     needs_counts: bool = True
 
 

@@ -225,13 +225,13 @@ DROP_RATES_ROWS = (
     ),
     DropRatesRow(
         name="early",
-        help="0 from drop_until on",
+        help="none from drop_until on",
         uses={"drop_until": REQUIRED},
         factor=lambda last, until: lambda step: jnp.float32(step < until),
     ),
     DropRatesRow(
         name="late",
-        help="0 until drop_until",
+        help="none until drop_until",
         uses={"drop_until": REQUIRED},
         factor=lambda last, until: lambda step: jnp.float32(step >= until),
     ),

@@ -4,12 +4,13 @@ import jax
 
 from flax_resnet.augment.augment_section import POLICIES, Augment
 from flax_resnet.config import Config
-from flax_resnet.config.plan import Plan, planned_learning_rate
+from flax_resnet.config.plan import Plan, planned_drop_factor, planned_learning_rate
 from flax_resnet.data.data_section import SOURCES
 from flax_resnet.optim.distillation import Distill
 from flax_resnet.optim.ema import Ema
 from flax_resnet.optim.losses import LOSSES, Loss
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
+from flax_resnet.optim.schedules import DROP_RATES
 from flax_resnet.settings import UNSET, switch_terms, terms
 from flax_resnet.training.state import TrainState, compute_dtype
 
@@ -132,6 +133,8 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
         f"{schedule.base_batch_size}, {schedule.batch_scaling})"
     )
     shape = schedule.name.replace("_", "-")
+    if schedule.power is not UNSET:
+        shape += f" of power {schedule.power:g}"
     if schedule.final is not UNSET:
         shape += f" to {at(plan.total_steps - plan.cooldown_steps)}"
     if plan.milestones:
@@ -150,12 +153,12 @@ def schedule_terms(config: Config, plan: Plan) -> list[str]:
 
 
 def drop_words(config: Config, plan: Plan) -> str:
-    """Describe the rates of dropout and stochastic depth over the run; they must not be constant."""
-    return {
-        "linear": f"rates rise from 0 over the {plan.total_steps:,} steps",
-        "early": f"in the first {plan.drop_until:,} steps only",
-        "late": f"after the first {plan.drop_until:,} steps only",
-    }[config.schedule.drop_rates]
+    """Describe the rates of dropout and stochastic depth over the run."""
+    row, factor = DROP_RATES[config.schedule.drop_rates], planned_drop_factor(config, plan)
+    steps = sorted({0, plan.drop_until, plan.total_steps - 1})
+    return f"{row.help}: " + ", ".join(
+        f"x {float(factor(step)):.3g} at step {step:,}" for step in steps
+    )
 
 
 def augmentations(config: Augment) -> list[str]:

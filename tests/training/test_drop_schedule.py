@@ -140,15 +140,15 @@ def test_a_run_uses_and_prints_the_planned_drop_rates(tiny, tmp_path, monkeypatc
     options = [f"--config.{option}" for option in options]
     with pytest.raises(Stopped):
         main.main([*tiny, *options, f"--workdir={tmp_path / 'run'}"])
-    assert "dropping  after the first 3 steps only" in capsys.readouterr().err
+    assert "x 0 at step 0, x 1 at step 3" in capsys.readouterr().err
     assert [[float(drop(step)) for step in (2, 3)] for drop in given] == [[0, 1], [0, 1]]
 
 
 def test_the_plan_describes_drop_rates_only_if_they_change():
     config, made = planned({"drop_rates": "linear"})
-    assert drop_words(config, made) == "rates rise from 0 over the 100 steps"
+    assert drop_words(config, made).endswith("x 0 at step 0, x 1 at step 99")
     config, made = planned({"drop_rates": "early", "drop_until": 3})
-    assert drop_words(config, made) == "in the first 30 steps only"
+    assert drop_words(config, made).endswith("x 1 at step 0, x 0 at step 30, x 0 at step 99")
     config, made = planned({}, model=SMALL)
     model = build_model(config, 10)
     optimizer = planned_optimizer(config, made, model)
