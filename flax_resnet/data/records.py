@@ -58,3 +58,35 @@ def as_bmp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
     return buffer.getvalue()
+
+
+class Relabelled:
+    """A source with other numbers for its classes.
+
+    Args:
+      source: the source.
+      order: the new number of each class.
+    """
+
+    def __init__(self, source: Source, order: Sequence[int]) -> None:
+        self._source, self._order = source, np.array(order, np.int32)
+        self.class_names, self.orientations = source.class_names, source.orientations
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
+        """Read the examples at these indices, in this order."""
+        records = self._source.read(indices)
+        return records._replace(labels=self._renumbered(records.labels))
+
+    def labels(self) -> np.ndarray:
+        """Return the new label of every example, int32 [n]."""
+        return self._renumbered(self._source.labels())
+
+    def describe(self, index: int) -> str:
+        """Return a readable name of an example."""
+        return self._source.describe(index)
+
+    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
+        return np.where(labels < 0, labels, self._order[labels])

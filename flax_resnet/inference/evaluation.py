@@ -1,14 +1,18 @@
 """Evaluation of a run, or of pretrained weights, on a split."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
+from flax_resnet.data.records import Relabelled, Source
 from flax_resnet.errors import DataError
 from flax_resnet.settings import UNSET
+
+log = logging.getLogger("flax_resnet")
 
 MOST_CLASSES = 4096  # the confusion matrix takes 64 MiB for this number of classes
 
@@ -62,8 +66,8 @@ def evaluate_run(
     data = data.but(data_dir=data_dir) if data_dir else data
     config = dataclasses.replace(config, data=data)
     split = split or config.data.eval_split
-    source = open_source(config.data, train=split == config.data.train_split, split=split)
-    check_classes(source.class_names, run.class_names, split, key="--split")
+    opened = open_source(config.data, train=split == config.data.train_split, split=split)
+    source = with_weights_labels(opened, run.class_names, split, key="--split")
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     variables = {"": run.variables} | ({EMA: run.ema} if run.ema else {})
     metrics, counts = _measure(run.model, config, source, variables, batch_size)
@@ -109,12 +113,20 @@ def evaluate_model(
     if data.eval_fraction is not UNSET:
         data = data.but(eval_fraction=1.0)
     config = dataclasses.replace(classifier.config, data=data)
-    source = open_source(data, train=False)
-    check_classes(source.class_names, classifier.class_names, dataset, key="--dataset")
+    opened = open_source(data, train=False)
+    names = _printed_names(opened.class_names, classifier.class_names)
+    source = with_weights_labels(opened, classifier.class_names, dataset)
     variables = {"": classifier.variables}
     metrics, counts = _measure(classifier.model, config, source, variables, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
-    return Evaluation(record, counts, _named(classifier.class_names, classifier.model.num_classes))
+    return Evaluation(record, counts, _named(names, classifier.model.num_classes))
+
+
+def _printed_names(data: tuple[str, ...], weights: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names to print: those of the weights, or those of the data if the weights have none."""
+    from flax_resnet.weights import is_numbered
+
+    return data if is_numbered(weights) and len(data) == len(weights) else weights
 
 
 def _named(names: tuple[str, ...], count: int) -> tuple[str, ...]:
@@ -122,45 +134,33 @@ def _named(names: tuple[str, ...], count: int) -> tuple[str, ...]:
     return names + tuple(f"class {number}" for number in range(len(names), count))
 
 
-def check_classes(
-    found: tuple[str, ...], own: tuple[str, ...], where: str, *, key: str = "--dataset"
-) -> None:
-    """Raise DataError if the classes of the data or their order do not match the logits.
-
-    Weights whose classes are named by the words of ImageNet or by numbers match any data with the same number of
-    classes, except ImageNet's classes in another order.
+def with_weights_labels(
+    source: Source, own: Sequence[str], where: str, *, key: str = "--dataset"
+) -> Source:
+    """Return the data with the labels that their classes have in the weights.
 
     Args:
-      found: names of the dataset's classes.
+      source: the data.
       own: names of the classes of the weights.
       where: the dataset or the split, for the message.
       key: the flag that selects the data, for the message.
-    """
-    from flax_resnet.weights import imagenet_classes
 
-    wnids, words = imagenet_classes()
-    if found == own or (own == words and found == wnids):
-        return
-    if len(found) != len(own):
+    Raises:
+      DataError: the weights lack a class of the data, or the numbers of classes without names differ.
+    """
+    from flax_resnet.weights import match_classes
+
+    match = match_classes(source.class_names, own, subset=True)
+    if match.problem:
         raise DataError(
-            f"has {len(found)} classes",
-            key=key,
-            value=where,
-            allowed=f"data with the {len(own)} classes of the weights",
+            match.problem, key=key, value=where, allowed="data with the classes of the weights"
         )
-    if set(found) == set(wnids):
-        raise DataError(
-            "has the ImageNet classes in another order",
-            key=key,
-            value=where,
-            allowed="data with the classes in the order of the weights",
-        )
-    # Logits named by ImageNet words or by numbers have no class names to compare.
-    if own not in (words, tuple(map(str, range(len(own))))):
-        odd = next(pair for pair in zip(found, own, strict=True) if pair[0] != pair[1])
-        raise DataError(
-            f"has the class {odd[0]!r} where the weights have {odd[1]!r}", key=key, value=where
-        )
+    if match.note:
+        log.info("%s=%s: %s", key, where, match.note)
+    if match.changes_order:
+        log.info("%s=%s: classes are matched by name with those of the weights", key, where)
+        return Relabelled(source, match.order)
+    return source
 
 
 def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config, freeze
@@ -23,6 +24,7 @@ from flax_resnet.weights import (
     classes_of,
     find,
     from_config,
+    match_classes,
     to_torch,
 )
 from flax_resnet.weights.fill import abstract, fill, unrolled_model
@@ -170,10 +172,14 @@ def is_path(text: str) -> bool:
     return is_run(text) or is_file(text) or "/" in text or text.startswith("~")
 
 
-def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[str, Any]:
-    """Return the weights as variables of the network. A head with another number of classes is returned as shapes.
+def read_pretrained(
+    config: Config, model: Network, weights: Weights, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the weights as variables of the network.
 
-    Logs a warning if the weights were trained with another normalisation than the configured one.
+    If the classes of the weights are those of the data (`match_classes`), the head is kept, with its classes in the
+    order of the data. Otherwise the head is returned as shapes. Logs a line about the head, and a warning if the
+    weights were trained with another normalisation than the configured one.
 
     Raises:
       WeightsError: the weights do not fit the network.
@@ -187,11 +193,30 @@ def read_pretrained(config: Config, model: Network, weights: Weights) -> dict[st
             "%s was trained with augment.mean=%s, augment.std=%s; this run has %s, %s",
             text, about.mean, about.std, augment.mean, augment.std,
         )  # fmt: skip
-    classes = classes_of(tensors)
-    same = classes == model.num_classes
-    fresh = f"a fresh head of {model.num_classes} classes in place of its {classes}"
-    log.info("starting from %s, with %s", text, "its head" if same else fresh)
-    return variables
+    classes, params = classes_of(tensors), variables["params"]
+    names = (
+        *class_names,
+        *about.class_names[len(class_names) :],
+    )  # logits without a class of the data
+    match = match_classes(names, about.class_names)
+    if classes == model.num_classes and not match.problem:
+        log.info("starting from %s, with its head%s", text, match.note and f" ({match.note})")
+        if match.changes_order:
+            order = np.array(match.order)
+            head = jax.tree.map(lambda leaf: leaf[..., order], params[model.head])
+            return {**variables, "params": {**params, model.head: head}}
+        return variables
+    why = f" (the dataset {match.problem})" if match.problem else ""
+    log.info(
+        "starting from %s, with a fresh head of %d classes in place of its %d%s",
+        text, model.num_classes, classes, why,
+    )  # fmt: skip
+    if classes != model.num_classes:
+        return variables  # the head is returned as shapes already
+    head = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params[model.head]
+    )
+    return {**variables, "params": {**params, model.head: head}}
 
 
 def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:

@@ -19,7 +19,7 @@ from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.training.pretrained import adopted, is_path, open_pretrained
 from flax_resnet.training.state import build_model
-from flax_resnet.weights import classes_of, imagenet_classes
+from flax_resnet.weights import classes_of, match_classes
 from flax_resnet.weights.fill import fill
 
 log = logging.getLogger("flax_resnet")
@@ -36,17 +36,19 @@ class Teacher:
         teacher's.
       offset: float32 [1, 1, 1, C].
       variables: {"params", "batch_stats"}; the compiled step takes them as an argument, not as a constant.
+      order: index among the teacher's logits, for each logit of the student; () if they have the same order.
     """
 
     model: Network
     scale: np.ndarray
     offset: np.ndarray
     variables: dict[str, Any]
+    order: tuple[int, ...] = ()
 
     @functools.cached_property
     def checksum(self) -> int:
-        """The CRC-32 of `scale`, `offset` and `variables`."""
-        checksum = 0
+        """The CRC-32 of `order`, `scale`, `offset` and `variables`."""
+        checksum = zlib.crc32(repr(self.order).encode()) if self.order else 0
         for leaf in jax.tree.leaves((self.scale, self.offset, self.variables)):
             checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
         return checksum
@@ -54,7 +56,8 @@ class Teacher:
     def logits(self, variables: Any, images: Array) -> Array:
         """Return the teacher's logits [N, K] for images [N, S, S, C] normalised for the student."""
         normalised = images * self.scale + self.offset
-        return jax.lax.stop_gradient(self.model.apply(variables, normalised, train=False))
+        logits = jax.lax.stop_gradient(self.model.apply(variables, normalised, train=False))
+        return logits[:, np.array(self.order)] if self.order else logits
 
 
 def with_absolute_teacher(config: Config) -> Config:
@@ -86,28 +89,29 @@ def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -
             allowed=f"a network for images of model.in_channels={len(own.mean)}",
         )
     classes = classes_of(tensors)
-    if classes != num_classes or not _same(about.class_names, class_names):
+    if classes != num_classes:
         raise ConfigError(
-            f"has {classes} classes, {_first(about.class_names)}",
+            f"has {classes} classes",
             key="distill.teacher",
             value=section.teacher,
-            allowed=f"a network with the dataset's {num_classes} classes, {_first(class_names)}, in the same order",
+            allowed=f"a network with the {num_classes} classes of the student",
         )
+    # A student can have more logits than the data have classes; these logits have no names.
+    names = (*class_names, *about.class_names[len(class_names) :])
+    match = match_classes(names, about.class_names)
+    if match.problem:
+        raise ConfigError(
+            f"the dataset {match.problem}",
+            key="distill.teacher",
+            value=section.teacher,
+            allowed="a network with the classes of the dataset",
+        )
+    if match.note:
+        log.info("distill.teacher=%s: %s", section.teacher, match.note)
     network = build_model(theirs, classes)
     scale = np.array(own.std) / np.array(about.std)
     offset = (np.array(own.mean) - np.array(about.mean)) / np.array(about.std)
     scale, offset = (x.astype(np.float32).reshape(1, 1, 1, -1) for x in (scale, offset))
     log.info("learning from %s, %s", section.teacher, about.name)
-    return Teacher(network, scale, offset, fill(network, tensors))
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "unnamed"
-
-
-def _same(theirs: Sequence[str], own: Sequence[str]) -> bool:
-    """Return whether the classes and their order match; True if the teacher's classes have no names."""
-    theirs, own = tuple(theirs), tuple(own)
-    unnamed = theirs in ((), tuple(map(str, range(len(theirs)))))
-    # ImageNet datasets name classes by WordNet ids, but weights on the hub use words.
-    return unnamed or theirs == own or own == imagenet_classes()[0]
+    order = match.order if match.changes_order else ()
+    return Teacher(network, scale, offset, fill(network, tensors), order)

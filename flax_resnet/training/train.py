@@ -76,7 +76,8 @@ def train(
     experiment = build_experiment(config, splits)
     teacher = _teacher_of(experiment) if not stored else None  # a finished run needs no teacher
     experiment.check()
-    weights = read_pretrained(config, experiment.model, pretrained) if pretrained else None
+    names = splits.class_names
+    weights = read_pretrained(config, experiment.model, pretrained, names) if pretrained else None
     if dry_run:
         log.info("%s", experiment.summary())
         return None
@@ -102,7 +103,7 @@ def train(
             log.info("going on from checkpoint %d (epoch %.3g)", start.step, epoch)
         else:
             if config.model.pretrained and weights is None:
-                weights = read_pretrained(config, experiment.model, open_pretrained(config))
+                weights = read_pretrained(config, experiment.model, open_pretrained(config), names)
             start = fresh_start(experiment, weights)
             if stored is not None:
                 log.info("no checkpoint yet: starting from the beginning")

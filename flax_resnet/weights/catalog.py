@@ -89,8 +89,9 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
     """Read the content of a ``config.json``, which describes timm's weights on the hub.
 
     Args:
-      config: {"architecture": ..., "num_classes": ..., "pretrained_cfg": {...}}, optionally with "label_names". In
-        older files, the keys of "pretrained_cfg" are at the top level.
+      config: {"architecture": ..., "num_classes": ..., "pretrained_cfg": {...}}, optionally with the class names:
+        "label_names", or "id2label" as in transformers. In older files, the keys of "pretrained_cfg" are at the top
+        level.
 
     Raises:
       WeightsError: an entry is missing or invalid.
@@ -116,7 +117,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
         test_crop_fraction=entry("test_crop_pct", crop),
         crop_mode=entry("crop_mode", "center"),
         options=entry("options", ()),
-        class_names=entry("label_names", entry("labels", ())),
+        class_names=entry("label_names", entry("labels", entry("id2label", ()))),
     )
 
 
@@ -216,6 +217,13 @@ def _positive(number: Any) -> float:
     return number
 
 
+def _names_by_index(names: Any) -> tuple[str, ...]:
+    by_index = {int(index): name for index, name in names.items()}
+    if sorted(by_index) != list(range(len(by_index))):
+        raise ValueError
+    return _names([by_index[index] for index in sorted(by_index)])
+
+
 SQUARE = "channels, height and width of a square image"
 FRACTION = "above 0 and at most 1"
 INTERPOLATIONS, CROP_MODES = ("bilinear", "bicubic"), ("center", "squash")
@@ -237,6 +245,7 @@ ENTRIES: dict[str, tuple[Callable[[Any], Any], str | tuple[str, ...]]] = {
     "options": (_options, "an object"),
     "label_names": (_names, "a list of names"),
     "labels": (_names, "a list of names"),
+    "id2label": (_names_by_index, "an object with the names of the classes 0, 1, ..."),
 }
 # Entries that are ignored, as if missing, if they are empty (null, "", 0, []).
-MAY_BE_EMPTY = ("tag", "test_input_size", "test_crop_pct", "label_names", "labels")
+MAY_BE_EMPTY = ("tag", "test_input_size", "test_crop_pct", "label_names", "labels", "id2label")

@@ -14,6 +14,7 @@ from flax_resnet.weights import (
     fetch,
     find,
     from_config,
+    imagenet_classes,
     read_tensors,
 )
 
@@ -49,8 +50,12 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
       WeightsError: there are no weights of that name, or the file is invalid.
     """
     if not path:
-        file, config = fetch(find(name).name)
-        return Weights(read_tensors(file), from_config(config))
+        known = find(name)
+        file, config = fetch(known.name)
+        about = from_config(config)
+        if known.num_classes == 1000 and not about.class_names:  # all of these are of ImageNet-1k
+            about = about._replace(class_names=imagenet_classes()[1])
+        return Weights(read_tensors(file), about)
     path = pathlib.Path(path).expanduser()
     tensors = read_tensors(path)
     model = name.partition(".")[0]

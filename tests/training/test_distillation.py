@@ -111,17 +111,12 @@ def test_a_student_learns_from_a_teacher_without_labels(tiny, tmp_path, capfd):
         (
             "0123456789",
             ["--config.model.num_classes=12"],
-            ["distill.teacher='TEACHER'", "10 classes, 0, 1, 2 ...", "12 classes, 0, 1, 2 ..."],
+            ["distill.teacher='TEACHER'", "10 classes", "12 classes"],
         ),
         (
-            "0123456798",
+            "012345678",
             [],
-            ["distill.teacher='TEACHER'", "10 classes, 0, 1, 2 ...", "the dataset's 10 classes"],
-        ),
-        (
-            "abcdefghij",
-            [],
-            ["distill.teacher='TEACHER'", "10 classes, a, b, c ...", "10 classes, 0, 1, 2 ..."],
+            ["distill.teacher='TEACHER'", "9 classes", "10 classes"],
         ),
         (
             "0123456789",

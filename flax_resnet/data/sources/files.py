@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from flax_resnet.data.class_order import in_order
 from flax_resnet.data.data_section import (
     EVAL_FRACTION,
     Data,
@@ -89,7 +90,7 @@ def orientation(image: bytes) -> int:
 
 
 def folder_source(config: Data, split: str, train: bool) -> FileSource:
-    """Open a folder with one sub-folder of images per class; the sorted names of the sub-folders are the classes.
+    """Open a folder with one sub-folder of images per class, named like the class; `in_order` orders the classes.
 
     The images are at ``path/train/CLASS/*``, with ``path/val/`` or ``path/test/`` beside train/; or at
     ``path/CLASS/*``, and `held_out` splits the files.
@@ -120,8 +121,8 @@ def folder_source(config: Data, split: str, train: bool) -> FileSource:
             value=config.path,
         )
     files, labels, classes = _list_classes(split_folders[0])
-    expected = _class_folders(root / "train")
-    if classes != tuple(expected):
+    expected = in_order(_class_folders(root / "train"))
+    if classes != expected:
         odd = sorted(set(classes) ^ set(expected))
         raise DataError(
             f"its classes differ from those of train/: {', '.join(odd[:5])}", key=split_folders[0]
@@ -132,8 +133,8 @@ def folder_source(config: Data, split: str, train: bool) -> FileSource:
 def csv_source(config: Data, split: str, train: bool) -> FileSource:
     """Open a CSV file with the columns path and label, and optionally split.
 
-    Paths are relative to the CSV file's folder. The classes are the sorted labels, in numerical order if all labels
-    are whole numbers. Without a column `split`, `held_out` splits the rows.
+    Paths are relative to the CSV file's folder. The labels are the classes; `in_order` orders them. Without a
+    column `split`, `held_out` splits the rows.
 
     Raises:
       DataError: as for `open_source`.
@@ -160,8 +161,7 @@ def csv_source(config: Data, split: str, train: bool) -> FileSource:
     names = {row["label"].strip() for row in rows}
     if len(names) < 2:
         raise DataError(f"needs at least two classes; found {len(names)}", key=file)
-    numbers = all(name.isdecimal() for name in names)
-    classes = tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+    classes = in_order(names)
     label = {name: number for number, name in enumerate(classes)}
     if "split" in columns:
         sides = [(row["split"] or "").strip() for row in rows]
@@ -241,7 +241,7 @@ def _class_folders(root: pathlib.Path) -> list[str]:
 
 
 def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tuple[str, ...]]:
-    classes = _class_folders(root)
+    classes = in_order(_class_folders(root))
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
         raise DataError(
@@ -258,7 +258,7 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
             raise DataError(f"holds no images ({' '.join(SUFFIXES)})", key=root / name)
         files += here
         labels += [label] * len(here)
-    return files, labels, tuple(classes)
+    return files, labels, classes
 
 
 def _has_splits(config: Data) -> bool:

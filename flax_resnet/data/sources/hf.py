@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_resnet.data.class_order import in_order
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
 from flax_resnet.data.records import Records
 from flax_resnet.data.sources.files import orientation
@@ -154,8 +155,9 @@ def _classes(whole: Any, column: str) -> tuple[tuple[str, ...], dict[Any, int]]:
     feature = next(iter(whole.values())).features[column]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names), {number: number for number in range(feature.num_classes)}
-    values = sorted({x for part in whole.values() for x in part.unique(column)} - {None})
-    return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
+    values = {str(x): x for part in whole.values() for x in part.unique(column) if x is not None}
+    names = in_order(values)
+    return names, {values[name]: number for number, name in enumerate(names)}
 
 
 def _contents(image: Any) -> bytes:

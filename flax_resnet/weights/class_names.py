@@ -1,0 +1,64 @@
+"""Comparison of two lists of class names: those of weights and those of data."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flax_resnet.weights.catalog import imagenet_classes
+
+
+class ClassMatch(NamedTuple):
+    """How the classes of data correspond to those of weights.
+
+    Attributes:
+      order: index among the classes of the weights, for each class of the data.
+      note: what could not be compared, for a log line; "" if all names were compared.
+      problem: why the classes do not correspond; then `order` is empty. "" if they correspond.
+    """
+
+    order: tuple[int, ...] = ()
+    note: str = ""
+    problem: str = ""
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the same class has different indices in the data and in the weights."""
+        return self.order != tuple(range(len(self.order)))
+
+
+def match_classes(
+    data: Sequence[str], weights: Sequence[str], *, subset: bool = False
+) -> ClassMatch:
+    """Compare class names. Names of ImageNet's classes may be WordNet ids or words.
+
+    If the sets of names differ, and one list has no names or the names "0", "1", ..., only lengths are compared.
+
+    Args:
+      data: names of the classes of the data.
+      weights: names of the classes of the weights; () if they have none.
+      subset: whether the data may lack classes of the weights.
+    """
+    found, own = _canonical(data), _canonical(weights)
+    place = {name: index for index, name in enumerate(own)}
+    known = {*found} <= place.keys() and len(place) == len(own)
+    if found == own:
+        return ClassMatch(tuple(range(len(own))))
+    if known and (subset or len(found) == len(own)):
+        return ClassMatch(tuple(place[name] for name in found))
+    if own and len(found) != len(own) and not (known and subset):
+        return ClassMatch(problem=f"has {len(found)} classes, and the weights have {len(own)}")
+    if is_numbered(own) or is_numbered(found):
+        whose = "the weights" if is_numbered(own) else "the data"
+        note = f"{whose} have no class names, so classes are matched by position"
+        return ClassMatch(tuple(range(len(found))), note)
+    odd = next(name for name in found if name not in place)
+    return ClassMatch(problem=f"has the class {odd!r}, which the weights do not have")
+
+
+def is_numbered(names: Sequence[str]) -> bool:
+    """Return whether classes have no names, or the names "0", "1", ... in this order."""
+    return tuple(names) == tuple(map(str, range(len(names))))
+
+
+def _canonical(names: Sequence[str]) -> tuple[str, ...]:
+    wnids, words = imagenet_classes()
+    return wnids if tuple(names) == words else tuple(names)
