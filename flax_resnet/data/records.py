@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from PIL import Image
 
+from flax_resnet.errors import DataError
+
 
 class Records(NamedTuple):
     """Encoded images and labels of some examples.
@@ -53,6 +55,25 @@ class StoredSource(Source, Protocol):
         """Return the number of examples that are also in another split of the dataset."""
 
 
+def check_labels(source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
+    """Raise DataError if an example has no label, which TFDS marks by -1, or the number of no class.
+
+    Args:
+      source: the source.
+      indices: indices of the examples.
+      labels: their labels.
+    """
+    classes = len(source.class_names)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        index, label = int(indices[wrong][0]), int(labels[wrong][0])
+        raise DataError(
+            f"has no label ({label})" if label < 0 else f"has the label {label}",
+            key=source.describe(index),
+            allowed=f"labelled from 0 to {classes - 1}",
+        )
+
+
 def as_bmp(image: Image.Image) -> bytes:
     """Encode an image of mode RGB as BMP, which is a header followed by the pixels."""
     buffer = io.BytesIO()
@@ -90,3 +111,13 @@ class Relabelled:
 
     def _renumbered(self, labels: np.ndarray) -> np.ndarray:
         return np.where(labels < 0, labels, self._order[labels])
+
+
+class Unlabelled(Relabelled):
+    """A source whose labels are not used: all are 0."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, ())
+
+    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
+        return np.zeros_like(labels)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,14 +163,6 @@ def with_weights_labels(
     return source
 
 
-def _labelled(batches: Iterable[Any], split: str) -> Iterator[Any]:
-    """Yield the batches. Raises DataError for an image without a label, which TFDS marks by -1."""
-    for batch in batches:
-        if min(int(part.data.min()) for part in batch["label"].addressable_shards) < 0:
-            raise DataError("has images without a label", key="--split", value=split)
-        yield batch
-
-
 def _measure(
     model: Any, config: Any, source: Any, variables: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
@@ -182,7 +174,6 @@ def _measure(
 
     mesh = sharding.make_mesh()
     batches = every_example(source, config, mesh, batch_size=batch_size)
-    batches = _labelled(batches, config.data.eval_split)
     has_confusion = model.num_classes <= MOST_CLASSES
     step = make_eval_step(config, model, mesh, confusion=has_confusion)
     sums = total(step, variables, {}, batches)

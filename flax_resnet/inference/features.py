@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flax_resnet.augment import evaluation_images
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
-from flax_resnet.errors import DataError, WeightsError
+from flax_resnet.errors import WeightsError
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.ops import dispatch
 from flax_resnet.training import sharding
@@ -99,8 +99,4 @@ def compute_features(
                     f"some {description} are not finite; the weights may be corrupted or have diverged",
                     key="weights",
                 )
-    if unlabelled := int((labels[:filled] < 0).sum()):
-        raise DataError(
-            f"{unlabelled} of {filled} images have no label ({description})", key="source"
-        )
     return Features(vectors[:filled], labels[:filled])

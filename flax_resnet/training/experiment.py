@@ -11,7 +11,7 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.open import open_source
-from flax_resnet.data.records import Source
+from flax_resnet.data.records import Source, Unlabelled, check_labels
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
@@ -109,7 +109,8 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
 def class_counts(splits: Splits) -> np.ndarray:
     """Return the number of examples to train on of each class, int64 [K]. This reads all labels."""
     labels = splits.train.labels()[splits.sampler.used]
-    return np.bincount(labels[labels >= 0], minlength=len(splits.class_names))
+    check_labels(splits.train, splits.sampler.used, labels)
+    return np.bincount(labels, minlength=len(splits.class_names))
 
 
 def open_splits(
@@ -142,12 +143,41 @@ def open_splits(
             key="data.eval_split",
             value=config.data.eval_split,
         )
+    learns_labels = not config.distill.teacher or config.distill.weight < 1
+    if learns_labels:
+        check_first_labels(train_source)
+    elif not _has_labels(train_source):
+        train_source = Unlabelled(train_source)
+    check_first_labels(eval_source)
     return Splits(train_source, eval_source, make_sampler(train_source, config))
+
+
+def check_first_labels(source: Source) -> None:
+    """Check the labels of some examples, so that data without labels are refused before anything is compiled.
+
+    The labels of all others are checked when they are read (`data.pipeline`).
+
+    Raises:
+      DataError: as for `check_labels`.
+    """
+    some = np.linspace(0, len(source) - 1, min(len(source), 64)).astype(np.int64)
+    check_labels(source, some, source.read(some).labels)
+
+
+def _has_labels(source: Source) -> bool:
+    try:
+        check_first_labels(source)
+    except DataError:
+        return False
+    return True
 
 
 def make_sampler(source: Source, config: Config) -> EpochSampler:
     """Return the sampler of the training examples for a configuration."""
     data, size = config.data, len(source)
+    labels = source.labels() if data.class_balanced else None
+    if labels is not None:
+        check_labels(source, np.arange(size), labels)
     used = max(1, round(data.fraction * size))
     return EpochSampler(
         size,
@@ -155,5 +185,5 @@ def make_sampler(source: Source, config: Config) -> EpochSampler:
         subset_size=min(used, data.limit) if data.limit else used,
         subset_seed=data.split_seed,
         repeats=data.augmentation_repeats,
-        labels=source.labels() if data.class_balanced else None,
+        labels=labels,
     )

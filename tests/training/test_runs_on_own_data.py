@@ -4,12 +4,18 @@ import dataclasses
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from conftest import refused, saved
+from conftest import refused, saved, saved_run
 
 import flax_resnet
 from flax_resnet import main
+from flax_resnet.config import freeze
+from flax_resnet.data.sources.arrays import ArraySource
+from flax_resnet.errors import DataError
+from flax_resnet.training import experiment
+from flax_resnet.training.train import train
 
 
 @pytest.mark.slow
@@ -48,9 +54,6 @@ def test_changed_data_are_refused_and_a_forced_resume_forgets_bad_images(
 
 
 def test_training_on_arrays_from_python(tmp_path):
-    from flax_resnet.config import freeze
-    from flax_resnet.data.sources.arrays import ArraySource
-    from flax_resnet.training.train import train
 
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 64)
@@ -116,11 +119,8 @@ def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_di
 
 
 def test_class_weights_come_from_the_examples_to_train_on_and_reach_the_loss(tmp_path):
-    from flax_resnet.config import freeze
-    from flax_resnet.data.sources.arrays import ArraySource
     from flax_resnet.training.experiment import build_experiment, open_splits
     from flax_resnet.training.runs.folder import RunFolder
-    from flax_resnet.training.train import train
 
     labels = np.repeat([0, 1], [8, 56])
     source = ArraySource(np.zeros((64, 8, 8, 3), np.uint8), labels, ("rare", "common"))
@@ -141,3 +141,69 @@ def test_class_weights_come_from_the_examples_to_train_on_and_reach_the_loss(tmp
     records = RunFolder.at(tmp_path / "run").read_records()
     losses = [r["loss"] for r in records if r["split"] == "train"]
     assert losses == [0.0, 0.0]
+
+
+class Unlabelled(ArraySource):
+    """A source without labels from an index on, as the hidden test splits of TFDS have them."""
+
+    first = 0
+
+    def labels(self):
+        return np.where(np.arange(len(self)) >= self.first, -1, super().labels()).astype(np.int32)
+
+    def read(self, indices):
+        return super().read(indices)._replace(labels=self.labels()[np.asarray(indices)])
+
+
+def sources(count, kind=Unlabelled):
+    images = np.zeros((count, 8, 8, 3), np.uint8)
+    return kind(images, np.arange(count) % 2, ("a", "b"))
+
+
+SMALL = {
+    "data": {"source": "python", "image_size": 8},
+    "model": {"stem": "cifar", "widths": (4, 4, 4, 4), "depths": (1, 1, 1, 1)},
+    "train": {"batch_size": 8, "epochs": 1, "feed": "streaming"},
+}
+
+
+@pytest.mark.parametrize("side", ["train", "eval"])
+def test_splits_without_labels_are_refused_before_anything_is_compiled(side, tmp_path, monkeypatch):
+    labelled, hidden = sources(16, ArraySource), sources(16)
+    pair = {"train_source": labelled, "eval_source": labelled, f"{side}_source": hidden}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    with refused("image 0 of the arrays", kind=DataError):
+        train(freeze(SMALL), tmp_path / "run", **pair)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_is_checked_whenever_it_is_read(tmp_path, monkeypatch):
+    """The sample that is checked first has labels; another example has none."""
+    hidden, labelled = sources(640), sources(16, ArraySource)
+    monkeypatch.setattr(hidden, "first", 639)
+    read = {index: label for index, label in enumerate(hidden.labels())}
+    assert read[639] == -1
+    monkeypatch.setattr(experiment, "check_first_labels", lambda source: None)
+    with refused("image 639 of the arrays", kind=DataError):
+        train(freeze(SMALL), tmp_path / "run", train_source=hidden, eval_source=labelled)
+
+
+def test_labels_of_no_class_are_refused(tmp_path):
+    odd = sources(16, ArraySource)
+    odd.class_names = ("a",)
+    with refused("image 1 of the arrays", kind=DataError) as caught:
+        train(freeze(SMALL), tmp_path / "run", train_source=odd, eval_source=odd)
+    assert caught.value.allowed == "labelled from 0 to 0"
+
+
+def test_images_without_labels_teach_the_outputs_of_a_teacher(tmp_path):
+    hidden, labelled = sources(16), sources(16, ArraySource)
+    teacher = saved_run(tmp_path / "teacher", {"model": SMALL["model"]}, "ab")
+    for weight, code in ((1.0, None), (0.5, DataError)):
+        config = freeze(SMALL | {"distill": {"teacher": str(teacher), "weight": weight}})
+        own = {"train_source": hidden, "eval_source": labelled}
+        if code:
+            with refused("image 0 of the arrays", kind=code):
+                train(config, tmp_path / f"run{weight}", **own)
+        else:
+            assert train(config, tmp_path / f"run{weight}", **own).step == 2
