@@ -12,11 +12,16 @@ from flax_resnet.data import sampling
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
-from flax_resnet.data.sources.files import splits_of
+from flax_resnet.data.sources.files import EVALUATION, TRAINING, splits_of
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
 from flax_resnet.errors import DataError
 
-FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+# {name of a split in a folder or CSV file, in lower case: name of the split in TFDS}
+TFDS_NAMES = {
+    **dict.fromkeys(TRAINING, "train"),
+    **dict.fromkeys(EVALUATION, "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class Split(NamedTuple):
@@ -73,7 +78,7 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     root = pathlib.Path(path).expanduser()
     kind = "csv" if root.is_file() else "folder"
     own = splits_of(path)
-    names = {name: FOLDERS.get(name, name) for name in own if kind == "csv" or name in FOLDERS}
+    names = {name: TFDS_NAMES.get(name.casefold(), name) for name in own}
     names = names or {"train": "train", "test": "test"}
     if odd := [key for key in names.values() if not key.isidentifier()]:
         raise DataError(
@@ -82,11 +87,22 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
             cure="use letters, digits and _ only",
         )
     if len(set(names.values())) < len(names):
-        raise DataError("has both val and validation", key=root, cure="remove one")
-    config = Data(source=kind, path=path, eval_fraction=eval_fraction)
+        twice = [name for name, key in names.items() if list(names.values()).count(key) > 1]
+        raise DataError(
+            f"has {' and '.join(twice)} for one split",
+            key=root,
+            cure="remove or rename all but one",
+        )
+    of = {key: name for name, key in names.items()}
+    config = Data(
+        source=kind,
+        path=path,
+        eval_fraction=eval_fraction,
+        train_split=of.get("train", Data.train_split),
+    )
     splits = {}
     for name, key in names.items():
-        source = open_source(config, train=name == "train", split=name)
+        source = open_source(config, train=key == "train", split=name)
         index = np.arange(len(source), dtype=np.uint32)
         shuffled = sampling.permute(np, index, size=len(source), seed=0, epoch=0).astype(np.int64)
         files = (

@@ -24,6 +24,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4
 EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP
 UNKNOWN = -1
+# Usual names of splits, in lower case; the first that exists is used.
+TRAINING = ("train", "training")
+EVALUATION = ("test", "testing", "val", "validation", "valid", "eval", "evaluation", "dev")
 
 
 class FileSource:
@@ -101,31 +104,29 @@ def folder_source(config: Data, split: str, train: bool) -> FileSource:
     root = pathlib.Path(config.path).expanduser()
     if not root.is_dir():
         raise DataError("is not a folder", key="data.path", value=config.path)
-    if not (root / "train").is_dir():
-        folders = _class_folders(root)
-        if folders and {*folders} <= {"test", "val", "validation"}:
-            raise DataError(
-                f"has no train/ (found: {', '.join(folders)})", key="data.path", value=config.path
-            )
+    folders = split_folders(root, (config.train_split, config.eval_split))
+    if not folders:
         files, labels, classes = _list_classes(root)
         names = [str(file.relative_to(root)) for file in files]
         chosen = _side(names, config, split, train=train)
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
         return FileSource(files, labels, classes, exif=config.exif)
-    wanted = _called(split, train=train)
-    split_folders = [root / name for name in wanted if (root / name).is_dir()]
-    if not split_folders:
+    own = find_split(folders, split, train=train)
+    other = find_split(folders, config.train_split, train=True)
+    if own is None or other is None:
+        missing = split if own is None else config.train_split
         raise DataError(
-            f"has train/ but none of {', '.join(wanted)} (found: {', '.join(_class_folders(root))})",
+            f"has no folder for the split {missing!r} (found: {', '.join(_class_folders(root))})",
             key="data.path",
             value=config.path,
+            cure="name them train, and test or val, or set data.train_split and data.eval_split",
         )
-    files, labels, classes = _list_classes(split_folders[0])
-    expected = in_order(_class_folders(root / "train"))
+    files, labels, classes = _list_classes(root / own)
+    expected = in_order(_class_folders(root / other))
     if classes != expected:
         odd = sorted(set(classes) ^ set(expected))
         raise DataError(
-            f"its classes differ from those of train/: {', '.join(odd[:5])}", key=split_folders[0]
+            f"its classes differ from those of {other}/: {', '.join(odd[:5])}", key=root / own
         )
     return FileSource(files, labels, classes, exif=config.exif)
 
@@ -165,8 +166,7 @@ def csv_source(config: Data, split: str, train: bool) -> FileSource:
     label = {name: number for number, name in enumerate(classes)}
     if "split" in columns:
         sides = [(row["split"] or "").strip() for row in rows]
-        wanted = _called(split, train=train)
-        present = next((name for name in wanted if name in sides), None)
+        present = find_split(sorted({*sides} - {""}), split, train=train)
         if present is None:
             listed = ", ".join(sorted(set(sides)))
             raise DataError(f"has no rows of split {split!r} (found: {listed})", key=file)
@@ -185,18 +185,51 @@ def csv_source(config: Data, split: str, train: bool) -> FileSource:
     )
 
 
-def splits_of(path: str) -> list[str]:
-    """Return the names of the splits in a folder or CSV file; empty if it has none."""
+def splits_of(path: str, named: Sequence[str] = ()) -> list[str]:
+    """Return the names of the splits in a folder or CSV file; empty if it has none.
+
+    Args:
+      path: a folder or a CSV file.
+      named: names of splits that the user gives.
+    """
     root = pathlib.Path(path).expanduser()
     if not root.is_file():
-        return _class_folders(root) if (root / "train").is_dir() else []
+        return split_folders(root, named) if root.is_dir() else []
     with root.open(newline="", encoding="utf-8-sig", errors="replace") as opened:
         return sorted({(row.get("split") or "").strip() for row in csv.DictReader(opened)} - {""})
 
 
-def _called(split: str, *, train: bool) -> list[str]:
-    """Return the split names to look for; for the default evaluation split, also val and validation."""
-    return [split, "val", "validation"] if split == Data().eval_split and not train else [split]
+def split_folders(root: pathlib.Path, named: Sequence[str] = ()) -> list[str]:
+    """Return the sub-folders of a folder that are splits, not classes; [] if there are none.
+
+    The usual names in any case are splits if there is one for training and one for evaluation, if there is nothing
+    else, or if the one for training holds folders itself. Otherwise they are classes: a train is also a vehicle.
+
+    Args:
+      root: the folder.
+      named: names of splits that the user gives; folders of these names are splits.
+    """
+    folders = _class_folders(root)
+    given = {name.casefold() for name in named}
+    train, held = (
+        [name for name in folders if name.casefold() in names] for names in (TRAINING, EVALUATION)
+    )
+    unusual = [name for name in folders if name.casefold() in given - {*TRAINING, *EVALUATION}]
+    usual = [name for name in folders if name in train + held]
+    alone = bool(usual) and len(usual) == len(folders)
+    nested = any(child.is_dir() for name in train for child in (root / name).iterdir())
+    is_split = bool(unusual or (train and held) or alone or nested)
+    return [name for name in folders if name in usual + unusual] if is_split else []
+
+
+def find_split(names: Sequence[str], wanted: str, *, train: bool) -> str | None:
+    """Return the name that stands for a split: the same in any case, or for a default split another usual name."""
+    usual: tuple[str, ...] = ()
+    if wanted == (Data.train_split if train else Data.eval_split):
+        usual = TRAINING if train else EVALUATION
+    by_case = {name.casefold(): name for name in reversed(names)}
+    candidates = (by_case.get(name) for name in (wanted.casefold(), *usual))
+    return wanted if wanted in names else next(filter(None, candidates), None)
 
 
 def held_out(name: str, share: float, seed: int) -> bool:
@@ -262,7 +295,9 @@ def _list_classes(root: pathlib.Path) -> tuple[list[pathlib.Path], list[int], tu
 
 
 def _has_splits(config: Data) -> bool:
-    return not pathlib.Path(config.path).expanduser().exists() or bool(splits_of(config.path))
+    return not pathlib.Path(config.path).expanduser().exists() or bool(
+        splits_of(config.path, (config.train_split, config.eval_split))
+    )
 
 
 USES = {"path": REQUIRED, "eval_fraction": EVAL_FRACTION}
