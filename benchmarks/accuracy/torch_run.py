@@ -104,7 +104,7 @@ def check(config: Config) -> None:
             f"cannot be changed for {name} in PyTorch",
             key="model.widths",
             value=widths,
-            allowed="()",
+            cure="leave it unset",
         )
 
 

@@ -198,6 +198,8 @@ def train(revision: Revision, name: str, case: Case) -> None:
     command += ["--compilation_cache=off", f"--data_dir={revision.runs / 'data'}"]
     command += [f"--workdir={run}"]
     for key, value in named_in(revision.keys, {**COMMON, **case.settings}).items():
+        if value is None:
+            continue
         value = str(value)
         place = revision.runs / value.removeprefix(RUN) if value.startswith(RUN) else value
         command.append(f"--config.{key}={place}")

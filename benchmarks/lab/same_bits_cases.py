@@ -60,7 +60,8 @@ class Case(NamedTuple):
     """A run whose result is compared.
 
     Attributes:
-      settings: {dotted key: value}, in addition to `COMMON` and configs/resnet18.py.
+      settings: {dotted key: value}, in addition to `COMMON` and configs/resnet18.py; None leaves a key of `COMMON`
+        out.
       environment: additional environment variables of the process.
       killed: whether the run is killed after its first checkpoint, and resumed.
     """
@@ -247,8 +248,7 @@ CASES: dict[str, Case] = {
     "whitened": Case(
         {
             "model.name": "airbench94",
-            "model.depths": (),
-            "model.stem": "",
+            "model.depths": None,
             "model.widths": (8, 16, 16),
             "data.image_size": 16,
             "augment.flip": "horizontal",
@@ -296,7 +296,6 @@ CASES: dict[str, Case] = {
     "preactivation": Case(
         {
             "model.name": "wrn16_4",
-            "model.stem": "",
             "model.depths": (1, 1, 1),
             "model.widths": (8, 8, 8),
             "model.dropout": 0.3,
@@ -309,7 +308,7 @@ CASES: dict[str, Case] = {
     "big_transfer": Case(
         {
             "model.name": "resnetv2_50x1_bit",
-            "model.stem": "",
+            "model.stem": "imagenet",
             "model.widths": (32, 32),
             "model.output_stride": 8,
             "data.image_size": 16,

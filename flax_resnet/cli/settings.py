@@ -93,7 +93,7 @@ def descriptions() -> list[Description]:
         section, name = key.split(".")
         registry, rule = field.metadata.get("registry", {}), field.metadata["rule"]
         if needs := field.metadata.get("needs"):
-            default = f"{field.metadata['default']!r} with {needs.words(f'{section}.')}"
+            default = f"{_shown(field.metadata['default'])} with {needs.words(f'{section}.')}"
         elif key in choice_of:
             default = _defaults(name, choice_of[key][0])
         else:
@@ -121,10 +121,13 @@ def _defaults(name: str, choice: str) -> str:
     """Return the defaults of a setting that belongs to a choice: ``0.9 with optimizer.name=lars, sgd``."""
     by_value: dict[str, list[str]] = {}
     for row in settings()[choice].metadata["registry"].values():
-        if name in row.uses:
-            value = "to be set" if row.uses[name] is REQUIRED else repr(row.uses[name])
-            by_value.setdefault(value, []).append(row.name)
+        if row.uses.get(name) is not UNSET:
+            by_value.setdefault(_shown(row.uses[name]), []).append(row.name)
     return "; ".join(f"{value} with {choice}={', '.join(rows)}" for value, rows in by_value.items())
+
+
+def _shown(default: Any) -> str:
+    return "to be set" if default is REQUIRED else repr(default)
 
 
 def as_text(described: Sequence[Description]) -> str:

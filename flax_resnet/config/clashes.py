@@ -18,8 +18,7 @@ def _is_left_open(section: str, name: str) -> Callable[[Config], bool]:
 
 def _has_other_channels(name: str) -> Callable[[Config], bool]:
     return lambda c: (
-        bool(c.model.name and (own := getattr(c.augment, name)))
-        and (len(own) != c.model.in_channels)
+        bool(c.model.name and (own := getattr(c.augment, name))) and (len(own) != c.model.channels)
     )
 
 
@@ -82,7 +81,7 @@ CHANNELS = tuple(
     Clash(
         key=f"augment.{name}",
         when=_has_other_channels(name),
-        allowed="{c.model.in_channels} numbers, one per channel (model.in_channels={c.model.in_channels})",
+        allowed="{c.model.channels} numbers, one per channel (model.in_channels={c.model.channels})",
     )
     for name in ("mean", "std")
 )
@@ -134,19 +133,13 @@ AVERAGE = (
 
 NORM = (
     Clash(
-        key="model.norm_groups",
-        when=lambda c: (c.model.norm_groups > 1) != (c.model.norm_scope == "ghost"),
-        allowed="above 1 with model.norm_scope='ghost', and 1 with others "
-        "(norm_scope={c.model.norm_scope!r})",
-    ),
-    Clash(
         key="train.gradient_dtype",
         when=lambda c: c.train.gradient_dtype != "float32" and c.model.norm_scope != "local",
-        allowed="'float32' unless model.norm_scope='local' (norm_scope={c.model.norm_scope!r})",
+        allowed="'float32' unless model.norm_scope='local'",
     ),
     Clash(
         key="model.norm_groups",
-        when=lambda c: c.train.batch_size % c.model.norm_groups > 0,
+        when=lambda c: bool(c.model.norm_groups) and c.train.batch_size % c.model.norm_groups > 0,
         allowed="a divisor of train.batch_size={c.train.batch_size}",
     ),
 )

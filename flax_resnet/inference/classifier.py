@@ -258,8 +258,6 @@ def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any
     known = {field.name for field in dataclasses.fields(Model)}
     settings = {key: value for key, value in options.items() if key in known}
     settings["dtype"] = model.dtype.name
-    if settings.get("norm_groups", 1) > 1:
-        settings["norm_scope"] = "ghost"
     mean, std = about.mean, about.std
     if model.in_channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)

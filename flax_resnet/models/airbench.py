@@ -153,8 +153,8 @@ class Airbench(nn.Module):
     norm_groups: int = 1
     dtype: Any = jnp.float32
 
-    norm, stem = "batch", "cifar"  # read like the fields of `ResNet`, but fixed
-    head, initializes_from_data = "fc", True  # required by `Network`
+    # required by `Network`
+    head, initializes_from_data, measures_batches, image_size = "fc", True, True, 32
 
     @nn.compact
     def __call__(

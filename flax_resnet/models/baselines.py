@@ -48,11 +48,17 @@ VGG = {
     "vgg16": _vgg(2, 2, 3, 3, 3),
     "vgg19": _vgg(2, 2, 4, 4, 4),
 }
-BASELINES: dict[str, dict[str, Any]] = {
+PLAIN: dict[str, dict[str, Any]] = {
     "alexnet": dict(layers=ALEXNET, pool=(3, 2), map_size=6, dropout_first=True),
     **{name: dict(layers=layers) for name, layers in VGG.items()},
-    **{f"{name}_bn": dict(layers=layers, norm="batch") for name, layers in VGG.items()},
 }
+NORMALIZED: dict[str, dict[str, Any]] = {
+    f"{name}_bn": dict(layers=layers, batch_norm=True) for name, layers in VGG.items()
+}
+BASELINES = {**PLAIN, **NORMALIZED}
+# The fields of `ConvNet` that make a network what it is, and those that only a network with normalisation uses.
+FIXED_FIELDS = ("layers", "pool", "map_size", "batch_norm", "dropout_first")
+NORM_FIELDS = ("norm_momentum", "norm_epsilon", "norm_groups")
 
 
 class ConvNet(nn.Module):
@@ -64,9 +70,10 @@ class ConvNet(nn.Module):
       in_channels: channels of the images.
       pool: window and stride of the max-pools.
       map_size: height and width to which the map is averaged before the linear layers.
-      norm: "batch" for batch normalisation after each convolution, or "none".
-      norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
+      batch_norm: whether batch normalisation follows each convolution.
       norm_momentum: momentum of `BatchNorm`, in torch's sense.
+      norm_epsilon: epsilon of `BatchNorm`.
+      norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
       dropout: rate of dropout between the linear layers in training; uses the stream `dropout`.
       dropout_first: whether dropout comes before the first two linear layers (AlexNet) or after them (VGG).
       dtype: compute dtype; parameters and logits are at least float32.
@@ -79,14 +86,15 @@ class ConvNet(nn.Module):
     in_channels: int = 3
     pool: tuple[int, int] = (2, 2)
     map_size: int = 7
-    norm: str = "none"
-    norm_groups: int = 1
+    batch_norm: bool = False
     norm_momentum: float = 0.1
+    norm_epsilon: float = 1e-5
+    norm_groups: int = 1
     dropout: float = 0.5
     dropout_first: bool = False
     dtype: Any = jnp.float32
 
-    head, initializes_from_data = "classifier_6", False  # required by `Network`
+    head, initializes_from_data, image_size = "classifier_6", False, 224  # required by `Network`
 
     @nn.compact
     def __call__(
@@ -125,11 +133,12 @@ class ConvNet(nn.Module):
                 channels, size, stride=stride, padding=padding, bias=True, dtype=self.dtype,
                 kernel_init=init, name=f"features_{index}",
             )(x)  # fmt: skip
-            if self.norm == "batch":
+            if self.batch_norm:
                 x = BatchNorm(
                     dtype=self.dtype,
-                    groups=self.norm_groups,
                     momentum=self.norm_momentum,
+                    epsilon=self.norm_epsilon,
+                    groups=self.norm_groups,
                     name=f"features_{index + 1}",
                 )(x, train=train)
                 index += 1
@@ -156,6 +165,11 @@ class ConvNet(nn.Module):
 
     def _dropped(self, x: jax.Array, train: bool, factor: float | jax.Array) -> jax.Array:
         return Dropout(self.dropout)(x, train, scaled(self.dropout, factor))
+
+    @property
+    def measures_batches(self) -> bool:
+        """Whether training normalises by the statistics of the batch."""
+        return self.batch_norm
 
     def stages(self) -> Stages:
         """Return no stages: the network has no residual blocks."""

@@ -3,21 +3,41 @@
 import dataclasses
 from typing import Any
 
+from flax_resnet.models.layers.activations import ACTIVATIONS
+from flax_resnet.models.layers.attention import ATTENTION
+from flax_resnet.models.layers.normalization import NORMS
+from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
+from flax_resnet.models.shortcuts import SHORTCUTS
+from flax_resnet.models.stems import STEMS
 from flax_resnet.settings import (
     ANY,
+    REQUIRED,
+    UNSET,
+    Rule,
+    Section,
     above,
+    all_of,
     at_least,
+    choice,
     one_of,
     setting,
     within,
 )
 
+PER_STAGE = Rule(
+    lambda v: len(v) > 0 and all(type(n) is int and n > 0 for n in v),
+    "whole numbers of at least 1, one per stage",
+)
+DROP_RATE = Rule(lambda v: 0 <= v < 1, "at least 0 and below 1")
+CHANNELS = 3  # channels of the images, unless a setting or the weights say otherwise
+
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """Settings of the network. An option at its default keeps the value of the named network.
+class Model(Section):
+    """Settings of the network. An option that is not set keeps the value of the named network.
 
-    `models/registry.py` checks the values of the options when it builds the network.
+    All settings but `name`, `pretrained`, `num_classes` and `dtype` are options. `create_model` refuses the options
+    that the network does not use.
     """
 
     name: str = setting(
@@ -33,85 +53,92 @@ class Model:
     num_classes: int = setting(
         0, at_least(0), "number of logits; 0 for the dataset's number of classes"
     )
-    in_channels: int = setting(3, one_of(1, 3), "channels of the images: 3 for colour, 1 for grey")
+    in_channels: int = setting(
+        UNSET,
+        one_of(1, 3),
+        "channels of the images: 3 for colour, 1 for grey; if not set, 3 or those of pretrained",
+    )
     dtype: str = setting(
         "auto",
         one_of("auto", "float32", "bfloat16", "float16"),
         "compute dtype; logits stay float32; auto is bfloat16 on GPU and TPU, float32 on CPU; float16 uses "
         "loss scaling",
     )
-    depths: tuple = setting((), ANY, "blocks per stage")
+    depths: tuple = setting(UNSET, PER_STAGE, "blocks per stage")
     widths: tuple = setting(
-        (), ANY, "channels of each stage's 3x3 convolutions; bottlenecks output four times as many"
+        UNSET,
+        PER_STAGE,
+        "channels of each stage's 3x3 convolutions; bottlenecks output four times as many",
     )
-    stem: str = setting(
-        "",
-        ANY,
-        "imagenet (7x7, stride 2, max pool), cifar (3x3, no pool), deep or tiered (three 3x3, max pool)",
-    )
-    shortcut: str = setting(
-        "", ANY, "projection (option B), average (ResNet-D), pad (option A), or none (no shortcuts)"
-    )
+    stem: str = choice(UNSET, STEMS, "convolutions before the first stage")
+    shortcut: str = choice(UNSET, SHORTCUTS, "shortcut of blocks that change the map")
     output_stride: int = setting(
-        32,
-        ANY,
-        "stride of the last stage: 8, 16 or 32; below 32, later stages are dilated instead of strided",
+        UNSET,
+        one_of(8, 16, 32),
+        "stride of the last stage; below 32, later stages are dilated instead of strided",
     )
-    attention: str = setting("", ANY, "channel attention: none, se (squeeze-and-excitation) or eca")
-    anti_alias: str = setting(
-        "", ANY, "low-pass filter that replaces strides: none, blur or average"
+    attention: str = choice(UNSET, ATTENTION, "channel attention at the end of each block")
+    attention_ratio: float = setting(
+        UNSET, at_least(0), "hidden width of squeeze-and-excitation / channels"
     )
-    act: str = setting("", ANY, "activation: relu, silu, gelu, leaky_relu or elu")
-    norm: str = setting(
-        "",
-        ANY,
-        "normalisation: batch, frozen (batch with fixed statistics), group, evonorm_s0 or frn",
-    )
+    anti_alias: str = choice(UNSET, ANTI_ALIAS, "low-pass filter that replaces strides")
+    act: str = choice(UNSET, ACTIVATIONS, "activation")
+    norm: str = choice(UNSET, NORMS, "normalisation")
     norm_scope: str = setting(
-        "global",
+        UNSET,
         one_of("global", "local", "ghost"),
-        "statistics that batch normalisation uses: of the global batch, each device (local) or each group (ghost)",
+        "statistics that batch normalisation uses: of the global batch, each device (local) or each group (ghost); "
+        "if not set, global",
     )
     norm_groups: int = setting(
-        1, at_least(1), "for norm_scope=ghost: number of groups of the global batch"
+        REQUIRED,
+        at_least(2),
+        "number of groups of the global batch",
+        needs=all_of(norm_scope="ghost"),
     )
     norm_momentum: float = setting(
-        0.1,
+        UNSET,
         within(0, 1),
         "weight of the newest batch in the running statistics of batch normalisation",
     )
-    norm_epsilon: float = setting(1e-5, above(0), "constant added to the variance in normalisation")
+    norm_epsilon: float = setting(
+        UNSET, above(0), "constant added to the variance in normalisation"
+    )
     zero_init_last: bool = setting(
-        False,
+        UNSET,
         ANY,
         "initialise residual branches to zero, so that every block starts as the identity",
     )
     dropout: float = setting(
-        -1.0, ANY, "dropout rate; -1 for the network's default (0.5 for AlexNet and VGG, else 0)"
+        UNSET, DROP_RATE, "dropout rate; if not set, 0.5 for AlexNet and VGG, and 0 for others"
     )
     drop_path: float = setting(
-        0.0,
-        ANY,
+        UNSET,
+        DROP_RATE,
         "stochastic depth rate of the last block; the rates rise linearly from 0 in the first block",
     )
-    global_pool: str = setting(
-        "avg",
-        one_of("avg", "max", "avgmax"),
-        "pooling of the last feature map; avgmax is the mean of avg and max",
-    )
+    global_pool: str = choice(UNSET, GLOBAL_POOLS, "pooling of the last feature map")
     remat: str = setting(
-        "none",
-        ANY,
-        "unit whose activations the backward pass recomputes to save memory: none, block or stage",
+        UNSET,
+        one_of("none", "block", "stage"),
+        "unit whose activations the backward pass recomputes to save memory",
     )
     scan_blocks: bool = setting(
-        False,
+        UNSET,
         ANY,
         "run the identical blocks of a stage as one loop; compiles faster, but runs slower on CPU",
     )
 
+    @property
+    def channels(self) -> int:
+        """The channels of the images. If `name` is empty, the weights can have another number."""
+        return CHANNELS if self.in_channels is UNSET else self.in_channels
+
     def options(self) -> dict[str, Any]:
-        """Return the options of `create_model` that differ from the named network."""
-        apart = ("name", "pretrained", "num_classes", "norm_scope", "dtype")
-        values, unset = dataclasses.asdict(self), dataclasses.asdict(Model())
-        return {k: v for k, v in values.items() if k not in apart and v != unset[k]}
+        """Return the options of `create_model` that are set."""
+        values = dataclasses.asdict(self)
+        return {
+            key: value
+            for key, value in values.items()
+            if key not in ("name", "pretrained", "num_classes", "dtype") and value is not UNSET
+        }

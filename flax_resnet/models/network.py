@@ -27,6 +27,14 @@ class Network(Protocol):
     head: str
     initializes_from_data: bool
 
+    @property
+    def measures_batches(self) -> bool:
+        """Whether training normalises by the statistics of the batch, and keeps their running mean."""
+
+    @property
+    def image_size(self) -> int:
+        """The height and width of the images that the network is made for, in pixels."""
+
     def init(self, *args: Any, **kwargs: Any) -> Any:
         """Return fresh variables, like `linen.Module.init`."""
 

@@ -1,6 +1,5 @@
 """The ResNet: a stem, stages of residual blocks, and a linear head."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,62 +8,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_resnet.models.blocks import BLOCKS, EXPANSION, BlockSpec, Parts
+from flax_resnet.models.block_spec import BlockSpec, Parts
+from flax_resnet.models.blocks import BLOCKS, BlockRow
 from flax_resnet.models.call_checks import check_call
 from flax_resnet.models.layers.activations import ACTIVATIONS
-from flax_resnet.models.layers.attention import ATTENTION
+from flax_resnet.models.layers.attention import attention_layer
 from flax_resnet.models.layers.convolution import Conv, Linear, at_least_float32
 from flax_resnet.models.layers.dropout import Dropout, scaled
-from flax_resnet.models.layers.normalization import (
-    BatchNorm,
-    EvoNormS0,
-    FilterResponseNorm,
-    GroupNorm,
-)
+from flax_resnet.models.layers.normalization import NORMS, norm_layer
 from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
 from flax_resnet.models.network import Stages
-from flax_resnet.models.stems import STEMS, apply_stem, pool_stem
-
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "batch": BatchNorm,
-    "frozen": partial(BatchNorm, frozen=True),
-    "group": GroupNorm,
-    "evonorm_s0": EvoNormS0,
-    "frn": FilterResponseNorm,
-}
+from flax_resnet.models.stems import STEM_POOLS, STEMS, StemPoolRow, apply_stem
 
 
 class ResNet(nn.Module):
     """Residual network for images [N, H, W, C], with modules named as in torchvision.
 
+    Some fields name a row of a registry, as `stem` of `STEMS`. The rows say what they do.
+
     Attributes:
-      block: a key of `BLOCKS` for all stages, or a tuple with one key per stage.
+      block: the name of a row of `BLOCKS` for all stages, or a tuple with one name per stage.
       depths: blocks per stage; each stage after the first halves the map.
       widths: channels of each stage's 3x3 convolutions; bottlenecks have four times as many output channels.
       num_classes: size of the logits; 0 for a network without a head, which returns the pooled map.
       in_channels: channels of the images.
-      stem: a key of `STEMS`; "cifar" keeps the size, the others halve it.
+      stem: a row of `STEMS`.
       stem_width: output channels of the stem; 0 for those of the first stage.
-      stem_pool: the operation that halves the map after the stem: "max" (3x3), "max_zero" (3x3, padded with zeros
-        that can be the maximum, as in BiT), "conv" (3x3, normalised), or "none"; empty for the stem's default.
+      stem_pool: a row of `STEM_POOLS`; empty for the stem's default.
       cardinality: groups of a bottleneck's 3x3 (ResNeXt).
       base_width: sets the channels of a bottleneck's 3x3: widths x base_width / 64 x cardinality.
       reduce_first: divisor of the channels of a block's first convolution (SENet).
       block_widths: channels of each convolution, per stage and block (pruned networks); empty to derive them from
         `widths`.
       stride_first: whether the stride of a bottleneck is in its first 1x1 ("v1"), not in its 3x3 ("v1.5").
-      shortcut: a key of `blocks.SHORTCUTS`, for blocks that change the map: "projection" (option B),
-        "average" (ResNet-D), "pad" (option A), or "none" for a plain network without shortcuts.
+      shortcut: a row of `SHORTCUTS`, for blocks that change the map.
       shortcut_size: kernel size of a strided projection.
       output_stride: stride of the last stage, 8, 16 or 32: later stages are dilated instead of strided.
-      attention: "none", or a key of `ATTENTION`, at the end of each block.
+      attention: a row of `ATTENTION`, at the end of each block.
       attention_ratio: hidden width of squeeze-and-excitation / channels.
-      anti_alias: "none", or a key of `ANTI_ALIAS`, which replaces strides.
-      norm: a key of `NORMS`.
+      anti_alias: a row of `ANTI_ALIAS`, which replaces strides.
+      norm: a row of `NORMS`.
       norm_momentum: momentum of `BatchNorm`, in torch's sense.
       norm_epsilon: epsilon of the normalisation.
       norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
-      act: a key of `ACTIVATIONS`.
+      act: a row of `ACTIVATIONS`.
       standardize: epsilon of weight standardisation of the convolutions; None for none.
       dropout: rate of dropout, before the head or within the blocks.
       dropout_at: "head" or "blocks".
@@ -72,7 +59,7 @@ class ResNet(nn.Module):
         (Huang et al. 2016, section 3).
       zero_init_last: whether residual branches are initialised to zero, so that blocks start as identities
         (Goyal et al. 2017, section 5.1).
-      global_pool: a key of `GLOBAL_POOLS`.
+      global_pool: a row of `GLOBAL_POOLS`.
       remat: unit whose activations the backward pass recomputes to save memory: "none", "block" or "stage".
       scan_blocks: whether the identical blocks of a stage run as one `nn.scan`, which compiles faster. Their
         variables are then stacked; `models.stacking` converts in both directions.
@@ -145,23 +132,13 @@ class ResNet(nn.Module):
         """
         check_call(self, images, features)
         outputs: dict[str, jax.Array] = {}
-        norm = partial(
-            NORMS[self.norm],
-            epsilon=self.norm_epsilon,
-            act=ACTIVATIONS[self.act],
-            dtype=self.dtype,
-        )
-        if self.norm == "batch":
-            norm = partial(norm, momentum=self.norm_momentum, groups=self.norm_groups)
-        conv = partial(Conv, dtype=self.dtype, standardize=self.standardize)
+        act = ACTIVATIONS[self.act].apply
         parts = Parts(
-            conv=conv,
-            norm=norm,
-            act=ACTIVATIONS[self.act],
-            attention=None
-            if self.attention == "none"
-            else partial(ATTENTION[self.attention], ratio=self.attention_ratio, dtype=self.dtype),
-            anti_alias=ANTI_ALIAS.get(self.anti_alias),
+            conv=partial(Conv, dtype=self.dtype, standardize=self.standardize),
+            norm=norm_layer(self, act),
+            act=act,
+            attention=attention_layer(self),
+            anti_alias=ANTI_ALIAS[self.anti_alias].filter,
             shortcut=self.shortcut,
             shortcut_size=self.shortcut_size,
             cardinality=self.cardinality,
@@ -170,14 +147,14 @@ class ResNet(nn.Module):
             zero_init_last=self.zero_init_last,
         )
         x = outputs["stem"] = apply_stem(self, parts, images.astype(self.dtype), train)
-        x = pool_stem(self, parts, x, train)
+        x = self.pool.apply(self, parts, x, train)
         for number, specs in enumerate(block_specs(self), 1):
             x = outputs[f"stage{number}"] = _stage(
                 self, number, specs, parts, x, train, drop_factor
             )
         if self.is_preact:
-            x = norm(name="norm")(x, train=train)
-        x = outputs["pre_logits"] = GLOBAL_POOLS[self.global_pool](x)
+            x = parts.norm(name="norm")(x, train=train)
+        x = outputs["pre_logits"] = GLOBAL_POOLS[self.global_pool].pool(x)
         if self.num_classes:
             if self.dropout_at == "head":
                 x = Dropout(self.dropout)(x, train, scaled(self.dropout, drop_factor))
@@ -188,12 +165,23 @@ class ResNet(nn.Module):
     @property
     def is_preact(self) -> bool:
         """Whether normalisation and activation come before the convolutions of a block."""
-        return self.blocks[0].startswith("preact")
+        return self.blocks[0].is_preact
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """The kind of block in each stage."""
-        return (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+    def blocks(self) -> tuple[BlockRow, ...]:
+        """The block of each stage."""
+        names = (self.block,) * len(self.depths) if isinstance(self.block, str) else self.block
+        return tuple(BLOCKS[name] for name in names)
+
+    @property
+    def measures_batches(self) -> bool:
+        """Whether training normalises by the statistics of the batch."""
+        return NORMS[self.norm].measures_batches
+
+    @property
+    def image_size(self) -> int:
+        """The height and width of the images that the network is made for, in pixels."""
+        return STEMS[self.stem].image_size
 
     @property
     def stem_channels(self) -> int:
@@ -201,9 +189,14 @@ class ResNet(nn.Module):
         return self.stem_width or self.widths[0]
 
     @property
-    def pool(self) -> str:
-        """The operation that halves the map after the stem, one of `STEM_POOLS`."""
-        return self.stem_pool or STEMS[self.stem].pool
+    def pool(self) -> StemPoolRow:
+        """The operation after the stem's convolutions."""
+        return STEM_POOLS[self.stem_pool or STEMS[self.stem].pool]
+
+    @property
+    def stem_stride(self) -> int:
+        """The stride of the stem's convolutions and of the operation after them."""
+        return STEMS[self.stem].stride * self.pool.stride
 
     def stages(self) -> Stages:
         """Return the module names of every block by stage; `scan_blocks` joins all blocks but the first."""
@@ -217,14 +210,13 @@ class ResNet(nn.Module):
 
     def feature_info(self) -> dict[str, tuple[int, int]]:
         """Return the stride (0 for a vector) and the channels of every named feature, in order."""
-        stride = STEMS[self.stem].layers[0][1]
-        info = {"stem": (stride, self.stem_channels)}
-        stride *= 1 if self.pool == "none" else 2
+        info = {"stem": (STEMS[self.stem].stride, self.stem_channels)}
+        stride = self.stem_stride
         for number, specs in enumerate(block_specs(self), 1):
             stride *= specs[0].stride
             info[f"stage{number}"] = (stride, specs[-1].channels[-1])
-        pooled = self.global_pool != "none"
-        info["pre_logits"] = (0 if pooled else stride, specs[-1].channels[-1])
+        keeps_map = GLOBAL_POOLS[self.global_pool].keeps_map
+        info["pre_logits"] = (stride if keeps_map else 0, specs[-1].channels[-1])
         if self.num_classes:
             info["logits"] = (0, self.num_classes)
         return info
@@ -233,30 +225,26 @@ class ResNet(nn.Module):
 def block_specs(net: ResNet) -> list[list[BlockSpec]]:
     """Return the `BlockSpec` of every block by stage, derived from the fields of a network."""
     stages = []
-    stride_so_far = STEMS[net.stem].layers[0][1] * (1 if net.pool == "none" else 2)
+    stride_so_far = net.stem_stride
     dilation = previous = 1
     channels, total, count = net.stem_channels, sum(net.depths), 0
-    for number, (kind, width, depth) in enumerate(
+    for number, (block, width, depth) in enumerate(
         zip(net.blocks, net.widths, net.depths, strict=True)
     ):
         stride = 1 if number == 0 else 2
         if stride_so_far * stride > net.output_stride:
             dilation, stride = dilation * stride, 1
         stride_so_far *= stride
-        nominal = width * EXPANSION[kind]
-        middle = (
-            int(width * net.base_width / 64) * net.cardinality if EXPANSION[kind] > 1 else width
-        )
-        usual: tuple[int, ...] = (middle // net.reduce_first, middle, nominal)
-        if EXPANSION[kind] == 1:
-            usual = (width // net.reduce_first, nominal)
+        usual = block.channels(net, width)
         specs = []
         for index in range(depth):
             shape = net.block_widths[number][index] if net.block_widths else usual
             step = stride if index == 0 else 1
             changes = step != 1 or channels != shape[-1] or previous != dilation
             rate = net.drop_path * count / max(1, total - 1)
-            specs.append(BlockSpec(kind, shape, nominal, step, dilation, previous, changes, rate))
+            specs.append(
+                BlockSpec(block.name, shape, usual[-1], step, dilation, previous, changes, rate)
+            )
             channels, previous, count = shape[-1], dilation, count + 1
         stages.append(specs)
     return stages
@@ -272,7 +260,7 @@ def _stage(
     factor: float | jax.Array,
 ) -> jax.Array:
     """Run the blocks of one stage, named layerN_0, layerN_1, ...; with scan_blocks, layerN_0 and layerN_rest."""
-    make = BLOCKS[specs[0].kind]
+    make = BLOCKS[specs[0].kind].module
     if net.remat == "block":
         make = nn.remat(make, static_argnums=(2,))  # `train`; self is argument 0
     dropout = scaled(parts.dropout, factor)

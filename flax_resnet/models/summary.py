@@ -76,7 +76,7 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
 
     Args:
       name: a name from `list_models()`.
-      image_size: height and width of the images; 0 for 32 with a cifar stem, else 224.
+      image_size: height and width of the images; 0 for the size that the network is made for.
       batch_size: images in the batch, for the sizes.
       **options: options of `create_model`, except scan_blocks.
 
@@ -96,7 +96,7 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
                 key=key, value=value, allowed=f"a whole number from {least} to {LARGEST:,}"
             )
     model = create_model(name, **options)
-    size = image_size or (32 if getattr(model, "stem", "") == "cifar" else 224)
+    size = image_size or model.image_size
     layers: list[Layer] = []
 
     def record(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:

@@ -20,8 +20,9 @@ class Row:
     Attributes:
       name: the value of the setting.
       help: short description, for help texts.
-      uses: {setting of the same section: its default with this choice, or REQUIRED}. A setting that other
-        rows of the registry use, but the chosen row does not, must be left unset.
+      uses: {setting of the same section: its default with this choice, REQUIRED, or UNSET if what is not in the
+        section determines the default}. A setting that other rows of the registry use, but the chosen row does
+        not, must be left unset.
       clashes: values of the section that are refused with this choice.
     """
 

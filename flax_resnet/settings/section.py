@@ -67,7 +67,8 @@ def setting(
     """Return a dataclass field for one setting.
 
     Args:
-      default: the default value; UNSET if it depends on the chosen row of a registry.
+      default: the default value; UNSET if it depends on the chosen row of a registry, or on what is not in the
+        section. With `needs`, REQUIRED if it must be set where it is used.
       rule: the rule that a value must satisfy.
       help: the meaning of the setting, for help texts.
       needs: with what the setting is used; None if it is always used, or if rows use it.
@@ -85,7 +86,8 @@ def choice(default: Any, registry: Registry, help: str, *, changes_result: bool 
     """Return a dataclass field for a setting that names a row of a registry.
 
     Args:
-      default: name of the default row; UNSET if what is not in the section determines the row.
+      default: name of the default row; UNSET if what is not in the section determines the row. Then the section
+        checks the name alone, and what determines the row checks what the row uses.
       registry: the rows.
       help: the meaning of the setting, for help texts.
       changes_result: whether the setting changes the trained network.
@@ -104,17 +106,18 @@ class Section:
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
         for field in fields:
-            if (registry := field.metadata.get("registry")) and self._is_known(field):
-                self._fill_row(field.name, registry)
+            if registry := field.metadata.get("registry"):
+                if field.default is not UNSET:
+                    self._fill_row(field.name, registry)
+                elif getattr(self, field.name) is not UNSET:
+                    self._row(field.name, registry)
         for field in fields:
             if needs := field.metadata.get("needs"):
                 self._fill(field.name, field.metadata["default"], needs)
         for field in fields:
-            if (registry := field.metadata.get("registry")) and self._is_known(field):
-                refuse(registry[getattr(self, field.name)].clashes, self, self._prefix)
-
-    def _is_known(self, field: dataclasses.Field) -> bool:
-        return field.default is not UNSET or getattr(self, field.name) is not UNSET
+            registry, chosen = field.metadata.get("registry"), getattr(self, field.name)
+            if registry and chosen is not UNSET:
+                refuse(registry[chosen].clashes, self, self._prefix)
 
     @property
     def _prefix(self) -> str:
@@ -123,9 +126,14 @@ class Section:
     def _fill(self, name: str, default: Any, needs: Needs) -> None:
         value, used = getattr(self, name), needs.hold(self)
         if used and value is UNSET:
+            if default is REQUIRED:
+                raise self._not_set(name, needs.words(self._prefix))
             object.__setattr__(self, name, default)
         elif not used and value is not UNSET:
-            found = " and ".join(f"{self._prefix}{x}={getattr(self, x)!r}" for x in needs.values)
+            values = {f"{self._prefix}{x}": getattr(self, x) for x in needs.values}
+            found = " and ".join(
+                f"{key} unset" if one is UNSET else f"{key}={one!r}" for key, one in values.items()
+            )
             raise ConfigError(
                 f"is not used with {found}",
                 key=self._prefix + name,
@@ -134,19 +142,24 @@ class Section:
             )
 
     def _fill_row(self, setting: str, registry: Registry) -> None:
-        chosen, key = getattr(self, setting), self._prefix + setting
-        if chosen not in registry:
-            raise ConfigError(key=key, value=chosen, allowed=tuple(registry))
-        uses = registry[chosen].uses
+        row, key = self._row(setting, registry), self._prefix + setting
         for name in registry.settings:
             value = getattr(self, name)
-            if value is not UNSET and name not in uses:
-                raise not_used(self._prefix + name, value, key, registry[chosen])
-            if value is UNSET and name in uses:
-                if uses[name] is REQUIRED:
-                    cure = f"{key}={chosen!r} needs it"
-                    raise ConfigError("is not set", key=self._prefix + name, cure=cure)
-                object.__setattr__(self, name, uses[name])
+            if value is not UNSET and name not in row.uses:
+                raise not_used(self._prefix + name, value, key, row)
+            if value is UNSET and name in row.uses:
+                if row.uses[name] is REQUIRED:
+                    raise self._not_set(name, f"{key}={row.name!r}")
+                object.__setattr__(self, name, row.uses[name])
+
+    def _row(self, setting: str, registry: Registry) -> Row:
+        chosen = getattr(self, setting)
+        if chosen not in registry:
+            raise ConfigError(key=self._prefix + setting, value=chosen, allowed=tuple(registry))
+        return registry[chosen]
+
+    def _not_set(self, name: str, user: str) -> ConfigError:
+        return ConfigError("is not set", key=self._prefix + name, cure=f"{user} needs it")
 
     def but(self, **values: Any) -> Self:
         """Return a copy with other values. What belonged to a former choice, or is not used any more, is unset."""

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
+from flax_resnet.settings import UNSET
 from flax_resnet.training import memory
 
 log = logging.getLogger("flax_resnet")
@@ -38,13 +39,17 @@ def microbatches_of(config: Config, mesh: Mesh) -> int | None:
             key="train.microbatch_size",
             value=text,
             allowed=f"a divisor of train.batch_size={train.batch_size}, and a multiple of the {mesh.size} devices "
-            f"and of model.norm_groups={config.model.norm_groups}",
+            f"and of model.norm_groups={_groups(config)}",
         )
     return train.batch_size // size
 
 
 def _divides(config: Config, mesh: Mesh, size: int) -> bool:
-    return size % mesh.size == 0 and size % config.model.norm_groups == 0
+    return size % mesh.size == 0 and size % _groups(config) == 0
+
+
+def _groups(config: Config) -> int:
+    return 1 if config.model.norm_groups is UNSET else config.model.norm_groups
 
 
 def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
@@ -69,7 +74,7 @@ def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any])
         if size % (2 * count) or not _divides(config, mesh, size // (2 * count)):
             raise ConfigError(
                 f"even a microbatch of {size // count} images, the smallest for {mesh.size} devices and "
-                f"model.norm_groups={config.model.norm_groups}, takes {usage}",
+                f"model.norm_groups={_groups(config)}, takes {usage}",
                 key="train.microbatch_size",
                 value="auto",
                 cure="use a smaller data.image_size or model, or model.remat='block'",

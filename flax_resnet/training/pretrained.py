@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from flax_resnet.config import Config, freeze
 from flax_resnet.errors import ConfigError, WeightsError
-from flax_resnet.models.model_section import Model
+from flax_resnet.models.model_section import CHANNELS, Model
 from flax_resnet.models.network import Network
 from flax_resnet.models.stacking import unstack_blocks
+from flax_resnet.settings import UNSET
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.load import is_run, load_run
 from flax_resnet.training.state import TrainState
@@ -40,6 +41,7 @@ SEPARATE = (
     "in_channels",
     "scan_blocks",
     "remat",
+    "norm_scope",
     "norm_groups",
     "norm_momentum",
 )
@@ -147,7 +149,11 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
     else:
         known = {field.name for field in dataclasses.fields(Model)}
         options = {key: value for key, value in source.options if key in known}
-        options |= {"name": source.model, "in_channels": len(source.mean)}
+        channels = len(source.mean)
+        options |= {
+            "name": source.model,
+            "in_channels": UNSET if channels == CHANNELS else channels,
+        }
         size, mean, std = source.image_size, source.mean, source.std
     if not model.name:
         unset = dataclasses.asdict(Model(name=""))

@@ -16,6 +16,7 @@ from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.optim import ema
 from flax_resnet.optim.metrics import EMA
+from flax_resnet.settings import UNSET
 from flax_resnet.training import sharding
 from flax_resnet.training.step import loss_scale
 
@@ -58,13 +59,11 @@ def build_model(config: Config, num_classes: int) -> Network:
     """Return the configured network. Raises ConfigError for invalid options."""
     section = config.model
     options = section.options() | {"dtype": compute_dtype(section)}
-    groups = options.pop("norm_groups", 1)
     model = create_model(section.name, num_classes=num_classes, **options)
-    norm = getattr(model, "norm", "none")
-    normalises, network = norm == "batch", f"{section.name} with norm={norm!r}"
-    if config.ema.bn_batches and not normalises:
+    if config.ema.bn_batches and not model.measures_batches:
+        norm = "" if section.norm is UNSET else f" with model.norm={section.norm!r}"
         raise ConfigError(
-            f"{network} has no batch statistics to measure",
+            f"{section.name}{norm} has no batch statistics to measure",
             key="ema.bn_batches",
             value=config.ema.bn_batches,
             allowed="0",
@@ -79,16 +78,7 @@ def build_model(config: Config, num_classes: int) -> Network:
             allowed="'constant'",
             cure="or set one of them above 0",
         )
-    if section.norm_scope == "global":
-        return model
-    if not normalises:
-        raise ConfigError(
-            f"{network} has no batch normalisation",
-            key="model.norm_scope",
-            value=section.norm_scope,
-            allowed="'global'",
-        )
-    return model.clone(norm_groups=jax.device_count() if section.norm_scope == "local" else groups)
+    return model
 
 
 def initial_state(

@@ -18,9 +18,12 @@ def test_defaults_are_valid_and_survive_json():
     assert freeze(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_only_settings_that_belong_to_others_have_no_default():
+def test_only_options_of_the_network_and_settings_that_belong_to_others_have_no_default():
     fields = settings()
-    assert {key for key, field in fields.items() if field.default is UNSET} == {*owners()}
+    own = {f"model.{name}" for name in ("name", "pretrained", "num_classes", "dtype")}
+    options = {key for key in fields if key.startswith("model.")} - own
+    unset = {key for key, field in fields.items() if field.default is UNSET}
+    assert unset == options | {*owners()}
 
 
 def test_the_config_dict_rejects_unknown_keys():

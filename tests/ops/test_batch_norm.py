@@ -17,7 +17,7 @@ from flax_resnet.ops import batch_norm, dispatch
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_batch_normalisation_equals_the_plain_one(platform, act, groups, dtype, limit, monkeypatch):
     with jax.enable_x64(True):
-        layer = BatchNorm(groups=groups, act=ACTIVATIONS.get(act), dtype=dtype)
+        layer = BatchNorm(groups=groups, act=act and ACTIVATIONS[act].apply, dtype=dtype)
         x = 3 + 2 * normal((4, 5, 6, 8), dtype)
         scale, bias, mean = (normal((8,), dtype, seed) for seed in (1, 2, 3))
         statistics = {"mean": mean, "var": jnp.ones(8, dtype)}
@@ -57,7 +57,7 @@ def test_the_gradient_of_the_statistics_themselves(platform, monkeypatch):
     with jax.enable_x64(True):
         x = 3 + 2 * normal((4, 5, 6, 8), "float64")
         given = [x, *(normal((8,), "float64", seed) for seed in (1, 2, 3))]
-        static = 1e-5, ACTIVATIONS["silu"], "float64"
+        static = 1e-5, ACTIVATIONS["silu"].apply, "float64"
 
         def slopes(function):
             y, pull = jax.vjp(lambda *arrays: function(*arrays, *static), *given)
@@ -68,7 +68,7 @@ def test_the_gradient_of_the_statistics_themselves(platform, monkeypatch):
 
 
 def test_second_derivatives_of_batch_normalisation_on_cpu(monkeypatch):
-    layer = BatchNorm(act=ACTIVATIONS["silu"])
+    layer = BatchNorm(act=ACTIVATIONS["silu"].apply)
     x = 3 + 2 * normal((4, 5, 6, 8), jnp.float32)
     variables = jax.jit(lambda x: layer.init(jax.random.key(0), x, train=True))(x)
 

@@ -12,12 +12,12 @@ from flax_resnet.cli import app, config_flag
 from flax_resnet.config import default_config, freeze, override, settings
 from flax_resnet.config.config import sections
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
-from flax_resnet.settings import UNSET, switch_terms, terms
+from flax_resnet.settings import REQUIRED, UNSET, switch_terms, terms
 
+DECLARED = {key: field for key, field in settings().items() if "registry" in field.metadata}
+# The choices whose row the section knows. The named network determines the others.
 REGISTRIES = {
-    key: field.metadata["registry"]
-    for key, field in settings().items()
-    if "registry" in field.metadata
+    key: field.metadata["registry"] for key, field in DECLARED.items() if field.default is not UNSET
 }
 CHOICES = [(key, row) for key, registry in REGISTRIES.items() for row in registry.values()]
 
@@ -55,10 +55,31 @@ def test_what_a_row_does_not_use_is_refused_when_set(key, row):
         assert row.name in caught.value.problem
 
 
-def test_a_setting_without_a_default_must_be_set():
-    with refused("schedule.drop_until") as caught:
-        freeze({"schedule": {"drop_rates": "early"}})
-    assert "schedule.drop_rates='early'" in caught.value.cure
+@pytest.mark.parametrize("key", sorted(DECLARED.keys() - REGISTRIES.keys()))
+def test_a_section_checks_only_the_name_of_a_row_that_it_does_not_determine(key):
+    section, name = key.split(".")
+    registry = DECLARED[key].metadata["registry"]
+    assert getattr(getattr(freeze({}), section), name) is UNSET
+    for row in registry:
+        made = getattr(freeze({section: {name: row}}), section)
+        assert getattr(made, name) == row
+        assert all(getattr(made, owned) is UNSET for owned in registry.settings)
+    with refused(key, "nothing") as caught:
+        freeze({section: {name: "nothing"}})
+    assert caught.value.allowed == tuple(registry)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "choice", "value"),
+    [
+        ("schedule", "drop_until", "drop_rates", "early"),  # a row uses it
+        ("model", "norm_groups", "norm_scope", "ghost"),  # it needs another setting
+    ],
+)
+def test_a_setting_without_a_default_must_be_set(section, key, choice, value):
+    with refused(f"{section}.{key}") as caught:
+        freeze({section: {choice: value}})
+    assert f"{section}.{choice}={value!r}" in caught.value.cure
 
 
 def test_an_unknown_choice_is_met_by_the_nearest_one():
@@ -129,12 +150,18 @@ def test_a_setting_that_needs_others_is_unset_or_refused_without_them(key):
     field, make = NEEDING[key], sections()[section]
     kinds, needs = get_type_hints(make), field.metadata["needs"]
     on = {n: ON_VALUES[kinds[n]] if v is ... else v for n, v in needs.values.items()}
-    assert getattr(make(**on), name) == field.metadata["default"]
+    default = field.metadata["default"]
+    if default is REQUIRED:
+        with refused(key):
+            make(**on)
+        default = ON_VALUES[kinds[name]]
+        on |= {name: default}
+    assert getattr(make(**on), name) == default
     off = {n: getattr(make(), n) if v is ... else "resize" for n, v in needs.values.items()}
     off |= {"feed": "streaming"} if section == "train" else {}
     assert getattr(make(**off), name) is UNSET
-    with refused(key, field.metadata["default"]) as caught:
-        make(**off, **{name: field.metadata["default"]})
+    with refused(key, default) as caught:
+        make(**off, **{name: default})
     for owner in needs.values:
         assert f"{section}.{owner}" in caught.value.problem
         assert f"{section}.{owner}" in caught.value.cure

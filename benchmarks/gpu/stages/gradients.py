@@ -51,7 +51,9 @@ FOUR, THREE = {"depths": (1, 1, 1, 1)}, {"depths": (1, 1, 1)}
 # feature map has at least 64 values per channel. A float64 reference takes at most 6 s on two idle cores.
 CASES = {
     "resnet50": Case("resnet50", {}, 96, 8, draws=2),
-    "ghost batch normalisation": Case("resnet50", {**FOUR, "norm_groups": 2}, 64, 32, draws=2),
+    "ghost batch normalisation": Case(
+        "resnet50", {**FOUR, "norm_scope": "ghost", "norm_groups": 2}, 64, 32, draws=2
+    ),
     "blur": Case("resnetblur50", FOUR, 64),
     "pre-activation": Case("resnetv2_50", FOUR, 64),
     "squeeze-and-excitation": Case("seresnet50", FOUR, 64),

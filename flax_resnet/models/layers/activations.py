@@ -1,6 +1,8 @@
 """The activations by name, and a GELU that stores only one array for its gradient."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,8 +10,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.models.layers.convolution import at_least_float32
+from flax_resnet.settings import Registry, Row
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActivationRow(Row):
+    """One activation.
+
+    Attributes:
+      apply: the function, from an array to an array of the same shape and dtype.
+    """
+
+    apply: Callable[[Array], Array]
+
+
+ACTIVATIONS: Registry[ActivationRow] = Registry(__name__)
 
 
 def _widened(x: Array) -> Array:
@@ -45,10 +62,10 @@ def _gelu_tangent(tangent: Array, y: Array, x: Array) -> Array:
 gelu.defjvps(_gelu_tangent)
 
 
-ACTIVATIONS = {
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "gelu": gelu,
-    "leaky_relu": nn.leaky_relu,
-    "elu": nn.elu,
-}
+ROWS = (
+    ActivationRow(name="relu", help="max(x, 0)", apply=nn.relu),
+    ActivationRow(name="silu", help="x sigmoid(x), also called swish", apply=nn.silu),
+    ActivationRow(name="gelu", help="x P(X <= x) for a standard normal X", apply=gelu),
+    ActivationRow(name="leaky_relu", help="max(x, 0.01 x)", apply=nn.leaky_relu),
+    ActivationRow(name="elu", help="x above 0, exp(x) - 1 below", apply=nn.elu),
+)

@@ -1,6 +1,10 @@
 """Channel attention: multiply each channel of a block's output by a gate in (0, 1) computed from all channels."""
 
+import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +17,30 @@ from flax_resnet.models.layers.convolution import (
     at_least_float32,
     torch_uniform_init,
 )
+from flax_resnet.settings import UNSET, Registry, Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionRow(Row):
+    """One kind of channel attention.
+
+    Attributes:
+      layer: the module, called with (channels, dtype=, name=), and with the fields that `FIELDS` names for the
+        settings of `uses`; None for no attention.
+    """
+
+    layer: type[nn.Module] | None
+
+
+ATTENTION: Registry[AttentionRow] = Registry(__name__)
+FIELDS = {"attention_ratio": "ratio"}  # {field of a network: the field of its layers that it sets}
+
+
+def attention_layer(net: Any) -> Callable[..., nn.Module] | None:
+    """Return the attention module of a network, to be called with (channels, name=); None for no attention."""
+    row = ATTENTION[net.attention]
+    options = {FIELDS[name]: getattr(net, name) for name in row.uses}
+    return row.layer and partial(row.layer, dtype=net.dtype, **options)
 
 
 def divisible(value: float, divisor: int = 8) -> int:
@@ -50,14 +78,12 @@ class EfficientChannelAttention(nn.Module):
     Attributes:
       channels: number of channels before pruning. The kernel size is (log2(channels) + 1) / 2, rounded down to an
         integer, then up to an odd number of at least 3.
-      ratio: unused; it exists because all attention modules have the same attributes.
       dtype: compute dtype.
 
     Source: Wang et al. 2020, "ECA-Net", section 3.2.
     """
 
     channels: int
-    ratio: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -90,4 +116,13 @@ class ChannelConv(nn.Module):
         return sum(padded[:, tap : tap + channels] * kernel[tap] for tap in range(self.size))
 
 
-ATTENTION = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}
+ROWS = (
+    AttentionRow(name="none", help="no attention", layer=None),
+    AttentionRow(
+        name="se",
+        help="squeeze-and-excitation",
+        uses={"attention_ratio": UNSET},
+        layer=SqueezeExcitation,
+    ),
+    AttentionRow(name="eca", help="efficient channel attention", layer=EfficientChannelAttention),
+)

@@ -4,8 +4,11 @@ All layers take [N, H, W, C] and `train`. `act` is the activation of the result,
 float32 for every compute dtype.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +18,41 @@ from jax import lax
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.layers.convolution import Array, Dtype, at_least_float32
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
+from flax_resnet.settings import UNSET, Registry, Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormRow(Row):
+    """One normalisation.
+
+    Attributes:
+      layer: the module, called with (act=, dtype=, scale_init=, name=), and with the fields that `FIELDS` names for
+        the settings of `uses`.
+      measures_batches: whether training normalises by the statistics of the batch, and keeps their running mean.
+      has_activation: whether the layer has an activation of its own. `act` then only turns it on or off.
+    """
+
+    layer: Callable[..., nn.Module]
+    measures_batches: bool = False
+    has_activation: bool = False
+
+
+NORMS: Registry[NormRow] = Registry(__name__)
+# {field of a network: the field of its layers that it sets}. `norm_scope` is no field: it sets `norm_groups`.
+FIELDS = {"norm_momentum": "momentum", "norm_epsilon": "epsilon", "norm_groups": "groups"}
+
+
+def norm_layer(net: Any, act: Callable) -> Callable[..., nn.Module]:
+    """Return the normalisation module of a network, to be called with (name=).
+
+    Args:
+      net: a network with the fields `norm`, `dtype` and those that the row uses.
+      act: the activation that follows, unless the module is called with another one.
+    """
+    row = NORMS[net.norm]
+    options = {own: getattr(net, name) for name, own in FIELDS.items() if name in row.uses}
+    return partial(row.layer, act=act, dtype=net.dtype, **options)
+
 
 GROUPS = 32  # Wu and He 2018, section 4; fewer groups if 32 does not divide the channels
 
@@ -210,3 +248,40 @@ def _variance(grouped: Array) -> Array:
     """Return the biased variance [N, 1, 1, groups, 1] of [N, H, W, groups, C / groups]."""
     centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
     return jnp.square(centred).mean(axis=(1, 2, 4), keepdims=True)
+
+
+ROWS = (
+    NormRow(
+        name="batch",
+        help="batch normalisation",
+        uses=dict.fromkeys(("norm_momentum", "norm_epsilon", "norm_scope", "norm_groups"), UNSET),
+        layer=BatchNorm,
+        measures_batches=True,
+    ),
+    NormRow(
+        name="frozen",
+        help="batch normalisation with fixed statistics",
+        uses={"norm_epsilon": UNSET},
+        layer=partial(BatchNorm, frozen=True),
+    ),
+    NormRow(
+        name="group",
+        help="group normalisation, with 32 groups of channels",
+        uses={"norm_epsilon": UNSET},
+        layer=GroupNorm,
+    ),
+    NormRow(
+        name="evonorm_s0",
+        help="EvoNorm-S0, with its own activation",
+        uses={"norm_epsilon": UNSET},
+        layer=EvoNormS0,
+        has_activation=True,
+    ),
+    NormRow(
+        name="frn",
+        help="filter response normalisation, with its own activation",
+        uses={"norm_epsilon": UNSET},
+        layer=FilterResponseNorm,
+        has_activation=True,
+    ),
+)

@@ -1,10 +1,46 @@
 """Pooling over windows and over the whole map, and low-pass filters against aliasing."""
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from flax_resnet.models.layers.convolution import Array, convolution
+from flax_resnet.ops.max_pool import max_pool
+from flax_resnet.settings import Registry, Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AntiAliasRow(Row):
+    """One low-pass filter that replaces strides.
+
+    Attributes:
+      filter: (map, stride=) -> the filtered and subsampled map; None for no filter.
+      max_pool: the 3x3 max-pool after the stem, which halves the map, with the filter in place of its stride.
+    """
+
+    filter: Callable[..., Array] | None
+    max_pool: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalPoolRow(Row):
+    """One pooling of the last feature map.
+
+    Attributes:
+      pool: from [N, H, W, C] to [N, C], at least float32.
+      keeps_map: whether `pool` returns the map instead.
+    """
+
+    pool: Callable[[Array], Array]
+    keeps_map: bool = False
+
+
+ANTI_ALIAS: Registry[AntiAliasRow] = Registry(__name__, "ANTI_ALIAS_ROWS")
+GLOBAL_POOLS: Registry[GlobalPoolRow] = Registry(__name__, "GLOBAL_POOL_ROWS")
 
 
 def average_pool(x: Array, *, size: int, stride: int, partial: bool = False) -> Array:
@@ -59,9 +95,6 @@ def box_pool(x: Array, *, stride: int) -> Array:
     return average_pool(x, size=stride, stride=stride, partial=True)
 
 
-ANTI_ALIAS = {"blur": blur_pool, "average": box_pool}
-
-
 def _mean(x: Array) -> Array:
     # Sum in at least float32: a sum of 49 bfloat16 values would lose a digit.
     return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
@@ -69,15 +102,6 @@ def _mean(x: Array) -> Array:
 
 def _max(x: Array) -> Array:
     return x.max(axis=(1, 2)).astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-# [N, H, W, C] to [N, C], at least float32; "none" returns the map.
-GLOBAL_POOLS = {
-    "avg": _mean,
-    "max": _max,
-    "avgmax": lambda x: 0.5 * (_mean(x) + _max(x)),
-    "none": lambda x: x,
-}
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
@@ -96,3 +120,40 @@ def adaptive_average_pool(x: Array, size: int) -> Array:
     if x.shape[1:3] == (size, size):
         return x
     return jnp.einsum("nhwc,ih,jw->nijc", x, weights(x.shape[1]), weights(x.shape[2]))
+
+
+ANTI_ALIAS_ROWS = (
+    AntiAliasRow(
+        name="none",
+        help="no filter",
+        filter=None,
+        max_pool=partial(max_pool, size=3, stride=2, padding=1),
+    ),
+    AntiAliasRow(
+        name="blur",
+        help="binomial 3x3 filter (1, 2, 1)",
+        filter=blur_pool,
+        max_pool=lambda x: blur_pool(max_pool(x, size=3, stride=1, padding=1), stride=2),
+    ),
+    AntiAliasRow(
+        name="average",
+        help="mean of each window; it also replaces the max pool after the stem",
+        filter=box_pool,
+        max_pool=partial(average_pool, size=2, stride=2),
+    ),
+)
+GLOBAL_POOL_ROWS = (
+    GlobalPoolRow(name="avg", help="mean of each channel", pool=_mean),
+    GlobalPoolRow(name="max", help="maximum of each channel", pool=_max),
+    GlobalPoolRow(
+        name="avgmax",
+        help="mean of avg and max",
+        pool=lambda x: 0.5 * (_mean(x) + _max(x)),
+    ),
+    GlobalPoolRow(
+        name="none",
+        help="no pooling, for a network without a head",
+        pool=lambda x: x,
+        keeps_map=True,
+    ),
+)

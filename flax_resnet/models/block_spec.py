@@ -1,0 +1,74 @@
+"""The data that blocks are built from: the shape of one block, and the parts that all blocks of a network share."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+
+class BlockSpec(NamedTuple):
+    """The shape of one block.
+
+    Attributes:
+      kind: name of the block's row.
+      channels: output channels of each convolution; the last number is the block's output channels.
+      nominal: output channels that set the size of attention; a pruned network keeps the unpruned number.
+      stride: stride from input to output.
+      dilation: dilation of the 3x3 convolutions.
+      first_dilation: dilation of the first 3x3. In the first block of a dilated stage, it is the dilation of the
+        previous stage.
+      project: whether the shortcut changes the map. It cannot be derived from shapes: on a 1x1 map, a strided block
+        of constant width changes no shape, but needs its projection.
+      drop_path: probability that an example skips the residual branch in training.
+    """
+
+    kind: str
+    channels: tuple[int, ...]
+    nominal: int
+    stride: int = 1
+    dilation: int = 1
+    first_dilation: int = 1
+    project: bool = False
+    drop_path: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Modules and options that all blocks of a network share.
+
+    Attributes:
+      conv: convolution module, called with (features, size, ..., name=).
+      norm: normalisation module that includes the activation unless act=None; called with `train`.
+      act: the activation.
+      attention: channel attention module, called with (channels, name=); None for none.
+      anti_alias: low-pass filter, called with (x, stride=) after a 3x3 to apply its stride; None for none.
+      shortcut: name of the shortcut's row.
+      shortcut_size: kernel size of a strided projection.
+      cardinality: groups of the 3x3 of a bottleneck.
+      stride_first: whether the stride is in the first 1x1 of a bottleneck ("v1"), not in its 3x3 ("v1.5").
+      dropout: rate of dropout before the last convolution.
+      zero_init_last: whether the residual branch is initialised to zero.
+    """
+
+    conv: Any
+    norm: Any
+    act: Any
+    attention: Any = None
+    anti_alias: Any = None
+    shortcut: str = "projection"
+    shortcut_size: int = 1
+    cardinality: int = 1
+    stride_first: bool = False
+    dropout: float = 0.0
+    zero_init_last: bool = False
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Options of the last normalisation: no activation, and the initialiser of its scale."""
+        scale = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
+        return {"act": None, "scale_init": scale}
+
+    @property
+    def last_conv(self) -> dict[str, Any]:
+        """Options of the last convolution of a pre-activation block: the initialiser of its kernel."""
+        return {"kernel_init": nn.initializers.zeros} if self.zero_init_last else {}
