@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
-from flax_resnet.data.records import Source, check_labels
+from flax_resnet.data.records import Source, read_labelled
 from flax_resnet.data.sampling import EpochSampler
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow only loads data; JAX uses the GPU
@@ -139,8 +139,7 @@ def _batches(
     def read(step: np.int64) -> list[np.ndarray]:
         indices, mask, seeds = plan(int(step))
         try:
-            records = source.read(indices)
-            check_labels(source, indices, records.labels)
+            records = read_labelled(source, indices)
         except Exception as error:  # TensorFlow would pass on only the error's text
             failed.append(error)
             raise

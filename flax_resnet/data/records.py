@@ -74,6 +74,13 @@ def check_labels(source: Source, indices: np.ndarray, labels: np.ndarray) -> Non
         )
 
 
+def read_labelled(source: Source, indices: np.ndarray) -> Records:
+    """Read the examples at these indices. Raise DataError as `check_labels` does."""
+    records = source.read(indices)
+    check_labels(source, indices, records.labels)
+    return records
+
+
 def as_bmp(image: Image.Image) -> bytes:
     """Encode an image of mode RGB as BMP, which is a header followed by the pixels."""
     buffer = io.BytesIO()

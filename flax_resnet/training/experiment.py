@@ -11,7 +11,7 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.open import open_source
-from flax_resnet.data.records import Source, Unlabelled, check_labels
+from flax_resnet.data.records import Source, Unlabelled, check_labels, read_labelled
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
@@ -161,7 +161,7 @@ def check_first_labels(source: Source) -> None:
       DataError: as for `check_labels`.
     """
     some = np.linspace(0, len(source) - 1, min(len(source), 64)).astype(np.int64)
-    check_labels(source, some, source.read(some).labels)
+    read_labelled(source, some)
 
 
 def _has_labels(source: Source) -> bool:
