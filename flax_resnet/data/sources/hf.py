@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
-from flax_resnet.data.sources.files import orientation
 from flax_resnet.errors import ConfigError, DataError, one_line
 from flax_resnet.settings import REQUIRED
 
