@@ -90,7 +90,7 @@ def _clear(draw: np.random.Generator, encoded: bytes, other: bytes) -> bytes:
 
 
 def _append(draw: np.random.Generator, encoded: bytes, other: bytes) -> bytes:
-    return encoded + draw.bytes(draw.integers(1, 200))
+    return encoded + draw.bytes(int(draw.integers(1, 200)))
 
 
 def _keep(draw: np.random.Generator, encoded: bytes, other: bytes) -> bytes:

@@ -33,12 +33,12 @@ class Unreadable(NamedTuple):
     """An image that `Classifier.predict` skipped.
 
     Attributes:
-      index: position among the images.
+      position: position among the images.
       name: the file, or "image 3" for an image without a file.
       problem: why it cannot be read, in one line.
     """
 
-    index: int
+    position: int
     name: str
     problem: str
 
@@ -102,7 +102,7 @@ class Classifier:
         logits = computed["logits"].astype(np.float32)
         probabilities = np.array(jax.nn.softmax(logits, axis=-1))
         labels = probabilities.argmax(axis=1).astype(np.int32)
-        skipped = [image.index for image in unreadable or ()]
+        skipped = [image.position for image in unreadable or ()]
         labels[skipped], probabilities[skipped] = -1, np.nan
         return Prediction(labels, probabilities, tuple(unreadable or ()))
 
