@@ -11,7 +11,6 @@ autocast). A run leaves metrics.jsonl, config.json and summary.txt, but no check
 the beginning. Needs `pip install '.[parity]'`.
 """
 
-import io
 import json
 import logging
 import math
@@ -23,17 +22,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
-from PIL import Image, ImageOps
 
 from benchmarks.accuracy.torch_training import NETWORKS, Training
 from benchmarks.arguments import absent
 from flax_resnet.cli import app, config_flag
 from flax_resnet.config import Config, flatten, settings
 from flax_resnet.config.plan import plan as make_plan
-from flax_resnet.data.images import prepare
+from flax_resnet.data.images import prepare_image
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
-from flax_resnet.errors import ConfigError, DataError, DivergedError, one_line
+from flax_resnet.errors import ConfigError, DivergedError
 from flax_resnet.settings import UNSET
 from flax_resnet.training.experiment import make_sampler
 from flax_resnet.training.runs.folder import METRICS, SUMMARY, RunFolder
@@ -184,16 +182,11 @@ def pixels(source: Source, indices: np.ndarray, config: Config) -> tuple[np.ndar
       DataError: an image cannot be decoded.
     """
     records = source.read(indices)
-    images = []
-    for index, encoded in zip(indices, records.images, strict=True):
-        try:
-            with Image.open(io.BytesIO(encoded)) as opened:
-                upright = ImageOps.exif_transpose(opened) if source.orientations else opened
-                images.append(prepare([upright], config.data)[0])
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot be decoded: {one_line(error)}", key=source.describe(index)
-            ) from error
+    data = config.data.but(exif=source.orientations)
+    images = [
+        prepare_image(encoded, data, name=source.describe(index))
+        for index, encoded in zip(indices, records.images, strict=True)
+    ]
     return np.stack(images), records.labels
 
 

@@ -135,7 +135,7 @@ def ours(root: pathlib.Path, name: str, size: int, **options: Any) -> Callable:
 def reading(root: pathlib.Path, name: str) -> float:
     """Return the microseconds that a Python thread takes to read a record (median of 20)."""
     from flax_resnet.data.data_section import Data
-    from flax_resnet.data.decode import decodable
+    from flax_resnet.data.decodable import decodable
     from flax_resnet.data.open import open_source
 
     source = open_source(Data(name=f"{name}_set", data_dir=str(root)), train=True)

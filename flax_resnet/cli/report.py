@@ -4,18 +4,46 @@ Writes report.png into the workdir: loss and top-1 over the epochs, and evaluati
 first the mistakes, then the least certain predictions. Needs matplotlib: pip install 'flax_resnet[plot]'.
 """
 
+import logging
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
 from flax_resnet.cli import app
-from flax_resnet.errors import writing
+from flax_resnet.errors import DataError, writing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from flax_resnet.data.records import Source
+    from flax_resnet.inference.classifier import Classifier
 
 SHOWN = (3, 8)  # rows and columns of example images
+SIDE = 200  # longer side of an image that is drawn, at most, in pixels; its place has 165
+MOST = 1000  # examples from which the drawn ones are chosen
+READ = 16  # examples read at once
+log = logging.getLogger(__name__)
+
+
+class Example(NamedTuple):
+    """An example of the evaluation split: its position, its label, and the upright RGB image at its stored size."""
+
+    position: int
+    label: int
+    image: "Image.Image"
+
+
+class Judged(NamedTuple):
+    """An example that is drawn: a small image, the true class, the predicted class, and its probability."""
+
+    image: "Image.Image"
+    label: int
+    guess: int
+    probability: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,10 +78,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
       UserError: there is no such run, or its data are missing.
       OSError: the picture cannot be written.
     """
-    import io
-
     from matplotlib.figure import Figure
-    from PIL import Image, ImageOps
 
     from flax_resnet.data.open import open_source
     from flax_resnet.inference.classifier import load
@@ -65,18 +90,11 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     data = classifier.config.data
     if data_dir:
         data = data.but(data_dir=data_dir)
-    source = open_source(data, train=False)
-    some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
-    examples = source.read(some)
-    opened: list[Image.Image] = [Image.open(io.BytesIO(one)) for one in examples.images]
-    if source.orientations:
-        opened = [ImageOps.exif_transpose(image) for image in opened]
-    images = [image.convert("RGB") for image in opened]
-    prediction = classifier.predict(images)
+    examples = judge(classifier, open_source(data, train=False))
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     _draw_curves(halves[0], records)
-    _draw_examples(halves[1], images, examples.labels, prediction, classifier.class_names)
+    _draw_examples(halves[1], examples, classifier.class_names)
     scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
@@ -85,6 +103,51 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
+
+
+def judge(classifier: "Classifier", source: "Source") -> list[Judged]:
+    """Return the mistakes, then the least certain predictions, among at most `MOST` examples.
+
+    One image at a time is held at its full size. Unreadable images are left out, each with a warning.
+    """
+    seen: list[tuple[int, int]] = []
+
+    def images() -> Iterator["Image.Image"]:
+        some = np.linspace(0, len(source) - 1, min(len(source), MOST)).astype(int)
+        for index, label, image in readable(source, some):
+            seen.append((index, label))
+            yield image
+
+    prediction = classifier.predict(images())
+    if not seen:
+        return []
+    indices, labels = np.array(seen).T
+    certainty = prediction.probabilities.max(axis=1)
+    order = np.argsort(certainty - (prediction.labels != labels), kind="stable")  # mistakes first
+    first = order[: SHOWN[0] * SHOWN[1]]
+    drawn = []
+    for row, (_, label, image) in zip(first, readable(source, indices[first]), strict=False):
+        image.thumbnail((SIDE, SIDE))
+        drawn.append(Judged(image, label, int(prediction.labels[row]), float(certainty[row])))
+    return drawn
+
+
+def readable(source: "Source", indices: np.ndarray) -> Iterator[Example]:
+    """Yield the examples with a label and a readable image, one by one. Warn of each unreadable image."""
+    from flax_resnet.data.images import upright
+
+    for start in range(0, len(indices), READ):
+        chosen = indices[start : start + READ]
+        records = source.read(chosen)
+        for index, label, encoded in zip(chosen, records.labels, records.images, strict=True):
+            name = source.describe(int(index))
+            try:
+                image = upright(encoded, exif=source.orientations, name=name)
+            except DataError as error:
+                log.warning("%s: left out", error)
+                continue
+            if label >= 0:
+                yield Example(int(index), int(label), image)
 
 
 def _draw_curves(figure: Any, records: list[dict[str, Any]]) -> None:
@@ -111,27 +174,18 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]]) -> None:
             axes.legend()
 
 
-def _draw_examples(
-    figure: Any,
-    images: list[Any],
-    labels: np.ndarray,
-    prediction: Any,
-    names: Sequence[str],
-) -> None:
-    """Draw images with their predictions: mistakes first, then the least certain ones."""
-    certainty = prediction.probabilities.max(axis=1)
-    certainty[prediction.labels != labels] -= 1  # mistakes come first
+def _draw_examples(figure: Any, examples: list[Judged], names: Sequence[str]) -> None:
+    """Draw images with their predictions, in this order."""
     rows, columns = SHOWN
     grid = figure.subplots(rows, columns).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, index in zip(grid, np.argsort(certainty, kind="stable"), strict=False):
-        axes.imshow(images[index], interpolation="nearest")
-        guess, truth = prediction.labels[index], labels[index]
-        text = f"{names[guess]} ({prediction.probabilities[index].max():.0%})"
-        right = guess == truth
+    for axes, (image, label, guess, probability) in zip(grid, examples, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        text = f"{names[guess]} ({probability:.0%})"
+        right = guess == label
         axes.set_title(
-            text if right else f"{text}, label {names[truth]}",
+            text if right else f"{text}, label {names[label]}",
             fontsize=9,
             color="green" if right else "red",
         )

@@ -4,15 +4,12 @@ Only the crop of a JPEG is decoded. All functions on tensors build a graph of Te
 threads run without Python.
 """
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.records import as_bmp
 
 # Three steps turn a stored image upright: transpose it, reverse its rows, reverse its columns. Row n has the flags
 # of the steps for EXIF orientation n (Exif 2.3, tag 0x0112). Row 0 is for images without EXIF orientation.
@@ -35,7 +32,7 @@ def training_pixels(
     """Decode the training crop of one image and resize it.
 
     Args:
-      encoded: string scalar; an encoded image, as returned by `decodable`.
+      encoded: string scalar; an encoded image, as returned by `decodable.decodable`.
       config: the data section.
       seed: int64 [2]; the same seed gives the same random crop.
       orientation: int32 scalar, EXIF orientation from 1 to 8, or 0 if there is none; None to leave the image as
@@ -95,26 +92,6 @@ def evaluation_pixels(
         antialias=True,
     )
     return tf.ensure_shape(_to_uint8(placed[0], config.interpolation), [size, size, 3])
-
-
-def decodable(image: bytes) -> bytes:
-    """Return an encoded image unchanged, or as BMP if TensorFlow (2.21) does not decode it like Pillow.
-
-    TensorFlow gives wrong colours for BMP with a palette, other colours for GIF with transparency, and an error for
-    WebP with alpha or several frames. An image that Pillow cannot read either is returned unchanged.
-    """
-    odd = (
-        image[:3] == b"GIF"
-        or (image[:2] == b"BM" and image[28:29] not in (b"\x18", b"\x20"))  # bits per pixel
-        or (image[8:12] == b"WEBP" and image[12:16] != b"VP8 ")
-    )
-    if not odd:
-        return image
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return as_bmp(opened.convert("RGB"))
-    except Exception:  # corrupted files raise many types; decoding fails later with the file's name
-        return image
 
 
 def center_window(shape: tf.Tensor, size: int, fraction: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -207,7 +184,7 @@ def decode_window(
     """
     turned = None if orientation is None else tf.gather(ORIENTATIONS, orientation)
 
-    def upright(shape: tf.Tensor) -> tf.Tensor:
+    def turned_shape(shape: tf.Tensor) -> tf.Tensor:
         return shape if turned is None else tf.where(turned[0], shape[::-1], shape)
 
     def stored(window: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -220,7 +197,7 @@ def decode_window(
         return tf.reshape(tf.where(turned[0], window[:, ::-1], window), [4])
 
     def jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        shape = upright(tf.io.extract_jpeg_shape(encoded)[:2])
+        shape = turned_shape(tf.io.extract_jpeg_shape(encoded)[:2])
         window = box(shape)
         source = stored(window, shape)
 
@@ -237,7 +214,7 @@ def decode_window(
 
     def other() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        shape = upright(tf.shape(image)[:2])
+        shape = turned_shape(tf.shape(image)[:2])
         window = box(shape)
         top, left, height, width = tf.unstack(stored(window, shape))
         return image[top : top + height, left : left + width], shape, window

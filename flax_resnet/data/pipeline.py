@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
+from flax_resnet.data.decodable import decodable
+from flax_resnet.data.decode import evaluation_pixels, training_pixels
 from flax_resnet.data.records import Source, read_labelled
 from flax_resnet.data.sampling import EpochSampler
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import Config
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.images import prepare
-from flax_resnet.errors import ConfigError
+from flax_resnet.data.images import each_image, prepare_image
+from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import Model
@@ -28,16 +29,32 @@ from flax_resnet.weights.fill import fill, unrolled_model
 from flax_resnet.weights.opening import open_weights
 
 
+class Unreadable(NamedTuple):
+    """An image that `Classifier.predict` skipped.
+
+    Attributes:
+      position: position among the images.
+      name: the file, or "image 3" for an image without a file.
+      problem: why it cannot be read, in one line.
+    """
+
+    position: int
+    name: str
+    problem: str
+
+
 class Prediction(NamedTuple):
     """The predictions of a network for N images.
 
     Attributes:
-      labels: int32 [N], the most probable class.
-      probabilities: float32 [N, K]; each row sums to 1.
+      labels: int32 [N], the most probable class; -1 for an unreadable image.
+      probabilities: float32 [N, K]; each row sums to 1. NaN for an unreadable image.
+      unreadable: the unreadable images, if they were skipped.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,26 +75,40 @@ class Classifier:
     config: Config
     step: int
 
-    def predict(self, images: np.ndarray | Sequence, *, batch_size: int = 64) -> Prediction:
+    def predict(
+        self,
+        images: np.ndarray | Iterable,
+        *,
+        batch_size: int = 64,
+        skip_unreadable: bool = False,
+    ) -> Prediction:
         """Classify images as in the run's evaluation (`data.eval_size`, `augment.eval_flip`, `augment.eval_shift`).
 
+        The images are read and prepared batch by batch.
+
         Args:
-          images: uint8 [N, H, W, 3] of any size; a sequence of arrays [H, W, 3], file paths or Pillow images; or a
-            single path.
+          images: uint8 [N, H, W, 3] of any size; an iterable of file paths, encoded images (bytes), Pillow images
+            or arrays [H, W, 3]; or a single path, encoded image or Pillow image.
           batch_size: largest number of images per call of the compiled network; the last batch is padded.
+          skip_unreadable: whether to skip images that cannot be read, and to list them in the result.
 
         Raises:
-          DataError: a file cannot be read, or an array is not uint8 [H, W, 3].
+          ConfigError: `batch_size` is below 1.
+          DataError: an image cannot be read, or an array is not uint8 [H, W, 3]. The error names the file, or the
+            position of the image.
         """
-        _check_batch_size(batch_size)
-        pixels = prepare(images, self.config.evaluating().data)
-        mean = self._computed(pixels, ("logits",), batch_size, views=self.config.augment)["logits"]
-        probabilities = np.asarray(jax.nn.softmax(mean.astype(np.float32), axis=-1))
-        return Prediction(probabilities.argmax(axis=1).astype(np.int32), probabilities)
+        unreadable: list[Unreadable] | None = [] if skip_unreadable else None
+        computed = self._computed(images, ("logits",), batch_size, self.config.augment, unreadable)
+        logits = computed["logits"].astype(np.float32)
+        probabilities = np.array(jax.nn.softmax(logits, axis=-1))
+        labels = probabilities.argmax(axis=1).astype(np.int32)
+        skipped = [image.position for image in unreadable or ()]
+        labels[skipped], probabilities[skipped] = -1, np.nan
+        return Prediction(labels, probabilities, tuple(unreadable or ()))
 
     def features(
         self,
-        images: np.ndarray | Sequence,
+        images: np.ndarray | Iterable,
         names: Sequence[str] = ("pre_logits",),
         *,
         batch_size: int = 64,
@@ -104,27 +135,55 @@ class Classifier:
                 value=names,
                 allowed=self.model.feature_info(),
             )
-        _check_batch_size(batch_size)
-        pixels = prepare(images, self.config.evaluating().data)
-        return self._computed(pixels, names, batch_size, views=Augment())
+        return self._computed(images, names, batch_size, views=Augment())
 
     def _computed(
         self,
-        pixels: np.ndarray,
+        images: np.ndarray | Iterable,
         names: tuple[str, ...],
         batch_size: int,
         views: Augment,
+        unreadable: list[Unreadable] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Compute features of prepared images, uint8 [N, S, S, 3], averaged over `evaluation_views`."""
-        # Pad small inputs to a power of two, so a single image needs no padding, and few batch sizes are compiled.
-        batch_size = min(batch_size, 1 << max(len(pixels) - 1, 0).bit_length())
-        starts = range(0, max(len(pixels), 1), batch_size)
-        parts = []
-        for batch in (pixels[start : start + batch_size] for start in starts):
-            padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            features = self._forward(self._folded, np.pad(batch, padding), names, views)
-            parts.append({name: np.asarray(x)[: len(batch)] for name, x in features.items()})
+        """Compute features of images, averaged over `evaluation_views`.
+
+        Unreadable images are appended to `unreadable`, and black pixels replace them; None to raise DataError.
+        """
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ConfigError(
+                key="batch_size", value=batch_size, allowed="a whole number of at least 1"
+            )
+        parts: list[dict[str, np.ndarray]] = []
+        for pixels in self._batches(images, int(batch_size), unreadable):
+            # Pad a few images to a power of two, so a single image needs no padding, and few sizes are compiled.
+            few = 1 << max(len(pixels) - 1, 0).bit_length()
+            rows = batch_size if parts else min(batch_size, few)
+            padding = ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0))
+            features = self._forward(self._folded, np.pad(pixels, padding), names, views)
+            parts.append({name: np.asarray(x)[: len(pixels)] for name, x in features.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def _batches(
+        self, images: np.ndarray | Iterable, batch_size: int, unreadable: list[Unreadable] | None
+    ) -> Iterator[np.ndarray]:
+        """Yield prepared images, uint8 [n, S, S, 3], with n at most `batch_size`; at least one batch."""
+        data = self.config.evaluating().data
+        blank = np.zeros((data.image_size, data.image_size, 3), np.uint8)
+
+        def prepared(number: int, image: Any) -> np.ndarray:
+            try:
+                return prepare_image(image, data, name=f"image {number}")
+            except DataError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(Unreadable(number, error.key, error.problem))
+                return blank
+
+        pixels = itertools.starmap(prepared, enumerate(each_image(images)))
+        batch = list(itertools.islice(pixels, batch_size))
+        yield np.stack(batch) if batch else blank[None][:0]
+        while batch := list(itertools.islice(pixels, batch_size)):
+            yield np.stack(batch)
 
     @functools.cached_property
     def _folded(self) -> dict[str, Any]:
@@ -168,13 +227,6 @@ class NetworkChoice(NamedTuple):
         if self.workdir:
             return load(self.workdir, self.checkpoint)
         return load_pretrained(self.model, weights=self.weights)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ConfigError(
-            key="batch_size", value=batch_size, allowed="a whole number of at least 1"
-        )
 
 
 def load(

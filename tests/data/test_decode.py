@@ -63,7 +63,7 @@ def test_prepare_takes_arrays_of_any_size_and_refuses_other_dtypes_and_channels(
         3,
     )
     for wrong in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 2), np.uint8)):
-        with refused("images", kind=DataError) as caught:
+        with refused("image 0", kind=DataError) as caught:
             prepare(wrong, data)
         assert str(list(wrong.shape[1:])) in caught.value.problem
         assert wrong.dtype.name in caught.value.problem

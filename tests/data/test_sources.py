@@ -7,10 +7,11 @@ from conftest import refused
 from PIL import Image, ImageOps
 
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.decode import decodable, evaluation_pixels, training_pixels
-from flax_resnet.data.images import prepare
+from flax_resnet.data.decodable import decodable
+from flax_resnet.data.decode import evaluation_pixels, training_pixels
+from flax_resnet.data.images import orientation, prepare
 from flax_resnet.data.open import open_source
-from flax_resnet.data.sources.files import folder_source, orientation
+from flax_resnet.data.sources.files import folder_source
 from flax_resnet.errors import DataError
 
 # --- files ---

@@ -3,15 +3,15 @@
 import io
 from typing import NamedTuple
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from flax_resnet.data.images import eight_bits, orientation, reason, turn
 
 # Pillow's sharpest antialiasing filter. A much larger JPEG is first decoded at 1/2, 1/4 or 1/8 of its size, but at
 # least at twice the target size. For 2560x1708 -> 400x267 this is 2.5 times as fast, and pixels differ by 0.3 of
 # 255 grey levels on average.
 FILTER = Image.Resampling.LANCZOS
 REDUCING_GAP = 2.0
-ORIENTATION = ExifTags.Base.Orientation
 
 
 class Packed(NamedTuple):
@@ -41,40 +41,32 @@ def pack_image(encoded: bytes, *, max_side: int, quality: int, upright: bool) ->
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            turned = upright and image.getexif().get(ORIENTATION, 1) not in (0, 1)
+            number = orientation(encoded) if upright else 0
             fits = max(image.size) <= max_side
-            keep = fits and not turned and _plain(image)
+            keep = fits and number <= 1 and _plain(image)
             if keep and image.format == "JPEG":
                 image.load()  # detects a truncated file
                 return Packed(encoded, "kept")
-            made = _encode(_small(image, max_side, upright), quality)
+            made = _encode(_small(image, max_side, number), quality)
             if keep and image.format == "PNG" and len(encoded) <= len(made):
                 return Packed(encoded, "kept")
             return Packed(made, "encoded" if fits else "resized")
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more
-        raise ValueError(_reason(error)) from error
+        raise ValueError(reason(error)) from error
 
 
 def _plain(image: Image.Image) -> bool:
     return image.mode in ("L", "RGB") and "transparency" not in image.info
 
 
-def _small(image: Image.Image, max_side: int, upright: bool) -> Image.Image:
-    exif = image.getexif() if upright else None
-    # For 16-bit images, drop the low byte like TensorFlow; convert() would clip.
-    if image.mode.startswith("I"):
-        high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(high.astype(np.uint8))
+def _small(image: Image.Image, max_side: int, number: int) -> Image.Image:
+    image = eight_bits(image)
     if image.mode not in ("L", "RGB"):  # palette indices cannot be averaged
         image = image.convert("RGB")
     image.thumbnail((max_side, max_side), FILTER, reducing_gap=REDUCING_GAP)
-    if exif:
-        turned = exif.get(ORIENTATION, 1)
-        image.getexif()[ORIENTATION] = turned  # conversions may drop the orientation
-        image = ImageOps.exif_transpose(image)
-    return image.convert("RGB")
+    return turn(image, number).convert("RGB")
 
 
 def _encode(image: Image.Image, quality: int) -> bytes:
@@ -82,9 +74,3 @@ def _encode(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its message is only the address of a buffer
-        return "not an image that Pillow can read"
-    return f"{type(error).__name__}: {error}"

@@ -2,12 +2,10 @@
 
 import csv
 import hashlib
-import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from flax_resnet.data.class_order import in_order
 from flax_resnet.data.data_section import (
@@ -16,13 +14,12 @@ from flax_resnet.data.data_section import (
     SourceRow,
     split_setting,
 )
+from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
 from flax_resnet.errors import DataError, one_line
 from flax_resnet.settings import REQUIRED
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-ORIENTATION_TAG = 0x0112  # Exif 2.3, section 4.6.4
-EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP
 UNKNOWN = -1
 # Usual names of splits, in lower case; the first that exists is used.
 TRAINING = ("train", "training")
@@ -78,18 +75,6 @@ class FileSource:
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
         return str(self._files[index])
-
-
-def orientation(image: bytes) -> int:
-    """Return the EXIF orientation of an encoded image, 1 to 8, or 0 if there is none."""
-    if not any(mark in image for mark in EXIF_MARKS):  # takes a few microseconds; Pillow takes 50
-        return 0
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            number = opened.getexif().get(ORIENTATION_TAG, 0)
-    except Exception:  # broken EXIF data raise many types of errors
-        return 0
-    return number if number in range(1, 9) else 0
 
 
 def folder_source(config: Data, split: str, train: bool) -> FileSource:

@@ -7,8 +7,8 @@ import numpy as np
 
 from flax_resnet.data.class_order import in_order
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
-from flax_resnet.data.sources.files import orientation
 from flax_resnet.errors import ConfigError, DataError, one_line
 from flax_resnet.settings import REQUIRED
 
