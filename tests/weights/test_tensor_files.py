@@ -67,6 +67,52 @@ def test_npz_is_read_and_a_common_prefix_dropped(tmp_path):
     assert set(read_tensors(tmp_path / "w.npz")) == {"module.a", "b"}
 
 
+def strangers(folder):
+    """The same for what is no file of weights, or a file of torch that no torch needs to be asked about."""
+    ran = folder / "ran"
+
+    def text(begin):
+        return lambda path: path.write_bytes(begin + bytes(300))
+
+    def tar(path):
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("w.pth"))
+
+    def script(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("net/data.pkl", pickle.dumps(Malicious(ran)))
+            archive.writestr("net/constants.pkl", pickle.dumps(Malicious(ran)))
+
+    def flipped(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", bytes(99))
+        content = bytearray(path.read_bytes())
+        content[99] ^= 1
+        path.write_bytes(content)
+
+    malicious = {protocol: pickle.dumps(Malicious(ran), protocol) for protocol in range(6)}
+    return {
+        "absent": (lambda p: None, "no such file"),
+        "cut.pth": (lambda p: p.write_bytes(b"PK\3\4" + bytes(300)), zipfile.BadZipFile),
+        "flipped.pth": (flipped, zipfile.BadZipFile),
+        "script.pt": (script, "TorchScript"),
+        "lfs.pth": (text(b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+        "gzip.pth.gz": (text(b"\x1f\x8b\x08"), "gzip"),
+        "tar.pth.tar": (tar, "tar archive"),
+        "w.h5": (text(b"\x89HDF\r\n"), "HDF5"),
+        "zero": (lambda p: p.touch(), "empty"),
+        **{
+            f"pickle{protocol}.pth": (
+                lambda p, content=content: p.write_bytes(content),
+                "none of its code" if protocol > 1 else "no file of weights",
+            )
+            for protocol, content in malicious.items()
+        },
+        "cut.msgpack": (lambda p: p.write_bytes(to_bytes({"w": np.ones(99)})[:50]), ValueError),
+        "map.msgpack": (lambda p: p.write_bytes(b"\x81" * 50), Exception),
+    }
+
+
 def malformed(folder):
     """File name -> (how to write it, what caused the error or what its problem names)."""
     ran = folder / "ran"
@@ -99,19 +145,6 @@ def malformed(folder):
     fp8 = {"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}
     fp8 = struct.pack("<Q", len(json.dumps(fp8))) + json.dumps(fp8).encode() + b"\0"
 
-    def text(begin):
-        return lambda path: path.write_bytes(begin + bytes(300))
-
-    def tar(path):
-        with tarfile.open(path, "w") as archive:
-            archive.addfile(tarfile.TarInfo("w.pth"))
-
-    def script(path):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("net/data.pkl", pickle.dumps(Malicious(ran)))
-            archive.writestr("net/constants.pkl", pickle.dumps(Malicious(ran)))
-
-    malicious = {protocol: pickle.dumps(Malicious(ran), protocol) for protocol in range(6)}
     return {
         "cut.safetensors": (lambda p: p.write_bytes(safetensors[:-7]), SafetensorError),
         "head.safetensors": (lambda p: p.write_bytes(safetensors[:20]), SafetensorError),
@@ -135,23 +168,7 @@ def malformed(folder):
         "none.npz": (lambda p: npz(p), "no tensors"),
         "folder.npz": (lambda p: p.mkdir(), "folder"),
         "absent.pth": (lambda p: None, "no such file"),
-        "absent": (lambda p: None, "no such file"),
-        "cut.pth": (lambda p: p.write_bytes(b"PK\3\4" + bytes(300)), zipfile.BadZipFile),
-        "script.pt": (script, "TorchScript"),
-        "lfs.pth": (text(b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
-        "gzip.pth.gz": (text(b"\x1f\x8b\x08"), "gzip"),
-        "tar.pth.tar": (tar, "tar archive"),
-        "w.h5": (text(b"\x89HDF\r\n"), "HDF5"),
-        "zero": (lambda p: p.touch(), "empty"),
-        **{
-            f"pickle{protocol}.pth": (
-                lambda p, content=content: p.write_bytes(content),
-                "none of its code" if protocol > 1 else "no file of weights",
-            )
-            for protocol, content in malicious.items()
-        },
-        "cut.msgpack": (lambda p: p.write_bytes(to_bytes({"w": np.ones(99)})[:50]), ValueError),
-        "map.msgpack": (lambda p: p.write_bytes(b"\x81" * 50), Exception),
+        **strangers(folder),
     }
 
 
