@@ -1,7 +1,8 @@
 """Convert weights to a run, or a run to weights: python -m flax_resnet convert SOURCE DEST
 
-Import: SOURCE is the name of timm's weights (resnet50.a1_in1k), or a weights file in torch's layout (.safetensors,
-.pth) or BiT's (.npz) together with --model. DEST is a new run folder, for flax_resnet.load.
+Import: SOURCE is the name of timm's weights (resnet50.a1_in1k), or a weights file together with --model. A weights
+file is in torch's layout (.safetensors, or a checkpoint of torch), BiT's (.npz) or this package's (.msgpack). DEST
+is a new run folder, for flax_resnet.load.
 Export: SOURCE is a run folder. DEST is a new .safetensors file, for timm or torchvision. A .json file beside it
 holds the classes and the preprocessing, with the keys of timm's config.json.
 """
@@ -121,7 +122,7 @@ def _check_import(source: str, dest: str, model: str) -> None:
 
     if not is_file(source) and "/" in source:
         raise WeightsError("there is no such file or folder", key="SOURCE", value=source)
-    if (suffix := pathlib.Path(dest).suffix) in SUFFIXES:
+    if suffix := next((end for end in SUFFIXES if dest.lower().endswith(end)), ""):
         raise ConfigError(
             key="DEST",
             value=dest,

@@ -260,8 +260,8 @@ def load_pretrained(
 
     Args:
       name: the network, or timm's weights for it, such as "resnet50.a1_in1k".
-      weights: a weights file (.safetensors, .pth, .npz); empty for timm's weights on the Hugging Face hub or in its
-        local cache.
+      weights: a weights file that `read_tensors` reads; empty for timm's weights on the Hugging Face hub or in
+        its local cache.
       num_classes: number of classes. If the weights have another number, the head is freshly initialized. 0 for no
         head; None for the head of the weights.
       in_channels: number of channels of the images; the first convolution is adapted as in timm. None for the

@@ -170,7 +170,8 @@ def adopted(config: Config, source: Pretrained | Config) -> Config:
 
 def is_file(text: str) -> bool:
     """Return whether a text names a weights file, not weights of the hub."""
-    return text.endswith(SUFFIXES) or pathlib.Path(text).expanduser().is_file()
+    path = pathlib.Path(text).expanduser()
+    return path.is_file() or (text.lower().endswith(SUFFIXES) and not path.exists())
 
 
 def is_path(text: str) -> bool:

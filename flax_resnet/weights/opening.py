@@ -27,7 +27,12 @@ USUAL = Pretrained(
 )
 
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+# Usual suffixes of weights files. They tell a file that does not exist from a name on the hub. The content of a
+# file, not its suffix, decides how it is read.
+SUFFIXES = (
+    *(".safetensors", ".pth", ".pth.tar", ".pt", ".th", ".ckpt", ".bin", ".pkl", ".npz"),
+    ".msgpack",
+)
 
 
 class Weights(NamedTuple):
@@ -44,7 +49,8 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
       name: name of the network, or of timm's weights for it ("resnet50.a1_in1k").
       path: a weights file; empty to take the weights from the Hugging Face hub or its local cache. A JSON file next
         to the weights file can describe the preprocessing in timm's format. Its name is config.json, or the name of
-        the weights file with the suffix .json. It is ignored if its "architecture" is another network.
+        the weights file with the suffix .json in place of its own (.pth.tar is one suffix). It is ignored if its
+        "architecture" is another network.
 
     Raises:
       WeightsError: there are no weights of that name, or the file is invalid.
@@ -83,8 +89,10 @@ def network_of(path: str | pathlib.Path) -> str:
 
 def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yield the content of each JSON file next to a weights file, if it names a network ("architecture")."""
-    for file in (path.with_suffix(".json"), path.with_name("config.json")):
-        if not file.is_file():
+    whole = path.with_suffix("") if path.name.lower().endswith(".pth.tar") else path
+    names = (whole.with_suffix(".json"), path.with_suffix(".json"), path.with_name("config.json"))
+    for file in dict.fromkeys(names):
+        if not file.is_file() or file == path:
             continue
         try:
             config = json.loads(file.read_text(encoding="utf-8"))

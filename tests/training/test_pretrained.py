@@ -1,7 +1,9 @@
 """Weights from other sources: loading them in Python, and training from them."""
 
 import json
+import pathlib
 
+import jax
 import numpy as np
 import pytest
 from conftest import refused
@@ -83,6 +85,31 @@ def test_weights_of_a_grey_network_are_converted(tmp_path):
     write_safetensors(file, tensors_for(SMALLEST, num_classes=2, in_channels=1))
     assert commands.main(["convert", str(file), str(run), "--model", SMALLEST]) == 0
     assert flax_resnet.load(run).model.in_channels == 1
+
+
+def test_the_content_of_a_file_decides_and_not_its_suffix(weights, tmp_path, monkeypatch):
+    from flax.serialization import to_bytes
+
+    from flax_resnet.training.pretrained import is_file
+
+    monkeypatch.chdir(tmp_path)
+    content = weights.read_bytes()
+    expected = load_pretrained(SMALLEST, weights=weights).variables
+    for name in ("model_best.pth.tar", "last.CKPT", "weights"):
+        assert is_file(name) == (name != "weights")  # that could be a name on the hub
+        pathlib.Path(name).write_bytes(content)
+        assert is_file(name)
+        read = load_pretrained(SMALLEST, weights=name).variables
+        jax.tree.map(np.testing.assert_array_equal, read, expected)
+    pathlib.Path("w.msgpack").write_bytes(to_bytes(expected))
+    read = load_pretrained(SMALLEST, weights="w.msgpack").variables
+    jax.tree.map(np.testing.assert_array_equal, read, expected)
+    pathlib.Path("runs.pt").mkdir()
+    assert not is_file("runs.pt")
+    for name in ("absent.th", "absent.pkl", "absent.PTH", "absent.msgpack"):
+        assert is_file(name)
+        with refused(name, ..., WeightsError):
+            load_pretrained(SMALLEST, weights=name)
 
 
 def test_a_scanned_network_takes_the_same_weights(pictures, tmp_path):
