@@ -28,6 +28,8 @@ class OptimizerRow(Row):
 
     Attributes:
       direction: settings -> the transformation that scales the gradient.
+      elementwise: whether each element of the update depends only on the same element of gradients and parameters,
+        and not on the shape, rank or norm of a layer. Such an optimizer also works on stacked layers.
       trust: settings -> the transformation that scales each layer's update by its trust ratio, or None. It applies
         only to parameters with weight decay.
       finish: settings -> the transformation after the learning rate, or None: momentum that includes the learning
@@ -38,6 +40,7 @@ class OptimizerRow(Row):
     """
 
     direction: Callable[["Optimizer"], optax.GradientTransformation]
+    elementwise: bool = False
     trust: Callable[["Optimizer"], optax.GradientTransformation] | None = None
     finish: Callable[["Optimizer"], optax.GradientTransformation] | None = None
     wrap: (

@@ -52,6 +52,7 @@ ROWS = (
             ),
         ),
         direction=lambda section: optax.identity(),
+        elementwise=True,
         wrap=_schedule_free,
         average=_average,
     ),
