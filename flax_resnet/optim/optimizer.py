@@ -25,7 +25,7 @@ def make_optimizer(
     1. Clip the gradient.
     2. Coupled weight decay: add ``weight_decay w``.
     3. Scale the gradient (`OptimizerRow.direction`).
-    4. Decoupled weight decay: add ``weight_decay w``.
+    4. Decoupled weight decay: add ``weight_decay w``. Without a direction (lars), both forms are this one.
     5. Scale each layer's update by its trust ratio (lars, lamb).
     6. Multiply by the learning rate and by each parameter's own factor. The result is 0 before the parameter
        unfreezes.
@@ -44,17 +44,14 @@ def make_optimizer(
 
     Source: adaptive clipping, Brock et al. 2021, "High-performance large-scale image recognition", section 4.1.
     """
-    row, coupled = OPTIMIZERS[section.name], section.weight_decay_form == "coupled"
+    row = OPTIMIZERS[section.name]
+    coupled = section.weight_decay_form == "coupled" and row.direction is not None
+    trust = row.trust(section) if row.trust else None
     unstacks = sees_blocks(section, model)
     named = model.clone(scan_blocks=False) if unstacks else model
 
     def decay_factors(params: optax.Params) -> Any:
         return factors(params, section.weight_decay_rules, "optimizer.weight_decay_rules")
-
-    def decays(params: optax.Params) -> Any:
-        return jax.tree.map(
-            lambda factor: factor > 0 and section.weight_decay > 0, decay_factors(params)
-        )
 
     def rate_factors(params: optax.Params) -> Any:
         own = factors(params, section.learning_rate_rules, "optimizer.learning_rate_rules")
@@ -64,20 +61,25 @@ def make_optimizer(
         strength = section.weight_decay * factor
         return update + strength * param if strength else update
 
+    def trusted(update: jax.Array, param: jax.Array, factor: float) -> jax.Array:
+        """Apply steps 4 and 5; a trust ratio may depend on the norm of the update without the decay."""
+        whole = update if coupled else decayed(update, param, factor)
+        if trust is None or not section.weight_decay * factor:
+            return whole
+        return whole * trust(update, param, 0 if coupled else section.weight_decay * factor)
+
     def starts(params: optax.Params) -> Any:
         units = factors(params, section.unfreeze_at, "optimizer.unfreeze_at", otherwise=0)
         return jax.tree.map(lambda start: round(start * steps_per_unit), units)
 
-    decay = _with_params(decayed, decay_factors)
     whole = optax.chain(
         optax.clip_by_global_norm(section.clip_norm) if section.clip_norm else optax.identity(),
         optax.masked(optax.adaptive_grad_clip(section.agc), partial(outside_head, head=model.head))
         if section.agc
         else optax.identity(),
-        decay if coupled else optax.identity(),
-        row.direction(section),
-        optax.identity() if coupled else decay,
-        optax.masked(row.trust(section), decays) if row.trust else optax.identity(),
+        _with_params(decayed, decay_factors) if coupled else optax.identity(),
+        row.direction(section) if row.direction else optax.identity(),
+        _with_params(trusted, decay_factors),
         _with_params(lambda update, param, factor: update * factor, rate_factors),
         optax.scale_by_learning_rate(learning_rate),
         _from_step(starts) if section.unfreeze_at else optax.identity(),

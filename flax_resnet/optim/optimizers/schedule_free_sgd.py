@@ -51,7 +51,7 @@ ROWS = (
                 allowed="above 0 with optimizer.name='schedule_free_sgd'",
             ),
         ),
-        direction=lambda section: optax.identity(),
+        direction=None,
         elementwise=True,
         wrap=_schedule_free,
         average=_average,
