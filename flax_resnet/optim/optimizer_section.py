@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
+import jax
 import optax
 
 from flax_resnet.settings import (
@@ -22,14 +24,29 @@ from flax_resnet.settings import (
 )
 
 
+class TrustRatio(Protocol):
+    """The trust ratio of a layer."""
+
+    def __call__(self, update: jax.Array, param: jax.Array, decay: float) -> jax.Array:
+        """Return the factor on ``update + decay param``, a scalar.
+
+        Args:
+          update: the update of the layer before decoupled weight decay.
+          param: the weights of the layer.
+          decay: the coefficient of the weight decay that is added to `update`; 0 if the gradient includes it.
+        """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerRow(Row):
     """One optimizer; `make_optimizer` adds the parts that all optimizers share.
 
     Attributes:
-      direction: settings -> the transformation that scales the gradient.
-      trust: settings -> the transformation that scales each layer's update by its trust ratio, or None. It applies
-        only to parameters with weight decay.
+      direction: settings -> the transformation that scales the gradient, or None if the direction is the gradient.
+      elementwise: whether each element of the update depends only on the same element of gradients and parameters,
+        and not on the shape, rank or norm of a layer. Such an optimizer also works on stacked layers.
+      trust: settings -> the trust ratio of a layer, which scales its update, or None. It applies only to parameters
+        with weight decay.
       finish: settings -> the transformation after the learning rate, or None: momentum that includes the learning
         rate, as in TensorFlow.
       wrap: (settings, all of the above, learning rate by update) -> the whole optimizer, or None.
@@ -37,8 +54,9 @@ class OptimizerRow(Row):
         parameters themselves. They take the place of the moving average.
     """
 
-    direction: Callable[["Optimizer"], optax.GradientTransformation]
-    trust: Callable[["Optimizer"], optax.GradientTransformation] | None = None
+    direction: Callable[["Optimizer"], optax.GradientTransformation] | None
+    elementwise: bool = False
+    trust: Callable[["Optimizer"], TrustRatio] | None = None
     finish: Callable[["Optimizer"], optax.GradientTransformation] | None = None
     wrap: (
         Callable[

@@ -60,16 +60,19 @@ def block_factors(params: optax.Params, layer_decay: float, model: Network) -> A
         the stem                                       distance of the first block + 1
 
     Raises:
-      ConfigError: the network has no blocks, or its blocks are stacked (`scan_blocks`).
+      ConfigError: the network has no blocks.
 
     Source: Clark et al. 2020, "ELECTRA", appendix A; for images, Bao et al. 2022, "BEiT", appendix.
     """
     if layer_decay == 1:
         return jax.tree.map(lambda leaf: 1.0, params)
     depths = block_depths(model.stages())
-    if not depths or getattr(model, "scan_blocks", False):
-        why = "with model.scan_blocks=True" if depths else "for a network without residual blocks"
-        raise ConfigError(key="optimizer.layer_decay", value=layer_decay, allowed=f"1 {why}")
+    if not depths:
+        raise ConfigError(
+            key="optimizer.layer_decay",
+            value=layer_decay,
+            allowed="1 for a network without residual blocks",
+        )
     most = max(depths.values())
 
     def factor(name: str) -> float:

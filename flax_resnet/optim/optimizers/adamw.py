@@ -24,5 +24,6 @@ ROWS = (
         help="Adam with decoupled weight decay",
         uses=ADAM,
         direction=adam,
+        elementwise=True,
     ),
 )

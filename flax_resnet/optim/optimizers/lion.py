@@ -13,5 +13,6 @@ ROWS = (
         help="the sign of an interpolation between the gradient and its moving average",
         uses={"betas": (0.9, 0.99), "weight_decay_form": "decoupled"},
         direction=lambda section: optax.scale_by_lion(*section.betas),
+        elementwise=True,
     ),
 )

@@ -18,6 +18,7 @@ ROWS = (
         help="the gradient divided by the root of its mean square",
         uses={**MOMENTUM, "rms_decay": 0.9, "epsilon": 1e-8},
         direction=_direction,
+        elementwise=True,
         finish=momentum,
     ),
 )

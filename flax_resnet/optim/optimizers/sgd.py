@@ -21,5 +21,6 @@ ROWS = (
         help="SGD with momentum",
         uses=MOMENTUM,
         direction=momentum,
+        elementwise=True,
     ),
 )

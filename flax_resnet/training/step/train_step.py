@@ -15,7 +15,7 @@ from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.optim import ema
 from flax_resnet.optim.losses import loss_weight
-from flax_resnet.optim.optimizer_section import OPTIMIZERS
+from flax_resnet.optim.optimizer import parameter_average
 from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
@@ -90,7 +90,7 @@ def make_train_step(
     """
     gradient = make_gradient(config, model, mesh, class_weights=class_weights, **gradient_options)
 
-    average = OPTIMIZERS[config.optimizer.name].average
+    average = parameter_average(config.optimizer, model)
 
     def train_step(state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
         batch = fetch(data, call)
