@@ -50,9 +50,8 @@ class Outputs(NamedTuple):
         return is_top1(self.logits, self.labels)
 
 
-Sum = Callable[
-    [Outputs], Array
-]  # returns an array of any shape, float32, to add up over the batches
+# Returns an array of any shape, float32 or int32, to add up over the batches.
+Sum = Callable[[Outputs], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ def batch_sums(
       extra: more sums than the metrics need, such as CONFUSION.
 
     Returns:
-      {name: float32 array} of `count`, the METRICS' sums, and `extra`.
+      {name: array} of `count`, the METRICS' sums, and `extra`.
     """
     outputs = Outputs(logits, labels, mask)
     sums = merged([{"count": count}, *(row.sums for row in METRICS.values()), extra or {}])
