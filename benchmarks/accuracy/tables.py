@@ -10,6 +10,7 @@ from benchmarks.accuracy.experiments import Run
 from benchmarks.record import write_record
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
+from flax_resnet.optim.evaluation_metrics import EMA, METRICS, monitored
 
 # Experiments whose plot also shows top-1 over seconds.
 TIMED = ("airbench94", "speedrun")
@@ -76,7 +77,7 @@ class Result(NamedTuple):
     @property
     def scores(self) -> list[float]:
         """Return the top-1 of every evaluation, with the averaged weights if there are any."""
-        return [record.get("ema_top1", record["top1"]) for record in self.evaluations]
+        return [monitored(record) for record in self.evaluations]
 
     def seconds_to(self, target: float) -> float | None:
         """Return the seconds of training until top-1 reaches `target`, interpolated between evaluations.
@@ -112,7 +113,7 @@ def summarized(results: Sequence[Result], target: float = 0.0) -> dict[str, dict
             row["target"] = {"top1": target, "reached": len(reached)}
             row["target"] |= {"seconds": spread(reached)} if reached else {}
         row["training_loss"] = spread([result.training_loss for result in some])
-        for key in ("top1", "ema_top1"):
+        for key in (prefix + name for prefix in ("", EMA) for name in METRICS):
             if all(key in result.final for result in some):
                 row[key] = spread([result.final[key] for result in some])
     return rows

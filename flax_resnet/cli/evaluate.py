@@ -1,8 +1,8 @@
 """Evaluate a saved run, or a network with pretrained weights.
 
 python -m flax_resnet evaluate --workdir /tmp/run
-    Prints loss, top-1, top-5, calibration error and the weakest classes on the run's evaluation split, and appends
-    the metrics to evaluations.jsonl in the workdir. --confusion=FILE.csv or .png also writes the confusion matrix.
+    Prints the metrics and the weakest classes on the run's evaluation split, and appends the metrics to
+    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png also writes the confusion matrix.
 python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
     Evaluates timm's weights, or a weights file (--weights), on a TFDS dataset or a folder of images.
 """
@@ -56,7 +56,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     options = {name: app.flag(values, name) for name in names}
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
-    from flax_resnet.optim.metrics import EMA, monitored, shown
+    from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown
 
     run = evaluate_model if sources["model"] else evaluate_run
     record, counts, names = run(sources["model"] or sources["workdir"], **options)

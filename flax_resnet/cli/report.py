@@ -1,7 +1,8 @@
 """Draw a run: python -m flax_resnet report --workdir /tmp/run
 
-Writes report.png into the workdir: loss and top-1 over the epochs, and evaluation images with their predictions:
-first the mistakes, then the least certain predictions. Needs matplotlib: pip install 'flax_resnet[plot]'.
+Writes report.png into the workdir: loss, top-1 and the monitored metric over the epochs, and evaluation images with
+their predictions: first the mistakes, then the least certain predictions. Needs matplotlib:
+pip install 'flax_resnet[plot]'.
 """
 
 import logging
@@ -82,7 +83,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
 
     from flax_resnet.data.open import open_source
     from flax_resnet.inference.classifier import load
-    from flax_resnet.optim.metrics import monitored
+    from flax_resnet.optim.evaluation_metrics import monitored
     from flax_resnet.training.runs.folder import RunFolder
 
     classifier = load(workdir)
@@ -93,7 +94,7 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     examples = judge(classifier, open_source(data, train=False))
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    _draw_curves(halves[0], records)
+    _draw_curves(halves[0], records, classifier.config.train.monitor)
     _draw_examples(halves[1], examples, classifier.class_names)
     scores = [monitored(r) for r in records if r["split"] == data.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
@@ -150,27 +151,28 @@ def readable(source: "Source", indices: np.ndarray) -> Iterator[Example]:
                 yield Example(int(index), int(label), image)
 
 
-def _draw_curves(figure: Any, records: list[dict[str, Any]]) -> None:
-    """Draw loss and top-1 of every split, and of the moving average, over the epochs."""
-    for axes, key, name in zip(
-        figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1"), strict=True
-    ):
-        for split in dict.fromkeys(r["split"] for r in records):
-            points = [(r["epoch"], r[key]) for r in records if r["split"] == split]
+def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> None:
+    """Draw loss, top-1 and the monitored metric of every split, and of the moving average, over the epochs."""
+    from flax_resnet.optim.evaluation_metrics import EMA, METRICS
+
+    keys = tuple(dict.fromkeys(("loss", "top1", monitor)))
+    for axes, key in zip(figure.subplots(1, len(keys)), keys, strict=True):
+        for split in dict.fromkeys(r["split"] for r in records if key in r):
+            points = [(r["epoch"], r[key]) for r in records if r["split"] == split and key in r]
             marker = "" if split == "train" else "o"
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
-        averaged = [(r["epoch"], r[f"ema_{key}"]) for r in records if f"ema_{key}" in r]
+        averaged = [(r["epoch"], r[EMA + key]) for r in records if EMA + key in r]
         if averaged:
             axes.plot(
                 *zip(*averaged, strict=True), marker="s", markersize=4, label="moving average"
             )
         axes.set(
             xlabel="epoch",
-            title=name,
+            title=METRICS[key].label,
             **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
         )
         axes.grid(alpha=0.3)
-        if records:
+        if axes.lines:
             axes.legend()
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from flax_resnet.optim.metrics import METRICS
+from flax_resnet.optim.evaluation_metrics import METRICS
 from flax_resnet.settings import (
     MICROBATCH,
     Section,
     above,
     all_of,
     at_least,
+    choice,
     one_of,
     setting,
     within,
@@ -38,9 +39,9 @@ class Train(Section):
         "images per evaluation step; 0 for train.batch_size",
         changes_result=False,
     )
-    monitor: str = setting(
+    monitor: str = choice(
         "top1",
-        one_of(*METRICS),
+        METRICS,
         "metric that selects the best checkpoint and drives early stopping",
         changes_result=False,
     )

@@ -21,8 +21,7 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      record: step or model, split, count, and the METRICS of optim/metrics.py; those of the moving average are
-        named ema_NAME.
+      record: step or model, split, count, and the METRICS; those of the moving average are named ema_NAME.
       confusion: [K, K], number of examples by (label, prediction), of the moving average if there is one; None for
         more than MOST_CLASSES classes.
       class_names: names of the K classes.
@@ -56,7 +55,7 @@ def evaluate_run(
       UserError: there is no such run, checkpoint or split, or the split has other classes than the run.
     """
     from flax_resnet.data.open import open_source
-    from flax_resnet.optim.metrics import EMA
+    from flax_resnet.optim.evaluation_metrics import EMA
     from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
     from flax_resnet.training.runs.load import load_run
 
@@ -167,14 +166,14 @@ def _measure(
     model: Any, config: Any, source: Any, variables: dict[str, Any], batch_size: int
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Return the metrics and the confusion matrix; no matrix (None) above MOST_CLASSES classes."""
-    from flax_resnet.optim.metrics import EMA, record
+    from flax_resnet.optim.evaluation_metrics import CONFUSION, EMA, record
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import every_example
     from flax_resnet.training.step.eval_step import make_eval_step, total
 
     mesh = sharding.make_mesh()
     batches = every_example(source, config, mesh, batch_size=batch_size)
-    has_confusion = model.num_classes <= MOST_CLASSES
-    step = make_eval_step(config, model, mesh, confusion=has_confusion)
+    extra = CONFUSION if model.num_classes <= MOST_CLASSES else {}
+    step = make_eval_step(config, model, mesh, extra=extra)
     sums = total(step, variables, {}, batches)
     return record(sums), sums.get(EMA, sums[""]).get("confusion")

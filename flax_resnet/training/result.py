@@ -7,7 +7,7 @@ from typing import Any
 
 from flax_resnet.config import Config
 from flax_resnet.errors import WorkdirError
-from flax_resnet.optim.metrics import has_stalled, monitored, score
+from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, score, shown
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.runs.checkpoint import Restored
 from flax_resnet.training.runs.folder import METRICS, RunFolder
@@ -35,11 +35,16 @@ class Result:
 
 def result_of(records: Records, config: Config, step: int) -> Result | None:
     """Return the result of a run that ended at `step`, or None if that step was not evaluated."""
-    evaluated = {r["step"]: r for r in records if r["split"] == config.data.eval_split}
+    evaluated = _evaluated(records, config)
     if step not in evaluated:
         return None
     best = max(evaluated, key=lambda at: score(evaluated[at], config.train.monitor))
     return Result(step, monitored(evaluated[step]), monitored(evaluated[best]), best)
+
+
+def _evaluated(records: Records, config: Config) -> dict[int, dict[str, Any]]:
+    """Return {step: record of its evaluation}."""
+    return {r["step"]: r for r in records if r["split"] == config.data.eval_split}
 
 
 def has_stopped_early(records: Records, config: Config, scores_from: int) -> bool:
@@ -127,7 +132,8 @@ def report(
         if end < plan.total_steps
         else ""
     )
-    by = "" if train.monitor == "top1" else f", by {train.monitor}"
+    best = monitored(_evaluated(records, config)[result.best_step], train.monitor)
+    by = "" if train.monitor == "top1" else f", by {shown({train.monitor: best})}"
     summary = (
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
         f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "

@@ -15,7 +15,7 @@ from flax_resnet.models import create_model
 from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.optim import ema
-from flax_resnet.optim.metrics import EMA
+from flax_resnet.optim.evaluation_metrics import EMA
 from flax_resnet.settings import UNSET
 from flax_resnet.training import sharding
 from flax_resnet.training.step import loss_scale

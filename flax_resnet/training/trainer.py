@@ -66,7 +66,8 @@ class Trainer:
         config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
         metrics = StepMetrics(updates_made(state.opt_state), config.train.batch_size)
-        log = _Log(self, RecordWriter(self.folder, step), Progress(plan.total_steps, step), metrics)
+        progress = Progress(plan.total_steps, step, config.train.monitor)
+        log = _Log(self, RecordWriter(self.folder, step), progress, metrics)
         try:
             with stop_requested() as stop, self._explained():
                 for call in _timed(self.train_feed.training(step, plan.total_steps)):

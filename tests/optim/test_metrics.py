@@ -18,7 +18,8 @@ from flax_resnet.augment.augment_section import Augment
 from flax_resnet.cli import evaluate
 from flax_resnet.cli.plots import confusion
 from flax_resnet.config import Config
-from flax_resnet.optim import metrics
+from flax_resnet.optim import evaluation_metrics as metrics
+from flax_resnet.optim.evaluation_metrics import CONFUSION, METRICS, MetricRow
 from flax_resnet.training import sharding
 from flax_resnet.training.step.eval_step import make_eval_step, total
 
@@ -48,7 +49,7 @@ def measured(scores):
             jnp.asarray(logits[inside]),
             jnp.asarray(labels[inside]),
             jnp.asarray(rows < IMAGES),
-            confusion=True,
+            extra=CONFUSION,
         )
         sums = found if sums is None else {k: sums[k] + found[k] for k in sums}
     return sums
@@ -62,19 +63,19 @@ def test_metrics_are_scikit_learns(scores, measured):
     recalls = sklearn.metrics.recall_score(
         labels, guesses, labels=np.unique(labels), average="macro", zero_division=0
     )
-    assert metrics.means(measured) == pytest.approx(
-        {
-            "loss": sklearn.metrics.log_loss(labels, probabilities, labels=every),
-            "top1": sklearn.metrics.accuracy_score(labels, guesses),
-            "top5": sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=every),
-            "class_accuracy": recalls,
-            "macro_f1": sklearn.metrics.f1_score(labels, guesses, average="macro", zero_division=0),
-            "ece": calibration_error(probabilities, labels),
-        },
-        rel=1e-5,
-    )
-    expected = sklearn.metrics.confusion_matrix(labels, guesses, labels=every)
-    np.testing.assert_array_equal(measured["confusion"], expected)
+    expected = {
+        "loss": sklearn.metrics.log_loss(labels, probabilities, labels=every),
+        "top1": sklearn.metrics.accuracy_score(labels, guesses),
+        "top5": sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=every),
+        "class_accuracy": recalls,
+        "macro_f1": sklearn.metrics.f1_score(labels, guesses, average="macro", zero_division=0),
+        "ece": calibration_error(probabilities, labels),
+    }
+    values = metrics.means(measured)
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert list(values)[: len(expected)] == list(expected)  # also the order of printing
+    pairs = sklearn.metrics.confusion_matrix(labels, guesses, labels=every)
+    np.testing.assert_array_equal(measured["confusion"], pairs)
 
 
 def calibration_error(probabilities, labels, bins=15):
@@ -89,9 +90,57 @@ def calibration_error(probabilities, labels, bins=15):
     return error
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_batches_and_padding_do_not_matter(name, scores, measured):
+    logits, labels = map(jnp.asarray, scores)
+    whole = metrics.batch_sums(logits, labels, jnp.ones(IMAGES, bool))
+    value = metrics.means(measured)[name]
+    assert value == pytest.approx(metrics.means(whole)[name], rel=1e-6)
+    assert value > 0
+
+
+def test_no_example_is_no_error():
+    nothing = metrics.batch_sums(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), jnp.zeros(4, bool))
+    assert metrics.record({"": nothing}) == {**dict.fromkeys(METRICS, 0.0), "count": 0}
+
+
 def test_top5_of_fewer_classes_is_always_right():
     logits, labels = jnp.zeros((4, 3)), jnp.array([0, 1, 2, 2])
-    assert metrics.is_top5(logits, labels).tolist() == [1, 1, 1, 1]
+    assert metrics.batch_sums(logits, labels, labels >= 0)["top5"] == 4
+
+
+def smallest_logit(outputs):
+    return jnp.where(outputs.mask, outputs.logits.min(axis=-1), 0).sum()
+
+
+SMALLEST = MetricRow(
+    name="smallest",
+    help="the mean smallest logit",
+    label="smallest logit",
+    format=".1f",
+    larger_is_better=False,
+    sums={"smallest": smallest_logit},
+    value=lambda totals: metrics.per_example(totals["smallest"], totals),
+)
+
+
+def test_a_new_row_is_computed_printed_and_judged(monkeypatch, scores):
+    monkeypatch.setattr(metrics, "METRICS", {**METRICS, "smallest": SMALLEST})
+    logits, labels = map(jnp.asarray, scores)
+    sums = metrics.batch_sums(logits, labels, jnp.ones(IMAGES, bool))
+    record = metrics.record({"": sums, "ema_": sums})
+    expected = float(logits.min(axis=1).mean())
+    assert record["smallest"] == record["ema_smallest"] == pytest.approx(expected, rel=1e-5)
+    assert metrics.shown(record, "ema_").endswith(f"smallest logit {expected:.1f}")
+    assert metrics.score(record, "smallest") == pytest.approx(-expected, rel=1e-5)
+
+
+def test_two_sums_of_one_name_are_noticed(monkeypatch, scores):
+    twice = dataclasses.replace(SMALLEST, sums={"hits": smallest_logit})
+    monkeypatch.setattr(metrics, "METRICS", {**METRICS, "smallest": twice})
+    logits, labels = map(jnp.asarray, scores)
+    with pytest.raises(ValueError, match="hits"):
+        metrics.batch_sums(logits, labels, jnp.ones(IMAGES, bool))
 
 
 def test_judged_by_the_averaged_weights_and_the_right_way_round():
@@ -100,6 +149,8 @@ def test_judged_by_the_averaged_weights_and_the_right_way_round():
     assert metrics.monitored(raw | averaged) == 0.6
     assert metrics.score(raw, "top1") == 0.5
     assert metrics.score(raw | averaged, "loss") == -1.0
+    # A record from before the metric existed is the worst.
+    assert metrics.score(raw, "ece") == -np.inf
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flax_resnet.errors import CheckpointError, DivergedError, UserError, WorkdirError, one_line
-from flax_resnet.optim.metrics import score
+from flax_resnet.optim.evaluation_metrics import score
 from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")

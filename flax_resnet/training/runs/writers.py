@@ -12,6 +12,7 @@ from clu import metric_writers
 from tqdm import tqdm
 
 from flax_resnet.errors import WorkdirError, one_line
+from flax_resnet.optim.evaluation_metrics import EMA, shown
 from flax_resnet.training.runs.folder import METRICS, RunFolder
 
 log = logging.getLogger("flax_resnet")
@@ -73,9 +74,16 @@ class RecordWriter:
 
 
 class Progress:
-    """A tqdm bar if stderr is a terminal, else plain log lines."""
+    """A tqdm bar if stderr is a terminal, else plain log lines.
 
-    def __init__(self, total: int, start: int):
+    Args:
+      total: steps of the run.
+      start: the step from which training resumes.
+      monitor: the metric to show besides loss and top-1.
+    """
+
+    def __init__(self, total: int, start: int, monitor: str):
+        self._monitor = monitor
         self._total, self._start, self._began = total, start, time.perf_counter()
         self._bar = None
         if sys.stderr.isatty():
@@ -85,7 +93,7 @@ class Progress:
     def advance(self, values: dict[str, float]) -> None:
         """Advance the bar by a step, and show the step's metrics."""
         if self._bar is not None:
-            self._bar.set_postfix_str(shown(values), refresh=False)
+            self._bar.set_postfix_str(self._shown(values), refresh=False)
             self._bar.update()
 
     def record(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -96,23 +104,21 @@ class Progress:
         if split == "train" and step > self._start:
             spent = time.perf_counter() - self._began
             left = f", {clock(spent / (step - self._start) * (self._total - step))} left"
-        log.info("step %d of %d, %s: %s%s", step, self._total, split, shown(values), left)
+        log.info("step %d of %d, %s: %s%s", step, self._total, split, self._shown(values), left)
+
+    def _shown(self, values: dict[str, float]) -> str:
+        """Format loss, top-1 and the monitored metric; of the moving average, without the loss; and the speed."""
+        parts = [shown(values, only=("loss", "top1", self._monitor))]
+        if averaged := shown(values, EMA, only=("top1", self._monitor)):
+            parts.append(f"averaged {averaged}")
+        if "images_per_second" in values:
+            parts.append(f"{values['images_per_second']:.0f} images/s")
+        return ", ".join(parts)
 
     def close(self) -> None:
         """Close the bar; it stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
-
-
-def shown(values: dict[str, float]) -> str:
-    """Format the metrics to show during training."""
-    formats = {
-        "loss": "loss {:.4f}",
-        "top1": "top-1 {:.2%}",
-        "ema_top1": "averaged top-1 {:.2%}",
-        "images_per_second": "{:.0f} images/s",
-    }
-    return ", ".join(text.format(values[k]) for k, text in formats.items() if k in values)
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The compiled evaluation of a batch, and a pass over a split."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +11,7 @@ from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
-from flax_resnet.optim.metrics import batch_sums, record
+from flax_resnet.optim.evaluation_metrics import Sum, batch_sums, record
 from flax_resnet.training import sharding
 
 Batch = dict[str, jax.Array]
@@ -24,7 +24,7 @@ class EvalStep(Protocol):
     """The compiled evaluation of a batch."""
 
     def __call__(self, variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
-        """Return {metric prefix: `metrics.batch_sums`} for each set of variables."""
+        """Return {metric prefix: `batch_sums`} for each set of variables."""
 
 
 def make_eval_step(
@@ -33,7 +33,7 @@ def make_eval_step(
     mesh: Mesh,
     fetch: Callable[[Any, Any], Batch] = lambda data, batch: batch,
     *,
-    confusion: bool = False,
+    extra: Mapping[str, Sum] | None = None,
 ) -> EvalStep:
     """Return the jitted evaluation of a batch. Logits are the weighted mean over an image's `evaluation_views`.
 
@@ -42,7 +42,7 @@ def make_eval_step(
       model: the network.
       mesh: the devices.
       fetch: a feed's `evaluation_batch`, which returns the batch inside the compiled function.
-      confusion: as in `batch_sums`.
+      extra: as in `batch_sums`.
     """
 
     def eval_step(variables: VariablesByPrefix, data: Any, batch: Any) -> Sums:
@@ -52,7 +52,7 @@ def make_eval_step(
         sums = {}
         for prefix, one in variables.items():
             logits = sum(share * model.apply(one, view, train=False) for share, view in views)
-            sums[prefix] = batch_sums(logits, batch["label"], batch["mask"], confusion=confusion)
+            sums[prefix] = batch_sums(logits, batch["label"], batch["mask"], extra=extra)
         return sums
 
     everywhere = sharding.replicated(mesh)
@@ -78,5 +78,5 @@ def total(
 def evaluate(
     eval_step: EvalStep, variables: VariablesByPrefix, data: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
-    """Run an evaluation pass and return its `metrics.record`."""
+    """Run an evaluation pass and return its `record`."""
     return record(total(eval_step, variables, data, batches))

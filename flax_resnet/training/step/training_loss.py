@@ -10,8 +10,8 @@ import optax
 from flax_resnet.config import Config
 from flax_resnet.models.network import Network
 from flax_resnet.optim.distillation import divergence_sum
+from flax_resnet.optim.evaluation_metrics import is_top1
 from flax_resnet.optim.losses import loss_sum
-from flax_resnet.optim.metrics import is_top1
 from flax_resnet.training.teacher import Teacher
 
 Metrics = dict[str, jax.Array]
