@@ -41,9 +41,10 @@ def get_config(dataset: str = "folder="):
     config.optimizer.learning_rate = 0.01
     config.optimizer.nesterov = True
     config.optimizer.layer_decay = 0.9
-    # Train only the new head for 2 epochs, then all layers.
-    config.optimizer.unfreeze_at = ((r"^(?!(fc|classifier_6)/)", 2.0),)
-    config.schedule.warmup = 1.0
+    # Train only the new head for the first tenth of the run, 2 epochs, then all layers.
+    config.schedule.unit = "fraction"
+    config.optimizer.unfreeze_at = ((r"^(?!(fc|classifier_6)/)", 0.1),)
+    config.schedule.warmup = 1 / 20
     config.train.batch_size = 32
     config.train.epochs = 20
     return config

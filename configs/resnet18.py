@@ -52,7 +52,9 @@ def digits(config):
     config.optimizer.learning_rate = 0.05
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
-    config.schedule.warmup = 1.0
+    # One of the eight epochs. As a share of the run, so that a run of one epoch has a warm-up too.
+    config.schedule.unit = "fraction"
+    config.schedule.warmup = 1 / 8
 
 
 def cifar10(config):
@@ -107,7 +109,8 @@ def photographs(config):
     config.train.epochs = 30
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 5e-4
-    config.schedule.warmup = 2.0
+    config.schedule.unit = "fraction"
+    config.schedule.warmup = 1 / 15
 
 
 RECIPES = {

@@ -48,6 +48,7 @@ COMMON: dict[str, Any] = {
     "model.depths": (1, 1),
     "model.widths": (8, 16),
     "schedule.unit": "steps",
+    "schedule.warmup": 1.0,
     "train.steps": 6,
     "train.batch_size": 32,
     "train.log_every": 2,

@@ -65,7 +65,7 @@ def test_a_run_is_fine_tuned_on_other_classes(pretrained, photographs, tmp_path,
     assert finetune(source, photographs, workdir, cache_dir, stays) == 0
     said = capfd.readouterr().err
     assert "a fresh head of 2 classes in place of its 10" in said
-    assert "learning begins for ^(?!(fc|classifier_6)/) at 2" in said
+    assert "learning begins for ^(?!(fc|classifier_6)/) at 0.1" in said
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["name"] == "resnet18"
     assert {key: config["model"][key] for key in PRETRAINED} == PRETRAINED
@@ -104,7 +104,7 @@ def test_network_size_and_normalisation_come_from_the_weights(
     for words in (
         "2 classes, 8x8 px",
         "resnet18 (depths (1, 1, 1, 1), widths (4, 8, 16, 32), stem cifar, drop_path 0.1)",
-        "learning begins for ^(?!(fc|classifier_6)/) at 2",
+        "learning begins for ^(?!(fc|classifier_6)/) at 0.1",
         "a fresh head of 2 classes in place of its 10",
     ):
         assert words in said
