@@ -35,12 +35,14 @@ AVERAGES = (
     *("model_ema_state_dict", "net_ema_state_dict"),
 )
 DEPTH = 5  # levels of dictionaries in which to look for tensors
-# Modules of scripts, DataParallel and torch.compile around a network: the first parts of its tensors' names.
+# Modules of scripts and of DataParallel around a network: the first parts of its tensors' names.
 AROUND = (
-    *("module", "_orig_mod", "model", "net", "network", "backbone", "encoder", "timm_model"),
+    *("module", "model", "net", "network", "backbone", "encoder", "timm_model"),
     *("resnet", "student", "encoder_q", "base_encoder"),
 )
 AROUND_AVERAGE = ("ema", "ema_model", "model_ema", "ema_net", "net_ema")
+# Parts of a name that torch.compile, FSDP and activation checkpointing add, at any place.
+INSERTED = r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 # Modules beside a network, even where no prefix separates the two.
 BESIDE = ("criterion", "loss", "loss_fn", "loss_function", "teacher", "momentum_encoder")
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
@@ -249,7 +251,9 @@ def _unwrapped(path: pathlib.Path, content: Any) -> dict[str, Any]:
         log.info("%s: reading the moving average, %r", path.name, average)
     if not isinstance(content, Mapping):
         raise WeightsError(f"holds a {type(content).__name__}, not named tensors", key=path)
-    named = {str(name): value for name, value in content.items()}
+    named = {re.sub(INSERTED, "", str(name)): value for name, value in content.items()}
+    if len(named) < len(content):
+        raise _several(path, [name for name in map(str, content) if name not in named][:3])
     if not any(map(_is_tensor, named.values())):
         raise WeightsError(
             f"holds no named tensors; its keys: {_grouped(named, '') or '(none)'}",

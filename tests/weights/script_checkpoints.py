@@ -64,6 +64,12 @@ CHECKPOINTS = {
     },
     # Other scripts.
     "compiled.pt": {"model": prefixed("_orig_mod.module.")},
+    "compiled_blocks.pt": {
+        "model": {
+            name.replace("layer1.0.", "layer1._orig_mod.0._fsdp_wrapped_module."): array
+            for name, array in WEIGHTS.items()
+        }
+    },
     "nested.bin": {"network": prefixed("module.model.encoder.")},
     "deep.pkl": {"model": {"state_dict": prefixed("module.")}},
     "deepspeed.pt": {"module": WEIGHTS, "optimizer": SGD},
@@ -98,12 +104,14 @@ LOGGED = {
     "swa.pth": ["model_ema"],
     "plain.pth": [],
     "compiled.pt": [],
+    "compiled_blocks.pt": [],
     "no_ema.pt": [],
 }
 SEVERAL = {
     "gan.pth": {"model": WEIGHTS, "net": OTHER},
     "averages.pth": {"ema": WEIGHTS, "model_ema": OTHER},
     "pair.ckpt": prefixed("model.") | prefixed("encoder.", OTHER),
+    "both_names.pth": WEIGHTS | prefixed("_orig_mod.", OTHER),
     "beside.pth": WEIGHTS | prefixed("backbone.", OTHER),
 }
 NO_NETWORK = {
