@@ -16,6 +16,9 @@ from flax_resnet.data.data_section import Data
 from flax_resnet.errors import DataError, one_line
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# A larger image, such as a strip of 12000x4 pixels, is not resized as a whole before its centre is cropped: only
+# the centre is computed. The pixels may differ, because Pillow may then do its two passes in the other order.
+LARGEST_RESIZED = 1 << 24  # pixels
 # An encoded image without these bytes has no orientation: EXIF in JPEG, PNG and WebP, and XMP in JPEG, PNG, WebP
 # and GIF.
 ORIENTATION_MARKS = (
@@ -191,12 +194,16 @@ def _resized(image: Image.Image, config: Data) -> np.ndarray:
         return np.asarray(image.resize((size, size), resample))
     short = int(size / config.eval_crop_fraction + 1e-6)
     least = min(image.size)
-    whole = [short * side // least for side in image.size]
-    first = [round((side - size) / 2) for side in whole]
-    # Only the crop is computed: a strip of 12000x4 pixels would be resized to 768000x256.
-    edges = [(start, start + size) for start in first]
-    (left, right), (top, bottom) = (
-        [min(edge * stored / side, stored) for edge in pair]
-        for pair, stored, side in zip(edges, image.size, whole, strict=True)
-    )
-    return np.asarray(image.resize((size, size), resample, box=(left, top, right, bottom)))
+    width, height = (short * side // least for side in image.size)
+    left, top = (round((side - size) / 2) for side in (width, height))
+    if width * height <= LARGEST_RESIZED:
+        # Pillow returns a copy if the size is already right.
+        image = image.resize((width, height), resample)
+        return np.asarray(image.crop((left, top, left + size, top + size)))
+
+    def stored(start: int, side: int, full: int) -> tuple[float, float]:
+        """Return the part of a side of the stored image that becomes the crop."""
+        return start * full / side, min((start + size) * full / side, full)
+
+    (x0, x1), (y0, y1) = stored(left, width, image.width), stored(top, height, image.height)
+    return np.asarray(image.resize((size, size), resample, box=(x0, y0, x1, y1)))

@@ -276,3 +276,23 @@ def test_images_that_pillow_refuses_are_refused_in_training():
             prepare([encoding], Data(image_size=SIDE))
         with pytest.raises(tf.errors.InvalidArgumentError):
             evaluation_pixels(decodable(encoding), Data(image_size=SIDE))
+
+
+def test_a_long_strip_is_not_enlarged_as_a_whole(monkeypatch):
+    """Its centre equals that of a shorter strip, which is resized as a whole."""
+    colours = np.random.default_rng(0).integers(0, 256, (4, 12_000, 3), dtype=np.uint8)
+    data = Data(image_size=96, eval_crop="center")
+    sizes, resize = [], Image.Image.resize
+
+    def watched(self, size, *args, **kwargs):
+        sizes.append(size[0] * size[1])
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for strip in (colours, colours.transpose(1, 0, 2)):
+        middle = slice(6000 - 20, 6000 + 20)
+        short = strip[middle] if len(strip) > 4 else strip[:, middle]
+        long, expected = prepare([strip], data)[0], prepare([short], data)[0]
+        assert np.abs(long.astype(int) - expected).max() <= 2
+    assert sizes[0] == sizes[2] == 96 * 96
+    assert sizes[1] == sizes[3] > 96 * 96
