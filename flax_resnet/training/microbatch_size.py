@@ -23,33 +23,53 @@ log = logging.getLogger("flax_resnet")
 USABLE = 0.9
 
 
-def microbatches_of(config: Config, mesh: Mesh) -> int | None:
-    """Return the number of microbatches per batch that `train.microbatch_size` gives; None for "auto".
+def microbatches_of(config: Config, mesh: Mesh, resumed: int | None = None) -> int | None:
+    """Return the number of microbatches per batch that `train.microbatch_size` gives; `resumed` for "auto".
+
+    Args:
+      config: the configuration.
+      mesh: the devices.
+      resumed: the number of a resumed run, or None.
 
     Raises:
-      ConfigError: the size does not divide the batch, or is no multiple of the number of devices or of
-        normalisation groups.
+      ConfigError: the size does not divide the batch, or is no multiple of the number of devices or of the images
+        of a ghost group.
     """
-    train, text = config.train, config.train.microbatch_size
+    batch_size, text = config.train.batch_size, config.train.microbatch_size
     if text == "auto":
-        return None
-    size = train.batch_size if text == "whole" else int(text)
-    if train.batch_size % size or not _divides(config, mesh, size):
+        if resumed is None:
+            return None
+        size = batch_size // resumed
+    else:
+        size = batch_size if text == "whole" else int(text)
+    if batch_size % size or not _fits(config, mesh, size):
+        chosen = text == "auto"
         raise ConfigError(
+            f"the run began with microbatches of {size} images" if chosen else "",
             key="train.microbatch_size",
             value=text,
-            allowed=f"a divisor of train.batch_size={train.batch_size}, and a multiple of the {mesh.size} devices "
-            f"and of model.norm_groups={_groups(config)}",
+            allowed=f"a divisor of train.batch_size={batch_size}, and a multiple of {_units(config, mesh)}",
+            cure="resume on as many devices as before, or with --resume=force" if chosen else "",
         )
-    return train.batch_size // size
+    return batch_size // size
 
 
-def _divides(config: Config, mesh: Mesh, size: int) -> bool:
-    return size % mesh.size == 0 and size % _groups(config) == 0
+def _fits(config: Config, mesh: Mesh, size: int) -> bool:
+    return size % mesh.size == 0 and size % _images_together(config) == 0
 
 
-def _groups(config: Config) -> int:
-    return 1 if config.model.norm_groups is UNSET else config.model.norm_groups
+def _images_together(config: Config) -> int:
+    """Return the number of images of a ghost group, which one microbatch must hold; 1 without groups."""
+    groups = config.model.norm_groups
+    return 1 if groups is UNSET else config.train.batch_size // groups
+
+
+def _units(config: Config, mesh: Mesh) -> str:
+    groups = config.model.norm_groups
+    devices = f"the {mesh.size} devices"
+    if groups is UNSET:
+        return devices
+    return f"{devices} and of the {_images_together(config)} images of each of model.norm_groups={groups}"
 
 
 def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any]) -> int:
@@ -71,10 +91,10 @@ def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any])
             log.info("microbatch: %d images, %s", size // count, usage)
             return count
         log.info("microbatch: %d images would take %s", size // count, usage)
-        if size % (2 * count) or not _divides(config, mesh, size // (2 * count)):
+        if size % (2 * count) or not _fits(config, mesh, size // (2 * count)):
             raise ConfigError(
-                f"even a microbatch of {size // count} images, the smallest for {mesh.size} devices and "
-                f"model.norm_groups={_groups(config)}, takes {usage}",
+                f"even a microbatch of {size // count} images takes {usage}, and smaller ones are no multiple of "
+                f"{_units(config, mesh)}",
                 key="train.microbatch_size",
                 value="auto",
                 cure="use a smaller data.image_size or model, or model.remat='block'",

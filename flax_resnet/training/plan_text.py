@@ -35,8 +35,6 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     kinds = {d.device_kind for d in jax.devices()}
     changed = ", ".join(f"{key} {value}" for key, value in config.model.options().items())
-    microbatch = config.train.microbatch_size
-    microbatch = "" if microbatch == "whole" else f", microbatch {microbatch}"
     rows = {
         "device": f"{jax.device_count()} x {', '.join(sorted(kinds))} ({jax.default_backend()})",
         "dataset": (
@@ -55,7 +53,7 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
         "steps": (
             f"{plan.total_steps:,} of {config.train.batch_size} images: "
             f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of "
-            f"{plan.steps_per_epoch:,}{microbatch}"
+            f"{plan.steps_per_epoch:,}{_microbatch_words(config, shapes)}"
         ),
         "loss": ", ".join(loss_terms(config.loss, config.distill)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),
@@ -65,6 +63,17 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
     if config.schedule.drop_rates != "constant":
         rows["dropping"] = drop_words(config, plan)
     return "\n".join(f"{key:<10}{text}" for key, text in rows.items())
+
+
+def _microbatch_words(config: Config, shapes: TrainState) -> str:
+    size = config.train.microbatch_size
+    if size == "whole":
+        return ""
+    # Ghost groups are groups of the batch, whatever the number of microbatches.
+    normalises = bool(shapes.batch_stats) and config.model.norm != "frozen"
+    if size == "auto" and normalises and config.model.norm_scope != "ghost":
+        return ", microbatch auto (free memory decides which images share batch statistics)"
+    return f", microbatch {size}"
 
 
 def loss_terms(config: Loss, distill: Distill) -> list[str]:

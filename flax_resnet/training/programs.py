@@ -86,7 +86,7 @@ def make_programs(
 
     calls = train_feed.calls(start_step, experiment.plan.total_steps)
     arguments = (experiment.abstract_state, data)
-    microbatches = microbatches_of(config, mesh) or microbatches
+    microbatches = microbatches_of(config, mesh, resumed=microbatches)
     if microbatches is None and calls:
         largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
         microbatches = choose_microbatches(

@@ -14,6 +14,7 @@ from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan, planned_optimizer
 from flax_resnet.errors import ConfigError
 from flax_resnet.training import microbatch_size, sharding
+from flax_resnet.training.plan_text import describe
 from flax_resnet.training.state import abstract_state, build_model
 from flax_resnet.training.step.gradient import make_gradient
 from flax_resnet.training.step.train_step import loss_inputs, make_train_step
@@ -86,6 +87,31 @@ def test_microbatches_with_batch_normalisation_are_ghost_batch_normalisation():
     assert not np.allclose(jax.tree.leaves(found[0])[0], jax.tree.leaves(whole[0])[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (4, 1), (2, 2), (2, 8)])
+def test_ghost_groups_are_groups_of_the_batch(count, devices):
+    """Gradient, metrics and running statistics do not depend on the microbatches."""
+    config = config_of("batch", model={"norm_scope": "ghost", "norm_groups": 4})
+    assert_same(gradient_of(config, count, devices), gradient_of(config, 1))
+
+
+@pytest.mark.parametrize("size", ["2", "1"])
+def test_microbatches_of_less_than_a_ghost_group_are_refused(size):
+    """Each of 4 groups has 4 images."""
+
+    def config(size):
+        return config_of(
+            "batch",
+            model={"norm_scope": "ghost", "norm_groups": 4},
+            train={"batch_size": ROWS, "microbatch_size": size},
+        )
+
+    assert microbatch_size.microbatches_of(config("4"), mesh_of(1)) == 4
+    assert microbatch_size.microbatches_of(config("8"), mesh_of(1)) == 2
+    with refused("train.microbatch_size", size, ConfigError) as error:
+        microbatch_size.microbatches_of(config(size), mesh_of(1))
+    assert "model.norm_groups=4" in error.value.allowed
+
+
 def test_each_microbatch_has_its_own_dropout_mask():
     """Both microbatches have the same images: with the same mask, the gradient would equal that of one of them."""
     config = config_of(model={"dropout": 0.5})
@@ -125,6 +151,45 @@ def test_auto_chooses_the_largest_microbatch_that_fits(monkeypatch):
         choose(config, mesh_of(2), lambda count: Compiled(800_000))
     assert "2 images" in error.value.problem
     assert "2 devices" in error.value.problem
+
+
+def test_auto_keeps_ghost_groups_whole(monkeypatch):
+    monkeypatch.setattr(microbatch_size, "available_memory", lambda: 1000)
+    config = config_of("batch", model={"norm_scope": "ghost", "norm_groups": 4})
+    choose, mesh = microbatch_size.choose_microbatches, mesh_of(1)
+    assert choose(config, mesh, lambda count: Compiled(3000 // count)) == 4
+    with refused("train.microbatch_size", "auto", ConfigError) as error:
+        choose(config, mesh, lambda count: Compiled(6000 // count))
+    assert "model.norm_groups=4" in error.value.problem
+
+
+def test_a_resumed_run_needs_devices_that_divide_its_automatic_microbatch():
+    config = config_of(train={"batch_size": ROWS, "microbatch_size": "auto"})
+    assert microbatch_size.microbatches_of(config, mesh_of(1)) is None
+    assert microbatch_size.microbatches_of(config, mesh_of(2), resumed=8) == 8
+    with refused("train.microbatch_size", "auto", ConfigError):
+        microbatch_size.microbatches_of(config, mesh_of(8), resumed=8)
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "says"),
+    [
+        ("auto", {"norm": "batch"}, True),
+        ("auto", {"norm": "batch", "norm_scope": "local"}, True),
+        ("8", {"norm": "batch"}, False),
+        ("auto", {"norm": "batch", "norm_scope": "ghost", "norm_groups": 4}, False),
+        ("auto", {"norm": "frozen"}, False),
+        ("auto", {"norm": "group"}, False),
+    ],
+)
+def test_the_plan_says_if_memory_decides_the_batch_statistics(size, model, says):
+    config = config_of(model=model, train={"batch_size": ROWS, "microbatch_size": size})
+    network = build_model(config, CLASSES)
+    optimizer = planned_optimizer(config, plan_of(config), network)
+    shapes = abstract_state(config, network, optimizer, mesh_of(1))
+    text = describe(config, plan_of(config), shapes, resident=False)
+    assert f"microbatch {size}" in text
+    assert ("memory" in text) == says
 
 
 def test_smaller_microbatches_need_less_memory():

@@ -31,13 +31,18 @@ def make_gradient(
       config: the configuration.
       model: the network.
       mesh: the devices.
-      microbatches: number of microbatches per batch; they run one after another.
+      microbatches: number of microbatches per batch; they run one after another. With ghost batch normalisation it
+        must divide the groups of the batch (`microbatches_of` checks it).
       teacher: the teacher network, or None.
       class_weights: weights of the classes in the loss; () for equal weights.
     """
     local = config.model.norm_scope == "local" and mesh.size > 1
-    # With local normalisation each device sees only its own examples: one group.
-    own_model = model.clone(norm_groups=1) if local else model
+    groups = config.model.norm_groups
+    own_model = model
+    if local:  # each device sees only its own examples: one group
+        own_model = model.clone(norm_groups=1)
+    elif groups > 1:  # the groups of the batch are divided among the microbatches
+        own_model = model.clone(norm_groups=groups // microbatches)
     loss_fn = make_loss(config, own_model, teacher, class_weights)
     if config.model.dtype == "float16":
         loss_fn = scaled(loss_fn)
@@ -45,5 +50,5 @@ def make_gradient(
     if local:
         gradient = by_device(gradient, model, mesh, config.train.gradient_dtype)
     if microbatches > 1:
-        gradient = microbatched(gradient, mesh, microbatches)
+        gradient = microbatched(gradient, mesh, microbatches, groups)
     return gradient

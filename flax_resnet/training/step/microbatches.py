@@ -11,22 +11,34 @@ from flax_resnet.training.step.loops import repeat
 from flax_resnet.training.step.training_loss import Gradient, LossInputs
 
 
-def microbatched(gradient: Gradient, mesh: Mesh, count: int) -> Gradient:
-    """Return a gradient that divides the batch into `count` microbatches. Each takes every `count`-th row.
+def microbatched(gradient: Gradient, mesh: Mesh, count: int, groups: int = 1) -> Gradient:
+    """Return a gradient that divides the batch into `count` microbatches.
 
-    The result equals that of the whole batch, except that batch normalisation uses the statistics of each
-    microbatch, like ghost batch normalisation with `count` groups. The running statistics are updated once, with
-    the mean over the microbatches.
+    Each takes every `count`-th row, or with ghost batch normalisation every `count`-th group of rows:
+
+        groups of the batch            0 1 2 3
+        groups of 2 microbatches       0 2, 1 3
+
+    The result equals that of the whole batch, except that batch normalisation without groups uses the statistics of
+    each microbatch, like ghost batch normalisation with `count` groups. The running statistics are updated once,
+    with the mean over the microbatches.
 
     Args:
       gradient: the gradient of a microbatch.
       mesh: the devices.
-      count: number of microbatches; must divide the batch.
+      count: number of microbatches; must divide the batch, and `groups` if it is above 1.
+      groups: number of groups of consecutive rows that ghost batch normalisation makes of the whole batch. The
+        network of `gradient` makes ``groups / count`` groups of a microbatch.
     """
 
     def split(array: jax.Array) -> jax.Array:
-        """Reshape [N, ...] to [count, N / count, ...]; the rows stay on their devices."""
-        rows = array.reshape(len(array) // count, count, *array.shape[1:]).swapaxes(0, 1)
+        """Reshape [N, ...] to [count, N / count, ...].
+
+        The rows stay on their devices, except ghost groups if the devices do not divide those of a microbatch.
+        """
+        together = len(array) // groups if groups > 1 else 1
+        rows = array.reshape(-1, count, together, *array.shape[1:]).swapaxes(0, 1)
+        rows = rows.reshape(count, -1, *array.shape[1:])
         return jax.lax.with_sharding_constraint(rows, sharding.split_steps(mesh))
 
     def summed(params: Any, inputs: LossInputs) -> tuple:
