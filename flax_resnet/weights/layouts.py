@@ -120,6 +120,11 @@ TORCH_NORM = (
     LeafRule(r"batch_stats/.*/var", "running_var", "vector"),
 )
 
+TORCH_ATTENTION = (
+    LeafRule(r"params/.*/se/fc\d/kernel", "weight", "oi11"),
+    LeafRule(r"params/.*/se/conv/kernel", "weight", "11k"),
+)
+
 LAYOUTS = {
     "torch": Layout(
         title="torchvision, or timm's resnet.py",
@@ -131,8 +136,7 @@ LAYOUTS = {
             (BLOCK + r"se/(?P<name>fc1|fc2|conv)", "layer{stage}.{block}.se.{name}"),
         ),
         leaves=(
-            LeafRule(r"params/.*/se/fc\d/kernel", "weight", "oi11"),
-            LeafRule(r"params/.*/se/conv/kernel", "weight", "11k"),
+            *TORCH_ATTENTION,
             LeafRule(r"params/(fc|classifier_\d+)/kernel", "weight", "oi"),
             LeafRule(KERNEL, "weight", "oihw"),
             LeafRule(r"batch_stats/conv1/kernel", "weight", "oihw"),  # a whitening kernel
@@ -150,10 +154,13 @@ LAYOUTS = {
             (r"conv1_6", "stem.conv3"),
             (BLOCK + r"(?P<name>conv\d|norm\d)", "stages.{stage0}.blocks.{block}.{name}"),
             (BLOCK + r"downsample_conv", "stages.{stage0}.blocks.{block}.downsample.conv"),
+            # timm has no such network; the names are those of its resnet.py
+            (BLOCK + r"se/(?P<name>fc1|fc2|conv)", "stages.{stage0}.blocks.{block}.se.{name}"),
             (r"norm", "norm"),
             (r"fc", "head.fc"),
         ),
         leaves=(
+            *TORCH_ATTENTION,
             LeafRule(r"params/fc/kernel", "weight", "oi11"),
             LeafRule(KERNEL, "weight", "oihw"),
             *TORCH_NORM,

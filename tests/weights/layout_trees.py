@@ -95,6 +95,12 @@ def preactivation(stem, **kind):
 
 
 GROUPNORM = preactivation(conv("conv1", 7, 7, 3, 4), running=False)
+SE_PREACTIVATION = (
+    preactivation(conv("conv1", 7, 7, 3, 4))
+    | linear("layer1_0/se/fc1", 6, 2)
+    | linear("layer1_0/se/fc2", 2, 6)
+    | conv("layer4_9/se/conv", 3)
+)
 EVONORM = preactivation(
     conv("conv1_0", 3, 3, 3, 2)
     | norm("conv1_1", 2, running=False, leaves=("scale", "bias", "v"))
@@ -109,6 +115,7 @@ TREES = {
     "deep": ("torch", DEEP),
     "vgg": ("torch", VGG),
     "preactivation": ("timm_v2", preactivation(conv("conv1", 7, 7, 3, 4))),
+    "preactivation with attention": ("timm_v2", SE_PREACTIVATION),
     "evonorm": ("timm_v2", EVONORM),
     "huggingface": ("huggingface", BASIC),
     "bit": ("bit", GROUPNORM),
