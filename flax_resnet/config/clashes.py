@@ -139,7 +139,7 @@ NORM = (
     ),
     Clash(
         key="model.norm_groups",
-        when=lambda c: bool(c.model.norm_groups) and c.train.batch_size % c.model.norm_groups > 0,
+        when=lambda c: c.train.batch_size % c.model.ghost_groups > 0,
         allowed="a divisor of train.batch_size={c.train.batch_size}",
     ),
 )

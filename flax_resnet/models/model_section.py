@@ -134,6 +134,11 @@ class Model(Section):
         """The channels of the images. If `name` is empty, the weights can have another number."""
         return CHANNELS if self.in_channels is UNSET else self.in_channels
 
+    @property
+    def ghost_groups(self) -> int:
+        """The number of groups of the global batch that are normalised separately; 1 without ghost statistics."""
+        return self.norm_groups or 1
+
     def options(self) -> dict[str, Any]:
         """Return the options of `create_model` that are set."""
         values = dataclasses.asdict(self)

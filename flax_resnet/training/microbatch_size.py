@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from flax_resnet.config import Config
 from flax_resnet.errors import ConfigError
-from flax_resnet.settings import UNSET
 from flax_resnet.training import memory
 
 log = logging.getLogger("flax_resnet")
@@ -60,14 +59,14 @@ def _fits(config: Config, mesh: Mesh, size: int) -> bool:
 
 def _images_together(config: Config) -> int:
     """Return the number of images of a ghost group, which one microbatch must hold; 1 without groups."""
-    groups = config.model.norm_groups
-    return 1 if groups is UNSET else config.train.batch_size // groups
+    groups = config.model.ghost_groups
+    return config.train.batch_size // groups if groups > 1 else 1
 
 
 def _units(config: Config, mesh: Mesh) -> str:
-    groups = config.model.norm_groups
+    groups = config.model.ghost_groups
     devices = f"the {mesh.size} devices"
-    if groups is UNSET:
+    if groups == 1:
         return devices
     return f"{devices} and of the {_images_together(config)} images of each of model.norm_groups={groups}"
 

@@ -37,7 +37,7 @@ def make_gradient(
       class_weights: weights of the classes in the loss; () for equal weights.
     """
     local = config.model.norm_scope == "local" and mesh.size > 1
-    groups = config.model.norm_groups
+    groups = config.model.ghost_groups
     own_model = model
     if local:  # each device sees only its own examples: one group
         own_model = model.clone(norm_groups=1)
