@@ -5,7 +5,7 @@ clears parts. Each file goes through `predict`'s way in (`data.images`) and thro
 (`data.decodable`, then TensorFlow). Both must give the same pixels, within 3 of 255 levels, or both must refuse the
 file with the error that they document. Child processes do the work, each with a time limit, so that a crash is
 counted too. Prints the files on which the two differ. Exits with 1 if more than 0.1 % differ, or at an unexpected
-exception, a crash or a time limit. Takes about ten minutes on one core.
+exception, a crash or a time limit. Takes 20 minutes on a busy core.
 """
 
 import argparse
