@@ -156,16 +156,19 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> No
     from flax_resnet.optim.evaluation_metrics import EMA, METRICS
 
     keys = tuple(dict.fromkeys(("loss", "top1", monitor)))
+    names = [*dict.fromkeys(r["split"] for r in records), "moving average"]
+    colors = {name: f"C{number}" for number, name in enumerate(names)}
     for axes, key in zip(figure.subplots(1, len(keys)), keys, strict=True):
-        for split in dict.fromkeys(r["split"] for r in records if key in r):
-            points = [(r["epoch"], r[key]) for r in records if r["split"] == split and key in r]
-            marker = "" if split == "train" else "o"
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=split)
-        averaged = [(r["epoch"], r[EMA + key]) for r in records if EMA + key in r]
-        if averaged:
-            axes.plot(
-                *zip(*averaged, strict=True), marker="s", markersize=4, label="moving average"
-            )
+        curves = {
+            name: [(r["epoch"], r[key]) for r in records if r["split"] == name and key in r]
+            for name in names[:-1]
+        }
+        curves[names[-1]] = [(r["epoch"], r[EMA + key]) for r in records if EMA + key in r]
+        for name, points in curves.items():
+            if points:
+                marker = {"train": "", names[-1]: "s"}.get(name, "o")
+                style = {"color": colors[name], "marker": marker, "markersize": 4, "label": name}
+                axes.plot(*zip(*points, strict=True), **style)
         axes.set(
             xlabel="epoch",
             title=METRICS[key].label,
