@@ -75,6 +75,12 @@ class Block(nn.Module):
         x = parts.norm(name=f"bn{number}")(x, train=train)
         return parts.anti_alias(x, stride=spec.stride) if filtered else x
 
+    def _attended(self, y: Array) -> Array:
+        """Apply channel attention to the residual branch y. Source: Hu et al. 2018, figure 3."""
+        if not self.parts.attention:
+            return y
+        return self.parts.attention(self.spec.nominal, name="se")(y)
+
     def _sum(self, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
         """Add the residual branch y, dropped at random for some examples, to the shortcut x."""
         if not SHORTCUTS[self.parts.shortcut].is_added:
@@ -126,8 +132,7 @@ class Bottleneck(Block):
 
 def _activated_sum(block: Block, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
     """Apply attention to the branch y, add the shortcut, and activate the sum."""
-    if block.parts.attention:
-        y = block.parts.attention(block.spec.nominal, name="se")(y)
+    y = block._attended(y)
     shortcut = SHORTCUTS[block.parts.shortcut]
     x = shortcut.apply(block.spec, block.parts, x, train) if block.spec.project else x
     return block.parts.act(block._sum(x, y, train, drop_path))
@@ -188,7 +193,8 @@ class PreactBottleneck(Block):
 def _preact_sum(
     block: Block, x: Array, activated: Array, y: Array, train: bool, drop_path: Array | None
 ) -> Array:
-    """Add the shortcut to the branch y: the identity, or a projection of the activated input."""
+    """Add the attended branch y to the shortcut: the identity, or a projection of the activated input."""
+    y = block._attended(y)
     shortcut = SHORTCUTS[block.parts.shortcut]
     x = shortcut.apply_preact(block.spec, block.parts, x, activated) if block.spec.project else x
     return block._sum(x, y, train, drop_path)
@@ -230,6 +236,7 @@ ROWS = (
         module=PreactBasic,
         channels=_two_channels,
         is_preact=True,
+        takes_attention=True,
     ),
     BlockRow(
         name="preact_bottleneck",
@@ -239,5 +246,6 @@ ROWS = (
         is_preact=True,
         is_grouped=True,
         starts_with_1x1=True,
+        takes_attention=True,
     ),
 )

@@ -204,6 +204,9 @@ VARIANTS: dict[str, Row] = {
         f"wrn{depth}_{factor}": _wide(depth, factor)
         for depth, factor in ((16, 4), (16, 8), (22, 8), (28, 10), (40, 2), (40, 4))
     },
+    # Source: Hu et al. 2020, "Squeeze-and-excitation networks", section 5.1, CIFAR-10
+    "sepreact164": _cifar(PREACT, 18) | SE,
+    "sewrn16_8": _wide(16, 8) | SE,
     **{
         f"resnet{layers}_cifar": row | Row(stem="cifar", num_classes=10)
         for layers, row in (

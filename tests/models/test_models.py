@@ -26,7 +26,7 @@ def test_names_follow_torchvision():
 
 def test_list_models():
     assert list_models("resnet18*") == ["resnet18", "resnet18_cifar", "resnet18d"]
-    assert len(list_models()) == 139
+    assert len(list_models()) == 141
 
 
 def test_batch_norm_updates_the_running_statistics_like_torch():

@@ -1,9 +1,12 @@
 """Options of ResNet for training: scanned and rematerialised blocks, dropout, stochastic depth."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 
 from flax_resnet import create_model
 from flax_resnet.models.stacking import stack_blocks, unstack_blocks
@@ -127,3 +130,40 @@ def test_scanned_blocks_drop_at_their_own_rates():
     first, last = np.abs(kernel).max(axis=(1, 2, 3, 4))
     assert first > 0
     assert last == 0
+
+
+SHUT, OPEN = -1e4, 1e4  # biases for which the gate, a sigmoid, is exactly 0 and 1
+
+
+def with_gates(variables, bias, blocks):
+    """Set the gates of blocks to a constant."""
+    gated = jax.tree.map(np.copy, variables)
+    for name in blocks:
+        last = gated["params"][name]["se"]["fc2"]
+        last["kernel"], last["bias"] = 0 * last["kernel"], 0 * last["bias"] + bias
+    return gated
+
+
+@pytest.mark.parametrize("name", ["sepreact164", "sewrn16_8"])
+def test_attention_scales_the_branch_of_a_pre_activation_block(name):
+    shape = {"widths": (8, 16), "num_classes": 3}
+    model = create_model(name, depths=(2, 1), **shape)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    variables = drawn(jax.eval_shape(model.init, jax.random.key(0), images))
+    blocks = [block[0] for stage in model.stages() for block in stage]
+
+    def outputs(model, variables):
+        call = jax.jit(partial(model.apply, features=("stage1", "logits")))
+        return call(variables, images)
+
+    ours = outputs(model, variables)
+    without = model.clone(attention="none")
+    everything = outputs(model, with_gates(variables, OPEN, blocks))
+    expected = outputs(without, variables)
+    np.testing.assert_allclose(everything["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+    assert np.abs(ours["logits"] - expected["logits"]).max() > 1e-3
+    # The second block has no projection: with a shut gate it is the identity.
+    shut = outputs(model, with_gates(variables, SHUT, ["layer1_1"]))
+    shorter = outputs(model.clone(depths=(1, 1)), variables)
+    np.testing.assert_allclose(shut["stage1"], shorter["stage1"], rtol=1e-5, atol=1e-5)
+    assert np.abs(ours["stage1"] - shorter["stage1"]).max() > 1e-3
