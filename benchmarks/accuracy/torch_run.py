@@ -89,9 +89,8 @@ def check(config: Config) -> None:
         wanted = FIXED.get(key, fields[key].metadata.get("default", usual[key]))
         free = FOLLOWED.fullmatch(key) and key not in FIXED
         if fields[key].metadata["changes_result"] and not free and value != wanted:
-            raise ConfigError(
-                "is not supported in PyTorch", key=key, value=value, allowed=repr(wanted)
-            )
+            allowed = "unset" if wanted is UNSET else repr(wanted)
+            raise ConfigError("is not supported in PyTorch", key=key, value=value, allowed=allowed)
     name, widths = config.model.name, config.model.widths
     if name not in NETWORKS:
         raise ConfigError(
@@ -102,7 +101,7 @@ def check(config: Config) -> None:
             f"cannot be changed for {name} in PyTorch",
             key="model.widths",
             value=widths,
-            cure="leave it unset",
+            allowed="unset",
         )
 
 

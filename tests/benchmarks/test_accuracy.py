@@ -321,8 +321,8 @@ def test_pillow_gives_the_pixels_that_training_decodes(photographs):
     [
         ({"data.source": "tfds"}, "'folder' or 'csv'"),
         ({"model.name": "plain20"}, tuple(torch_run.NETWORKS)),
-        ({"model.dropout": 0.1}, "-1.0"),
-        ({"model.widths": (8, 8, 8)}, "()"),
+        ({"model.dropout": 0.1}, "unset"),
+        ({"model.widths": (8, 8, 8)}, "unset"),
         ({"ema.decay": 0.9, "ema.bn_batches": 2}, "0"),
         ({"loss.name": "sigmoid"}, "'softmax'"),
         ({"optimizer.name": "adamw"}, "'sgd'"),

@@ -64,6 +64,8 @@ def test_a_section_checks_only_the_name_of_a_row_that_it_does_not_determine(key)
         made = getattr(freeze({section: {name: row}}), section)
         assert getattr(made, name) == row
         assert all(getattr(made, owned) is UNSET for owned in registry.settings)
+        for owned in (n for n in registry.settings if f"{section}.{n}" not in NEEDING):
+            sections()[section](**{name: row, owned: "any value"})  # `create_model` checks it
     with refused(key, "nothing") as caught:
         freeze({section: {name: "nothing"}})
     assert caught.value.allowed == tuple(registry)
