@@ -114,7 +114,7 @@ def _child(start: int, stop: int, mutations: int) -> tuple[list[Outcome], str]:
     """Return the outcomes of a child process, and the name of its failure if it ended early."""
     command = [sys.executable, "-m", "benchmarks.lab.image_fuzz", f"--seed={mutations}"]
     command += ["--child", str(start), str(stop)]
-    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
     try:
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=SECONDS, env=quiet
@@ -137,8 +137,6 @@ def compare(numbers: range, mutations: int) -> Iterator[Outcome]:
     from flax_resnet.data.pipeline import DECODE_ERRORS
     from flax_resnet.errors import DataError
 
-    warnings.simplefilter("ignore")
-    tf.config.threading.set_intra_op_parallelism_threads(1)
     data, files = Data(image_size=SIDE), originals()
 
     @tf.function(
@@ -155,12 +153,14 @@ def compare(numbers: range, mutations: int) -> Iterator[Outcome]:
         verdict = reason = ""
         try:
             try:
-                pixels["prediction"] = prepare([case.encoded], data)[0]
+                with warnings.catch_warnings(action="ignore"):
+                    pixels["prediction"] = prepare([case.encoded], data)[0]
             except DataError as error:
                 errors["prediction"] = error.problem
             try:
-                turned = np.int32(orientation(case.encoded))
-                pixels["training"] = decode(decodable(case.encoded), turned).numpy()
+                with warnings.catch_warnings(action="ignore"):
+                    turned = np.int32(orientation(case.encoded))
+                    pixels["training"] = decode(decodable(case.encoded), turned).numpy()
             except DECODE_ERRORS as error:
                 found = re.search(r"\n(.*)\n\s*\[\[", error.message)  # between traces of the graph
                 errors["training"] = found[1] if found else error.message

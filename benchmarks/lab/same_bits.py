@@ -241,6 +241,10 @@ def named_in(known: frozenset[str], settings: Mapping[str, Any]) -> dict[str, An
     pairs: Iterable[tuple[str, Any] | None] = settings.items()
     if NEWEST not in known:
         pairs = [FORMER.get(pair, pair) if pair[1].__hash__ else pair for pair in settings.items()]
+        if (
+            "model.name" in settings
+        ):  # the stem of the recipe's network would be an option of this one
+            pairs = [("model.stem", ""), ("model.depths", ()), *pairs]
     return {
         pair[0] if pair[0] in known else RENAMED.get(pair[0], pair[0]): pair[1]
         for pair in pairs

@@ -169,7 +169,7 @@ REFUSED = {
         ),
         (["--workdir=RUN", "--train_split=valid"], ["'valid'", "train, test"]),
         (["--workdir=RUN", "--dataset=./nowhere"], ["--dataset=./nowhere"]),
-        (["--workdir=RUN", "--dataset=TMP/untrained"], ["TMP/untrained", "train/", "test, val"]),
+        (["--workdir=RUN", "--dataset=TMP/untrained"], ["TMP/untrained", "'train'", "test, val"]),
         (["--workdir=RUN", "--dataset=TMP/one"], ["TMP/one", "'a'"]),
         (["--workdir=RUN", "--dataset=TMP/test.csv"], ["TMP/test.csv", "'train'"]),
     ],
