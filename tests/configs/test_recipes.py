@@ -80,7 +80,8 @@ def test_a_recipe_takes_two_real_steps_at_reduced_size(names, tmp_path, monkeypa
     stages = len(getattr(model, "widths", ()))  # none in VGG and AlexNet
     size = min(32, config.data.image_size) if stages else 64
     sections = dataclasses.asdict(config)
-    sections["data"] |= {"source": "python", "image_size": size, "eval_size": 0}
+    own = config.data.but(source="python", image_size=size, eval_size=0)
+    sections["data"] = dataclasses.asdict(own)
     if config.data.progressive:
         sections["data"]["progressive"] = ((0.0, size // 2), (1.0, size))
     schedule = sections["schedule"]
