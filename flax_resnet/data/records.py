@@ -89,42 +89,48 @@ def as_bmp(image: Image.Image) -> bytes:
 
 
 class Relabelled:
-    """A source with other numbers for its classes.
+    """A source whose classes have other numbers, those that they have in another list of classes.
 
     Args:
       source: the source.
-      order: the new number of each class.
+      class_names: the other list.
+      order: the number of each class of the source in the other list.
     """
 
-    def __init__(self, source: Source, order: Sequence[int]) -> None:
+    def __init__(self, source: Source, class_names: Sequence[str], order: Sequence[int]) -> None:
+        self.class_names, self.orientations = tuple(class_names), source.orientations
         self._source, self._order = source, np.array(order, np.int32)
-        self.class_names, self.orientations = source.class_names, source.orientations
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Records:
-        """Read the examples at these indices, in this order."""
-        records = self._source.read(indices)
-        return records._replace(labels=self._renumbered(records.labels))
+        """Read the examples at these indices, in this order. Raise DataError as `check_labels` does."""
+        records = read_labelled(self._source, np.asarray(indices))
+        return records._replace(labels=self._order[records.labels])
 
     def labels(self) -> np.ndarray:
-        """Return the new label of every example, int32 [n]."""
-        return self._renumbered(self._source.labels())
+        """Return the new label of every example, int32 [n]. Raise DataError as `check_labels` does."""
+        labels = self._source.labels()
+        check_labels(self._source, np.arange(len(labels)), labels)
+        return self._order[labels]
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
         return self._source.describe(index)
-
-    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
-        return np.where(labels < 0, labels, self._order[labels])
 
 
 class Unlabelled(Relabelled):
     """A source whose labels are not used: all are 0."""
 
     def __init__(self, source: Source) -> None:
-        super().__init__(source, ())
+        super().__init__(source, source.class_names, ())
 
-    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
-        return np.zeros_like(labels)
+    def read(self, indices: Sequence[int] | np.ndarray) -> Records:
+        """Read the examples at these indices, in this order."""
+        records = self._source.read(indices)
+        return records._replace(labels=np.zeros_like(records.labels))
+
+    def labels(self) -> np.ndarray:
+        """Return zeros, int32 [n]."""
+        return np.zeros(len(self), np.int32)

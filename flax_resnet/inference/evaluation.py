@@ -52,7 +52,7 @@ def evaluate_run(
       image_size: image size in pixels; 0 for that of the run.
 
     Raises:
-      UserError: there is no such run, checkpoint or split, or the split has other classes than the run.
+      UserError: there is no such run, checkpoint or split, or the run lacks a class of the split.
     """
     from flax_resnet.data.open import open_source
     from flax_resnet.optim.evaluation_metrics import EMA
@@ -89,8 +89,8 @@ def evaluate_model(
 
     Args:
       name: a network, or timm's weights for one.
-      dataset: a TFDS dataset, a folder of images, or a CSV file of path, label and optionally split. Its classes
-        must be in the order of the logits.
+      dataset: a TFDS dataset, a folder of images, or a CSV file of path, label and optionally split; or
+        SOURCE:DATASET, as for `DatasetChoice`. Its classes are matched by name with those of the weights.
       weights: a weights file; empty for timm's weights on the Hugging Face hub.
       split: TFDS split expression or folder split; empty for validation, or for test if there is no validation. A
         folder without train/ has no splits: all its images are used.
@@ -99,7 +99,7 @@ def evaluate_model(
       batch_size: images per step; 0 for 64.
 
     Raises:
-      UserError: there is no such network, weights, dataset or split, or the number of classes differs.
+      UserError: there is no such network, weights, dataset or split, or the weights lack a class of the dataset.
     """
     source_of(dataset)  # raises for a wrong path before any download
     from flax_resnet.data.open import open_source
@@ -158,7 +158,7 @@ def with_weights_labels(
         log.info("%s=%s: %s", key, where, match.note)
     if match.changes_order:
         log.info("%s=%s: classes are matched by name with those of the weights", key, where)
-        return Relabelled(source, match.order)
+        return Relabelled(source, own, match.order)
     return source
 
 

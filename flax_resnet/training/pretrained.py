@@ -25,7 +25,7 @@ from flax_resnet.weights import (
     classes_of,
     find,
     from_config,
-    match_classes,
+    match_logits,
     to_torch,
 )
 from flax_resnet.weights.fill import abstract, fill, unrolled_model
@@ -201,11 +201,7 @@ def read_pretrained(
             text, about.mean, about.std, augment.mean, augment.std,
         )  # fmt: skip
     classes, params = classes_of(tensors), variables["params"]
-    names = (
-        *class_names,
-        *about.class_names[len(class_names) :],
-    )  # logits without a class of the data
-    match = match_classes(names, about.class_names)
+    match = match_logits(class_names, about.class_names, classes)
     if classes == model.num_classes and not match.problem:
         log.info("starting from %s, with its head%s", text, match.note and f" ({match.note})")
         if match.changes_order:

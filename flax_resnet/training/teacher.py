@@ -19,7 +19,7 @@ from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.training.pretrained import adopted, is_path, open_pretrained
 from flax_resnet.training.state import build_model
-from flax_resnet.weights import classes_of, match_classes
+from flax_resnet.weights import classes_of, match_logits
 from flax_resnet.weights.fill import fill
 
 log = logging.getLogger("flax_resnet")
@@ -96,9 +96,7 @@ def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -
             value=section.teacher,
             allowed=f"a network with the {num_classes} classes of the student",
         )
-    # A student can have more logits than the data have classes; these logits have no names.
-    names = (*class_names, *about.class_names[len(class_names) :])
-    match = match_classes(names, about.class_names)
+    match = match_logits(class_names, about.class_names, classes)
     if match.problem:
         raise ConfigError(
             f"the dataset {match.problem}",

@@ -54,6 +54,18 @@ def match_classes(
     return ClassMatch(problem=f"has the class {odd!r}, which the weights do not have")
 
 
+def match_logits(data: Sequence[str], weights: Sequence[str], logits: int) -> ClassMatch:
+    """Compare the class names of data with those of weights of `logits` logits, as `match_classes` does.
+
+    The data may have fewer classes than there are logits. The other logits get the remaining classes of the
+    weights, so that `order` is a permutation of the logits.
+    """
+    unnamed = (f"class {number}" for number in range(len(weights), logits))
+    own = (*weights, *unnamed) if weights else ()
+    rest = [name for name in own if name not in data]
+    return match_classes((*data, *rest[: max(logits - len(data), 0)]), own)
+
+
 def is_numbered(names: Sequence[str]) -> bool:
     """Return whether classes have no names, or the names "0", "1", ... in this order."""
     return tuple(names) == tuple(map(str, range(len(names))))

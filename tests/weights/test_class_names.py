@@ -1,22 +1,24 @@
 """Class names of data and weights: the same class keeps its meaning, whatever the order of the two lists."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from conftest import refused, saved_run
+from weights_by_name import SMALLEST, tensors_for
 
 from flax_resnet.config import freeze
 from flax_resnet.data.class_order import in_order
 from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError, DataError
-from flax_resnet.inference.classifier import load
-from flax_resnet.inference.evaluation import with_weights_labels
+from flax_resnet.inference.classifier import load, load_pretrained
+from flax_resnet.inference.evaluation import evaluate_model, with_weights_labels
 from flax_resnet.training.pretrained import open_pretrained, read_pretrained
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import open_teacher
-from flax_resnet.weights import imagenet_classes, match_classes
+from flax_resnet.weights import imagenet_classes, match_classes, match_logits, write_safetensors
 
 WORDS = [*"abcdefgh", "10", "9", "1", "0"]
 NETWORK = {"model": {"name": "resnet20", "depths": (1, 1, 1)}}
@@ -69,6 +71,13 @@ def test_imagenet_classes_have_two_names():
     assert match_classes([str(n) for n in range(1000)], words).note
 
 
+def test_logits_without_a_class_of_the_data_get_the_other_classes_of_the_weights():
+    assert match_logits("ca", "abc", 3).order == (2, 0, 1)
+    assert match_logits("ca", "ab", 2).problem
+    assert match_logits("ba", "ab", 4).order == (1, 0, 2, 3)
+    assert match_logits("xy", (), 2).note
+
+
 def source_of(names):
     images = np.zeros((2 * len(names), 8, 8, 3), np.uint8)
     return ArraySource(images, np.arange(len(images)) % len(names), names)
@@ -91,6 +100,27 @@ def test_evaluation_gives_the_data_the_labels_of_the_weights():
     for names in ("abd", "abcd"):
         with refused("--dataset", "mine", DataError):
             with_weights_labels(source_of(names), "abc", "mine")
+    unlabelled = source_of("cab")
+    unlabelled._labels[4] = -1
+    with refused("image 4 of the arrays", kind=DataError):
+        with_weights_labels(unlabelled, "abc", "mine").read([4])
+
+
+def test_a_dataset_with_some_classes_in_another_order_is_evaluated_by_name(photographs, tmp_path):
+    file, names = tmp_path / "w.safetensors", ("flower", "zebra", "china")
+    write_safetensors(file, tensors_for(SMALLEST, num_classes=3))
+    about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear",
+             "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    config = {"architecture": SMALLEST, "num_classes": 3, "pretrained_cfg": about}
+    (tmp_path / "w.json").write_text(json.dumps(config | {"label_names": names}))
+    result = evaluate_model(SMALLEST, weights=str(file), dataset=str(photographs))
+    files = sorted(photographs.rglob("*.jpg"))
+    predicted = load_pretrained(SMALLEST, weights=file).predict(files).labels
+    expected = np.zeros((3, 3))
+    for photograph, guess in zip(files, predicted, strict=True):
+        expected[names.index(photograph.parent.name), guess] += 1
+    np.testing.assert_array_equal(result.confusion, expected)
+    assert result.class_names == names
 
 
 def test_a_teachers_logits_are_in_the_order_of_the_students_classes(run):
