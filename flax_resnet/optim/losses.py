@@ -87,10 +87,13 @@ def class_weights(config: Loss, counts: np.ndarray) -> tuple[float, ...]:
 
     Args:
       config: the settings.
-      counts: number of training examples of each class, [K].
+      counts: number of training examples of each class, [K]; all 0 if they are unknown. Weights that need them
+        are then equal.
     """
-    weights = CLASS_WEIGHTS[config.class_weights].weights(config, np.asarray(counts, np.float64))
-    return tuple(float(weight) for weight in weights)
+    row = CLASS_WEIGHTS[config.class_weights]
+    if row.needs_counts and not np.any(counts):
+        return ()
+    return tuple(map(float, row.weights(config, np.asarray(counts, np.float64))))
 
 
 def loss_sum(

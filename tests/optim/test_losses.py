@@ -106,3 +106,9 @@ def test_weights_by_effective_number(beta):
 def test_weights_from_counts_clash_with_balanced_draws():
     with refused("loss.class_weights", "balanced"):
         freeze({"loss": {"class_weights": "balanced"}, "data": {"class_balanced": True}})
+
+
+@pytest.mark.parametrize("name", ["balanced", "effective_number"])
+def test_without_counts_the_classes_have_equal_weights(name):
+    """As in a plot of the learning rate, which opens no dataset. A warning would be an error here."""
+    assert class_weights(Loss(class_weights=name), np.zeros(4)) == ()
