@@ -27,7 +27,6 @@ class BlockRow(Row):
       is_preact: whether normalisation and activation come before the convolutions.
       is_grouped: whether `cardinality` and `base_width` apply to its 3x3, and `channels` follows them.
       starts_with_1x1: whether its stride can be in a 1x1 before the 3x3.
-      takes_attention: whether channel attention can scale its branch.
       takes_filter: whether a filter against aliasing can replace the stride of its 3x3.
       takes_shortcut_size: whether its projection can have another kernel size.
     """
@@ -37,7 +36,6 @@ class BlockRow(Row):
     is_preact: bool = False
     is_grouped: bool = False
     starts_with_1x1: bool = False
-    takes_attention: bool = False
     takes_filter: bool = False
     takes_shortcut_size: bool = False
 
@@ -215,7 +213,6 @@ ROWS = (
         help="two 3x3",
         module=BasicBlock,
         channels=_two_channels,
-        takes_attention=True,
         takes_filter=True,
         takes_shortcut_size=True,
     ),
@@ -226,7 +223,6 @@ ROWS = (
         channels=_three_channels,
         is_grouped=True,
         starts_with_1x1=True,
-        takes_attention=True,
         takes_filter=True,
         takes_shortcut_size=True,
     ),
@@ -236,7 +232,6 @@ ROWS = (
         module=PreactBasic,
         channels=_two_channels,
         is_preact=True,
-        takes_attention=True,
     ),
     BlockRow(
         name="preact_bottleneck",
@@ -246,6 +241,5 @@ ROWS = (
         is_preact=True,
         is_grouped=True,
         starts_with_1x1=True,
-        takes_attention=True,
     ),
 )

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.blocks import BLOCKS, BlockRow
-from flax_resnet.models.layers.attention import ATTENTION
 from flax_resnet.models.layers.normalization import NORMS
 from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
 from flax_resnet.models.resnet import ResNet, block_specs
@@ -95,13 +94,6 @@ BLOCK_OPTIONS = (
         lambda n: n.stride_first and not all(b.starts_with_1x1 for b in n.blocks),
         *("stride_first", "block"),
         reason=f"{_only(lambda b: b.starts_with_1x1)} have a 1x1 before the 3x3",
-    ),
-    _clash(
-        lambda n: (
-            bool(ATTENTION[n.attention].layer) and not all(b.takes_attention for b in n.blocks)
-        ),
-        *("attention", "block"),
-        reason=f"{_only(lambda b: b.takes_attention)} take attention",
     ),
     _clash(
         lambda n: _filters(n) and not all(b.takes_filter for b in n.blocks),
