@@ -1,5 +1,7 @@
 """Operations that move pixels: flip, pad and crop, and the affine warp for the policies."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -11,22 +13,16 @@ Array = jax.Array
 PADDINGS = {"black": "constant", "reflect": "reflect"}
 
 
-def flip_horizontally(key: Array, images: Array) -> Array:
-    """Mirror each image of [N, H, W, C] left to right with probability 1/2."""
+def flip(key: Array, images: Array, axis: int) -> Array:
+    """Mirror each image of [N, H, W, C] with probability 1/2, top to bottom (axis 1) or left to right (axis 2)."""
     (chance,) = uniform(row_keys(key, len(images)), 1)
-    return jnp.where(chance[:, None, None, None] < 0.5, images[:, :, ::-1], images)
-
-
-def flip_vertically(key: Array, images: Array) -> Array:
-    """Mirror each image of [N, H, W, C] top to bottom with probability 1/2."""
-    (chance,) = uniform(row_keys(key, len(images)), 1)
-    return jnp.where(chance[:, None, None, None] < 0.5, images[:, ::-1], images)
+    return jnp.where(chance[:, None, None, None] < 0.5, jnp.flip(images, axis), images)
 
 
 def flip_both(key: Array, images: Array) -> Array:
     """Mirror each image of [N, H, W, C] left to right, and top to bottom, each with probability 1/2."""
     across, down = jax.random.split(key)
-    return flip_vertically(down, flip_horizontally(across, images))
+    return flip(down, flip(across, images, 2), 1)
 
 
 def pad_crop(key: Array, images: Array, pixels: int, padding: str = "black") -> Array:
@@ -112,12 +108,12 @@ FLIP_ROWS = (
     FlipRow(
         name="horizontal",
         help="left to right, with probability 1/2",
-        apply=flip_horizontally,
+        apply=partial(flip, axis=2),
     ),
     FlipRow(
         name="vertical",
         help="top to bottom, with probability 1/2",
-        apply=flip_vertically,
+        apply=partial(flip, axis=1),
     ),
     FlipRow(
         name="both",
