@@ -90,9 +90,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def takes(name: str, option: str) -> bool:
-    """Return whether a network has an option; True for an unknown network."""
+    """Return whether a network has an option; True for an unknown network, and for what no network has."""
     family = _family(name)
-    return family is None or option in family.options
+    is_option = any(option in other.options for other in FAMILIES)
+    return family is None or option in family.options or not is_option
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

@@ -9,7 +9,7 @@ apply only where they are used, and setting one that is not used is an error:
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Self
 
 from flax_resnet.errors import ConfigError
@@ -162,18 +162,38 @@ class Section:
         return ConfigError("is not set", key=self._prefix + name, cure=f"{user} needs it")
 
     def but(self, **values: Any) -> Self:
-        """Return a copy with other values. What belonged to a former choice, or is not used any more, is unset."""
-        fields = {field.name: field for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        merged = {name: getattr(self, name) for name in fields} | values
-        for name, field in fields.items():
-            registry = field.metadata.get("registry")
-            if registry and merged[name] != getattr(self, name):
-                merged |= {owned: values.get(owned, UNSET) for owned in registry.settings}
-        plain = types.SimpleNamespace(**merged)
-        for name, field in fields.items():
-            if (needs := field.metadata.get("needs")) and not needs.hold(plain):
-                merged[name] = values.get(name, UNSET)
-        return type(self)(**merged)
+        """Return a copy with other values. The settings that are `outdated` become unset."""
+        before = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        after = before | values
+        dropped = dict.fromkeys(outdated(type(self), before, after, values), UNSET)
+        return type(self)(**after | dropped)
+
+
+def outdated(
+    section: type, before: Mapping[str, Any], after: Mapping[str, Any], given: Container[str]
+) -> dict[str, str]:
+    """Return {setting: why} for the settings of a section that do not apply after a change; why names what changed.
+
+    They belong to a choice that changed, as the momentum to the optimizer, or are no longer used, as the parameters
+    of mixup without mixup.
+
+    Args:
+      section: the section's class.
+      before: the values before the change, by setting.
+      after: the values after the change.
+      given: the settings that were given with the change; they are meant for the new values.
+    """
+    fields = {field.name: field.metadata for field in dataclasses.fields(section)}
+    changed = {name for name in fields if before.get(name) != after.get(name)}
+    why: dict[str, str] = {}
+    for name, metadata in fields.items():
+        if name in changed and "registry" in metadata:
+            why |= dict.fromkeys(metadata["registry"].settings, name)
+        if needs := metadata.get("needs"):
+            owner = next((one for one in needs.values if one in changed), None)
+            if owner and not needs.hold(types.SimpleNamespace(**after)):
+                why[name] = owner
+    return {k: v for k, v in why.items() if k not in given and after.get(k) is not UNSET}
 
 
 def not_used(key: str, value: Any, choice: str, row: Row) -> ConfigError:
