@@ -27,7 +27,7 @@ SHOWN = (3, 8)  # rows and columns of example images
 SIDE = 200  # longer side of an image that is drawn, at most, in pixels; its place has 165
 MOST = 1000  # examples from which the drawn ones are chosen
 READ = 16  # examples read at once
-log = logging.getLogger(__name__)
+log = logging.getLogger("flax_resnet")
 
 
 class Example(NamedTuple):

@@ -143,8 +143,9 @@ def open_splits(
             key="data.eval_split",
             value=config.data.eval_split,
         )
-    learns_labels = not config.distill.teacher or config.distill.weight < 1
-    if learns_labels:
+    distill = config.distill
+    uses_labels = not distill.teacher or distill.weight < 1 or config.data.class_balanced
+    if uses_labels:
         check_first_labels(train_source)
     elif not _has_labels(train_source):
         train_source = Unlabelled(train_source)

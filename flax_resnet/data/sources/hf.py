@@ -1,5 +1,6 @@
 """Sources of Hugging Face datasets: a local folder of Parquet files, or a dataset of the hub."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def _load(config: Data) -> Any:
             cure="pip install 'flax_resnet[hf]'",
         ) from error
     try:
-        return datasets.load_dataset(config.path, config.name or None)
+        return datasets.load_dataset(os.path.expanduser(config.path), config.name or None)
     except Exception as error:  # the library raises many types for one mistake
         raise DataError(
             f"cannot be loaded: {one_line(error)}", key="data.path", value=config.path
