@@ -33,6 +33,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -116,7 +117,9 @@ def backend() -> tuple[str, int]:
 
 def pinned(x: Array) -> Array:
     """Pin an array to the default layout, last axis contiguous, if `pins_layout()`; else return it unchanged."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if pins_layout() else x
+    # NumPy arrays can be passed outside of jit.
+    layout = Layout(tuple(range(x.ndim)))
+    return with_layout_constraint(jnp.asarray(x), layout) if pins_layout() else x
 
 
 def fusion_barrier(x: Array) -> Array:

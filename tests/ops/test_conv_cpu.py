@@ -277,3 +277,22 @@ def test_a_switch_of_another_name_is_refused(monkeypatch):
     with refused("FLAX_RESNET_OPS", "fast", ConfigError) as error:
         convolution.convolution(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)))
     assert error.value.allowed == ("auto", "plain", "cpu", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18d", {"depths": (1, 1), "widths": (4, 8), "attention": "se"}),
+        ("resnetv2_50x1_bit", {"depths": (1, 1), "widths": (32, 32)}),
+        ("airbench94", {"widths": (8, 16, 16)}),
+    ],
+)
+def test_networks_take_numpy_arrays_outside_of_jit(name, options, monkeypatch):
+    monkeypatch.setenv(dispatch.SWITCH, "cpu")
+    model = create_model(name, num_classes=3, **options)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    expected = model.apply(variables, jnp.asarray(images), train=False)
+    for given in (variables, jax.device_get(variables)):
+        found = model.apply(given, images, train=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
