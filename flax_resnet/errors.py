@@ -93,6 +93,10 @@ class CheckpointError(UserError):
     exit_code = 5
 
 
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint that is proven not to be what was saved: files are missing, truncated or changed."""
+
+
 class WeightsError(UserError):
     """Weights that are missing, cannot be read or written, or do not fit the network."""
 

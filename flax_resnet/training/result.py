@@ -3,17 +3,16 @@
 import dataclasses
 import logging
 import time
-from typing import Any
 
 from flax_resnet.config import Config
-from flax_resnet.errors import WorkdirError
-from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, score, shown
+from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, shown
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.runs.checkpoint import Restored
 from flax_resnet.training.runs.folder import METRICS, RunFolder
+from flax_resnet.training.runs.scores import Records, best_step, evaluations, scores
+from flax_resnet.training.start import Start
 
 log = logging.getLogger("flax_resnet")
-Records = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +32,20 @@ class Result:
     best_step: int
 
 
-def result_of(records: Records, config: Config, step: int) -> Result | None:
-    """Return the result of a run that ended at `step`, or None if that step was not evaluated."""
-    evaluated = _evaluated(records, config)
-    if step not in evaluated:
+def result_of(records: Records, config: Config, step: int, scores_from: int = 0) -> Result | None:
+    """Return the result of a run that ended at `step`, or None if that step was not evaluated.
+
+    Args:
+      records: the records of the run.
+      config: the configuration.
+      step: the last step.
+      scores_from: ignore evaluations before this step.
+    """
+    evaluated = {r["step"]: r for r in evaluations(records, config, scores_from)}
+    best = best_step(scores(records, config, scores_from))
+    if step not in evaluated or best is None:
         return None
-    best = max(evaluated, key=lambda at: score(evaluated[at], config.train.monitor))
     return Result(step, monitored(evaluated[step]), monitored(evaluated[best]), best)
-
-
-def _evaluated(records: Records, config: Config) -> dict[int, dict[str, Any]]:
-    """Return {step: record of its evaluation}."""
-    return {r["step"]: r for r in records if r["split"] == config.data.eval_split}
 
 
 def has_stopped_early(records: Records, config: Config, scores_from: int) -> bool:
@@ -55,12 +56,8 @@ def has_stopped_early(records: Records, config: Config, scores_from: int) -> boo
       config: the configuration.
       scores_from: ignore evaluations before this step.
     """
-    scores = [
-        score(record, config.train.monitor)
-        for record in records
-        if record["split"] == config.data.eval_split and record["step"] >= scores_from
-    ]
-    return has_stalled(scores, config.train.early_stopping)
+    found = scores(records, config, scores_from)
+    return has_stalled(list(found.values()), config.train.early_stopping)
 
 
 def finished_result(
@@ -74,10 +71,7 @@ def finished_result(
       experiment: the experiment.
       restored: the last checkpoint.
       folder: the run folder.
-      scores_from: early stopping ignores evaluations before this step.
-
-    Raises:
-      WorkdirError: the run has been trained for longer than the plan.
+      scores_from: ignore evaluations before this step.
     """
     config, plan = experiment.config, experiment.plan
     split, train = config.data.eval_split, config.train
@@ -87,14 +81,7 @@ def finished_result(
         return None
     epochs = restored.step / plan.steps_per_epoch
     key = "train.steps" if train.steps else "train.epochs"
-    if restored.step > plan.total_steps:
-        raise WorkdirError(
-            f"{folder} has already trained {epochs:.3g} epochs, {restored.step} steps",
-            key=key,
-            value=train.steps or train.epochs,
-            allowed="as many or more",
-        )
-    result = result_of(records, config, restored.step)
+    result = result_of(records, config, restored.step, scores_from)
     if result is not None:
         longer = f"a larger {key} extends it"
         log.info(
@@ -110,7 +97,7 @@ def finished_result(
 
 
 def report(
-    records: Records, experiment: Experiment, folder: RunFolder, start_step: int, began: float
+    records: Records, experiment: Experiment, folder: RunFolder, start: Start, began: float
 ) -> Result:
     """Write summary.txt, print it, and return the result.
 
@@ -118,27 +105,28 @@ def report(
       records: the records of the run.
       experiment: the experiment.
       folder: the run folder.
-      start_step: the step at which this process started to train.
+      start: the start of this process.
       began: the value of `time.perf_counter()` when this process started the run.
     """
     from flax_resnet.training.runs.writers import clock
 
     config, plan = experiment.config, experiment.plan
     train, end = config.train, max(r["step"] for r in records)
-    result = result_of(records, config, end)
+    result = result_of(records, config, end, start.scores_from)
     assert result is not None  # the last step is always evaluated
     early = (
         f", stopped early: {train.early_stopping} evaluations without a better {train.monitor}"
         if end < plan.total_steps
         else ""
     )
-    best = monitored(_evaluated(records, config)[result.best_step], train.monitor)
+    evaluated = {r["step"]: r for r in evaluations(records, config)}
+    best = monitored(evaluated[result.best_step], train.monitor)
     by = "" if train.monitor == "top1" else f", by {shown({train.monitor: best})}"
     summary = (
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
         f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "
         f"best {result.best_top1:.2%} at step {result.best_step}{by}\n"
-        f"time {clock(time.perf_counter() - began)} since this start, which trained {end - start_step} steps\n"
+        f"time {clock(time.perf_counter() - began)} since this start, which trained {end - start.step} steps\n"
         f"checkpoints {folder.path / 'checkpoints'}\n"
         f"records     {folder.path / METRICS}; TensorBoard: tensorboard --logdir {folder}\n"
         f'in Python   flax_resnet.load("{folder}").predict(images)\n'

@@ -23,13 +23,15 @@ class Start:
       state: the training state.
       bad_images: {index of a known unreadable image: step at which it was found}.
       microbatches: number of microbatches of a resumed run; None to take it from the configuration.
-      scores_from: early stopping ignores evaluations before this step.
+      unrecorded: the metrics of steps that have no record yet; see `StepMetrics`.
+      scores_from: evaluations before this step do not count, for early stopping and for the best checkpoint.
     """
 
     step: int
     state: TrainState
     bad_images: dict[int, int] = dataclasses.field(default_factory=dict)
     microbatches: int | None = None
+    unrecorded: dict[str, Any] = dataclasses.field(default_factory=dict)
     scores_from: int = 0
 
 
@@ -48,20 +50,41 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
     return Start(0, state)
 
 
-def resumed_start(restored: Restored, *, forced: bool) -> Start:
+def resumed_start(restored: Restored, *, forced: bool, scores_from: int = 0) -> Start:
     """Return the start of a resumed run.
 
     Args:
       restored: the last good checkpoint.
       forced: set by --resume=force; the configuration or the data may have changed. If set, discard the
-        checkpoint's list of unreadable images and its number of microbatches, and let early stopping ignore earlier
-        evaluations.
+        checkpoint's list of unreadable images and its number of microbatches, and let only the evaluations from
+        this step on count.
+      scores_from: `RunFolder.scores_from`.
     """
-    if forced:
-        return Start(restored.step, restored.state, scores_from=restored.step + 1)
     metadata = restored.metadata
-    bad_images = {int(index): step for index, step in metadata.bad_images.items()}
-    return Start(restored.step, restored.state, bad_images, metadata.microbatches)
+    if forced:
+        return Start(restored.step, restored.state, scores_from=restored.step)
+    return Start(
+        restored.step,
+        restored.state,
+        bad_images={int(index): step for index, step in metadata.bad_images.items()},
+        microbatches=metadata.microbatches,
+        unrecorded=metadata.unrecorded,
+        # After the loss of a checkpoint, the run continues from before a change of its data.
+        scores_from=min(scores_from, restored.step + 1),
+    )
+
+
+def check_length(experiment: Experiment, restored: Restored, folder: RunFolder) -> None:
+    """Raise WorkdirError if a run has been trained for longer than the plan."""
+    train, plan = experiment.config.train, experiment.plan
+    if restored.step > plan.total_steps:
+        epochs = restored.step / plan.steps_per_epoch
+        raise WorkdirError(
+            f"{folder} has already trained {epochs:.3g} epochs, {restored.step} steps",
+            key="train.steps" if train.steps else "train.epochs",
+            value=train.steps or train.epochs,
+            allowed="as many or more",
+        )
 
 
 def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,17 +21,20 @@ class StepMetrics:
     Args:
       updates: number of updates made before this start; below the number of steps if float16 skipped some updates.
       batch_size: images per step.
+      unrecorded: the value of `unrecorded` when the run was saved, to continue its record; {} for none.
 
     Attributes:
       updates: number of updates made so far.
     """
 
-    def __init__(self, updates: int, batch_size: int):
+    def __init__(self, updates: int, batch_size: int, unrecorded: Mapping[str, Any] | None = None):
         self.updates = updates
         self._batch_size = batch_size
-        self._overflows = 0  # consecutive overflows at the smallest loss scale
-        self._values: list[dict[str, float]] = []  # metrics of each step since the last record
-        self._seconds: list[float] = []  # duration of each of these steps
+        before = unrecorded or {}
+        self._overflows: int = before.get("overflows", 0)  # in a row, at the smallest loss scale
+        self._count: int = before.get("count", 0)  # steps since the last record
+        self._sums: dict[str, float] = dict(before.get("sums", {}))  # their metrics
+        self._seconds: float = before.get("seconds", 0.0)  # their duration
         self._unread: deque[tuple[int, dict[str, Any]]] = deque()  # (first step, metrics) of calls
         self._read_at = time.perf_counter()
         # Calls that may still run when the next one is dispatched. On CPU none: otherwise, memory would hold the
@@ -61,14 +64,15 @@ class StepMetrics:
             spent, self._read_at = now - self._read_at, now
             count = len(arrays["loss"])
             for number in range(count):
-                self._values.append({k: float(v[number]) for k, v in arrays.items()})
-                self._seconds.append(spent / count)
-                self._check(step + number + 1)
+                values = {k: float(v[number]) for k, v in arrays.items()}
+                self._sums = {k: self._sums.get(k, 0.0) + value for k, value in values.items()}
+                self._count += 1
+                self._seconds += spent / count
+                self._check(step + number + 1, values)
                 note(step + number + 1)
 
-    def _check(self, step: int) -> None:
+    def _check(self, step: int, values: dict[str, float]) -> None:
         """Count the update, and raise DivergedError if training has diverged."""
-        values = self._values[-1]
         if not math.isfinite(values["loss"]):
             raise DivergedError(f"not finite at step {step}", key="loss", value=values["loss"])
         skipped = values.get("skipped", 0) > 0
@@ -85,16 +89,24 @@ class StepMetrics:
 
     def means(self) -> dict[str, float]:
         """Return the means over the steps since the last record, and `images_per_second`; {} without steps."""
-        if not self._values:
+        if not self._count:
             return {}
-        count = len(self._values)
-        means = {k: sum(values[k] for values in self._values) / count for k in self._values[0]}
-        return means | {"images_per_second": count * self._batch_size / sum(self._seconds)}
+        means = {k: total / self._count for k, total in self._sums.items()}
+        return means | {"images_per_second": self._count * self._batch_size / self._seconds}
+
+    @property
+    def unrecorded(self) -> dict[str, Any]:
+        """The sums over the steps since the last record, as a JSON object."""
+        return {
+            "count": self._count,
+            "sums": self._sums,
+            "seconds": self._seconds,
+            "overflows": self._overflows,
+        }
 
     def clear(self) -> None:
         """Start a new record."""
-        self._values.clear()
-        self._seconds.clear()
+        self._count, self._sums, self._seconds = 0, {}, 0.0
 
     def skip_time(self, seconds: float) -> None:
         """Exclude the time of an evaluation or a checkpoint from the duration of steps."""

@@ -1,5 +1,6 @@
 """Training, from a configuration to a finished run, in the order of execution."""
 
+import contextlib
 import logging
 import pathlib
 import time
@@ -16,7 +17,13 @@ from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretr
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
-from flax_resnet.training.start import check_data, check_teacher, fresh_start, resumed_start
+from flax_resnet.training.start import (
+    check_data,
+    check_length,
+    check_teacher,
+    fresh_start,
+    resumed_start,
+)
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher, with_absolute_teacher
 
@@ -83,20 +90,21 @@ def train(
         return None
 
     folder.claim(config, resume=resume)
-    checkpoints, forced = Checkpoints(folder.path, monitor=config.train.monitor), resume == "force"
-    try:
-        start = None
-        if restored := checkpoints.restore_last_good(experiment.abstract_state):
-            start = resumed_start(restored, forced=forced)
+    forced = resume == "force"
+    with folder.locked(), contextlib.closing(Checkpoints(folder.path)) as checkpoints:
+        start, scores_from = None, folder.scores_from()
+        if restored := checkpoints.restore_last_good(experiment.abstract_state, starts_over=forced):
+            start = resumed_start(restored, forced=forced, scores_from=scores_from)
+            check_length(experiment, restored, folder)
             if not forced:
                 check_data(restored, splits.train, folder)
-            if result := finished_result(experiment, restored, folder, start.scores_from):
-                return result
+                if result := finished_result(experiment, restored, folder, start.scores_from):
+                    return result
         teacher = teacher or _teacher_of(experiment)
         if restored and not forced:
             check_teacher(restored, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
-        folder.store_config(config)
+        folder.store_config(config, scores_from=start.scores_from if start else 0)
         log.info("%s", experiment.summary())
         if start:
             epoch = start.step / experiment.plan.steps_per_epoch
@@ -110,10 +118,8 @@ def train(
         from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
-        records = trainer.run(start)
-        return report(records, experiment, folder, start.step, began)
-    finally:
-        checkpoints.close()
+        records = trainer.run(start, judged_anew=forced)
+        return report(records, experiment, folder, start, began)
 
 
 def _teacher_of(experiment: Experiment) -> Teacher | None:

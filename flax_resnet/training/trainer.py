@@ -9,22 +9,21 @@ from typing import Any
 
 from jax.profiler import TraceAnnotation
 
-from flax_resnet.config.plan import planned_learning_rate
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.optimizer import updates_made
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
-from flax_resnet.training.interrupt import stop_requested
+from flax_resnet.training.interrupt import Stopped, stop_requested, until_stopped
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.programs import Programs, make_programs
-from flax_resnet.training.result import has_stopped_early, result_of
+from flax_resnet.training.run_log import RunLog
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.runs.writers import Progress, RecordWriter
-from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT, RECORDS
+from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT
 from flax_resnet.training.start import Start
 from flax_resnet.training.state import TrainState, variables_by_prefix
 from flax_resnet.training.step.eval_step import evaluate
@@ -56,8 +55,12 @@ class Trainer:
     teacher_checksum: int | None
     observers: Sequence[Observer]
 
-    def run(self, start: Start) -> list[dict[str, Any]]:
+    def run(self, start: Start, *, judged_anew: bool = False) -> list[dict[str, Any]]:
         """Train from `start` to the last step or an early stop, and return all records of the run.
+
+        Args:
+          start: the start of the run.
+          judged_anew: evaluate the start again, if its step is to be evaluated.
 
         Raises:
           Interrupted: the process received a signal; the state was saved.
@@ -65,65 +68,97 @@ class Trainer:
         """
         config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
-        metrics = StepMetrics(updates_made(state.opt_state), config.train.batch_size)
+        updates = updates_made(state.opt_state)
+        metrics = StepMetrics(updates, config.train.batch_size, start.unrecorded)
         progress = Progress(plan.total_steps, step, config.train.monitor)
-        log = _Log(self, RecordWriter(self.folder, step), progress, metrics)
+        writer = RecordWriter(self.folder, step, judged_anew=judged_anew)
+        log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)
         try:
             with stop_requested() as stop, self._explained():
-                for call in _timed(self.train_feed.training(step, plan.total_steps)):
+                ends = False
+                if self._is_evaluated(step) and step not in log.scores():  # interrupted before
+                    state, ends = self._settle(state, step, log, stop)
+                calls = iter(()) if ends else self.train_feed.training(step, plan.total_steps)
+                for call in _timed(calls):
                     with TraceAnnotation(DISPATCH):
                         state, on_device = programs.train_step(state, programs.data, call)
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
-                    # Read once per call: a later signal takes effect after the next call.
-                    stopping = bool(stop)
-                    evaluates = step == plan.total_steps or step % plan.eval_every == 0
-                    saves = stopping or step % plan.checkpoint_every == 0
-                    if not (evaluates or saves):
-                        continue
-                    metrics.read(log.note, all_calls=True)
-                    state = self._with_measured_statistics(state, metrics)
-                    values = self._evaluate(state, step, log) if evaluates else None
-                    ends = step == plan.total_steps or (
-                        evaluates and has_stopped_early(log.records, config, start.scores_from)
-                    )
-                    if ends:
-                        log.write(step)
-                    if saves or ends:
-                        self._save(state, step, values, metrics)
-                    if ends:
-                        break
-                    if stopping:
-                        self.checkpoints.wait()
-                        raise Interrupted(
-                            f"interrupted after step {step}, which is saved: run the same command again "
-                            "to resume"
-                        )
+                    if stop or self._is_evaluated(step) or step % plan.checkpoint_every == 0:
+                        metrics.read(log.note, all_calls=True)
+                        state, ends = self._settle(state, step, log, stop)
+                        if ends:
+                            break
                 self.checkpoints.wait()
-                # If no step was left to train, this evaluation split may have no record yet.
-                if result_of(log.records, config, step) is None:
-                    self._evaluate(state, step, log)
         finally:
             log.close()
         return log.records
 
-    def _with_measured_statistics(self, state: TrainState, metrics: StepMetrics) -> TrainState:
+    def _is_evaluated(self, step: int) -> bool:
+        """Return whether the plan evaluates the state after `step` updates."""
+        plan = self.experiment.plan
+        return step == plan.total_steps or (step > 0 and step % plan.eval_every == 0)
+
+    def _settle(
+        self, state: TrainState, step: int, log: RunLog, stop: list[int]
+    ) -> tuple[TrainState, bool]:
+        """Evaluate and save the state as planned.
+
+        Returns:
+          The state, with measured statistics, and whether training ends here.
+
+        Raises:
+          Interrupted: a signal was received, before or meanwhile. The state is saved at once, without a score; the
+            resumed run evaluates it first.
+        """
+        ends = improves = False
+        try:
+            if stop:
+                raise Stopped
+            measured = self._with_measured_statistics(state, log.metrics, stop)
+            if self._is_evaluated(step):
+                self._evaluate(measured, step, log, stop)
+                improves = step == log.best_step()
+                ends = step == self.experiment.plan.total_steps or log.has_stopped_early()
+        except Stopped:
+            if step not in self.checkpoints.steps():
+                self._save(state, step, log, measured=False)
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"interrupted after step {step}, which is saved: run the same command again to resume"
+            ) from None
+        if ends:
+            log.write(step)
+        saves = ends or improves or step % self.experiment.plan.checkpoint_every == 0
+        # A resumed run has saved this step already, maybe before its statistics were measured.
+        if saves and (step not in self.checkpoints.steps() or self.programs.measure_statistics):
+            self._save(measured, step, log)
+        return measured, ends
+
+    def _with_measured_statistics(
+        self, state: TrainState, metrics: StepMetrics, stop: list[int]
+    ) -> TrainState:
         """Measure the moving average's batch statistics, always on the first batches of the run."""
         if not self.programs.measure_statistics:
             return state
         with _left_out(metrics, EVALUATION):
             count = min(self.experiment.config.ema.bn_batches, self.experiment.plan.total_steps)
-            calls = self.train_feed.training(0, count)
+            calls = until_stopped(self.train_feed.training(0, count), stop)
             batch_stats = self.programs.measure_statistics(
                 state.ema, self.train_feed.data, calls, state.step
             )
         return dataclasses.replace(state, ema={**state.ema, "batch_stats": batch_stats})
 
-    def _evaluate(self, state: TrainState, step: int, log: "_Log") -> dict[str, float]:
+    def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: list[int]) -> None:
         with _left_out(log.metrics, EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
             variables = variables_by_prefix(state)
-            values = evaluate(self.programs.eval_step, variables, self.eval_feed.data, batches)
+            values = evaluate(
+                self.programs.eval_step,
+                variables,
+                self.eval_feed.data,
+                until_stopped(batches, stop),
+            )
             if not math.isfinite(values["loss"]):
                 raise DivergedError(
                     f"not finite in the evaluation at step {step}",
@@ -131,11 +166,8 @@ class Trainer:
                     value=values["loss"],
                 )
             log.record(step, self.experiment.config.data.eval_split, values)
-        return values
 
-    def _save(
-        self, state: TrainState, step: int, values: dict[str, float] | None, metrics: StepMetrics
-    ) -> None:
+    def _save(self, state: TrainState, step: int, log: RunLog, *, measured: bool = True) -> None:
         splits = self.experiment.splits
         metadata = RunMetadata(
             config=dataclasses.asdict(self.experiment.config),
@@ -145,11 +177,12 @@ class Trainer:
             microbatches=self.programs.microbatches,
             teacher_checksum=self.teacher_checksum,
             bad_images={str(index): found for index, found in self.train_feed.bad.items()},
-            metrics=values,
+            unrecorded=log.metrics.unrecorded,
+            ema_measured=measured or not self.programs.measure_statistics,
         )
-        with _left_out(metrics, CHECKPOINT):
+        with _left_out(log.metrics, CHECKPOINT):
             try:
-                self.checkpoints.save(step, state, metadata)
+                self.checkpoints.save(step, state, metadata, best=log.best_step())
             except DivergedError as error:
                 raise DivergedError(f"{error.problem} at step {step}", key=error.key) from error
 
@@ -172,52 +205,6 @@ class Trainer:
                 value=error.value,
                 cure="; ".join(filter(None, (error.cure, usual))),
             ) from error
-
-
-class _Log:
-    """Writes and prints the records of a run, and passes them to the observers."""
-
-    def __init__(
-        self, trainer: Trainer, writer: RecordWriter, progress: Progress, metrics: StepMetrics
-    ):
-        self.metrics = metrics
-        self._trainer, self._writer, self._progress = trainer, writer, progress
-        self._learning_rate = planned_learning_rate(
-            trainer.experiment.config, trainer.experiment.plan
-        )
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """All records of the run."""
-        return self._writer.records
-
-    def record(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Write and print a record, and pass it to the observers."""
-        epoch = step / self._trainer.experiment.plan.steps_per_epoch
-        self._writer.write(step, epoch, split, values)
-        self._progress.record(step, split, values)
-        for observer in self._trainer.observers:
-            observer.on_record(step, epoch, split, values)
-
-    def note(self, step: int) -> None:
-        """Advance the progress bar by a step, and write the training record when it is due."""
-        self._progress.advance(self.metrics.means())
-        experiment = self._trainer.experiment
-        if step % experiment.config.train.log_every == 0 or step == experiment.plan.total_steps:
-            self.write(step)
-
-    def write(self, step: int) -> None:
-        """Write a record of the training steps since the last record, if there are any."""
-        if values := self.metrics.means():
-            with TraceAnnotation(RECORDS):
-                rate = float(self._learning_rate(max(0, self.metrics.updates - 1)))
-                self.record(step, "train", {**values, "learning_rate": rate})
-                self.metrics.clear()
-
-    def close(self) -> None:
-        """Close the progress bar, and flush buffered records."""
-        self._progress.close()
-        self._writer.close()
 
 
 @contextmanager

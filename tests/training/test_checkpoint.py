@@ -1,10 +1,16 @@
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+import pathlib
+import resource
 import shutil
 import zlib
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import refused, saved, saved_run
 
@@ -12,17 +18,17 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.cli import commands
 from flax_resnet.config import Config, plan
-from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError
+from flax_resnet.errors import BrokenCheckpointError, CheckpointError, DivergedError, WorkdirError
 from flax_resnet.training import experiment, sharding
-from flax_resnet.training.runs.checkpoint import Checkpoints, checksums
+from flax_resnet.training.runs.array_checksums import checksums
+from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.load import load_run
 from flax_resnet.training.runs.metadata import SCHEMA, RunMetadata
 
 
-def described(top1=None):
-    metrics = None if top1 is None else {"top1": top1}
-    return RunMetadata(dataclasses.asdict(Config()), ("a",), 1, metrics=metrics)
+def described():
+    return RunMetadata(dataclasses.asdict(Config()), ("a",), 1)
 
 
 def state_of(number):
@@ -43,8 +49,8 @@ def abstract():
 @pytest.fixture
 def workdir(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    for step, top1 in ((1, 0.5), (2, 0.9), (3, 0.6), (4, None), (5, 0.7)):
-        checkpoints.save(step, state_of(step), described(top1))
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
+        checkpoints.save(step, state_of(step), described(), best=best)
     checkpoints.close()
     return tmp_path
 
@@ -52,12 +58,12 @@ def workdir(tmp_path):
 def test_the_last_two_and_the_best_are_kept(workdir):
     checkpoints = Checkpoints(workdir, read_only=True)
     assert checkpoints.steps() == [2, 4, 5]
-    assert [checkpoints.resolve(name) for name in ("last", "best", 4, "4")] == [5, 2, 4, 4]
+    assert [checkpoints.resolve(name, 2) for name in ("last", "best", 4, "4")] == [5, 2, 4, 4]
+    assert checkpoints.resolve("best") == 5  # nothing was evaluated
     with refused("checkpoint", "1", CheckpointError) as error:
         checkpoints.resolve("1")
     assert set(error.value.allowed) == {"2", "4", "5", "best", "last"}
     restored = checkpoints.restore(2, abstract())
-    assert restored.metadata.metrics == {"top1": 0.9}
     jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))
 
 
@@ -165,18 +171,93 @@ def test_resuming_moves_a_damaged_checkpoint_and_restores_the_previous_one(workd
     (moved,) = (workdir / "checkpoints.bad").iterdir()
     assert moved.name in caplog.text
     # Training continues, and can save and restore new checkpoints.
-    checkpoints.save(step + 1, state_of(7), described(0.1))
+    checkpoints.save(step + 1, state_of(7), described())
     checkpoints.close()
     again = Checkpoints(workdir)
     assert again.restore_last_good(abstract()).step == step + 1
     again.close()
 
 
-def test_nothing_is_restored_if_all_checkpoints_are_damaged(workdir):
+def test_a_folder_whose_checkpoints_are_lost_does_not_start_over_unasked(workdir):
     for step in (2, 4, 5):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
-    assert Checkpoints(workdir).restore_last_good(abstract()) is None
+    for _ in range(2):  # the second time, the broken checkpoints have been moved already
+        with refused(workdir / "checkpoints", kind=CheckpointError) as error:
+            Checkpoints(workdir).restore_last_good(abstract())
+        assert "--resume=force" in error.value.cure
     assert len(list((workdir / "checkpoints.bad").iterdir())) == 3
+    shutil.rmtree(workdir / "checkpoints.bad")
+    with refused(workdir / "checkpoints", kind=CheckpointError):
+        Checkpoints(workdir).restore_last_good(abstract())
+    assert Checkpoints(workdir).restore_last_good(abstract(), starts_over=True) is None
+
+
+@contextlib.contextmanager
+def no_memory(workdir, monkeypatch):
+    """Orbax raises the error of XLA for a full memory."""
+    reader = ocp.CheckpointManager
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes."
+
+    def restore(manager, step, args):
+        if "state" in args:
+            raise jax.errors.JaxRuntimeError(message)
+        return original(manager, step, args=args)
+
+    original = reader.restore
+    monkeypatch.setattr(reader, "restore", restore)
+    yield
+    monkeypatch.setattr(reader, "restore", original)
+
+
+@contextlib.contextmanager
+def no_file_handles(workdir, monkeypatch):
+    """The process may open no more files."""
+    Checkpoints(workdir).close()  # what it imports late needs handles
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextlib.contextmanager
+def stale_network(workdir, monkeypatch):
+    """The files are on a network that has lost them for now."""
+    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def fail(*given, **more):
+        raise stale
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        patch.setattr(pathlib.Path, "open", fail)
+        patch.setattr(pathlib.Path, "read_text", fail)
+        yield
+
+
+@contextlib.contextmanager
+def other_library(workdir, monkeypatch):
+    """Another version of a library does not understand intact files."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ocp.CheckpointManager, "restore", lambda *given, **more: {}["a field of the future"]
+        )
+        yield
+
+
+@pytest.mark.parametrize("trouble", [no_memory, no_file_handles, stale_network, other_library])
+def test_a_checkpoint_that_cannot_be_read_now_stops_the_run(workdir, monkeypatch, trouble):
+    before = sorted(workdir.rglob("*"))
+    checkpoints = Checkpoints(workdir)
+    with trouble(workdir, monkeypatch), pytest.raises(CheckpointError) as error:
+        checkpoints.restore_last_good(abstract())
+    assert not isinstance(error.value, BrokenCheckpointError)
+    assert error.value.key.startswith(str(workdir / "checkpoints" / "5"))
+    assert sorted(workdir.rglob("*")) == before
+    assert Checkpoints(workdir).restore_last_good(abstract()).step == 5
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):

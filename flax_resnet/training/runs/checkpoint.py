@@ -1,7 +1,7 @@
 """Checkpoints: arrays and their metadata, with the checksum of every array verified on reading.
 
-Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays) and ``run`` (JSON of `RunMetadata`).
-The last two checkpoints and the best one are kept.
+Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), ``run`` (JSON of `RunMetadata`), and
+``files.json`` (the checksums of their files). The last two checkpoints and the best one are kept.
 """
 
 import dataclasses
@@ -10,16 +10,27 @@ import pathlib
 import re
 import shutil
 import time
-import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from flax_resnet.errors import CheckpointError, DivergedError, UserError, WorkdirError, one_line
-from flax_resnet.optim.evaluation_metrics import score
+from flax_resnet.errors import (
+    BrokenCheckpointError,
+    CheckpointError,
+    WorkdirError,
+    one_line,
+)
+from flax_resnet.training.runs.array_checksums import (
+    check_checksums,
+    check_shapes,
+    checksums,
+    shapes,
+)
+from flax_resnet.training.runs.file_checksums import proof_of_damage, write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata, versions
+
+MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
 
 log = logging.getLogger("flax_resnet")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
@@ -33,31 +44,36 @@ class Restored(NamedTuple):
     metadata: RunMetadata
 
 
+class _Kept:
+    """Orbax's policy of preservation: the last two checkpoints, and the one at the step `best`."""
+
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint, oldest first, whether it is kept."""
+        del context
+        last = {checkpoint.step for checkpoint in checkpoints[-2:]}
+        return [checkpoint.step in last | {self.best} for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of a run folder.
 
     Args:
       workdir: the run folder.
       read_only: do not create or move any files.
-      monitor: the metric that selects the best checkpoint.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, monitor: str = "top1"):
-        self._monitor = monitor
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = workdir.resolve() / "checkpoints"
+        self._bad = self._folder.with_name("checkpoints.bad")
+        self._marker = self._folder.with_name(MARKER)
         self._read_only = read_only
+        self._kept = _Kept()
         self._pending: int | None = None
         self._open()
 
     def _open(self) -> None:
-        def value(metrics: dict[str, float]) -> float:
-            return score(metrics, self._monitor)
-
-        best = ocp.checkpoint_managers.BestN(
-            get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
-        )
-        latest = ocp.checkpoint_managers.LatestN(2)
-        any_of = ocp.checkpoint_managers.AnyPreservationPolicy([latest, best])
         if not self._read_only:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,26 +84,36 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=any_of,
-                best_fn=value,
+                preservation_policy=self._kept,
                 create=not self._read_only,
                 read_only=self._read_only,
                 # Otherwise, threads that wait for a folder that cannot be made keep the process alive for minutes.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False,
+                    post_finalization_callback=self._write_file_checksums,
+                ),
             ),
         )
+
+    def _write_file_checksums(self) -> None:
+        """Write the checksums of the pending checkpoint's files before Orbax renames its folder to STEP."""
+        for folder in self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
+            write_file_checksums(folder)
 
     def steps(self) -> list[int]:
         """Return the saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, metadata: RunMetadata) -> None:
+    def save(
+        self, step: int, state: Any, metadata: RunMetadata, *, best: int | None = None
+    ) -> None:
         """Start to write a checkpoint; training may continue in the meantime.
 
         Args:
-          step: number of updates made; must be above all saved steps.
+          step: number of updates made. A checkpoint of the same step is replaced; all others must be older.
           state: pytree of arrays, all finite.
           metadata: metadata of the checkpoint; shapes, checksums and versions are filled in here.
+          best: the step of the best checkpoint, which is kept besides the last two.
 
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
@@ -98,49 +124,56 @@ class Checkpoints:
         metadata = dataclasses.replace(
             metadata, shapes=shapes(state), checksums=sums, versions=versions()
         )
+        self._pending, self._kept.best = step, best
         try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(metadata.to_json())
                 ),
-                metrics=metadata.metrics,
             )
         except OSError as error:
+            self._pending = None
             raise self._unwritable(step, error) from error
         if not started:
+            self._pending = None
             raise CheckpointError(
                 f"was not written: the saved steps are {self.steps()}", key=self._path(step)
             )
-        self._pending = step
 
     def wait(self) -> None:
         """Wait until the checkpoint being written is on disk. Raises CheckpointError if the write fails."""
         if self._pending is None:
             return
-        step, self._pending = self._pending, None
+        step = self._pending
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax reraises any error of its writing thread
             raise self._unwritable(step, error) from error
+        finally:
+            self._pending = None
         if step not in self._manager.all_steps():
             raise CheckpointError("is missing after its save", key=self._path(step))
+        self._marker.touch()
 
     def metadata(self, step: int) -> RunMetadata:
         """Read the metadata of a checkpoint.
 
         Raises:
-          CheckpointError: the metadata cannot be read, or is corrupted.
+          BrokenCheckpointError: the metadata is missing or corrupted.
+          CheckpointError: the metadata cannot be read now.
           WorkdirError: another version of flax_resnet wrote the checkpoint.
         """
         path = self._path(step) / "run"
         try:
             args = ocp.args.Composite(run=ocp.args.JsonRestore())
             return RunMetadata.from_json(self._manager.restore(step, args=args)["run"], path)
-        except UserError:
+        except (BrokenCheckpointError, WorkdirError):
             raise
         except Exception as error:  # a corrupted checkpoint raises errors of many types
-            raise CheckpointError(f"cannot be read: {one_line(error)}", key=path) from error
+            raise self._unreadable(step, path, error) from error
 
     def restore(self, step: int, abstract: Any) -> Restored:
         """Read and verify a complete checkpoint.
@@ -150,13 +183,14 @@ class Checkpoints:
           abstract: pytree of ShapeDtypeStructs with shardings.
 
         Raises:
-          CheckpointError: the checkpoint is corrupted.
+          BrokenCheckpointError: the checkpoint is corrupted.
+          CheckpointError: the checkpoint cannot be read now.
           WorkdirError: it is intact but holds another network, or another version of flax_resnet wrote it.
         """
         metadata = self.metadata(step)
-        _check_shapes(self._path(step), metadata.shapes, shapes(abstract))
+        check_shapes(self._path(step), metadata.shapes, shapes(abstract))
         state = self._read(step, ocp.args.StandardRestore(abstract))
-        _check_sums(self._path(step) / "state", metadata.checksums, checksums(state))
+        check_checksums(self._path(step) / "state", metadata.checksums, checksums(state))
         return Restored(step, state, metadata)
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> Restored:
@@ -167,7 +201,8 @@ class Checkpoints:
           abstract: {field: pytree of ShapeDtypeStructs with shardings}.
 
         Raises:
-          CheckpointError: a field is corrupted.
+          BrokenCheckpointError: a field is corrupted.
+          CheckpointError: a field cannot be read now.
           WorkdirError: the checkpoint holds another network, or another version of flax_resnet wrote it.
         """
         metadata, fields = self.metadata(step), tuple(f"{name}/" for name in abstract)
@@ -175,21 +210,30 @@ class Checkpoints:
         def of_fields(table: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in table.items() if name.startswith(fields)}
 
-        _check_shapes(self._path(step), of_fields(metadata.shapes), shapes(abstract))
+        check_shapes(self._path(step), of_fields(metadata.shapes), shapes(abstract))
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         parts = self._read(
             step, ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
         )
         path = self._path(step) / "state"
-        _check_sums(path, of_fields(metadata.checksums), checksums(parts))
+        check_checksums(path, of_fields(metadata.checksums), checksums(parts))
         return Restored(step, parts, metadata)
 
     def _read(self, step: int, args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # truncated files raise errors of many types
-            path = self._path(step) / "state"
-            raise CheckpointError(f"cannot be read: {_reason(error)}", key=path) from error
+            raise self._unreadable(step, self._path(step) / "state", error) from error
+
+    def _unreadable(self, step: int, path: pathlib.Path, error: Exception) -> CheckpointError:
+        """Return a BrokenCheckpointError if a file is proven to be damaged; the trouble may pass otherwise."""
+        if damage := proof_of_damage(self._path(step)):
+            return BrokenCheckpointError(f"is damaged: {damage}", key=path)
+        return CheckpointError(
+            f"cannot be read now: {_reason(error)}",
+            key=path,
+            cure="nothing was moved: run the command again when the cause is gone",
+        )
 
     def _path(self, step: int) -> pathlib.Path:
         return self._folder / str(step)
@@ -197,35 +241,58 @@ class Checkpoints:
     def _unwritable(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"cannot be written: {_reason(error)}", key=self._path(step))
 
-    def restore_last_good(self, abstract: Any) -> Restored | None:
-        """Restore the newest intact checkpoint; move newer, corrupted ones to ``checkpoints.bad/``.
+    def restore_last_good(self, abstract: Any, *, starts_over: bool = False) -> Restored | None:
+        """Restore the newest intact checkpoint; move newer, broken ones to ``checkpoints.bad/``.
 
-        If corrupted checkpoints stayed in place, Orbax would skip saves up to their step.
+        If broken checkpoints stayed in place, Orbax would skip saves up to their step.
+
+        Args:
+          abstract: pytree of ShapeDtypeStructs with shardings.
+          starts_over: return None if no checkpoint is left, instead of raising an error.
 
         Returns:
           The checkpoint, or None if there is none.
+
+        Raises:
+          CheckpointError: the newest checkpoint cannot be read now, and nothing was moved; or the folder had
+            checkpoints, and none is left.
         """
         while steps := self.steps():
             try:
                 return self.restore(steps[-1], abstract)
-            except CheckpointError as error:
-                bad = self._folder.with_name("checkpoints.bad") / f"{steps[-1]}-{int(time.time())}"
+            except BrokenCheckpointError as error:
+                bad = self._bad / f"{steps[-1]}-{int(time.time())}"
                 log.warning("%s; moved to %s", error, bad)
                 self._manager.close()
                 bad.parent.mkdir(exist_ok=True)
                 shutil.move(self._folder / str(steps[-1]), bad)
                 self._open()
+        if not starts_over and (self._marker.exists() or self._bad.is_dir()):
+            broken = f"; broken ones are in {self._bad}" if self._bad.is_dir() else ""
+            raise CheckpointError(
+                f"no intact checkpoint is left{broken}",
+                key=self._folder,
+                cure="restore one from a backup, or start again from step 0 with --resume=force",
+            )
         return None
 
-    def resolve(self, checkpoint: str | int) -> int:
-        """Return the saved step that "last", "best" or a step means. Raises CheckpointError if there is none."""
+    def resolve(self, checkpoint: str | int, best: int | None = None) -> int:
+        """Return the saved step that "last", "best" or a step means.
+
+        Args:
+          checkpoint: "last", "best", or a saved step.
+          best: the best saved step; None means the last one.
+
+        Raises:
+          CheckpointError: there is no such checkpoint.
+        """
         steps = self.steps()
         if not steps:
             raise CheckpointError("holds no checkpoint", key=self._folder)
         if checkpoint == "last":
             return steps[-1]
         if checkpoint == "best":
-            return self.best() or steps[-1]
+            return steps[-1] if best is None else best
         if str(checkpoint) in map(str, steps):
             return int(checkpoint)
         raise CheckpointError(
@@ -235,69 +302,10 @@ class Checkpoints:
             allowed=("last", "best", *map(str, steps)),
         )
 
-    def best(self) -> int | None:
-        """Return the saved step with the best evaluation, or None if no saved step was evaluated.
-
-        The metric is `train.monitor` of the last checkpoint.
-        """
-        metadata = {step: self.metadata(step) for step in self.steps()}
-        metrics = {step: one.metrics for step, one in metadata.items() if one.metrics}
-        if not metrics:
-            return None
-        monitor = metadata[max(metadata)].config["train"]["monitor"]
-        return max(metrics, key=lambda step: score(metrics[step], monitor))
-
     def close(self) -> None:
         """Wait for the last write, and close Orbax's manager."""
         self.wait()
         self._manager.close()
-
-
-def _check_shapes(
-    path: pathlib.Path, stored: dict[str, list[int]], wanted: dict[str, list[int]]
-) -> None:
-    """Raise WorkdirError if arrays have other shapes. Such a checkpoint is intact, so it is not moved."""
-    if stored != wanted:
-        odd = sorted(k for k in wanted.keys() | stored if stored.get(k) != wanted.get(k))
-        raise WorkdirError(
-            f"holds another network: {odd[0]} is {stored.get(odd[0])}, not {wanted.get(odd[0])}",
-            key=path,
-            cure="name another workdir",
-        )
-
-
-def _check_sums(path: pathlib.Path, stored: dict[str, int], found: dict[str, int]) -> None:
-    """Raise CheckpointError if the checksums of arrays differ."""
-    wrong = sorted(name for name in found.keys() | stored if found.get(name) != stored.get(name))
-    if wrong:
-        raise CheckpointError(
-            f"is not what was saved: {len(wrong)} of {len(found)} arrays differ, such as {wrong[0]}",
-            key=path,
-        )
-
-
-def checksums(state: Any, *, must_be_finite: bool = False) -> dict[str, int]:
-    """Return {path: CRC-32 of the leaf's bytes}; a path looks like ``params/conv1/kernel``.
-
-    Raises:
-      DivergedError: `must_be_finite` is set, and a leaf is not finite.
-    """
-    sums = {}
-    for path, leaf in jax.tree.leaves_with_path(state):
-        # Arrays are replicated over the mesh, so each device holds the whole array.
-        array = np.ascontiguousarray(
-            leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-        )
-        name = _name(path)
-        if must_be_finite and not np.isfinite(array).all():
-            raise DivergedError("is not finite", key=name)
-        sums[name] = zlib.crc32(array.tobytes())
-    return sums
-
-
-def shapes(state: Any) -> dict[str, list[int]]:
-    """Return {path: shape} of all leaves."""
-    return {_name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def _reason(error: Exception) -> str:
@@ -308,7 +316,3 @@ def _reason(error: Exception) -> str:
     """
     text, *metadata = re.split(r" \[(?:tensorstore_spec|os_error_code)", str(error), maxsplit=1)
     return text.rpartition(": ")[2] if metadata else one_line(error)
-
-
-def _name(path: tuple) -> str:
-    return "/".join(str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path)

@@ -1,18 +1,26 @@
 """The run folder: its config.json, its records, and the check before a run claims it."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 from typing import Any, Self
 
+import jax
+
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
+from flax_resnet.training.runs.lock import locked
 from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
 ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
 RESTORE = "restore the file, or name another workdir"
+FACTS = (
+    "schema",
+    "scores_from",
+)  # what config.json holds besides the sections of the configuration
 EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 
@@ -66,7 +74,7 @@ class RunFolder:
             raise WorkdirError("is not a configuration", key=file, cure=RESTORE)
         check_schema(values, file)
         try:
-            return freeze({name: section for name, section in values.items() if name != "schema"})
+            return freeze({name: part for name, part in values.items() if name not in FACTS})
         except ConfigError as error:
             # A ConfigError would read as an error of the command's own configuration.
             raise WorkdirError(f"holds {one_line(error)}", key=file, cure=RESTORE) from error
@@ -101,10 +109,39 @@ class RunFolder:
             self.store_config(config)
         return stored
 
-    def store_config(self, config: Config) -> None:
-        """Write config.json atomically. Raises WorkdirError."""
-        values = {"schema": SCHEMA, **dataclasses.asdict(config)}
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that keeps other processes from training in the folder; see lock.py.
+
+        Of a run with several processes, process 0 holds the lock.
+        """
+        return contextlib.nullcontext() if jax.process_index() else locked(self.path)
+
+    def store_config(self, config: Config, *, scores_from: int = 0) -> None:
+        """Write config.json atomically.
+
+        Args:
+          config: the configuration.
+          scores_from: evaluations before this step do not count: --resume=force changed the data or the
+            configuration there.
+
+        Raises:
+          WorkdirError: the file cannot be written.
+        """
+        values = {"schema": SCHEMA, "scores_from": scores_from, **dataclasses.asdict(config)}
         self._replace(CONFIG, json.dumps(values, indent=2) + "\n")
+
+    def scores_from(self) -> int:
+        """Return the step from which evaluations count; 0 without a config.json. Raises WorkdirError."""
+        file = self.path / CONFIG
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["scores_from"]
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unreadable(file, error) from error
+        if type(found) is not int:
+            raise WorkdirError(f"has scores_from {found!r}", key=file, allowed="a whole number")
+        return found
 
     def read_records(self) -> list[dict[str, Any]]:
         """Return the records of metrics.jsonl, without an incomplete last line.
@@ -134,9 +171,19 @@ class RunFolder:
             records.append(record)
         return records
 
-    def cut_records(self, after_step: int) -> list[dict[str, Any]]:
-        """Remove the records after a step from metrics.jsonl, and return the others. Raises WorkdirError."""
+    def cut_records(self, after_step: int, *, judged_anew: bool = False) -> list[dict[str, Any]]:
+        """Remove the records after a step from metrics.jsonl, and return the others.
+
+        Args:
+          after_step: the last step whose records stay.
+          judged_anew: also remove the evaluation at that step.
+
+        Raises:
+          WorkdirError: the file cannot be read or written.
+        """
         records = [record for record in self.read_records() if record["step"] <= after_step]
+        if judged_anew:
+            records = [r for r in records if r["step"] < after_step or r["split"] == "train"]
         self._replace(METRICS, "".join(json.dumps(record) + "\n" for record in records))
         return records
 

@@ -1,5 +1,6 @@
 """Loading of a run: its parameters, statistics and moving average, without the optimizer state."""
 
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ from flax_resnet.errors import CheckpointError
 from flax_resnet.models.network import Network
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
+from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.scores import best_step, scores
 from flax_resnet.training.state import build_model
+
+log = logging.getLogger("flax_resnet")
 
 
 class LoadedRun(NamedTuple):
@@ -48,18 +53,20 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
 
     Args:
       path: the run folder.
-      checkpoint: "last", "best" by the run's `train.monitor`, or a saved step.
+      checkpoint: "last"; "best", the saved step with the best evaluation by `train.monitor` among the records, or
+        the last one without evaluations; or a saved step.
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or the checkpoint is corrupted.
-      WorkdirError: another version of flax_resnet wrote the run.
+      WorkdirError: another version of flax_resnet wrote the run, or its records cannot be read.
     """
     folder = pathlib.Path(path).expanduser().resolve()
     if not is_run(folder):
         raise CheckpointError("is no run folder: it has no checkpoints/", key=folder)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
-        step = checkpoints.resolve(checkpoint)
+        best = best_saved_step(RunFolder(folder), checkpoints) if checkpoint == "best" else None
+        step = checkpoints.resolve(checkpoint, best)
         metadata = checkpoints.metadata(step)
         config = metadata.frozen_config
         model = build_model(config, metadata.num_classes)
@@ -68,8 +75,31 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
         state = checkpoints.restore_parts(step, parts).state
     finally:
         checkpoints.close()
+    if not metadata.ema_measured:
+        log.warning(
+            "checkpoint %d of %s was saved on a signal, before the batch statistics of its moving average were "
+            "measured (ema.bn_batches); resume the run to measure them",
+            step,
+            folder,
+        )
     ema = state.pop("ema")
     return LoadedRun(config, model, metadata.class_names, state, ema, step)
+
+
+def best_saved_step(folder: RunFolder, checkpoints: Checkpoints) -> int | None:
+    """Return the saved step with the best score by the run's records, or None if no saved step has one.
+
+    The metric is `train.monitor` of the last checkpoint.
+
+    Raises:
+      CheckpointError: the metadata of the last checkpoint cannot be read.
+      WorkdirError: the records or the configuration cannot be read.
+    """
+    if not (steps := checkpoints.steps()):
+        return None
+    config = checkpoints.metadata(steps[-1]).frozen_config
+    found = scores(folder.read_records(), config, folder.scores_from())
+    return best_step({step: score for step, score in found.items() if step in steps})
 
 
 def abstract_variables(model: Network, image_size: int) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from flax_resnet.config import Config, freeze
-from flax_resnet.errors import CheckpointError, WorkdirError
+from flax_resnet.errors import BrokenCheckpointError, CheckpointError, WorkdirError
 from flax_resnet.version import __version__
 
 # Schema number of run folders. Increase it when a setting or a field is renamed; reading an older folder raises.
-SCHEMA = 4
+SCHEMA = 5
 # {older schema: last version that reads it}
-READERS = {1: "0.1.0", 2: "0.2.0", 3: "0.3.0"}
+READERS = {1: "0.1.0", 2: "0.2.0", 3: "0.3.0", 4: "0.4.0"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -31,7 +31,9 @@ class RunMetadata:
       microbatches: number of microbatches per batch.
       teacher_checksum: CRC-32 of the teacher (`Teacher.checksum`); None without a teacher.
       bad_images: {index of an unreadable image, as text: step at which it was found}.
-      metrics: metrics of the evaluation at this step, or None.
+      unrecorded: `StepMetrics.unrecorded`, of the steps since the last training record.
+      ema_measured: whether the moving average's batch statistics are as `ema.bn_batches` asks. A signal saves the
+        state before they are measured.
       shapes: {path: shape} of all arrays; a path looks like ``params/conv1/kernel``.
       checksums: {path: CRC-32 of the array's bytes}.
       versions: {package: version} at the time of writing.
@@ -45,7 +47,8 @@ class RunMetadata:
     microbatches: int = 1
     teacher_checksum: int | None = None
     bad_images: dict[str, int] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, float] | None = None
+    unrecorded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ema_measured: bool = True
     shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -71,16 +74,17 @@ class RunMetadata:
 
         Raises:
           WorkdirError: another version of flax_resnet wrote it.
-          CheckpointError: the metadata are corrupted.
+          BrokenCheckpointError: the metadata are corrupted.
+          CheckpointError: another revision of this version wrote other fields.
         """
         if not isinstance(values, Mapping):
-            raise CheckpointError("is not a JSON object", key=path)
+            raise BrokenCheckpointError("is not a JSON object", key=path)
         fields = {key: value for key, value in values.items() if key != "checksum"}
         if "checksum" in values and values["checksum"] != _checksum(fields):
-            raise CheckpointError("is not what was saved: its checksum differs", key=path)
+            raise BrokenCheckpointError("is not what was saved: its checksum differs", key=path)
         check_schema(values, path)  # schema 1 has no checksum
         if "checksum" not in values:
-            raise CheckpointError("has no checksum", key=path)
+            raise BrokenCheckpointError("has no checksum", key=path)
         names = {field.name for field in dataclasses.fields(cls)}
         if mismatch := names ^ fields.keys():
             odd = ", ".join(sorted(mismatch))

@@ -1,0 +1,56 @@
+"""The checksums of a checkpoint's files, which prove whether a file is missing, truncated or changed."""
+
+import json
+import pathlib
+import zlib
+
+FILES = "files.json"
+CHUNK = 2**24  # bytes read at once
+
+
+def write_file_checksums(folder: pathlib.Path) -> None:
+    """Write files.json: {path below `folder`: [bytes, CRC-32]} of all files in its folders. Raises OSError.
+
+    Files at its top are left out: Orbax changes its own one, _CHECKPOINT_METADATA, until the checkpoint is done.
+    """
+    found = {
+        file.relative_to(folder).as_posix(): _size_and_checksum(file)
+        for file in sorted(folder.glob("*/**/*"))
+        if file.is_file()
+    }
+    (folder / FILES).write_text(json.dumps(found))
+
+
+def proof_of_damage(folder: pathlib.Path) -> str:
+    """Return which file of a checkpoint is damaged and how, or "" if none is proven to be.
+
+    A file that cannot be read proves nothing: the cause may be a lack of memory or file handles, the rights of the
+    user, or the network.
+    """
+    try:
+        try:
+            listed = json.loads((folder / FILES).read_text())
+        except FileNotFoundError:
+            return f"{FILES} is missing" if folder.is_dir() else ""
+        except ValueError:
+            return f"{FILES} is truncated or changed"
+        for name, (size, checksum) in listed.items():
+            try:
+                now, changed = _size_and_checksum(folder / name)
+            except FileNotFoundError:
+                return f"{name} is missing"
+            if now != size:
+                return f"{name} has {now:,} bytes of {size:,}"
+            if changed != checksum:
+                return f"{name} was changed"
+    except (OSError, MemoryError):
+        return ""
+    return ""
+
+
+def _size_and_checksum(file: pathlib.Path) -> list[int]:
+    size = checksum = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return [size, checksum]
