@@ -1,16 +1,10 @@
-import contextlib
 import dataclasses
-import errno
 import json
-import os
-import pathlib
-import resource
 import shutil
 import zlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from conftest import refused, saved, saved_run
 
@@ -18,7 +12,7 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.cli import commands
 from flax_resnet.config import Config, plan
-from flax_resnet.errors import BrokenCheckpointError, CheckpointError, DivergedError, WorkdirError
+from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError
 from flax_resnet.training import experiment, sharding
 from flax_resnet.training.runs.array_checksums import checksums
 from flax_resnet.training.runs.checkpoint import Checkpoints
@@ -190,74 +184,6 @@ def test_a_folder_whose_checkpoints_are_lost_does_not_start_over_unasked(workdir
     with refused(workdir / "checkpoints", kind=CheckpointError):
         Checkpoints(workdir).restore_last_good(abstract())
     assert Checkpoints(workdir).restore_last_good(abstract(), starts_over=True) is None
-
-
-@contextlib.contextmanager
-def no_memory(workdir, monkeypatch):
-    """Orbax raises the error of XLA for a full memory."""
-    reader = ocp.CheckpointManager
-    message = "RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes."
-
-    def restore(manager, step, args):
-        if "state" in args:
-            raise jax.errors.JaxRuntimeError(message)
-        return original(manager, step, args=args)
-
-    original = reader.restore
-    monkeypatch.setattr(reader, "restore", restore)
-    yield
-    monkeypatch.setattr(reader, "restore", original)
-
-
-@contextlib.contextmanager
-def no_file_handles(workdir, monkeypatch):
-    """The process may open no more files."""
-    Checkpoints(workdir).close()  # what it imports late needs handles
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextlib.contextmanager
-def stale_network(workdir, monkeypatch):
-    """The files are on a network that has lost them for now."""
-    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    def fail(*given, **more):
-        raise stale
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ocp.CheckpointManager, "restore", fail)
-        patch.setattr(pathlib.Path, "open", fail)
-        patch.setattr(pathlib.Path, "read_text", fail)
-        yield
-
-
-@contextlib.contextmanager
-def other_library(workdir, monkeypatch):
-    """Another version of a library does not understand intact files."""
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            ocp.CheckpointManager, "restore", lambda *given, **more: {}["a field of the future"]
-        )
-        yield
-
-
-@pytest.mark.parametrize("trouble", [no_memory, no_file_handles, stale_network, other_library])
-def test_a_checkpoint_that_cannot_be_read_now_stops_the_run(workdir, monkeypatch, trouble):
-    before = sorted(workdir.rglob("*"))
-    checkpoints = Checkpoints(workdir)
-    with trouble(workdir, monkeypatch), pytest.raises(CheckpointError) as error:
-        checkpoints.restore_last_good(abstract())
-    assert not isinstance(error.value, BrokenCheckpointError)
-    assert error.value.key.startswith(str(workdir / "checkpoints" / "5"))
-    assert sorted(workdir.rglob("*")) == before
-    assert Checkpoints(workdir).restore_last_good(abstract()).step == 5
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
