@@ -2,7 +2,8 @@
 
 python -m flax_resnet evaluate --workdir /tmp/run
     Prints the metrics and the weakest classes on the run's evaluation split, and appends the metrics to
-    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png also writes the confusion matrix.
+    evaluations.jsonl in the workdir. --confusion=FILE.csv or .png also writes the confusion matrix. --dataset=PATH
+    evaluates other images, or finds the run's images where they are now.
 python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
     Evaluates timm's weights, or a weights file (--weights), on a TFDS dataset or a folder of images.
 """
@@ -28,7 +29,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_common(values)
     network_flags.define(values)
     for name, help in (
-        ("dataset", "with --model: a TFDS dataset, a folder of images, or a CSV file"),
+        ("dataset", "a TFDS dataset, a folder of images, or a CSV file (default: that of the run)"),
         (
             "split",
             "split to evaluate (default: the run's evaluation split; with --model validation or test)",
@@ -47,16 +48,17 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _evaluate(values: flags.FlagValues) -> None:
-    model_only = ("weights", "dataset")
+    model_only = ("weights",)
     network_flags.check(values, purpose="evaluate", model_only=model_only)
     sources = {name: app.flag(values, name) for name in ("workdir", "model")}
     file = confusion.checked(app.flag(values, "confusion"))
     own = model_only if sources["model"] else ("checkpoint",)
-    names = ("split", "data_dir", "batch_size", "image_size", *own)
-    options = {name: app.flag(values, name) for name in names}
+    given = ("dataset", "split", "data_dir", "batch_size", "image_size", *own)
+    options = {name: app.flag(values, name) for name in given}
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
     from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown
+    from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
 
     run = evaluate_model if sources["model"] else evaluate_run
     record, counts, names = run(sources["model"] or sources["workdir"], **options)
@@ -77,6 +79,9 @@ def _evaluate(values: flags.FlagValues) -> None:
     if file and counts is not None:
         confusion.write(file, counts, names, f"{monitored(record):.2%} top-1 on {where}")
         print(file)
+    sys.stdout.flush()  # print the result also if it cannot be written
+    if sources["workdir"]:
+        RunFolder.at(sources["workdir"]).append_record(EVALUATIONS, record)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,14 @@ def _probe(values: flags.FlagValues) -> None:
     from flax_resnet.data.named import DatasetChoice
     from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.probes import probe
+    from flax_resnet.training.runs.folder import PROBES, RunFolder
 
     def chosen(names: Sequence[str]) -> dict[str, Any]:
         return {name: app.flag(values, name) for name in names}
 
+    network = NetworkChoice(**chosen(NetworkChoice._fields))
     record = probe(
-        NetworkChoice(**chosen(NetworkChoice._fields)),
+        network,
         DatasetChoice(**chosen(DatasetChoice._fields)),
         **chosen(("k", "temperature", "limit", "batch_size")),
     )
@@ -68,8 +70,11 @@ def _probe(values: flags.FlagValues) -> None:
     print(
         f"top-1 of {record['k']} neighbours {record['knn_top1']:.2%}, of a linear classifier "
         f"{record['linear_top1']:.2%} (C={record['linear_c']:g}) on {record['split']} "
-        f"({record['count']} images; learnt from {record['train_count']}), {what}"
+        f"({record['count']} images; learnt from {record['train_count']}), {what}",
+        flush=True,
     )
+    if network.workdir:
+        RunFolder.at(network.workdir).append_record(PROBES, record)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     app.define_common(values)
     flags.DEFINE_string("workdir", "", "run folder", flag_values=values)
     flags.DEFINE_string(
+        "dataset",
+        "",
+        "images to judge: a folder, a CSV file or a TFDS dataset (default: those of the run)",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "output", "", "picture to write (default: WORKDIR/report.png)", flag_values=values
     )
 
@@ -68,12 +74,15 @@ def _report(values: flags.FlagValues) -> None:
     workdir = pathlib.Path(app.flag(values, "workdir")).expanduser()
     output = app.picture(app.flag(values, "output") or workdir / "report.png")
     with writing(output):
-        draw(workdir, output, data_dir=app.flag(values, "data_dir"))
+        dataset, data_dir = (app.flag(values, name) for name in ("dataset", "data_dir"))
+        draw(workdir, output, dataset=dataset, data_dir=data_dir)
     print(output)
 
 
-def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> None:
-    """Draw the run in `workdir` into the picture `output`.
+def draw(
+    workdir: pathlib.Path, output: pathlib.Path, *, dataset: str = "", data_dir: str = ""
+) -> None:
+    """Draw the run in `workdir` into the picture `output`, with images of `dataset` (see `run_data`).
 
     Raises:
       UserError: there is no such run, or its data are missing.
@@ -82,25 +91,28 @@ def draw(workdir: pathlib.Path, output: pathlib.Path, *, data_dir: str = "") -> 
     from matplotlib.figure import Figure
 
     from flax_resnet.data.open import open_source
-    from flax_resnet.inference.classifier import load
+    from flax_resnet.inference.classifier import classifier_of
+    from flax_resnet.inference.evaluation import with_weights_labels
+    from flax_resnet.inference.run_data import run_data
     from flax_resnet.optim.evaluation_metrics import monitored
     from flax_resnet.training.runs.folder import RunFolder
+    from flax_resnet.training.runs.load import load_run
 
-    classifier = load(workdir)
+    run = load_run(workdir)
+    classifier, own = classifier_of(run), run.config.data
     records = RunFolder.at(workdir).read_records()
-    data = classifier.config.data
-    if data_dir:
-        data = data.but(data_dir=data_dir)
-    examples = judge(classifier, open_source(data, train=False))
+    data = run_data(run, dataset, data_dir=data_dir)
+    opened = open_source(data, train=False)
+    examples = judge(classifier, with_weights_labels(opened, run.class_names, data.dataset))
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     _draw_curves(halves[0], records, classifier.config.train.monitor)
     _draw_examples(halves[1], examples, classifier.class_names)
-    scores = [monitored(r) for r in records if r["split"] == data.eval_split]
+    scores = [monitored(r) for r in records if r["split"] == own.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
     figure.suptitle(
-        f"{classifier.config.model.name} on {data.dataset}: {score} "
-        f"on {data.eval_split}; below, mistakes and the least certain images"
+        f"{classifier.config.model.name} on {own.dataset}: {score} on {own.eval_split}; "
+        f"below, mistakes and the least certain images{f' of {dataset}' if dataset else ''}"
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)

@@ -23,7 +23,7 @@ from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
-from flax_resnet.training.runs.load import load_run
+from flax_resnet.training.runs.load import LoadedRun, load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
 from flax_resnet.weights.opening import open_weights
@@ -243,7 +243,11 @@ def load(
       CheckpointError: there is no such run or checkpoint, or the checkpoint is corrupted.
       WorkdirError: another version of flax_resnet wrote the run.
     """
-    run = load_run(path, checkpoint)
+    return classifier_of(load_run(path, checkpoint), ema=ema)
+
+
+def classifier_of(run: LoadedRun, *, ema: bool = True) -> Classifier:
+    """Return the classifier of a run that was read; `ema` as for `load`."""
     variables = run.best_variables(ema=ema)
     return Classifier(run.model, variables, run.class_names, run.config, run.step)
 

@@ -36,16 +36,18 @@ def evaluate_run(
     workdir: str,
     *,
     checkpoint: str = "last",
+    dataset: str = "",
     split: str = "",
     data_dir: str = "",
     batch_size: int = 0,
     image_size: int = 0,
 ) -> Evaluation:
-    """Evaluate a checkpoint, and append the record to the run's evaluations.jsonl.
+    """Evaluate a checkpoint of a run.
 
     Args:
       workdir: the run folder.
       checkpoint: "last", "best" or a step.
+      dataset: other images, or the run's images in another place; see `run_data`. Empty for those of the run.
       split: TFDS split expression or folder split; empty for the run's evaluation split.
       data_dir: TFDS data folder; empty for that of the run.
       batch_size: images per step; 0 for that of the run.
@@ -55,23 +57,23 @@ def evaluate_run(
       UserError: there is no such run, checkpoint or split, or the run lacks a class of the split.
     """
     from flax_resnet.data.open import open_source
+    from flax_resnet.inference.run_data import run_data
     from flax_resnet.optim.evaluation_metrics import EMA
-    from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
     from flax_resnet.training.runs.load import load_run
 
     run = load_run(workdir, checkpoint)
-    config = run.config
-    data = config.data.but(eval_size=image_size or config.data.eval_size)
-    data = data.but(data_dir=data_dir) if data_dir else data
-    config = dataclasses.replace(config, data=data)
-    split = split or config.data.eval_split
-    opened = open_source(config.data, train=split == config.data.train_split, split=split)
-    source = with_weights_labels(opened, run.class_names, split, key="--split")
+    data = run_data(run, dataset, split=split, data_dir=data_dir)
+    data = data.but(eval_size=image_size or data.eval_size)
+    config = dataclasses.replace(run.config, data=data)
+    split = data.eval_split
+    opened = open_source(data, train=split == data.train_split, split=split)
+    where, key = (dataset, "--dataset") if dataset else (split, "--split")
+    source = with_weights_labels(opened, run.class_names, where, key=key)
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     variables = {"": run.variables} | ({EMA: run.ema} if run.ema else {})
     metrics, counts = _measure(run.model, config, source, variables, batch_size)
-    record = {"step": run.step, "split": split, **metrics}
-    RunFolder.at(workdir).append_record(EVALUATIONS, record)
+    other = {"dataset": data.dataset} if dataset else {}
+    record = {"step": run.step, **other, "split": split, **metrics}
     return Evaluation(record, counts, _named(run.class_names, run.model.num_classes))
 
 

@@ -17,7 +17,7 @@ def probe(
     limit: int = 0,
     batch_size: int = 0,
 ) -> dict:
-    """Probe a run, or a network with pretrained weights. For a run, append the record to its probes.jsonl.
+    """Probe a run, or a network with pretrained weights.
 
     Args:
       network: the run, or the network. If the run keeps a moving average, the moving average is probed.
@@ -37,7 +37,6 @@ def probe(
     if not network.workdir:
         source_of(images.dataset)  # raises for a wrong path before any download
     from flax_resnet.data.open import open_source
-    from flax_resnet.training.runs.folder import PROBES, RunFolder
 
     workdir, classifier = network.workdir, network.load()
     config = classifier.config
@@ -64,8 +63,6 @@ def probe(
     record: dict[str, Any] = {"step": classifier.step} if workdir else {"model": network.model}
     record |= {"dataset": data.dataset}
     record |= {"train_split": data.train_split, "split": data.eval_split, **measured}
-    if workdir:
-        RunFolder.at(workdir).append_record(PROBES, record)
     return record
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from flax_resnet.data.records import Source
+from flax_resnet.data.records import Source, names_checksum
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.pretrained import warm_started
@@ -97,6 +97,8 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
         change = f"{classes}, the first to differ: {odd[0]} -> {odd[1]}"
     elif restored.metadata.num_examples != len(source):
         change = f"images: {restored.metadata.num_examples:,} -> {len(source):,}"
+    elif restored.metadata.names_checksum != names_checksum(source):
+        change = "images: the same number, other names"
     if change:
         raise WorkdirError(
             f"was trained on other data ({change})", key=folder.path, cure=ANOTHER_WORKDIR

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import pathlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from flax_resnet.data.data_section import Data
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
-from flax_resnet.training.pretrained import adopted, is_path, open_pretrained
+from flax_resnet.training.pretrained import adopted, open_pretrained
 from flax_resnet.training.state import build_model
 from flax_resnet.weights import classes_of, match_logits
 from flax_resnet.weights.fill import fill
@@ -58,15 +57,6 @@ class Teacher:
         normalised = images * self.scale + self.offset
         logits = jax.lax.stop_gradient(self.model.apply(variables, normalised, train=False))
         return logits[:, np.array(self.order)] if self.order else logits
-
-
-def with_absolute_teacher(config: Config) -> Config:
-    """Return the configuration with `distill.teacher` as an absolute path, if it is a path."""
-    text = config.distill.teacher
-    if not text or not is_path(text):
-        return config
-    path = str(pathlib.Path(text).expanduser().resolve())
-    return dataclasses.replace(config, distill=config.distill.but(teacher=path))
 
 
 def open_teacher(config: Config, num_classes: int, class_names: Sequence[str]) -> Teacher:

@@ -11,6 +11,7 @@ import jax
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError
+from flax_resnet.training.absolute_paths import with_absolute_paths
 from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
@@ -25,7 +26,7 @@ from flax_resnet.training.start import (
     resumed_start,
 )
 from flax_resnet.training.state import build_model
-from flax_resnet.training.teacher import Teacher, open_teacher, with_absolute_teacher
+from flax_resnet.training.teacher import Teacher, open_teacher
 
 log = logging.getLogger("flax_resnet")
 
@@ -68,7 +69,7 @@ def train(
             value=workdir,
             allowed="the path of the run folder, unless dry_run is set",
         )
-    config = with_absolute_teacher(config)
+    config = with_absolute_paths(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
     jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 

@@ -12,15 +12,18 @@ from conftest import drawn, records_of, refused, saved_run
 from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
+from flax_resnet.data.open import open_source
+from flax_resnet.data.records import names_checksum
 from flax_resnet.errors import WeightsError, WorkdirError
 from flax_resnet.optim.distillation import Distill, divergence_sum
 from flax_resnet.optim.losses import loss_sum
 from flax_resnet.training import sharding, train
+from flax_resnet.training.absolute_paths import with_absolute_paths
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.state import TrainState
 from flax_resnet.training.step.gradient import make_gradient
 from flax_resnet.training.step.train_step import AUGMENT_STREAM, loss_inputs, stream_key
-from flax_resnet.training.teacher import Teacher, open_teacher, with_absolute_teacher
+from flax_resnet.training.teacher import Teacher, open_teacher
 
 ROWS, CLASSES = 8, 10
 
@@ -158,7 +161,7 @@ def test_a_run_resumes_only_with_its_first_teacher(tmp_path, data_dir, monkeypat
     class GoesOn(Exception):
         pass
 
-    def goes_on(*args):
+    def goes_on(*args, **more):
         raise GoesOn
 
     digits = [str(number) for number in range(CLASSES)]
@@ -166,11 +169,12 @@ def test_a_run_resumes_only_with_its_first_teacher(tmp_path, data_dir, monkeypat
     saved_run(tmp_path / "teacher", network, digits)
     monkeypatch.chdir(tmp_path)
     config = freeze({**network, "data": {"data_dir": data_dir}, "distill": {"teacher": "teacher"}})
-    stored = with_absolute_teacher(config)
+    stored = with_absolute_paths(config)
     assert stored.distill.teacher == str(tmp_path / "teacher")
     teacher_checksum = open_teacher(config, CLASSES, digits).checksum
     student = tmp_path / "student"
-    about = {"num_examples": 1437, "teacher_checksum": teacher_checksum}
+    names = names_checksum(open_source(config.data, train=True))
+    about = {"num_examples": 1437, "names_checksum": names, "teacher_checksum": teacher_checksum}
     saved_run(student, dataclasses.asdict(stored), digits, **about)
 
     monkeypatch.setattr(RunFolder, "store_config", goes_on)  # all checks come before this call

@@ -4,6 +4,7 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), `
 ``files.json`` (the checksums of their files). The last two checkpoints and the best one are kept.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -303,9 +304,12 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Wait for the last write, and close Orbax's manager."""
-        self.wait()
-        self._manager.close()
+        """Wait for the last write, and close Orbax's manager. Raises CheckpointError if the write fails."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # it raises the error of a failed write again
+                self._manager.close()
 
 
 def _reason(error: Exception) -> str:

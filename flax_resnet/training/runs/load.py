@@ -13,6 +13,7 @@ from flax_resnet.models.network import Network
 from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.runs.scores import best_step, scores
 from flax_resnet.training.state import build_model
 
@@ -29,6 +30,7 @@ class LoadedRun(NamedTuple):
       variables: {"params", "batch_stats"} of the weights.
       ema: {"params", "batch_stats"} of the moving average; {} if the run kept none.
       step: number of updates made.
+      metadata: the metadata of the checkpoint.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class LoadedRun(NamedTuple):
     variables: dict[str, Any]
     ema: dict[str, Any]
     step: int
+    metadata: RunMetadata
 
     def best_variables(self, *, ema: bool = True) -> dict[str, Any]:
         """Return the moving average if `ema` is set and the run kept one, else the weights."""
@@ -83,7 +86,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
             folder,
         )
     ema = state.pop("ema")
-    return LoadedRun(config, model, metadata.class_names, state, ema, step)
+    return LoadedRun(config, model, metadata.class_names, state, ema, step, metadata)
 
 
 def best_saved_step(folder: RunFolder, checkpoints: Checkpoints) -> int | None:

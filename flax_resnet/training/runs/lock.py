@@ -43,13 +43,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         raise WorkdirError(f"cannot be written: {one_line(error)}", key=workdir) from error
     stop = threading.Event()
     try:
-        owner = {
-            "user": _user(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        }
-        _take(workdir, file, owner["host"])
+        host, since = socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S %z")
+        owner = {"user": _user(), "host": host, "pid": os.getpid(), "since": since}
+        _take(workdir, file, host)
         try:
             _write(file, owner)
         except OSError as error:
