@@ -13,6 +13,7 @@ import pytest
 
 from flax_resnet.errors import BrokenCheckpointError, CheckpointError
 from flax_resnet.training import sharding
+from flax_resnet.training.runs import checkpoint
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.metadata import RunMetadata
 
@@ -103,3 +104,23 @@ def test_a_checkpoint_that_cannot_be_read_now_stops_the_run(workdir, monkeypatch
     assert error.value.key.startswith(str(workdir / "checkpoints" / "5"))
     assert sorted(workdir.rglob("*")) == before
     assert Checkpoints(workdir).restore_last_good(abstract()).step == 5
+
+
+def test_a_full_disk_is_one_error_that_names_the_checkpoint(workdir, monkeypatch):
+    """Orbax raises the error of its writing thread again when it is closed."""
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_file_checksums", full)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(6, a_state(), RunMetadata({}, ("a",), 1))
+    with pytest.raises(CheckpointError) as error, contextlib.closing(checkpoints):
+        checkpoints.wait()
+    assert error.value.key == str(workdir / "checkpoints" / "6")
+    monkeypatch.undo()
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.restore_last_good(abstract()).step == 5
+    checkpoints.save(6, a_state(), RunMetadata({}, ("a",), 1))
+    checkpoints.close()
+    assert Checkpoints(workdir, read_only=True).steps() == [5, 6]
