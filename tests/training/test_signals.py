@@ -162,7 +162,13 @@ def send(number, monkeypatch, stage, step):
     monkeypatch.setattr(trainer, "evaluate", evaluated)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+ORDINARY = ("between two records", "during an evaluation")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [name if name in ORDINARY else pytest.param(name, marks=pytest.mark.slow) for name in MOMENTS],
+)
 def test_a_signal_saves_at_once_and_the_resumed_run_equals_an_undisturbed_one(
     command, undisturbed, tmp_path, monkeypatch, capfd, moment
 ):
@@ -186,6 +192,7 @@ def test_a_signal_saves_at_once_and_the_resumed_run_equals_an_undisturbed_one(
     assert flax_resnet.load(workdir, "best").step == flax_resnet.load(undisturbed, "best").step
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_measured_statistics_is_said_when_it_is_loaded(
     command, tmp_path, monkeypatch, capfd, caplog
 ):
