@@ -76,7 +76,8 @@ def _table(lines: Any, file: pathlib.Path, key: str) -> ImageTable:
         raise DataError(f"has several columns {twice[0]}", key=key, value=str(file))
     rows: list[TableRow] = []
     first: dict[str, TableRow] = {}
-    # One object per different text, because a large table repeats its labels and splits.
+    # One object per different text, because a large table repeats its labels and splits. A split is spelled as in
+    # its first line.
     texts: dict[str, str] = {}
     splits: dict[str, str] = {}
     for number, values in records:
@@ -95,7 +96,7 @@ def _table(lines: Any, file: pathlib.Path, key: str) -> ImageTable:
             raise DataError(f"{where} has no {' and no '.join(lacking)}", key=file)
         if label not in texts:
             texts[label] = class_name(label, key=str(file), where=where)
-        split = splits.setdefault(split, split.strip())
+        split = splits.setdefault(split.strip().casefold(), split.strip())
         row = TableRow(number, _path(path, file.parent), texts[label], split)
         if (same := first.setdefault(row.path, row)).label != row.label:
             raise DataError(

@@ -9,6 +9,7 @@ from PIL import Image
 from flax_resnet.data import folder_listing
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.open import open_source
+from flax_resnet.data.sources.files import splits_of
 from flax_resnet.errors import DataError
 
 FILES = [f"{kind}{number}.png" for kind in "ab" for number in range(3)]
@@ -118,6 +119,13 @@ def test_equal_names_in_other_forms_are_one_class(write):
 def split_table(*splits, extra=()):
     rows = [f"{row},{split}" for row, split in zip(ROWS, splits, strict=True)]
     return table(*rows, *extra, header="path,label,split")
+
+
+def test_a_split_in_other_cases_is_one_split(write):
+    data = write(split_table("train", "Train", "TEST", "train ", "test", "TRAIN"))
+    sides = [open_source(data, train=train) for train in (True, False)]
+    assert [len(side) for side in sides] == [4, 2]
+    assert splits_of(data.path) == ["TEST", "train"]
 
 
 def test_rows_without_a_split_are_counted(write, caplog):
