@@ -88,6 +88,10 @@ def test_the_form_of_a_table_does_not_matter(write, content):
         (table("", *ROWS, "a0.png,b"), 9),
         (table(*ROWS, 'x.png,"two\nlines"'), 8),
         (table(*ROWS).encode() + b"x.png,caf\xe9\n", 8),
+        (table("", *ROWS).replace("a1.png,a", 'a1.png,"a"x'), 4),
+        (table("", *ROWS).replace("a1.png,a", "a1.png,a,b"), 4),
+        (table("", *ROWS, header="path,label,note").replace("a1.png,a", "a1.png,a,\0"), 4),
+        (table("", *ROWS, header="path,label,note").encode().replace(b"a1.png,a", b"a1.png,a,\xe9"), 4),
         (table(*ROWS).encode("utf-16"), 1),
     ],
 )  # fmt: skip
