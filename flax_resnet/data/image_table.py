@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from flax_resnet.data.class_order import class_name
+from flax_resnet.data.folder_listing import printable
 from flax_resnet.errors import DataError, one_line
 
 COLUMNS = ("path", "label", "split")
@@ -75,32 +76,37 @@ def _table(lines: Any, file: pathlib.Path, key: str) -> ImageTable:
     if twice := [name for name in at if columns.count(name) > 1]:
         raise DataError(f"has several columns {twice[0]}", key=key, value=str(file))
     rows: list[TableRow] = []
+    folder = file.parent
     first: dict[str, TableRow] = {}
     # One object per different text, because a large table repeats its labels and splits. A split is spelled as in
     # its first line.
     texts: dict[str, str] = {}
     splits: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    # Each record gets an empty value at its end, for a column that is absent.
+    places = [at.get(name, len(columns)) for name in COLUMNS]
     for number, values in records:
-        where = f"line {number}"
-        if any(value.strip() for value in values[len(columns) :]):
+        if len(values) > len(columns) and "".join(values[len(columns) :]).strip():
             raise DataError(
-                f"{where} has {len(values)} values for {len(columns)} columns",
+                f"line {number} has {len(values)} values for {len(columns)} columns",
                 key=file,
                 cure="quote a value that has a comma",
             )
-        path, label, split = (
-            values[at[n]] if n in at and at[n] < len(values) else "" for n in COLUMNS
-        )
-        lacking = [name for name, value in (("path", path), ("label", label)) if not value.strip()]
-        if lacking:
-            raise DataError(f"{where} has no {' and no '.join(lacking)}", key=file)
+        values += [""] * (len(columns) + 1 - len(values))
+        path, label, split = (values[place] for place in places)
+        if not path.strip() or not label.strip():
+            named = {"path": path, "label": label}.items()
+            lacking = " and no ".join(name for name, value in named if not value.strip())
+            raise DataError(f"line {number} has no {lacking}", key=file)
         if label not in texts:
-            texts[label] = class_name(label, key=str(file), where=where)
-        split = splits.setdefault(split.strip().casefold(), split.strip())
-        row = TableRow(number, _path(path, file.parent), texts[label], split)
+            texts[label] = class_name(label, key=str(file), where=f"line {number}")
+        if split not in splits:
+            splits[split] = spelled.setdefault(split.strip().casefold(), split.strip())
+        row = TableRow(number, _path(path, folder), texts[label], splits[split])
         if (same := first.setdefault(row.path, row)).label != row.label:
             raise DataError(
-                f"{where} gives {row.path} the label {row.label!r}, and line {same.line} {same.label!r}",
+                f"line {number} gives {printable(row.path)} the label {row.label!r}, and line {same.line} "
+                f"the label {same.label!r}",
                 key=file,
                 cure="remove one of the lines",
             )
@@ -138,7 +144,7 @@ def _records(lines: Any, file: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                 key=file,
                 cure="look for a quotation mark without its partner",
             ) from error
-        if any(value.strip() for value in values):
+        if "".join(values).strip():
             yield number, values
 
 
@@ -147,4 +153,5 @@ def _path(text: str, folder: pathlib.Path) -> str:
     bare = text.strip()
     if bare != text and os.path.exists(folder / text):
         bare = text
-    return os.path.normpath(bare)
+    # Most paths are short already, and normpath takes 2 us.
+    return os.path.normpath(bare) if "//" in bare or "./" in bare else bare

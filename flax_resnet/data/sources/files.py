@@ -170,7 +170,7 @@ def csv_source(config: Data, split: str, train: bool) -> FileSource:
         labels = labels[side]
     for row in chosen[:100]:  # enough to detect a wrong folder
         if not (path := file.parent / row.path).is_file():
-            raise DataError(f"line {row.line} names {path}: no such file", key=file)
+            raise DataError(f"line {row.line} names {printable(path)}: no such file", key=file)
     files = [row.path for row in chosen]
     return FileSource(str(file.parent), files, labels, classes, exif=config.exif)
 
