@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flax_resnet.data.class_order import class_name, in_order
-from flax_resnet.errors import DataError, one_line
+from flax_resnet.errors import DataError, one_line, printable
 
 log = logging.getLogger("flax_resnet")
 
@@ -176,12 +175,6 @@ def report_skipped(root: str | os.PathLike, skipped: Counter[str]) -> None:
     if skipped:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in skipped.most_common())
         log_once(f"{printable(root)}: {skipped.total():,} files and folders skipped ({kinds})")
-
-
-def printable(path: str | os.PathLike) -> str:
-    """Return a path that can be printed in one line and stored as UTF-8; other bytes become ``\\xff``."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return re.sub("[\\x00-\\x1f\\x7f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from flax_resnet.data.class_order import class_name
-from flax_resnet.data.folder_listing import printable
-from flax_resnet.errors import DataError, one_line
+from flax_resnet.errors import DataError, one_line, printable
 
 COLUMNS = ("path", "label", "split")
 

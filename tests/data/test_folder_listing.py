@@ -15,7 +15,7 @@ from flax_resnet.data.decode import evaluation_pixels
 from flax_resnet.data.images import prepare
 from flax_resnet.data.open import open_source
 from flax_resnet.data.packing.jpeg import pack_image
-from flax_resnet.errors import DataError
+from flax_resnet.errors import DataError, printable
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -203,7 +203,7 @@ def test_a_class_name_that_no_file_of_names_can_hold_is_refused(name, tmp_path):
         data = Data(source="folder", path=str(tmp_path))
         assert open_source(data, train=True).class_names == ("a", "tab")
         return
-    with refused(folder_listing.printable(tmp_path / os.fsdecode(name)), kind=DataError) as caught:
+    with refused(printable(tmp_path / os.fsdecode(name)), kind=DataError) as caught:
         every_image(tmp_path)
     str(caught.value).encode()
 
@@ -215,4 +215,6 @@ def test_a_file_name_that_is_not_utf_8_is_read_and_can_be_printed(tmp_path):
     source = open_source(Data(source="folder", path=str(tmp_path), eval_fraction=1.0), train=False)
     (index,) = (i for i in range(len(source)) if "caf" in source.describe(i))
     source.describe(index).encode()
+    path = tmp_path.parent / os.fsdecode(b"caf\xe9")
+    assert Data(source="folder", path=str(path)).dataset.endswith("caf\\xe9")  # in titles
     assert source.read([index]).images[0] == (tmp_path / "a" / "0.png").read_bytes()

@@ -19,7 +19,6 @@ from flax_resnet.data.folder_listing import (
     class_folders,
     list_classes,
     log_once,
-    printable,
     some_of,
     sub_folders,
 )
@@ -28,7 +27,7 @@ from flax_resnet.data.image_table import read_table
 from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
 from flax_resnet.data.split_names import find_split, split_folders
-from flax_resnet.errors import DataError
+from flax_resnet.errors import DataError, printable
 from flax_resnet.settings import REQUIRED
 
 UNKNOWN = -1

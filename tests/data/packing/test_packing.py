@@ -136,6 +136,7 @@ def test_names_that_a_file_of_class_names_changes_are_packed_or_refused(
 ):
     import tensorflow_datasets as tfds
 
+    photographs = photographs.rename(os.fsdecode(os.fsencode(tmp_path / "set") + b"\xe9"))
     (photographs / "china").rename(photographs / " cafe\u0301")
     other = os.path.join(os.fsencode(photographs), b"flower", b"caf\xe9.jpg")
     (photographs / "flower" / "0.jpg").rename(os.fsdecode(other))
