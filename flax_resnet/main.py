@@ -2,7 +2,10 @@
 
 import sys
 
-from flax_resnet.cli.train import main
+from flax_resnet.cli.exit_codes import exit_at_interrupt
+
+with exit_at_interrupt(is_process=__name__ == "__main__"):  # the imports take seconds
+    from flax_resnet.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ import itertools
 import logging
 import mmap
 import os
-import pathlib
 import struct
 import tempfile
 import threading
@@ -18,11 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
+from flax_resnet.data.cache_folder import cache_folder
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
 
-INDEX_FOLDER = pathlib.Path("~/.cache/flax_resnet/offsets")
 # A record in a tfrecord file: length uint64, checksum of the length uint32, the bytes, checksum of the bytes
 # uint32.
 HEADER, FOOTER = 12, 4
@@ -176,7 +175,7 @@ def _cached_index(path: str) -> np.ndarray:
     status = os.stat(path)
     identity = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    stored = INDEX_FOLDER.expanduser() / f"{name}.npy"
+    stored = cache_folder("offsets") / f"{name}.npy"
     try:
         return np.load(stored)
     except (OSError, ValueError, EOFError):  # missing or truncated

@@ -1,16 +1,16 @@
 """Training, from a configuration to a finished run, in the order of execution."""
 
+import contextlib
 import logging
 import pathlib
 import time
 from collections.abc import Sequence
 
-import jax
-
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError
 from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
+from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
 from flax_resnet.training.result import Result, finished_result, report
@@ -21,8 +21,6 @@ from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher, with_absolute_teacher
 
 log = logging.getLogger("flax_resnet")
-
-PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
 
 
 def train(
@@ -63,7 +61,6 @@ def train(
         )
     config = with_absolute_teacher(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # Check everything that can be checked before anything is compiled or written.
     stored = folder.read_config() if workdir else None
@@ -84,7 +81,7 @@ def train(
 
     folder.claim(config, resume=resume)
     checkpoints, forced = Checkpoints(folder.path, monitor=config.train.monitor), resume == "force"
-    try:
+    with contextlib.closing(checkpoints), matmul_precision(config):
         start = None
         if restored := checkpoints.restore_last_good(experiment.abstract_state):
             start = resumed_start(restored, forced=forced)
@@ -112,8 +109,6 @@ def train(
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
         records = trainer.run(start)
         return report(records, experiment, folder, start.step, began)
-    finally:
-        checkpoints.close()
 
 
 def _teacher_of(experiment: Experiment) -> Teacher | None:

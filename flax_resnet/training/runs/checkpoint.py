@@ -4,6 +4,7 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays) an
 The last two checkpoints and the best one are kept.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -11,6 +12,7 @@ import re
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,6 @@ from flax_resnet.optim.evaluation_metrics import score
 from flax_resnet.training.runs.metadata import RunMetadata, versions
 
 log = logging.getLogger("flax_resnet")
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
 
 
 class Restored(NamedTuple):
@@ -65,17 +66,19 @@ class Checkpoints:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
                 ) from error
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=any_of,
-                best_fn=value,
-                create=not self._read_only,
-                read_only=self._read_only,
-                # Otherwise, threads that wait for a folder that cannot be made keep the process alive for minutes.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            ),
-        )
+        with _without_remarks():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=any_of,
+                    best_fn=value,
+                    create=not self._read_only,
+                    read_only=self._read_only,
+                    # Otherwise, threads that wait for a folder that cannot be made keep the process alive for
+                    # minutes.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Return the saved steps, oldest first."""
@@ -251,6 +254,21 @@ class Checkpoints:
         """Wait for the last write, and close Orbax's manager."""
         self.wait()
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Hide Orbax's warnings inside this block, such as that a folder opened for reading is only read."""
+    absl = logging.getLogger("absl")
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+
+    absl.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        absl.removeFilter(is_kept)
 
 
 def _check_shapes(
