@@ -23,6 +23,7 @@ from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import Model
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
+from flax_resnet.settings import LARGEST_INT
 from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.runs.load import load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
@@ -150,10 +151,9 @@ class Classifier:
 
         Unreadable images are appended to `unreadable`, and black pixels replace them; None to raise DataError.
         """
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ConfigError(
-                key="batch_size", value=batch_size, allowed="a whole number of at least 1"
-            )
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= LARGEST_INT:
+            allowed = f"a whole number from 1 to {LARGEST_INT:,}"
+            raise ConfigError(key="batch_size", value=batch_size, allowed=allowed)
         parts: list[dict[str, np.ndarray]] = []
         for pixels in self._batches(images, int(batch_size), unreadable):
             # Pad a few images to a power of two, so a single image needs no padding, and few sizes are compiled.
