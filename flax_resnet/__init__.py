@@ -7,11 +7,9 @@
 The names below are imported when they are first used, so that a command can handle Ctrl-C while JAX is imported.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from flax_resnet.version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import is slow
 if TYPE_CHECKING:
     from flax_resnet.inference.classifier import Classifier, Prediction, load, load_pretrained
     from flax_resnet.models import create_model, list_models
@@ -36,7 +34,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

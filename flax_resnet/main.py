@@ -2,10 +2,12 @@
 
 import sys
 
-from flax_resnet.cli.exit_codes import exit_at_interrupt
+from flax_resnet.cli.interrupts import exit_at_interrupt
 
-with exit_at_interrupt(is_process=__name__ == "__main__"):  # the imports take seconds
-    from flax_resnet.cli.train import main
+if __name__ == "__main__":
+    exit_at_interrupt()  # before the imports, which take seconds
+
+from flax_resnet.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

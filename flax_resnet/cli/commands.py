@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from flax_resnet.cli.exit_codes import exit_at_interrupt, exit_code
+from flax_resnet.cli.exit_codes import exit_code
 from flax_resnet.errors import ConfigError, suggestion
 from flax_resnet.version import __version__
 
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error = ConfigError("unknown command", key=name, cure=near)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    with exit_at_interrupt(is_process=argv is None):  # the imports take seconds
-        command = importlib.import_module(f"flax_resnet.cli.{name}")
-    return command.main(rest)
+    return importlib.import_module(f"flax_resnet.cli.{name}").main(rest)
 
 
 def _show(text: str) -> int:

@@ -46,31 +46,6 @@ def exit_code() -> Iterator[Exit]:
         ended.code = _print_error(mistake)
 
 
-@contextlib.contextmanager
-def exit_at_interrupt(is_process: bool) -> Iterator[None]:
-    """End the process at once, with one line and the exit code 130, if Ctrl-C interrupts the imports in this block.
-
-    A KeyboardInterrupt would not do: raised while jaxlib is imported, it crashes the interpreter.
-
-    Args:
-      is_process: whether the command is the whole process. If not, nothing changes.
-    """
-    if not is_process or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        del frame
-        os.write(2, b"interrupted\n")
-        os._exit(128 + number)
-
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _print_error(error: UserError) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return error.exit_code

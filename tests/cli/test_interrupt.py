@@ -12,7 +12,7 @@ from conftest import ROOT
 COMMANDS = (
     ["-m", "flax_resnet", "evaluate", "--workdir=nowhere"],
     ["-m", "flax_resnet.main", "--config=resnet18", "--dry_run"],
-    ["-c", "import sys; from flax_resnet.cli.commands import main; sys.exit(main())", "env"],
+    ["-c", "import sys; from flax_resnet.__main__ import main; sys.exit(main())", "env"],
 )
 
 
