@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from tqdm import tqdm
@@ -187,7 +187,7 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
                 return ConfigError("unknown setting", key=key, cure=suggestion(key, known))
             if f"config.{key}" in str(error):
                 field = known[key]
-                words = in_words(field.type, field.metadata["rule"])
+                words = in_words(cast(type, field.type), field.metadata["rule"])
                 return ConfigError(key=key, value=value, allowed=words, cure=field.metadata["help"])
     if isinstance(error, flags.Error):
         return _flag_error(one_line(error))

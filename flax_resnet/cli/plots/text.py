@@ -60,7 +60,7 @@ def drawing(texts: Iterable[str]) -> Iterator[None]:
             shown,
             " and ".join(packages),
         )
-    settings: dict[str, Any] = {"font.family": fonts, "text.usetex": False, "text.parse_math": True}
+    settings: Any = {"font.family": fonts, "text.usetex": False, "text.parse_math": True}
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
