@@ -2,7 +2,16 @@
 
 import sys
 
-from flax_resnet.cli.commands import main
+from flax_resnet.cli.interrupts import exit_at_interrupt
+
+
+def main() -> int:
+    """Run the command that the process was started with, and return its exit code."""
+    exit_at_interrupt()
+    from flax_resnet.cli import commands
+
+    return commands.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

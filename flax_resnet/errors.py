@@ -58,7 +58,7 @@ class UserError(ValueError):
         self.allowed = allowed if isinstance(allowed, str) else tuple(allowed)
         head = self.key if value is ... else f"{self.key}={_shown(self.key, value)}"
         if isinstance(self.allowed, tuple):
-            limits = suggestion("" if value is ... else str(value), self.allowed)
+            limits = suggestion(value if isinstance(value, str) else "", self.allowed)
         else:
             limits = self.allowed and f"must be {self.allowed}"
         body = "; ".join(filter(None, (problem, limits, cure)))
@@ -140,7 +140,10 @@ def _shown(key: str, value: Any) -> str:
     """Format a value for a message. Text is quoted, except values of flags, arguments and environment variables."""
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value) if key.startswith("--") or key.isupper() else repr(value)
+    try:
+        return str(value) if key.startswith("--") or key.isupper() else repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+        return "a number too large to print"
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

@@ -2,6 +2,11 @@
 
 import sys
 
+from flax_resnet.cli.interrupts import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # before the imports, which take seconds
+
 from flax_resnet.cli.train import main
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
 """Run a command: parse its flags, print one line for an error, and return the exit code."""
 
 import importlib.util
+import io
 import logging
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from tqdm import tqdm
 
 from flax_resnet.cli.exit_codes import exit_code
-from flax_resnet.cli.library_output import hide_tracebacks
+from flax_resnet.cli.library_output import quiet_libraries
 from flax_resnet.config import settings
-from flax_resnet.errors import (
-    ConfigError,
-    UserError,
-    one_line,
-    suggestion,
-)
+from flax_resnet.data.cache_folder import cache_folder
+from flax_resnet.errors import ConfigError, UserError, one_line, suggestion
+from flax_resnet.settings import in_words
 from flax_resnet.training import memory
 
 
@@ -61,10 +59,12 @@ def run(
     values = flags.FlagValues()
     # This handler is removed at the end, so that a program that uses the package keeps its own logging.
     log, handler = logging.getLogger("flax_resnet"), _TqdmHandler()
+    level = log.level
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
-    hide_tracebacks()
+    quiet_libraries()
+    _print_any_text()
     try:
         with exit_code() as ended:
             flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
@@ -78,14 +78,14 @@ def run(
         return ended.code
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         log.propagate = True
 
 
-def show(text: str) -> int:
-    """Print a text and return the exit code."""
-    with exit_code() as ended:
-        print(text)
-    return ended.code
+def _print_any_text() -> None:
+    """Let standard output print characters that its encoding lacks, such as those of a class name, as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def flag(values: flags.FlagValues, name: str) -> Any:
@@ -153,6 +153,8 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
     """Parse the flags. Convert every exception of absl, ml_collections or a configuration file to a UserError."""
     try:
         rest = values([sys.argv[0], *argv])[1:]
+    except flags.IllegalFlagValueError as error:
+        raise _illegal(values, error) or _readable(error, argv) from error
     except flags.UnrecognizedFlagError as error:
         name, known = f"--{error.flagname}", [f"--{n}" for n in values if len(n) > 1]
         raise ConfigError("unknown flag", key=name, cure=suggestion(name, known)) from error
@@ -185,11 +187,30 @@ def _readable(error: Exception, argv: list[str]) -> UserError:
                 return ConfigError("unknown setting", key=key, cure=suggestion(key, known))
             if f"config.{key}" in str(error):
                 field = known[key]
-                kind = getattr(field.type, "__name__", str(field.type))
-                return ConfigError(key=key, value=value, allowed=kind, cure=field.metadata["help"])
+                words = in_words(cast(type, field.type), field.metadata["rule"])
+                return ConfigError(key=key, value=value, allowed=words, cure=field.metadata["help"])
     if isinstance(error, flags.Error):
         return _flag_error(one_line(error))
     return ConfigError(f"{type(error).__name__}: {one_line(error)}", key="--config")
+
+
+def _illegal(values: flags.FlagValues, error: flags.IllegalFlagValueError) -> ConfigError | None:
+    """Return the error for an illegal value of a flag of absl with the allowed values; None for another flag."""
+    found = re.match(r"flag --(\w+)=(.*)", str(error), re.DOTALL)
+    if not found or found[1] not in values:
+        return None
+    name, parser = found[1], values[found[1]].parser
+    allowed: Any = ""
+    if isinstance(parser, flags.BooleanParser):
+        allowed = "true or false"
+    elif isinstance(parser, flags.EnumParser):
+        allowed = tuple(parser.enum_values)
+    elif isinstance(parser, flags.IntegerParser | flags.FloatParser):
+        allowed = parser.syntactic_help
+    if not allowed:
+        return None
+    value = found[2].removesuffix(f": {error.__context__}")  # the parser's exception
+    return ConfigError(key=f"--{name}", value=value, allowed=allowed)
 
 
 def _flag_error(message: str) -> ConfigError:
@@ -269,8 +290,8 @@ def set_up_jax(compilation_cache: str) -> None:
         memory.prepare_cpu()
     import jax
 
-    if compilation_cache != "off":
-        jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", None if compilation_cache == "off" else folder)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -294,7 +315,8 @@ def define_compilation_cache(values: flags.FlagValues) -> None:
     """Define --compilation_cache."""
     flags.DEFINE_string(
         "compilation_cache",
-        "~/.cache/flax_resnet/xla",
-        "folder in which JAX keeps compiled programs for later starts, or off",
+        os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("xla")),
+        "folder in which JAX keeps compiled programs for later starts, or off; by default "
+        "$JAX_COMPILATION_CACHE_DIR, or else flax_resnet/xla in $XDG_CACHE_HOME or ~/.cache",
         flag_values=values,
     )

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from flax_resnet.cli import app
+from flax_resnet.cli.exit_codes import exit_code
 from flax_resnet.errors import ConfigError, suggestion
 from flax_resnet.version import __version__
 
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        return app.show(overview())
+        return _show(overview())
     if arguments[0] == "--version":
-        return app.show(f"flax_resnet {__version__}")
+        return _show(f"flax_resnet {__version__}")
     name, *rest = arguments
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return importlib.import_module(f"flax_resnet.cli.{name}").main(rest)
+
+
+def _show(text: str) -> int:
+    """Print a text and return the exit code."""
+    with exit_code() as ended:
+        print(text)
+    return ended.code
 
 
 def overview() -> str:

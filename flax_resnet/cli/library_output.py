@@ -1,17 +1,21 @@
-"""What libraries print during a command: no tracebacks, because a command prints one line for an error."""
+"""What libraries print during a command: no tracebacks and no banners, because a command prints its own lines."""
 
 import functools
 import logging
+import os
 import sys
 from typing import Any
 
 
 @functools.cache  # once per process
-def hide_tracebacks() -> None:
-    """Hide the tracebacks that Orbax and TensorStore print beside an error that they raise.
+def quiet_libraries() -> None:
+    """Hide the tracebacks that Orbax and TensorStore print beside an error that they raise, logs and banners.
 
-    Only commands call this, because it changes hooks of the whole process. `flax_resnet.train` and imports do not.
+    Only commands call this, because it changes the whole process. `flax_resnet.train` and imports do not.
     """
+    # TensorFlow prints a banner for oneDNN, which decoding and resizing do not use.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(
             lambda record: "orbax" not in record.pathname + record.getMessage()

@@ -17,6 +17,7 @@ from absl import flags
 from flax_resnet.cli import app
 from flax_resnet.data.data_section import EVAL_FRACTION
 from flax_resnet.errors import ConfigError
+from flax_resnet.settings import LARGEST_INT
 
 # Flags that need --pack.
 PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_bad")
@@ -61,8 +62,9 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _prepare(values: flags.FlagValues) -> None:
     name, pack = app.flag(values, "name"), app.flag(values, "pack")
     for flag in ("threads", "max_bad"):
-        if app.flag(values, flag) < 0:
-            raise ConfigError(key=f"--{flag}", value=app.flag(values, flag), allowed="at least 0")
+        if not 0 <= app.flag(values, flag) <= LARGEST_INT:
+            allowed = f"between 0 and {LARGEST_INT:,}"
+            raise ConfigError(key=f"--{flag}", value=app.flag(values, flag), allowed=allowed)
     threads = app.flag(values, "threads")
     if values["pack"].present:
         from flax_resnet.data.packing import Packing, pack_dataset

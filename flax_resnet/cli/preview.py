@@ -13,10 +13,12 @@ import numpy as np
 from absl import flags
 
 from flax_resnet.cli import app, config_flag
+from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
 
 SHOWN = (4, 8)  # rows and columns of images
+LONGEST = 16  # characters of a drawn class name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +52,6 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
       OSError: the picture cannot be written.
     """
     import jax
-    from matplotlib.figure import Figure
 
     from flax_resnet.augment import training_batch
     from flax_resnet.config.plan import plan
@@ -76,26 +77,36 @@ def draw(config: Config, output: pathlib.Path, *, step: int = 0) -> None:
     )
     images, labels = map(np.asarray, augment(key, batch["image"], batch["label"]))
     pixels = images * np.array(config.augment.std) + np.array(config.augment.mean)
+    with drawing(names):
+        _draw_images(output, pixels, [described(label, names) for label in labels], step)
+
+
+def _draw_images(
+    output: pathlib.Path, pixels: np.ndarray, titles: Sequence[str], step: int
+) -> None:
+    """Draw the first images, float [N, S, S, C], with their titles into the picture `output`."""
+    from matplotlib.figure import Figure
+
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, image, label in zip(grid, pixels, labels, strict=False):
+    for axes, image, title in zip(grid, pixels, titles, strict=False):
         axes.imshow(np.clip(image, 0, 1), interpolation="nearest", cmap="gray")
-        axes.set_title(described(label, names), fontsize=8)
-    size = images.shape[1]
-    figure.suptitle(f"step {step}: {len(labels)} images of {size}x{size}, as the network sees them")
+        axes.set_title(title, fontsize=8)
+    size = pixels.shape[1]
+    figure.suptitle(f"step {step}: {len(pixels)} images of {size}x{size}, as the network sees them")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
 
 
 def described(label: np.ndarray, names: Sequence[str]) -> str:
-    """Format the two largest classes of a soft label [K], the largest first."""
+    """Format the two largest classes of a soft label [K] for a picture, the largest first."""
     parts = [i for i in np.argsort(-label, kind="stable")[:2] if label[i] >= 0.005]
     if len(parts) == 1:
-        return names[parts[0]]
-    return "\n".join(f"{names[i]} {label[i]:.0%}" for i in parts)
+        return plain(names[parts[0]], LONGEST)
+    return "\n".join(f"{plain(names[i], LONGEST)} {label[i]:.0%}" for i in parts)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ pip install 'flax_resnet[plot]'.
 
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from flax_resnet.cli import app
+from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.errors import DataError, writing
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ SHOWN = (3, 8)  # rows and columns of example images
 SIDE = 200  # longer side of an image that is drawn, at most, in pixels; its place has 165
 MOST = 1000  # examples from which the drawn ones are chosen
 READ = 16  # examples read at once
+LONGEST = 14  # characters of a drawn class name
 log = logging.getLogger("flax_resnet")
 
 
@@ -104,18 +107,20 @@ def draw(
     data = run_data(run, dataset, data_dir=data_dir)
     opened = open_source(data, train=False)
     examples = judge(classifier, with_weights_labels(opened, run.class_names, data.dataset))
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    _draw_curves(halves[0], records, classifier.config.train.monitor)
-    _draw_examples(halves[1], examples, classifier.class_names)
     scores = [monitored(r) for r in records if r["split"] == own.eval_split]
     score = f"top-1 {scores[-1]:.2%}" if scores else "not evaluated yet"
-    figure.suptitle(
-        f"{classifier.config.model.name} on {own.dataset}: {score} on {own.eval_split}; "
-        f"below, mistakes and the least certain images{f' of {dataset}' if dataset else ''}"
+    title = (
+        f"{classifier.config.model.name} on {plain(own.dataset)}: {score} on {plain(own.eval_split)}; "
+        f"below, mistakes and the least certain images{f' of {plain(dataset)}' if dataset else ''}"
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    with drawing([*classifier.class_names, own.dataset, dataset, *(r["split"] for r in records)]):
+        figure = Figure(figsize=(12, 7.5), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+        _draw_curves(halves[0], records, classifier.config.train.monitor)
+        _draw_examples(halves[1], examples, classifier.class_names)
+        figure.suptitle(title)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=110)
 
 
 def judge(classifier: "Classifier", source: "Source") -> list[Judged]:
@@ -179,7 +184,9 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> No
         for name, points in curves.items():
             if points:
                 marker = {"train": "", names[-1]: "s"}.get(name, "o")
-                style = {"color": colors[name], "marker": marker, "markersize": 4, "label": name}
+                # Matplotlib leaves labels that begin with _ out of the legend.
+                text = re.sub("^_", " _", plain(name))
+                style = {"color": colors[name], "marker": marker, "markersize": 4, "label": text}
                 axes.plot(*zip(*points, strict=True), **style)
         axes.set(
             xlabel="epoch",
@@ -199,13 +206,21 @@ def _draw_examples(figure: Any, examples: list[Judged], names: Sequence[str]) ->
         axes.axis("off")
     for axes, (image, label, guess, probability) in zip(grid, examples, strict=False):
         axes.imshow(image, interpolation="nearest")
-        text = f"{names[guess]} ({probability:.0%})"
-        right = guess == label
         axes.set_title(
-            text if right else f"{text}, label {names[label]}",
+            judgement(names[guess], names[label], probability),
             fontsize=9,
-            color="green" if right else "red",
+            color="green" if guess == label else "red",
         )
+
+
+def judgement(guess: str, label: str, probability: float) -> str:
+    """Format a prediction for a picture: ``cat (62%)``, or ``cat (62%), label dog`` in one or two lines."""
+    text = f"{plain(guess, LONGEST)} ({probability:.0%})"
+    if guess == label:
+        return text
+    is_short = len(guess + label) < LONGEST // 2 and (guess + label).isascii()
+    separator = ", " if is_short else "\n"
+    return f"{text}{separator}label {plain(label, LONGEST)}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from flax_resnet.cli import app, config_flag
 from flax_resnet.cli.plots import learning_rate
 from flax_resnet.errors import ConfigError, suggestion, writing
 from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize, totals
+from flax_resnet.settings import LARGEST_IMAGE, LARGEST_INT
 
 FORMATS = ("table", "csv", "json")
 MODES = ("model", "list", "schedule")
@@ -111,7 +112,8 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         ),
         ("depth", 0, 0, "sum the layers below this depth of their path; 1 for one row per block"),
     ):
-        flags.DEFINE_integer(name, default, help, lower_bound=low, flag_values=values)
+        most = LARGEST_IMAGE if name == "image_size" else LARGEST_INT
+        flags.DEFINE_integer(name, default, help, low, most, flag_values=values)
 
 
 def _summary(values: flags.FlagValues) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from flax_resnet.config.clashes import CLASHES
 from flax_resnet.config.config import Config, sections, settings
 from flax_resnet.errors import ConfigError, suggestion
-from flax_resnet.settings import UNSET, refuse
+from flax_resnet.settings import LARGEST, TYPES, UNSET, out_of_range, refuse
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -45,16 +45,19 @@ def freeze(values: "Mapping[str, Any] | ConfigDict") -> Config:
 
 
 def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    rule, words = metadata["rule"], TYPES[kind]
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(tuple(part) if isinstance(part, list) else part for part in value)
-    words = metadata["rule"].words
-    numbers = kind is tuple and metadata["rule"].numbers
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        words = kind.__name__
-    elif numbers and not all(isinstance(x, int | float) for x in value):
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    number = float(value) if kind is float and fits and abs(value) <= LARGEST else value
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        pass
+    elif kind is tuple and rule.numbers and not all(isinstance(x, int | float) for x in value):
         words = "numbers"
-    elif metadata["rule"].holds(value):
-        return value
+    elif limit := out_of_range(number):
+        words = limit
+    elif rule.holds(number):
+        return number
+    else:
+        words = rule.words
     raise ConfigError(key=key, value=value, allowed=f"{words} ({metadata['help']})")

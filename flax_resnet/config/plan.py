@@ -14,7 +14,7 @@ from flax_resnet.optim import schedules
 from flax_resnet.optim.losses import class_weights
 from flax_resnet.optim.optimizer import make_optimizer
 from flax_resnet.optim.schedules import BATCH_SCALINGS
-from flax_resnet.settings import UNSET
+from flax_resnet.settings import LARGEST, SMALLEST, UNSET
 
 MOST_STEPS = 2**31 - 1  # counters of steps are int32
 
@@ -122,10 +122,6 @@ def plan(
             f"schedule.cooldown={schedule.cooldown or 0:g} (both in {schedule.unit})",
         )
     _check_starts(config, unit, total, drop_until, run)
-    scale = BATCH_SCALINGS[schedule.batch_scaling].factor(
-        batch / (schedule.base_batch_size or batch)
-    )
-    peak = config.optimizer.learning_rate * scale
     counts = np.zeros(logits)
     counts[: len(class_counts)] = class_counts
 
@@ -135,7 +131,7 @@ def plan(
         num_classes=logits,
         steps_per_epoch=steps,
         total_steps=total,
-        peak_learning_rate=peak,
+        peak_learning_rate=_peak(config),
         warmup_steps=warmup,
         cooldown_steps=cooldown,
         milestones=_milestones(config, unit, warmup),
@@ -147,6 +143,23 @@ def plan(
         drop_until=drop_until,
         class_weights=class_weights(config.loss, counts),
     )
+
+
+def _peak(config: Config) -> float:
+    """Return the peak learning rate. Raises ConfigError if training cannot compute with it."""
+    schedule, batch = config.schedule, config.train.batch_size
+    scale = BATCH_SCALINGS[schedule.batch_scaling].factor(
+        batch / (schedule.base_batch_size or batch)
+    )
+    peak = config.optimizer.learning_rate * scale
+    if not SMALLEST <= peak <= LARGEST:
+        raise ConfigError(
+            f"schedule.batch_scaling={schedule.batch_scaling!r} makes the peak {peak:g}",
+            key="optimizer.learning_rate",
+            value=config.optimizer.learning_rate,
+            allowed=f"such that the peak is between {SMALLEST:.2g} and {LARGEST:.2g}",
+        )
+    return peak
 
 
 def _total_steps(config: Config, steps_per_epoch: int) -> tuple[int, str]:

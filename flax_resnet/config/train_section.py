@@ -31,7 +31,7 @@ class Train(Section):
     matmul_precision: str = setting(
         "default",
         one_of("default", "tf32", "float32"),
-        "precision of float32 matrix products and convolutions on GPU and TPU",
+        "precision of float32 matrix products and convolutions on GPU and TPU; default is the setting of JAX",
     )
     eval_batch_size: int = setting(
         0,

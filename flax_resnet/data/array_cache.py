@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-CACHE = pathlib.Path("~/.cache/flax_resnet")  # the user's folder of all caches
 DIGEST = 32  # bytes
 
 

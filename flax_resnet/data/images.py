@@ -4,10 +4,14 @@ A path, encoded bytes, a Pillow image and an array of the same picture give the 
 these pixels in training.
 """
 
+import contextlib
 import io
 import os
+import re
+import threading
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -35,6 +39,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Pillow warns of odd metadata, such as "Corrupt EXIF data", of images whose pixels it reads.
+ODD_METADATA = ("ignore", None, UserWarning, re.compile("PIL"), 0)
+_lock = threading.Lock()
 
 
 def prepare(images: Any, config: Data) -> np.ndarray:
@@ -103,10 +111,11 @@ def upright(image: Any, *, exif: bool, name: str) -> Image.Image:
     if not is_file and not isinstance(image, bytes | bytearray | Image.Image):
         return Image.fromarray(_checked(np.asarray(image), name))
     try:
-        if isinstance(image, Image.Image):
-            return _rgb(image, exif=exif)
-        with Image.open(image if is_file else io.BytesIO(image)) as opened:
-            return _rgb(opened, exif=exif)
+        with without_pillow_warnings():
+            if isinstance(image, Image.Image):
+                return _rgb(image, exif=exif)
+            with Image.open(image if is_file else io.BytesIO(image)) as opened:
+                return _rgb(opened, exif=exif)
     except MemoryError:
         raise
     except Exception as error:  # corrupted files raise OSError, SyntaxError, struct.error and more
@@ -119,11 +128,27 @@ def orientation(encoded: bytes) -> int:
     if not any(mark in encoded for mark in ORIENTATION_MARKS):  # microseconds; Pillow takes 50
         return 0
     try:
-        with Image.open(io.BytesIO(encoded)) as opened:
+        with without_pillow_warnings(), Image.open(io.BytesIO(encoded)) as opened:
             # Pillow turns a TIFF image upright itself, when it reads the pixels.
             return 0 if opened.format == "TIFF" else _orientation(opened)
     except Exception:  # decoding fails later, with the file's name
         return 0
+
+
+@contextlib.contextmanager
+def without_pillow_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings of odd metadata inside this block.
+
+    Threads may be inside at once. Each adds a filter and removes it; `warnings.catch_warnings` would restore the
+    filters that another thread has set.
+    """
+    with _lock:
+        cast(list, warnings.filters).insert(0, ODD_METADATA)
+    try:
+        yield
+    finally:
+        with _lock, contextlib.suppress(ValueError):  # the filters may have been reset
+            cast(list, warnings.filters).remove(ODD_METADATA)
 
 
 def reason(error: Exception) -> str:

@@ -15,12 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from flax_resnet.data.array_cache import CACHE, file_identity, load_array, store_array
+from flax_resnet.data.array_cache import file_identity, load_array, store_array
+from flax_resnet.data.cache_folder import cache_folder
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
 
-INDEX_FOLDER = CACHE / "offsets"
 # A record in a tfrecord file: length uint64, checksum of the length uint32, the bytes, checksum of the bytes
 # uint32.
 HEADER, FOOTER = 12, 4
@@ -179,11 +179,12 @@ def offsets(path: str | os.PathLike) -> np.ndarray:
 def _cached_index(path: str) -> np.ndarray:
     """Read the cached index of a tfrecord file, or build and store it. A changed file gets a new index."""
     identity = f"offsets {file_identity(path, os.path.realpath(path))}"
-    index = load_array(INDEX_FOLDER, identity)
+    folder = cache_folder("offsets")
+    index = load_array(folder, identity)
     if index is None:
         index = offsets(path)
         try:
-            store_array(INDEX_FOLDER, identity, index)
+            store_array(folder, identity, index)
         except OSError as error:  # no home folder or no space; the next run builds the index again
             log.warning("the index of %s cannot be stored: %s", path, one_line(error))
     return index

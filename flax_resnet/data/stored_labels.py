@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from flax_resnet.data.array_cache import CACHE, file_identity, load_array, store_array
+from flax_resnet.data.array_cache import file_identity, load_array, store_array
+from flax_resnet.data.cache_folder import cache_folder
 from flax_resnet.data.record_files import ShardedRecords
 from flax_resnet.errors import one_line
 
@@ -79,5 +80,8 @@ def _store(path: str, labels: np.ndarray, folder: pathlib.Path, feature: str) ->
 def _places(path: str, folder: pathlib.Path, feature: str) -> list[tuple[pathlib.Path, str]]:
     """Return the folders for the labels of a file, with the identity of the labels in each."""
     # The dataset's folder may be moved or mounted elsewhere. Many datasets share the user's cache.
-    names = ((folder / FOLDER, os.path.basename(path)), (CACHE / "labels", os.path.realpath(path)))
+    names = (
+        (folder / FOLDER, os.path.basename(path)),
+        (cache_folder("labels"), os.path.realpath(path)),
+    )
     return [(place, f"labels {feature} {file_identity(path, name)}") for place, name in names]

@@ -23,6 +23,8 @@ from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import IMAGE_CHANNELS, Model
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
+from flax_resnet.settings import LARGEST_INT
+from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.runs.load import LoadedRun, load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
@@ -149,10 +151,9 @@ class Classifier:
 
         Unreadable images are appended to `unreadable`, and black pixels replace them; None to raise DataError.
         """
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ConfigError(
-                key="batch_size", value=batch_size, allowed="a whole number of at least 1"
-            )
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= LARGEST_INT:
+            allowed = f"a whole number from 1 to {LARGEST_INT:,}"
+            raise ConfigError(key="batch_size", value=batch_size, allowed=allowed)
         parts: list[dict[str, np.ndarray]] = []
         for pixels in self._batches(images, int(batch_size), unreadable):
             # Pad a few images to a power of two, so a single image needs no padding, and few sizes are compiled.
@@ -191,7 +192,9 @@ class Classifier:
 
         A ResNet-50 then takes 0.85 of the time (batch 16, two cores).
         """
-        return jax.jit(lambda variables: fold_batch_norm(self.model, variables))(self.variables)
+        fold = jax.jit(lambda variables: fold_batch_norm(self.model, variables))
+        with matmul_precision(self.config):
+            return fold(self.variables)
 
     @functools.cached_property
     def _forward(self) -> Any:
@@ -200,7 +203,9 @@ class Classifier:
         ) -> dict:
             images = evaluation_images(pixels, self.config.augment)
             shares, inputs = zip(*evaluation_views(images, views), strict=True)
-            outputs = [self.model.apply(variables, v, train=False, features=names) for v in inputs]
+            apply = functools.partial(self.model.apply, variables, train=False, features=names)
+            with matmul_precision(self.config):
+                outputs = [apply(view) for view in inputs]
             return jax.tree.map(lambda *x: sum(map(operator.mul, shares, x)), *outputs)
 
         options = dispatch.compiler_options()

@@ -171,11 +171,13 @@ def _measure(
     from flax_resnet.optim.evaluation_metrics import CONFUSION, EMA, record
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import every_example
+    from flax_resnet.training.matmul_precision import matmul_precision
     from flax_resnet.training.step.eval_step import make_eval_step, total
 
     mesh = sharding.make_mesh()
     batches = every_example(source, config, mesh, batch_size=batch_size)
     extra = CONFUSION if model.num_classes <= MOST_CLASSES else {}
     step = make_eval_step(config, model, mesh, extra=extra)
-    sums = total(step, variables, {}, batches)
+    with matmul_precision(config):
+        sums = total(step, variables, {}, batches)
     return record(sums), sums.get(EMA, sums[""]).get("confusion")

@@ -17,6 +17,7 @@ from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.ops import dispatch
 from flax_resnet.training import sharding
 from flax_resnet.training.input.feeds import every_example
+from flax_resnet.training.matmul_precision import matmul_precision
 
 NAME = "pre_logits"
 
@@ -64,11 +65,13 @@ def compute_features(
     """
     mesh = sharding.make_mesh()
     replicated = sharding.replicated(mesh)
-    folded = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
+    with matmul_precision(config):
+        folded = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
 
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = evaluation_images(batch["image"], config.augment)
-        features: Any = model.apply(variables, images, train=False, features=(NAME,))
+        with matmul_precision(config):
+            features: Any = model.apply(variables, images, train=False, features=(NAME,))
         return {"vectors": features[NAME], "labels": batch["label"], "mask": batch["mask"]}
 
     # The features are replicated so that every process has all of them; they are small compared to the images.

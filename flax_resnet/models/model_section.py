@@ -24,10 +24,15 @@ from flax_resnet.settings import (
     within,
 )
 
-PER_STAGE = Rule(
-    lambda v: len(v) > 0 and all(type(n) is int and n > 0 for n in v),
-    "whole numbers of at least 1, one per stage",
-)
+
+def per_stage(most: int) -> Rule:
+    """Accept whole numbers from 1 to `most`, one per stage. Larger numbers are probably typing errors."""
+    return Rule(
+        lambda v: 0 < len(v) <= 100 and all(type(n) is int and 0 < n <= most for n in v),
+        f"whole numbers from 1 to {most:,}, one per stage",
+    )
+
+
 DROP_RATE = Rule(lambda v: 0 <= v < 1, "at least 0 and below 1")
 IMAGE_CHANNELS = (1, 3)  # numbers of channels that images can have: grey and colour
 CHANNELS = 3  # channels of the images, unless a setting or the weights say otherwise
@@ -52,7 +57,7 @@ class Model(Section):
         "weights to start from: a timm name such as resnet50.a1_in1k, a run folder, or a weights file; '' for none",
     )
     num_classes: int = setting(
-        0, at_least(0), "number of logits; 0 for the dataset's number of classes"
+        0, within(0, 2**24), "number of logits; 0 for the dataset's number of classes"
     )
     in_channels: int = setting(
         UNSET,
@@ -65,10 +70,10 @@ class Model(Section):
         "compute dtype; logits stay float32; auto is bfloat16 on GPU and TPU, float32 on CPU; float16 uses "
         "loss scaling",
     )
-    depths: tuple = setting(UNSET, PER_STAGE, "blocks per stage")
+    depths: tuple = setting(UNSET, per_stage(10_000), "blocks per stage")
     widths: tuple = setting(
         UNSET,
-        PER_STAGE,
+        per_stage(2**20),
         "channels of each stage's 3x3 convolutions; bottlenecks output four times as many",
     )
     stem: str = choice(UNSET, STEMS, "convolutions before the first stage")

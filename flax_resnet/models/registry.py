@@ -18,7 +18,17 @@ from flax_resnet.models.resnet import ResNet
 from flax_resnet.models.resnet_clashes import check_resnet
 from flax_resnet.models.stems import STEM_POOLS
 from flax_resnet.models.variants import VARIANTS
-from flax_resnet.settings import ANY, Registry, Row, Rule, at_least, not_used, one_of
+from flax_resnet.settings import (
+    ANY,
+    Registry,
+    Row,
+    Rule,
+    at_least,
+    in_words,
+    not_used,
+    one_of,
+    out_of_range,
+)
 
 SETTINGS = {field.name: field for field in dataclasses.fields(Model)}
 # The options that name a row, and their registries.
@@ -39,13 +49,6 @@ RULES: dict[str, tuple[type, Rule]] = {
     "shortcut_size": (int, one_of(1, 3)),
     "standardize": (float, at_least(0)),
     "dropout_at": (str, one_of("head", "blocks")),
-}
-KINDS: dict[type, tuple[tuple[type, ...], str]] = {  # {type: (types of its values, in words)}
-    bool: ((bool,), "True or False"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    str: ((str,), "a text"),
-    tuple: ((tuple,), "a tuple"),
 }
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -185,9 +188,10 @@ def _checked(key: str, value: Any) -> Any:
     if key == "standardize" and value is None:
         return value
     kind, rule = RULES[key]
-    types, words = KINDS[kind]
-    if type(value) not in types or not rule.holds(value):
-        allowed = words if rule is ANY else f"{words}, {rule.words}"
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    limit = out_of_range(value) if fits else ""
+    if limit or not fits or not rule.holds(value):
+        allowed = limit or in_words(kind, rule)
         raise ConfigError(key=f"model.{key}", value=value, allowed=allowed)
     return value
 

@@ -6,6 +6,19 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+# The types of settings, in words.
+TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple",
+}
+# Training computes with int32 and float32. A number that is not 0 must not become 0 or infinite there.
+LARGEST_INT = 2**31 - 1
+SMALLEST, LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 LARGEST_IMAGE = 2**16  # height and width in pixels; larger numbers are probably typing errors
 
 
@@ -107,9 +120,26 @@ SIZES = Rule(
     numbers=False,
 )
 MICROBATCH = Rule(
-    lambda v: v in ("whole", "auto") or (v.isdecimal() and int(v) > 0),
-    "'whole', 'auto', or a number of at least 1",
+    # Up to nine digits: larger numbers are no batch size.
+    lambda v: v in ("whole", "auto") or bool(re.fullmatch(r"0*[1-9]\d{0,8}", v, re.ASCII)),
+    "'whole', 'auto', or a number from 1 to 999,999,999",
 )
 PARAMETER_RULES = Rule(
     _are_rules, "(regex, number) pairs with numbers of at least 0", numbers=False
 )
+
+
+def in_words(kind: type, rule: Rule) -> str:
+    """Describe the values of a setting: ``a whole number, at least 1``."""
+    return TYPES[kind] if rule is ANY else f"{TYPES[kind]}, {rule.words}"
+
+
+def out_of_range(value: Any) -> str:
+    """Describe the numbers that training can compute with if `value` holds another; else return ""."""
+    if isinstance(value, tuple):
+        return next(filter(None, map(out_of_range, value)), "")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        return f"at most {LARGEST_INT:,} in size"
+    if isinstance(value, float) and (abs(value) > LARGEST or 0 < abs(value) < SMALLEST):
+        return f"0, or between {SMALLEST:.2g} and {LARGEST:.2g} in size"
+    return ""

@@ -102,7 +102,8 @@ def prepare_cpu() -> bool:
     keeps_freed = _keep_freed()
     import jax
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:  # the user decides
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return keeps_freed
 
 

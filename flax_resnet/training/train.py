@@ -6,13 +6,12 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-import jax
-
 from flax_resnet.config import Config
 from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError
 from flax_resnet.training.absolute_paths import with_absolute_paths
 from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
+from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
 from flax_resnet.training.result import Result, finished_result, report
@@ -29,8 +28,6 @@ from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher
 
 log = logging.getLogger("flax_resnet")
-
-PRECISIONS = {"default": None, "tf32": "tensorfloat32", "float32": "float32"}
 
 
 def train(
@@ -71,7 +68,6 @@ def train(
         )
     config = with_absolute_paths(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[config.train.matmul_precision])
 
     # Check everything that can be checked before anything is compiled or written.
     stored = folder.read_config() if workdir else None
@@ -92,7 +88,11 @@ def train(
 
     folder.claim(config, resume=resume)
     forced = resume == "force"
-    with folder.locked(), contextlib.closing(Checkpoints(folder.path)) as checkpoints:
+    with (
+        folder.locked(),
+        contextlib.closing(Checkpoints(folder.path)) as checkpoints,
+        matmul_precision(config),
+    ):
         start = None
         if restored := checkpoints.restore_last_good(experiment.abstract_state, starts_over=forced):
             start = resumed_start(restored, forced=forced, scores_from=folder.scores_from())

@@ -206,7 +206,7 @@ class Trainer:
             yield
         except DivergedError as error:
             saved, config = self.checkpoints.steps(), self.experiment.config
-            last = f"checkpoint {saved[-1]} in {self.folder} is the last good one"
+            last = f"checkpoint {max(saved, default=0)} in {self.folder} is the last good one"
             usual = (
                 f"decrease optimizer.learning_rate={config.optimizer.learning_rate}, increase "
                 f"schedule.warmup={config.schedule.warmup}, or use a wider type than "

@@ -1,6 +1,7 @@
 """The records and reports of machines with GPUs: what is read, refused and compared, and the exit code."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import signal
@@ -105,6 +106,7 @@ def without(*path, **values):
         "[" * 100_000,
         without("stages", 0, "", checks=[{"name": "a", "value": None, "limit": 1}]),
     ],
+    ids=map(str, itertools.count()),  # a record holds the time of its creation
 )
 def test_what_is_no_record_is_refused(tmp_path, text):
     file = tmp_path / "record.json"

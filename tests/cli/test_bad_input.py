@@ -40,16 +40,17 @@ def refuse(capsys):
         (["--config=resnet18:digits=3"], "configs/resnet18.py='digits=3'", []),
         (["--config=resnet18", "--config.train.batchsize=3"], "train.batchsize", ["'train.batch_size'"]),
         (["--config=resnet18", "--config.nothing.at_all=3"], "nothing.at_all", []),
-        (["--config=resnet18", "--config.train.batch_size=many"], "train.batch_size='many'", ["int"]),
-        (["--config=resnet18", "--config.train.batch_size", "2.5"], "train.batch_size='2.5'", ["int"]),
-        (["--config=resnet18", "--config.augment.eval_flip=perhaps"], "augment.eval_flip='perhaps'", ["bool"]),
+        (["--config=resnet18", "--config.train.batch_size=many"], "train.batch_size='many'", ["number, at l"]),
+        (["--config=resnet18", "--config.train.batch_size", "2.5"], "train.batch_size='2.5'", ["whole number"]),
+        (["--config=resnet18", "--config.augment.eval_flip=perhaps"], "augment.eval_flip='perhaps'", ["False"]),
         (["--config=resnet18", "--config.augment.mean=(1,"], "augment.mean='(1,'", ["tuple"]),
         (["--config=resnet18", "--config.train.batch_size=0"], "train.batch_size=0", []),
         (["--config=resnet18", "--config.optimizer.learning_rate=-1"], "optimizer.learning_rate=-1", []),
         (["--config=resnet18", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate=nan", []),
         (["--config=resnet18", "--config.data.image_size=0"], "data.image_size=0", ["model.pretrained"]),
+        (["--config=resnet18", "--dry_run=x: y"], "--dry_run=x: y", ["must be true or false"]),
         (["--config=resnet18", "--workdri=x"], "--workdri", ["'--workdir'"]),
-        (["--config=resnet18", "--resume=maybe", "--workdir=x"], "--resume=maybe", ["auto|force"]),
+        (["--config=resnet18", "--resume=maybe", "--workdir=x"], "--resume=maybe", ["allowed: auto, force"]),
         (["--config=resnet18", "stray"], "stray", []),
         (["--config=resnet18"], "--workdir", []),
     ],
@@ -67,7 +68,7 @@ def test_errors_in_flag_files(refuse, tmp_path):
         file.write_bytes(b"--workdri=x\n")
         refuse(given, "--workdri")
         file.write_bytes(b"--config=resnet18\n--config.train.batch_size=many")
-        refuse(given, "train.batch_size='many'", "int")
+        refuse(given, "train.batch_size='many'", "whole number")
     refuse([f"--flagfile={absent}"], f"--flagfile={absent}")
     refuse(["--flagfile"], "--flagfile")
 

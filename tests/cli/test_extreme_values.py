@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, refused, saved_run
 
-from flax_resnet import main
+from flax_resnet import create_model, load, main
 from flax_resnet.cli import app, commands, env
 from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan
@@ -39,16 +39,16 @@ def test_a_size_that_no_tensor_can_have_is_refused(section, key, value):
 
 @pytest.mark.parametrize(("key", "value"), [("steps", 10**21), ("epochs", 10**6)])
 def test_a_run_with_more_steps_than_a_counter_can_hold_is_refused(key, value):
-    config = freeze({"train": {key: value}})
     with refused(f"train.{key}", value, ConfigError):
+        config = freeze({"train": {key: value}})
         plan(config, num_train=10**6, num_eval=10, num_classes=10)
 
 
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"eval_every": 1e308, "checkpoint_every": 1e308}},
-        {"schedule": {"name": "multi_step", "milestones": (1e308,)}},
+        {"train": {"eval_every": 1e38, "checkpoint_every": 1e38}},
+        {"schedule": {"name": "multi_step", "milestones": (1e38,)}},
     ],
 )
 def test_a_position_far_after_the_end_is_never_reached(sections):
@@ -57,16 +57,16 @@ def test_a_position_far_after_the_end_is_never_reached(sections):
 
 
 def test_a_warm_up_far_longer_than_the_run_is_refused():
-    config = freeze({"schedule": {"warmup": 1e308}})
-    with refused("schedule.warmup", 1e308, ConfigError):
+    config = freeze({"schedule": {"warmup": 1e38}})
+    with refused("schedule.warmup", 1e38, ConfigError):
         plan(config, num_train=1000, num_eval=10, num_classes=10)
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "shown"),
     [
-        ("optimizer", "unfreeze_at", (("fc", 1e308),), ("fc", 1e308)),
-        ("data", "progressive", ((0.0, 4), (1e308, 8)), ...),
+        ("optimizer", "unfreeze_at", (("fc", 1e38),), ("fc", 1e38)),
+        ("data", "progressive", ((0.0, 4), (1e38, 8)), ...),
     ],
 )
 def test_a_start_far_after_the_end_is_refused(section, key, value, shown):
@@ -93,6 +93,38 @@ def test_milestones_must_be_finite():
 def test_a_flag_with_a_size_that_no_tensor_can_have_is_refused(run, arguments, capsys):
     assert commands.main([*arguments, f"--workdir={run}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {arguments[1]}: ")
+
+
+HUGE = ("1e308", str(2**63), str(10**30), "1" + "0" * 5000, "nan", "inf", "-1e308")
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda value: value[:6])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["summary", "--model=resnet18", f"--{n}"] for n in ("image_size", "batch_size", "depth")),
+        *(["summary", "--model=resnet18", f"--{n}"] for n in ("num_classes", "in_channels")),
+        *(["prepare", "--name=mnist", "--pack=small", f"--{n}"] for n in ("threads", "max_side")),
+        ["prepare", "--name=mnist", "--pack=small", "--max_bad"],
+    ],
+    ids=lambda flags: flags[-1],
+)
+def test_a_huge_number_of_a_flag_is_one_line(flags, value, capsys):
+    assert commands.main([*flags[:-1], f"{flags[-1]}={value}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flags[-1]}=")
+
+
+@pytest.mark.parametrize("value", [1e308, 10**30, 10**400, 5e-324, float("nan")])
+@pytest.mark.parametrize("option", ["num_classes", "stem_width", "norm_epsilon", "drop_path"])
+def test_a_number_that_training_cannot_hold_is_no_option(option, value):
+    with refused(f"model.{option}", kind=ConfigError):
+        create_model("resnet50", **{option: value})
+
+
+def test_a_prediction_needs_a_batch_size_that_exists(run):
+    with refused("batch_size", 10**30, ConfigError):
+        load(run).predict([], batch_size=10**30)
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "03", "", "3" * 5000])

@@ -4,13 +4,13 @@ import logging
 import sys
 import types
 
-from flax_resnet.cli.library_output import hide_tracebacks
+from flax_resnet.cli.library_output import quiet_libraries
 
 
 def test_orbax_does_not_also_print_the_errors_that_it_raises(monkeypatch):
     printed = []
     monkeypatch.setattr("sys.unraisablehook", printed.append)
-    hide_tracebacks.__wrapped__()
+    quiet_libraries.__wrapped__()
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     orbax = logging.makeLogRecord({"pathname": "/lib/orbax/checkpoint/future.py", "msg": "raised"})
     ours = logging.makeLogRecord({"pathname": "/lib/flax_resnet/train.py", "msg": "raised"})

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.decodable import decodable
 from flax_resnet.data.decode import evaluation_pixels
-from flax_resnet.data.images import orientation, prepare
+from flax_resnet.data.images import orientation, prepare, without_pillow_warnings
 from flax_resnet.errors import DataError
 
 SIDE = 40
@@ -296,3 +298,34 @@ def test_a_long_strip_is_not_enlarged_as_a_whole(monkeypatch):
         assert np.abs(long.astype(int) - expected).max() <= 2
     assert sizes[0] == sizes[2] == 96 * 96
     assert sizes[1] == sizes[3] > 96 * 96
+
+
+def test_corrupt_metadata_of_a_readable_image_is_no_warning():
+    """Warnings are errors in tests."""
+    image, config = photo(), Data(image_size=SIDE, exif=True)
+    plain = encoded(image, "JPEG")
+    # A directory of 9 entries, of which there are none.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0"
+    broken = encoded(image, "JPEG", exif=exif)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        opened = Image.open(io.BytesIO(broken))
+    assert (prepare(broken, config) == prepare(plain, config)).all()
+    assert (prepare(opened, config) == prepare(plain, config)).all()
+    assert orientation(broken) == 0
+
+
+def test_threads_that_ignore_warnings_leave_the_filters_as_they_were():
+    before, inside = list(warnings.filters), threading.Barrier(2, timeout=10)
+
+    def first():
+        with without_pillow_warnings():
+            inside.wait()  # both are inside
+            inside.wait()  # the other has left
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with without_pillow_warnings():
+        inside.wait()
+    inside.wait()
+    thread.join()
+    assert list(warnings.filters) == before

@@ -116,7 +116,7 @@ def as_stranger(folder):
 
 
 def test_tfrecord_has_random_access_through_an_index(tfrecord_dir, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
     name = as_stranger(tfrecord_dir)
     for split in ("train", "test", "train[100:900]", "test+train[:5%]"):
         there = TfdsSource(Data(name=name, data_dir=tfrecord_dir), split)
@@ -133,7 +133,7 @@ def test_tfrecord_has_random_access_through_an_index(tfrecord_dir, data_dir, tmp
             assert sorted(there.read(range(size)).images) == sorted(here.read(range(size)).images)
         picked = [size - 1, 0, size // 2, 0]
         assert there.read(picked).images == [there.read([i]).images[0] for i in picked]
-    stored = sorted(f.name for f in (tmp_path / "index").iterdir())
+    stored = sorted(f.name for f in (tmp_path / "index/flax_resnet/offsets").iterdir())
     assert len(stored) >= 6  # five files of train, and at least one of test
     monkeypatch.setattr(
         record_files, "offsets", None
@@ -144,7 +144,7 @@ def test_tfrecord_has_random_access_through_an_index(tfrecord_dir, data_dir, tmp
 def test_tfrecord_examples_have_the_order_of_tfds(tfrecord_dir, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
     name = as_stranger(tfrecord_dir)
     builder = tfds.builder(name, data_dir=tfrecord_dir)
     theirs = builder.as_dataset(
@@ -158,7 +158,7 @@ def test_tfrecord_examples_have_the_order_of_tfds(tfrecord_dir, tmp_path, monkey
 def test_the_error_for_a_damaged_or_changed_tfrecord_names_the_file(tmp_path, monkeypatch):
     import tensorflow as tf
 
-    monkeypatch.setattr(record_files, "INDEX_FOLDER", tmp_path / "index")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
     file = tmp_path / "x.tfrecord"
     records = [os.urandom(n) for n in (0, 1, 700, 12)]
     with tf.io.TFRecordWriter(str(file)) as writer:

@@ -155,3 +155,11 @@ def test_the_error_for_a_damaged_checkpoint_has_only_the_innermost_reason(run, s
         load(run)
     assert "driver" not in error.value.problem
     assert len(error.value.problem) < 150
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_training(tmp_path):
+    """TensorStore cannot write there."""
+    folder = tmp_path / "caf\udce9"
+    with refused(folder, kind=WorkdirError):
+        RunFolder.at(folder).read_config()
+    assert RunFolder.at(tmp_path / "café 猫").read_config() is None

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from flax_resnet.cli import app
+from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.errors import ConfigError, writing
 
 NAMED, NUMBERED = 60, 20  # largest numbers of classes to draw with names and with percentages
+LONGEST = 24  # characters of a drawn name
 
 
 def checked(file: str) -> pathlib.Path | None:
@@ -39,14 +41,16 @@ def write(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: s
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
+            # A name from a folder may hold bytes that are not UTF-8; they are written as they are.
+            with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = csv.writer(file)
                 rows.writerow(["class", *names])
                 rows.writerows(
                     [name, *map(int, row)] for name, row in zip(names, counts, strict=True)
                 )
         else:
-            _draw(path, counts, names, title)
+            with drawing([*names, title]):
+                _draw(path, counts, [plain(name, LONGEST) for name in names], plain(title, 80))
 
 
 def _draw(path: pathlib.Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:

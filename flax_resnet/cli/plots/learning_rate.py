@@ -1,11 +1,16 @@
 """Draw what a configuration changes over a run: the learning rate, unfreezing and image sizes."""
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.config import Config
 from flax_resnet.errors import writing
+
+if TYPE_CHECKING:
+    from flax_resnet.config.plan import Plan
 
 POINTS = 2000  # largest number of steps to draw
 
@@ -21,24 +26,33 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
     Raises:
       UserError: the dataset is missing, the plan is invalid, or the picture cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    from flax_resnet.config.plan import plan, planned_learning_rate
+    from flax_resnet.config.plan import plan
     from flax_resnet.data.open import open_source
     from flax_resnet.training.experiment import make_sampler
-    from flax_resnet.training.plan_text import schedule_terms
 
     if not num_train:
         num_train = make_sampler(open_source(config.data, train=True), config).epoch_size
     classes = config.model.num_classes or len(config.loss.weight_per_class or (0,))
     made = plan(config, num_train=num_train, num_eval=1, num_classes=classes)
+    patterns = [pattern for pattern, _ in config.optimizer.unfreeze_at]
+    with drawing(patterns), writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _draw(config, made, output)
+
+
+def _draw(config: Config, made: "Plan", output: pathlib.Path) -> None:
+    from matplotlib.figure import Figure
+
+    from flax_resnet.config.plan import planned_learning_rate
+    from flax_resnet.training.plan_text import schedule_terms
+
     steps = np.unique(np.linspace(0, made.total_steps - 1, POINTS).astype(int))
     rate = planned_learning_rate(config, made)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps / made.steps_per_epoch, [float(rate(int(step))) for step in steps])
     changes = [
-        (f"{pattern or 'all'} unfrozen", start * made.unit)
+        (f"{plain(pattern) or 'all'} unfrozen", start * made.unit)
         for pattern, start in config.optimizer.unfreeze_at
     ]
     changes += [(f"{size} px", start) for start, size in made.sizes if len(made.sizes) > 1]
@@ -58,6 +72,4 @@ def draw(config: Config, output: pathlib.Path, *, num_train: int = 0) -> None:
         ", ".join(schedule_terms(config, made)),
     ]), fontsize=10)  # fmt: skip
     axes.grid(alpha=0.3)
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=110)

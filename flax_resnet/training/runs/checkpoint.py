@@ -11,7 +11,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
@@ -34,7 +34,6 @@ from flax_resnet.training.runs.metadata import RunMetadata, versions
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
 
 log = logging.getLogger("flax_resnet")
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
 
 
 class Restored(NamedTuple):
@@ -84,19 +83,21 @@ class Checkpoints:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
                 ) from error
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._kept,
-                create=not self._read_only,
-                read_only=self._read_only,
-                # Otherwise, threads that wait for a folder that cannot be made keep the process alive for minutes.
-                async_options=ocp.AsyncOptions(
-                    create_directories_asynchronously=False,
-                    post_finalization_callback=self._write_file_checksums,
+        with _without_remarks():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._kept,
+                    create=not self._read_only,
+                    read_only=self._read_only,
+                    # Otherwise, threads that wait for a folder that cannot be made keep the process alive for
+                    # minutes.
+                    async_options=ocp.AsyncOptions(
+                        create_directories_asynchronously=False,
+                        post_finalization_callback=self._write_file_checksums,
+                    ),
                 ),
-            ),
-        )
+            )
 
     def _keep_unreplaced(self) -> None:
         """Put a checkpoint back whose replacement was not completed."""
@@ -328,6 +329,21 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # it raises the error of a failed write again
                 self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Hide Orbax's warnings inside this block, such as that a folder opened for reading is only read."""
+    absl = logging.getLogger("absl")
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+
+    absl.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        absl.removeFilter(is_kept)
 
 
 def _reason(error: Exception) -> str:

@@ -52,6 +52,12 @@ class RunFolder:
             was written by another version of flax_resnet.
         """
         file = self.path / CONFIG
+        if any("\ud800" <= character <= "\udfff" for character in str(self.path)):
+            raise WorkdirError(
+                "is not UTF-8, as checkpoints need",
+                key=self.path,
+                cure="name another folder, or set a locale of UTF-8",
+            )
         try:
             if not self.path.exists():
                 return None
@@ -202,7 +208,7 @@ class RunFolder:
     def _replace(self, name: str, text: str) -> None:
         unfinished = self.path / f".{name}.part"
         try:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")
             os.replace(unfinished, self.path / name)
         except OSError as error:
             with contextlib.suppress(OSError):
