@@ -158,3 +158,9 @@ def one_line(error: BaseException) -> str:
     """Return the message of any exception as a single line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def printable(path: str | os.PathLike) -> str:
+    """Return a path that can be printed in one line and stored as UTF-8; other bytes become ``\\xff``."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return re.sub("[\\x00-\\x1f\\x7f]", lambda found: ascii(found[0])[1:-1], text)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from flax_resnet.data.records import StoredSource
+from flax_resnet.errors import printable
 from flax_resnet.settings import (
     ANY,
     LARGEST_IMAGE,
@@ -189,9 +190,9 @@ class Data(Section):
 
     @property
     def dataset(self) -> str:
-        """The name or path of the dataset; "" for sources from Python."""
+        """The name or path of the dataset, `printable`; "" for sources from Python."""
         location = SOURCES[self.source].location
-        return getattr(self, location) if location else ""
+        return printable(getattr(self, location)) if location else ""
 
 
 def split_setting(data: Data, split: str) -> str:

@@ -19,10 +19,10 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 # A larger image, such as a strip of 12000x4 pixels, is not resized as a whole before its centre is cropped: only
 # the centre is computed. The pixels may differ, because Pillow may then do its two passes in the other order.
 LARGEST_RESIZED = 1 << 24  # pixels
-# An encoded image without these bytes has no orientation: EXIF in JPEG, PNG and WebP, and XMP in JPEG, PNG, WebP
-# and GIF.
+# An encoded image without these bytes has no orientation: EXIF in JPEG, PNG, WebP and AVIF, AVIF's own boxes, and
+# XMP in JPEG, PNG, WebP and GIF.
 ORIENTATION_MARKS = (
-    *(b"Exif\0\0", b"eXIf", b"Raw profile type exif", b"EXIF"),
+    *(b"Exif", b"eXIf", b"Raw profile type exif", b"EXIF", b"irot", b"imir"),
     *(b"ns.adobe.com/xap", b"XML:com.adobe.xmp", b"XMP "),
 )
 # Pillow's operation that turns an image upright, by its EXIF orientation (Exif 2.3, tag 0x0112).

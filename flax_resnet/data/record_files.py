@@ -4,25 +4,23 @@ On one core, with records of 61 KB in the page cache, array_record takes 22 us p
 """
 
 import bisect
-import hashlib
 import itertools
 import logging
 import mmap
 import os
-import pathlib
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from flax_resnet.data.array_cache import CACHE, file_identity, load_array, store_array
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
 
-INDEX_FOLDER = pathlib.Path("~/.cache/flax_resnet/offsets")
+INDEX_FOLDER = CACHE / "offsets"
 # A record in a tfrecord file: length uint64, checksum of the length uint32, the bytes, checksum of the bytes
 # uint32.
 HEADER, FOOTER = 12, 4
@@ -102,6 +100,9 @@ FORMATS: dict[str, Callable[[str, int], Shard]] = {
 class ShardedRecords:
     """The records of a split in order, over all its files; each file is opened at its first read.
 
+    Attributes:
+      parts: as the argument.
+
     Args:
       kind: a key of `FORMATS`.
       parts: for each file: path, first record used, number of records used, and number of records in the file.
@@ -109,7 +110,7 @@ class ShardedRecords:
 
     def __init__(self, kind: str, parts: Sequence[tuple[str, int, int, int]]):
         _allow_open_files(len(parts))
-        self._kind, self._parts = kind, parts
+        self._kind, self.parts = kind, parts
         self._starts = [0, *itertools.accumulate(take for _, _, take, _ in parts)]
         self._shards: dict[int, Shard] = {}
         self._opening = threading.Lock()
@@ -122,14 +123,18 @@ class ShardedRecords:
         records: list[bytes] = []
         for index in map(int, indices):
             number = bisect.bisect_right(self._starts, index) - 1
-            skip = self._parts[number][1]
+            skip = self.parts[number][1]
             records += self._shard(number).read([index - self._starts[number] + skip])
         return records
+
+    def read_file(self, path: str, positions: Sequence[int]) -> list[bytes]:
+        """Read the records at these positions of one of the files. Raise DataError for a corrupted file."""
+        return self._shard([part[0] for part in self.parts].index(path)).read(positions)
 
     def shared(self, other: "ShardedRecords") -> int:
         """Return the number of records that are also in another split."""
         used = [
-            [(path, range(skip, skip + take)) for path, skip, take, _ in x._parts]
+            [(path, range(skip, skip + take)) for path, skip, take, _ in x.parts]
             for x in (self, other)
         ]
         return sum(
@@ -143,7 +148,7 @@ class ShardedRecords:
         if shard is None:
             with self._opening:
                 if number not in self._shards:
-                    path, _, _, count = self._parts[number]
+                    path, _, _, count = self.parts[number]
                     self._shards[number] = FORMATS[self._kind](path, count)
                 shard = self._shards[number]
         return shard
@@ -173,21 +178,14 @@ def offsets(path: str | os.PathLike) -> np.ndarray:
 
 def _cached_index(path: str) -> np.ndarray:
     """Read the cached index of a tfrecord file, or build and store it. A changed file gets a new index."""
-    status = os.stat(path)
-    identity = f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    stored = INDEX_FOLDER.expanduser() / f"{name}.npy"
-    try:
-        return np.load(stored)
-    except (OSError, ValueError, EOFError):  # missing or truncated
+    identity = f"offsets {file_identity(path, os.path.realpath(path))}"
+    index = load_array(INDEX_FOLDER, identity)
+    if index is None:
         index = offsets(path)
-    try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, delete=False) as part:
-            np.save(part, index)
-        os.replace(part.name, stored)
-    except OSError as error:  # no home folder or no space; the next run builds the index again
-        log.warning("the index of %s cannot be stored: %s", path, one_line(error))
+        try:
+            store_array(INDEX_FOLDER, identity, index)
+        except OSError as error:  # no home folder or no space; the next run builds the index again
+            log.warning("the index of %s cannot be stored: %s", path, one_line(error))
     return index
 
 

@@ -17,10 +17,10 @@ from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import Config
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.images import each_image, prepare_image
-from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.errors import ConfigError, DataError, WeightsError
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.models.model_section import Model
+from flax_resnet.models.model_section import IMAGE_CHANNELS, Model
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.training.runs.load import LoadedRun, load_run
@@ -268,8 +268,8 @@ def load_pretrained(
         its local cache.
       num_classes: number of classes. If the weights have another number, the head is freshly initialized. 0 for no
         head; None for the head of the weights.
-      in_channels: number of channels of the images; the first convolution is adapted as in timm. None for the
-        channels of the weights.
+      in_channels: number of channels of the images, 3 for colour or 1 for grey; the first convolution is adapted as
+        in timm. None for the channels of the weights. `create_model` makes networks for other numbers.
       **options: options of `create_model`, such as ``dtype="bfloat16"`` or ``output_stride=8``.
 
     Returns:
@@ -277,10 +277,18 @@ def load_pretrained(
 
     Raises:
       ConfigError: the network or an option is unknown or invalid.
-      WeightsError: there are no such weights, or they do not fit the network; one line lists all mismatches.
+      WeightsError: there are no such weights, they take images of other channels, or they do not fit the network;
+        one line lists all mismatches.
     """
     if not isinstance(name, str):
         raise ConfigError(key="name", value=name, allowed="a network's name, such as 'resnet50'")
+    if in_channels is not None and in_channels not in IMAGE_CHANNELS:
+        raise ConfigError(
+            key="in_channels",
+            value=in_channels,
+            allowed="3 for colour images, or 1 for grey images",
+            cure="for other arrays, fill a network from create_model by flax_resnet.weights.fill.fill",
+        )
     architecture = name.partition(".")[0]
     asked = {"num_classes": num_classes, "in_channels": in_channels}
     asked = {key: value for key, value in asked.items() if value is not None}
@@ -290,6 +298,13 @@ def load_pretrained(
     classes = classes_of(tensors)
     wanted = classes if num_classes is None else num_classes
     channels = channels_of(tensors) if in_channels is None else in_channels
+    if channels not in IMAGE_CHANNELS:
+        raise WeightsError(
+            f"take images of {channels} channels",
+            key="weights",
+            value=str(weights) or name,
+            allowed="weights for images of 3 channels, or of 1",
+        )
     model = create_model(architecture, num_classes=wanted, in_channels=channels, **options)
     initial = None
     if num_classes is not None and wanted != classes:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from flax_resnet.data.class_order import same_classes
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.errors import DataError
 from flax_resnet.inference.classifier import NetworkChoice
@@ -103,7 +104,7 @@ def measure(
     from flax_resnet.inference.features import compute_features
 
     check_neighbours(k, temperature, min(limit or len(train), len(train)))
-    if train.class_names != test.class_names:
+    if not same_classes(train.class_names, test.class_names):
         raise DataError(
             "has other classes than the training images",
             key="test",

@@ -29,6 +29,7 @@ PER_STAGE = Rule(
     "whole numbers of at least 1, one per stage",
 )
 DROP_RATE = Rule(lambda v: 0 <= v < 1, "at least 0 and below 1")
+IMAGE_CHANNELS = (1, 3)  # numbers of channels that images can have: grey and colour
 CHANNELS = 3  # channels of the images, unless a setting or the weights say otherwise
 
 
@@ -55,7 +56,7 @@ class Model(Section):
     )
     in_channels: int = setting(
         UNSET,
-        one_of(1, 3),
+        one_of(*IMAGE_CHANNELS),
         "channels of the images: 3 for colour, 1 for grey; if not set, 3 or those of pretrained",
     )
     dtype: str = setting(

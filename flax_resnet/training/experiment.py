@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
+from flax_resnet.data.class_order import same_classes
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source, Unlabelled, check_labels, read_labelled
 from flax_resnet.data.sampling import EpochSampler
@@ -137,7 +138,7 @@ def open_splits(
     if train_source is None or eval_source is None:
         train_source = open_source(config.data, train=True)
         eval_source = open_source(config.data, train=False)
-    if train_source.class_names != eval_source.class_names:
+    if not same_classes(train_source.class_names, eval_source.class_names):
         raise DataError(
             f"has other classes than data.train_split={config.data.train_split!r}, or the same in another order",
             key="data.eval_split",

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+from flax_resnet.data.class_order import normal_form, same_classes
 from flax_resnet.data.records import Source, names_checksum
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.experiment import Experiment
@@ -91,7 +92,8 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
     """Raise WorkdirError if a run was trained on other data than `source`."""
     was, now = restored.metadata.class_names, source.class_names
     change = ""
-    if was != now:
+    if not same_classes(was, now):
+        was, now = tuple(map(normal_form, was)), tuple(map(normal_form, now))
         odd = next(pair for pair in itertools.zip_longest(was, now) if pair[0] != pair[1])
         classes = f"{len(was)} classes -> {len(now)}"
         change = f"{classes}, the first to differ: {odd[0]} -> {odd[1]}"

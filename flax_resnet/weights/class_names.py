@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flax_resnet.data.class_order import normal_form
 from flax_resnet.weights.catalog import imagenet_classes
 
 
@@ -28,7 +29,7 @@ class ClassMatch(NamedTuple):
 def match_classes(
     data: Sequence[str], weights: Sequence[str], *, subset: bool = False
 ) -> ClassMatch:
-    """Compare class names. Names of ImageNet's classes may be WordNet ids or words.
+    """Compare class names, in `normal_form`. Names of ImageNet's classes may be WordNet ids or words.
 
     If the sets of names differ, and one list has no names or the names "0", "1", ..., only lengths are compared.
 
@@ -39,7 +40,7 @@ def match_classes(
     """
     found, own = _canonical(data), _canonical(weights)
     place = {name: index for index, name in enumerate(own)}
-    known = {*found} <= place.keys() and len(place) == len(own)
+    known = {*found} <= place.keys() and len({*found}) == len(found) and len(place) == len(own)
     if found == own:
         return ClassMatch(tuple(range(len(own))))
     if known and (subset or len(found) == len(own)):
@@ -50,8 +51,10 @@ def match_classes(
         whose = "the weights" if is_numbered(own) else "the data"
         note = f"{whose} have no class names, so classes are matched by position"
         return ClassMatch(tuple(range(len(found))), note)
-    odd = next(name for name in found if name not in place)
-    return ClassMatch(problem=f"has the class {odd!r}, which the weights do not have")
+    if odd := next((name for name in found if name not in place), ""):
+        return ClassMatch(problem=f"has the class {odd!r}, which the weights do not have")
+    twice = next(name for name in (*found, *own) if max(found.count(name), own.count(name)) > 1)
+    return ClassMatch(problem=f"has several classes {twice!r}, or the weights have")
 
 
 def match_logits(data: Sequence[str], weights: Sequence[str], logits: int) -> ClassMatch:
@@ -61,9 +64,10 @@ def match_logits(data: Sequence[str], weights: Sequence[str], logits: int) -> Cl
     weights, so that `order` is a permutation of the logits.
     """
     unnamed = (f"class {number}" for number in range(len(weights), logits))
-    own = (*weights, *unnamed) if weights else ()
-    rest = [name for name in own if name not in data]
-    return match_classes((*data, *rest[: max(logits - len(data), 0)]), own)
+    own = _canonical((*weights, *unnamed)) if weights else ()
+    found = _canonical(data)
+    rest = [name for name in own if name not in found]
+    return match_classes((*found, *rest[: max(logits - len(data), 0)]), own)
 
 
 def is_numbered(names: Sequence[str]) -> bool:
@@ -73,4 +77,4 @@ def is_numbered(names: Sequence[str]) -> bool:
 
 def _canonical(names: Sequence[str]) -> tuple[str, ...]:
     wnids, words = imagenet_classes()
-    return wnids if tuple(names) == words else tuple(names)
+    return wnids if tuple(names) == words else tuple(map(normal_form, names))

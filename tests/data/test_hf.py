@@ -80,7 +80,9 @@ def test_the_stream_is_that_of_the_same_files_in_a_folder(photographs, tmp_path)
 
     config = written(photographs, tmp_path / "set", train=range(12))
     section = {"image_size": 16, "train_crop": "random_resized"}
-    folder = Data(source="folder", path=str(photographs), eval_fraction=0.01, **section)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train").symlink_to(photographs)
+    folder = Data(source="folder", path=str(tmp_path / "folder"), **section)
     sources = [open_source(one, train=True) for one in (config.but(**section), folder)]
     assert len(sources[1]) == 12
 
@@ -94,9 +96,29 @@ def test_the_stream_is_that_of_the_same_files_in_a_folder(photographs, tmp_path)
             np.testing.assert_array_equal(ours[key], theirs[key])
 
 
+def plain(photographs, folder, **splits):
+    """Write splits, {name: labels}, as Parquet files with plain columns."""
+    files, _ = files_of(photographs)
+    folder.mkdir()
+    for split, rows in splits.items():
+        images = [{"bytes": files[i].read_bytes(), "path": ""} for i in range(len(rows))]
+        table = pyarrow.table({"picture": images, "kind": rows})
+        pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
+    return Data(source="hf", path=str(folder))
+
+
+def test_a_blank_label_is_no_class(photographs, tmp_path):
+    for number, blank in enumerate(("", "  ")):
+        data = plain(photographs, tmp_path / str(number), train=["a", "b", blank])
+        with refused("data.train_split", "train", DataError) as caught:
+            open_source(data, train=True)
+        assert caught.value.problem.startswith("1 ")
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
+        (["cafe\u0301", "a", " caf\u00e9"], ("a", "caf\u00e9")),
         ([10, 2, 10], ("2", "10")),
         (["b", "a", "b"], ("a", "b")),
         ([True, False, True], ("False", "True")),
@@ -104,15 +126,8 @@ def test_the_stream_is_that_of_the_same_files_in_a_folder(photographs, tmp_path)
 )
 def test_labels_without_names_have_those_of_their_values(values, names, photographs, tmp_path):
     """Parquet files of other programs: plain columns, found by their types. The test split lacks a class."""
-    files, _ = files_of(photographs)
-    for split, rows in (("train", values), ("test", values[:1])):
-        images = [{"bytes": files[i].read_bytes(), "path": ""} for i in range(len(rows))]
-        table = pyarrow.table({"picture": images, "kind": rows})
-        (tmp_path / "set").mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(table, tmp_path / "set" / f"{split}.parquet")
-    train, test = (
-        open_source(Data(source="hf", path=str(tmp_path / "set")), train=t) for t in (True, False)
-    )
+    data = plain(photographs, tmp_path / "set", train=values, test=values[:1])
+    train, test = (open_source(data, train=t) for t in (True, False))
     assert train.class_names == test.class_names == names
     np.testing.assert_array_equal(train.labels(), [1, 0, 1])
     np.testing.assert_array_equal(test.labels(), [1])

@@ -34,7 +34,7 @@ def test_a_folder_with_train_and_val(tmp_path, photographs):
     (tmp_path / "set" / "val" / "flower").rename(tmp_path / "set" / "val" / "flwr")
     with refused(tmp_path / "set" / "val", kind=DataError) as caught:
         open_source(data, train=False)
-    assert "flower, flwr" in caught.value.problem
+    assert "flwr" in caught.value.problem
 
 
 def test_the_split_of_a_folder_is_stable_when_a_file_is_added(photographs):
@@ -161,13 +161,14 @@ def test_the_error_for_a_missing_csv_column_names_it(table):
         assert there not in caught.value.problem
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"], ids=["absent", "not text"])
-def test_a_csv_that_cannot_be_read_is_refused(tmp_path, content):
+def test_a_csv_that_does_not_exist_or_is_not_text_is_refused(tmp_path):
     file = tmp_path / "x.csv"
-    if content:
-        file.write_bytes(content)
+    data = Data(source="csv", path=str(file))
     with refused("data.path", str(file), DataError):
-        open_source(Data(source="csv", path=str(file)), train=True)
+        open_source(data, train=True)
+    file.write_bytes(b"\xff\xfe\x00")
+    with refused(file, kind=DataError):
+        open_source(data, train=True)
 
 
 def test_another_split_seed_holds_out_other_files(photographs):

@@ -72,6 +72,59 @@ def test_one_class_only_and_other_classes_are_refused(untrained):
     assert "12 training images" in caught.value.problem
 
 
+def test_the_classes_of_two_splits_are_those_of_their_names_or_refused(monkeypatch, untrained):
+    """300 random pairs of lists: a split is probed only if each label means the same class in both."""
+    draw, probed = np.random.default_rng(0), 0
+
+    def features_that_show_the_class(model, variables, config, source, **options):
+        del model, variables, config, options
+        labels = source.labels()
+        named = ["abcdef".index(source.class_names[label]) for label in labels]
+        return features.Features(np.eye(6, dtype=np.float32)[named], labels)
+
+    monkeypatch.setattr(features, "compute_features", features_that_show_the_class)
+    for _ in range(300):
+        names = list(draw.permutation(list("abcdef"))[: draw.integers(2, 5)])
+        other = [names, draw.permutation(names), names[::-1], list("abcd")][draw.integers(4)]
+        sources = [
+            ArraySource(np.zeros((4 * len(own), 4, 4, 3), np.uint8), np.arange(4 * len(own)) % len(own), own)
+            for own in (names, list(other))
+        ]  # fmt: skip
+        if list(other) != names:
+            with refused("test", ..., DataError):
+                measure(untrained, *sources, k=1)
+            continue
+        found = measure(untrained, *sources, k=1)
+        assert found["knn_top1"] == found["linear_top1"] == 1
+        probed += 1
+    assert 50 < probed < 250
+
+
+def test_both_splits_of_a_folder_and_of_a_table_have_one_list_of_classes(tmp_path):
+    """The order of the folders, of the rows and of the classes of each split does not matter."""
+    from flax_resnet.data.data_section import Data
+    from flax_resnet.data.open import open_source
+
+    draw = np.random.default_rng(0)
+    for trial in range(20):
+        names = draw.permutation([*"abcdef", "10", "9"])[: draw.integers(3, 7)]
+        held = draw.permutation(names)[: draw.integers(1, len(names) + 1)]
+        root, rows = tmp_path / str(trial), []
+        for split, own in (("train", names), ("test", held)):
+            for name in own:
+                (root / split / name).mkdir(parents=True)
+                (root / split / name / "x.png").touch()
+                rows.append(f"{split}/{name}/x.png,{name},{split}")
+        (root / "t.csv").write_text("\n".join(["path,label,split", *draw.permutation(rows)]))
+        for kind, path in (("folder", root), ("csv", root / "t.csv")):
+            data = Data(source=kind, path=str(path))
+            train, test = (open_source(data, train=side) for side in (True, False))
+            assert train.class_names == test.class_names
+            for source in (train, test):
+                for index, label in enumerate(source.labels()):
+                    assert source.describe(index).split("/")[-2] == source.class_names[label]
+
+
 def test_a_run_is_probed_and_beats_the_network_before_training(run, cache_dir, capsys):
     options = [f"--workdir={run}", f"--compilation_cache={cache_dir}"]
     capsys.readouterr()

@@ -62,6 +62,9 @@ def test_the_head_and_the_stem_are_adapted_only_on_request(thousand, weights, pi
     stem = tensors["conv1.0.weight"].sum(1, keepdims=True).transpose(2, 3, 1, 0)
     np.testing.assert_allclose(grey.variables["params"]["conv1_0"]["kernel"], stem, rtol=1e-6)
     assert grey.predict(pictures).probabilities.shape == (3, 2)
+    for channels in (2, 4, 0):  # no image could be prepared
+        with refused("in_channels", channels, ConfigError):
+            load_pretrained(SMALLEST, weights=weights, in_channels=channels)
     headless = load_pretrained(SMALLEST, weights=weights, num_classes=0)
     assert headless.features(pictures)["pre_logits"].shape == (3, 96)
     with refused("names", (), ConfigError):
@@ -85,6 +88,15 @@ def test_weights_of_a_grey_network_are_converted(tmp_path):
     write_safetensors(file, tensors_for(SMALLEST, num_classes=2, in_channels=1))
     assert commands.main(["convert", str(file), str(run), "--model", SMALLEST]) == 0
     assert flax_resnet.load(run).model.in_channels == 1
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_weights_for_images_of_other_channels_are_refused(channels, tmp_path):
+    file = tmp_path / "more.safetensors"
+    write_safetensors(file, tensors_for(SMALLEST, num_classes=2, in_channels=channels))
+    with refused("weights", str(file), WeightsError) as caught:
+        load_pretrained(SMALLEST, weights=file)
+    assert f" {channels} " in caught.value.problem
 
 
 def test_the_content_of_a_file_decides_and_not_its_suffix(weights, tmp_path, monkeypatch):

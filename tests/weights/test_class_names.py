@@ -10,7 +10,7 @@ from conftest import refused, saved_run
 from weights_by_name import SMALLEST, tensors_for
 
 from flax_resnet.config import freeze
-from flax_resnet.data.class_order import in_order
+from flax_resnet.data.class_order import in_order, same_classes
 from flax_resnet.data.sources.arrays import ArraySource
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.inference.classifier import load, load_pretrained
@@ -59,6 +59,22 @@ def test_any_two_lists_are_matched_by_name_or_refused():
             assert [own[index] for index in match.order] == found
     assert refusals > 400
     assert orders > 400
+
+
+@pytest.mark.parametrize("other", ["cafe\u0301", " caf\u00e9", "caf\u00e9\n"])
+def test_names_are_compared_in_one_unicode_form_and_without_blanks(other):
+    assert match_classes([other, "b"], ["b", "caf\u00e9"]).order == (1, 0)
+    assert match_logits([other, "b"], ["b", "caf\u00e9", "c"], 3).order == (1, 0, 2)
+    assert same_classes([other, "b"], ["caf\u00e9", "b"])
+    assert not same_classes([other, "b"], ["b", "caf\u00e9"])
+    assert match_classes([other, "caf\u00e9"], ["b", "caf\u00e9"]).problem
+
+
+def test_names_that_occur_twice_are_matched_only_by_equal_lists():
+    assert match_classes("aab", "aab").order == (0, 1, 2)
+    for data, weights in (("baa", "aab"), ("aa", "ab"), ("ab", "aa"), ("aa", "abc")):
+        assert match_classes(data, weights, subset=True).problem
+    assert match_logits("aa", "ab", 3).problem
 
 
 def test_imagenet_classes_have_two_names():

@@ -28,7 +28,7 @@ from flax_resnet.data.packing import shards as packed_shards
 from flax_resnet.data.packing.shards import Shard
 from flax_resnet.data.packing.splits import Split, file_splits, tfds_splits
 from flax_resnet.data.sources.tfds import EMBEDDED
-from flax_resnet.errors import ConfigError, DataError, writing
+from flax_resnet.errors import ConfigError, DataError, printable, writing
 
 log = logging.getLogger("flax_resnet")
 
@@ -253,6 +253,7 @@ def _finish(
         ledger = packed_shards.finished(shard)
         assert ledger is not None  # `write` has finished every shard
         ledgers[shard] = ledger
+    source = packing.name or printable(pathlib.Path(packing.path).resolve().name)
     class_names = next(iter(splits.values())).source.class_names
     labels = {
         key: [ledgers[shard]["labels"] for shard in shards if shard.split == key] for key in splits
@@ -274,8 +275,7 @@ def _finish(
         version=VERSION,
         check_data=False,  # the check would read the files as tfrecord; verify() checks all records
         supervised_keys=("image", "label"),
-        description=f"{packing.name or pathlib.Path(packing.path).resolve().name}, with images of at most "
-        f"{packing.max_side} pixels a side.",
+        description=f"{source}, with images of at most {packing.max_side} pixels a side.",
     )
     verify(work, labels, class_names, threads)
     result = _summary(ledgers, labels)

@@ -12,8 +12,9 @@ from flax_resnet.data import sampling
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
-from flax_resnet.data.sources.files import EVALUATION, TRAINING, splits_of
+from flax_resnet.data.sources.files import FileSource, splits_of
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
+from flax_resnet.data.split_names import EVALUATION, TRAINING
 from flax_resnet.errors import DataError
 
 # {name of a split in a folder or CSV file, in lower case: name of the split in TFDS}
@@ -103,10 +104,11 @@ def file_splits(path: str, eval_fraction: float) -> dict[str, Split]:
     splits = {}
     for name, key in names.items():
         source = open_source(config, train=key == "train", split=name)
+        assert isinstance(source, FileSource)  # the sources of `kind` are
         index = np.arange(len(source), dtype=np.uint32)
         shuffled = sampling.permute(np, index, size=len(source), seed=0, epoch=0).astype(np.int64)
         files = (
-            _file_identity(root if root.is_dir() else root.parent, source.describe(i))
+            _file_identity(root if root.is_dir() else root.parent, source.path(i))
             for i in range(len(source))
         )
         splits[key] = Split(source, shuffled, _digest(files))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_resnet.data.class_order import in_order
+from flax_resnet.data.class_order import in_order, normal_form
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
 from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
@@ -149,16 +149,19 @@ def _column(part: Any, role: str, wanted: str, config: Data) -> str:
 def _classes(whole: Any, column: str) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Return the class names, and {value of the column: number of the class}.
 
-    A column without class names has those of its values in all splits, in ascending order.
+    A column without class names has those of its values in all splits, in `normal_form` and in ascending order. A
+    blank value is no class.
     """
     import datasets
 
     feature = next(iter(whole.values())).features[column]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names), {number: number for number in range(feature.num_classes)}
-    values = {str(x): x for part in whole.values() for x in part.unique(column) if x is not None}
-    names = in_order(values)
-    return names, {values[name]: number for number, name in enumerate(names)}
+    values = {x for part in whole.values() for x in part.unique(column) if x is not None}
+    name_of = {x: name for x in values if (name := normal_form(str(x)))}
+    names = in_order(name_of.values())
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, {x: numbers[name] for x, name in name_of.items()}
 
 
 def _contents(image: Any) -> bytes:

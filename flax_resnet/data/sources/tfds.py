@@ -1,6 +1,7 @@
 """Sources of TensorFlow Datasets: opened by name, with random access to tfrecord and array_record files."""
 
 import contextlib
+import functools
 import io
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.records import Records
+from flax_resnet.data.stored_labels import stored_labels
 from flax_resnet.errors import DataError, OutputError, one_line, suggestion
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
@@ -47,6 +49,7 @@ class TfdsSource:
         self._label = find_feature(features, "label", config.label_feature, config.name)
         self._records: _Split
         self._parse: Callable[[Any], tuple[bytes, int]]
+        self._folder = pathlib.Path(builder.data_path)
         if builder.data_path.exists():
             self._records, self._parse = _open_split(builder, config, split), self._parsed
         else:  # raises DataError, unless tfds.testing.mock_data replaces the files
@@ -69,9 +72,16 @@ class TfdsSource:
         return Records(list(images), np.array(labels, np.int32))
 
     def labels(self) -> np.ndarray:
-        """Return the label of every example, int32 [n]; this reads all records."""
-        chunks = (range(s, min(s + 512, len(self))) for s in range(0, len(self), 512))
-        return np.concatenate([self.read(chunk).labels for chunk in chunks])
+        """Return the label of every example, int32 [n]. Reads all records once, and then `stored_labels`."""
+        return self._labels
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        if not isinstance(self._records, ShardedRecords):
+            return self.read(range(len(self))).labels
+        return stored_labels(
+            self._records, self._label_of, folder=self._folder, feature=self._label
+        )
 
     def shared(self, other: "TfdsSource") -> int:
         """Return the number of examples that are also in another split of the dataset."""
@@ -81,20 +91,23 @@ class TfdsSource:
         """Return a readable name of an example."""
         return f"example {index} of {self._name} {self._split}"
 
-    def _parsed(self, record: bytes) -> tuple[bytes, int]:
+    def _parsed(self, record: bytes, *, with_image: bool = True) -> tuple[bytes, int]:
         import tensorflow as tf
         from google.protobuf.message import DecodeError
 
         try:
             feature = tf.train.Example.FromString(record).features.feature  # 6 us for 61 KB
-            image, label = feature[self._image].bytes_list, feature[self._label].int64_list
-            return image.value[0], label.value[0]
+            label = feature[self._label].int64_list.value[0]
+            return feature[self._image].bytes_list.value[0] if with_image else b"", label
         except (DecodeError, IndexError) as error:
             raise DataError(
                 f"a record of split {self._split!r} is damaged: {one_line(error)}",
                 key="data.name",
                 value=self._name,
             ) from error
+
+    def _label_of(self, record: bytes) -> int:
+        return self._parsed(record, with_image=False)[1]
 
     def _chosen(self, example: dict[str, Any]) -> tuple[bytes, int]:
         return example[self._image], example[self._label]

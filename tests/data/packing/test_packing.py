@@ -131,6 +131,29 @@ def test_a_csv_file_is_packed_with_its_splits(pictures, tmp_path):
     assert [len(examples(tmp_path, split)) for split in ("train", "test")] == [4, 2]
 
 
+def test_names_that_a_file_of_class_names_changes_are_packed_or_refused(
+    photographs, tmp_path, prepare_refuses, capsys
+):
+    import tensorflow_datasets as tfds
+
+    photographs = photographs.rename(os.fsdecode(os.fsencode(tmp_path / "set") + b"\xe9"))
+    (photographs / "china").rename(photographs / " cafe\u0301")
+    other = os.path.join(os.fsencode(photographs), b"flower", b"caf\xe9.jpg")
+    (photographs / "flower" / "0.jpg").rename(os.fsdecode(other))
+    (photographs / "flower" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(other, photographs / "flower" / ".ipynb_checkpoints" / "0.jpg")
+    pathlib.Path(os.fsdecode(other)).with_name("b\udce9.jpg").write_bytes(b"not an image")
+    assert prepare.main(arguments(tmp_path, path=photographs)) == 0
+    assert "b\\xe9.jpg" in capsys.readouterr().err
+    folder = tmp_path / "small_pictures" / "1.0.0"
+    names = tfds.builder_from_directory(folder).info.features["label"].names
+    assert names == ["caf\u00e9", "flower"]
+    assert len(examples(tmp_path, "train+test")) == 12
+    (photographs / "flower").rename(photographs / "two\nlines")
+    prepare_refuses(arguments(tmp_path, path=photographs, name="other"), "two\\nlines", "control")
+    assert not (tmp_path / "other").exists()
+
+
 def test_tensorflow_decodes_every_packed_record(pictures, tmp_path):
     assert prepare.main(arguments(tmp_path, *small(), path=pictures)) == 0
     import tensorflow_datasets as tfds
