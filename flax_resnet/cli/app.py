@@ -165,7 +165,7 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str],
         values[name].value = value
     unexpected = others[len(positional) :]
     if rest:
-        values[rest].value = [*values[rest].value, *unexpected]
+        values[rest].value = [*flag(values, rest), *unexpected]
     elif unexpected:
         raise ConfigError(
             "unexpected argument", key=unexpected[0], cure="begin the names of flags with --"

@@ -171,7 +171,8 @@ class _ArrayWriter:
     """Writes arrays of one shape below each other into an .npy file, whose header is completed at the end."""
 
     def __init__(self, file: Any):
-        self._file, self._count, self._shape = file, 0, None
+        self._file, self._count = file, 0
+        self._shape: tuple[int, ...] | None = None
 
     def write(self, array: np.ndarray) -> None:
         """Write an array."""

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 from flax_resnet.errors import ConfigError, DataError, printable, writing
 
@@ -25,7 +25,7 @@ class RowWriter(Protocol):
 
 
 class _CsvWriter:
-    def __init__(self, file: TextIO, columns: Sequence[str], *, header: bool):
+    def __init__(self, file: IO[str], columns: Sequence[str], *, header: bool):
         self._rows = csv.DictWriter(file, columns, lineterminator="\n")
         if header:
             self._rows.writeheader()
@@ -35,7 +35,7 @@ class _CsvWriter:
 
 
 class _JsonWriter:
-    def __init__(self, file: TextIO):
+    def __init__(self, file: IO[str]):
         self._file = file
 
     def write(self, row: Row) -> None:
@@ -44,7 +44,8 @@ class _JsonWriter:
 
 class _ParquetWriter:
     def __init__(self, file: Any):
-        self._file, self._rows, self._writer = file, list[Row](), None
+        self._file, self._rows = file, list[Row]()
+        self._writer: Any = None
 
     def write(self, row: Row) -> None:
         self._rows.append({k: printable(v) if isinstance(v, str) else v for k, v in row.items()})
@@ -68,6 +69,10 @@ class _ParquetWriter:
         self.flush()
         if self._writer:
             self._writer.close()
+
+
+def _text_writer(file: IO[str], kind: str, columns: Sequence[str], *, header: bool) -> RowWriter:
+    return _CsvWriter(file, columns, header=header) if kind == "csv" else _JsonWriter(file)
 
 
 FORMATS = {"csv": (".csv",), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}

@@ -42,11 +42,12 @@ def image_paths(texts: Iterable[str]) -> Iterator[str]:
 
 def _in_folder(folder: str) -> Iterator[str]:
     skipped: Counter[str] = Counter()
-    found = list_images(folder, "", skipped)
+    parent, name = os.path.split(os.path.normpath(folder))
+    found = list_images(parent or ".", name, skipped)
     report_skipped(folder, skipped)
     if not found:
         raise DataError("holds no images", key="PHOTOS", value=folder)
-    return (os.path.join(folder, file.lstrip("/")) for file in found)
+    return (os.path.join(parent, file) for file in found)
 
 
 def _in_table(file: str) -> Iterator[str]:

@@ -40,7 +40,7 @@ class FilePrediction(NamedTuple):
 class _Files:
     """A `Source` of files without labels. One more example, a small blank image, can always be read."""
 
-    class_names = ("",)
+    class_names: tuple[str, ...] = ("",)
 
     def __init__(self, files: Sequence[str], *, exif: bool):
         self._files, self.orientations = files, exif
@@ -93,7 +93,7 @@ def predict_files(
       batch_size: images per step; rounded up to a multiple of the number of devices.
       features: names of features to compute, such as "pre_logits".
 
-    Yields:
+    Returns:
       A prediction for each file, in order.
 
     Raises:
@@ -104,10 +104,18 @@ def predict_files(
         raise ConfigError("unknown feature", key="features", value=unknown[0], allowed=known)
     forward, mesh = _compiled(classifier, tuple(features)), sharding.make_mesh()
     batch_size = sharding.round_up(mesh, batch_size)
+
+    def of_chunk(chunk: list[str]) -> Iterator[FilePrediction]:
+        few = sharding.round_up(mesh, 1 << (len(chunk) - 1).bit_length())
+        return _predicted(classifier, forward, chunk, min(batch_size, few))
+
+    return itertools.chain.from_iterable(map(of_chunk, _chunks(files)))
+
+
+def _chunks(files: Iterable[str]) -> Iterator[list[str]]:
     files = iter(files)
     while chunk := list(itertools.islice(files, CHUNK)):
-        few = sharding.round_up(mesh, 1 << (len(chunk) - 1).bit_length())
-        yield from _predicted(classifier, forward, chunk, min(batch_size, few))
+        yield chunk
 
 
 def _compiled(classifier: Classifier, features: tuple[str, ...]) -> Any:
