@@ -7,7 +7,6 @@ import time
 from flax_resnet.config import Config
 from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, shown
 from flax_resnet.training.experiment import Experiment
-from flax_resnet.training.runs.checkpoint import Restored
 from flax_resnet.training.runs.folder import METRICS, RunFolder
 from flax_resnet.training.runs.scores import Records, best_step, evaluations, scores
 from flax_resnet.training.start import Start
@@ -60,28 +59,25 @@ def has_stopped_early(records: Records, config: Config, scores_from: int) -> boo
     return has_stalled(list(found.values()), config.train.early_stopping)
 
 
-def finished_result(
-    experiment: Experiment, restored: Restored, folder: RunFolder, scores_from: int
-) -> Result | None:
+def finished_result(experiment: Experiment, start: Start, folder: RunFolder) -> Result | None:
     """Return the result of a finished run, or None if training must resume.
 
     A run is finished if its last checkpoint is at the end of the plan, or if early stopping ended it.
 
     Args:
       experiment: the experiment.
-      restored: the last checkpoint.
+      start: the last checkpoint, from which training would resume.
       folder: the run folder.
-      scores_from: ignore evaluations before this step.
     """
     config, plan = experiment.config, experiment.plan
     split, train = config.data.eval_split, config.train
-    records = [r for r in folder.read_records() if r["step"] <= restored.step]
-    early = restored.step < plan.total_steps
-    if early and not has_stopped_early(records, config, scores_from):
+    records = [r for r in folder.read_records() if r["step"] <= start.step]
+    early = start.step < plan.total_steps
+    if early and not has_stopped_early(records, config, start.scores_from):
         return None
-    epochs = restored.step / plan.steps_per_epoch
+    epochs = start.step / plan.steps_per_epoch
     key = "train.steps" if train.steps else "train.epochs"
-    result = result_of(records, config, restored.step, scores_from)
+    result = result_of(records, config, start.step, start.scores_from)
     if result is not None:
         longer = f"a larger {key} extends it"
         log.info(

@@ -26,6 +26,9 @@ class Start:
       microbatches: number of microbatches of a resumed run; None to take it from the configuration.
       unrecorded: the metrics of steps that have no record yet; see `StepMetrics`.
       scores_from: evaluations before this step do not count, for early stopping and for the best checkpoint.
+      changed: whether --resume=force changed the data or the configuration after the state was saved.
+      judged_anew: whether an evaluation of this state was made before that change, and must be repeated.
+      ema_measured: `RunMetadata.ema_measured`.
     """
 
     step: int
@@ -34,6 +37,9 @@ class Start:
     microbatches: int | None = None
     unrecorded: dict[str, Any] = dataclasses.field(default_factory=dict)
     scores_from: int = 0
+    changed: bool = False
+    judged_anew: bool = False
+    ema_measured: bool = True
 
 
 def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start:
@@ -54,24 +60,34 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
 def resumed_start(restored: Restored, *, forced: bool, scores_from: int = 0) -> Start:
     """Return the start of a resumed run.
 
+    After --resume=force, the configuration or the data may be others than before, until the next checkpoint. The
+    checkpoint's list of unreadable images, its number of microbatches and its unrecorded metrics are discarded, and
+    only the evaluations from its step on count.
+
     Args:
       restored: the last good checkpoint.
-      forced: set by --resume=force; the configuration or the data may have changed. If set, discard the
-        checkpoint's list of unreadable images and its number of microbatches, and let only the evaluations from
-        this step on count.
-      scores_from: `RunFolder.scores_from`.
+      forced: set by --resume=force.
+      scores_from: `RunFolder.scores_from`, the step of the last forced resume. It is after the checkpoint if later
+        checkpoints were lost.
     """
-    metadata = restored.metadata
-    if forced:
-        return Start(restored.step, restored.state, scores_from=restored.step)
+    step, metadata = restored.step, restored.metadata
+    if forced or 0 < step <= scores_from:
+        return Start(
+            step,
+            restored.state,
+            scores_from=step,
+            changed=True,
+            judged_anew=forced or step < scores_from,
+            ema_measured=metadata.ema_measured,
+        )
     return Start(
-        restored.step,
+        step,
         restored.state,
         bad_images={int(index): step for index, step in metadata.bad_images.items()},
         microbatches=metadata.microbatches,
         unrecorded=metadata.unrecorded,
-        # After the loss of a checkpoint, the run continues from before a change of its data.
-        scores_from=min(scores_from, restored.step + 1),
+        scores_from=scores_from,
+        ema_measured=metadata.ema_measured,
     )
 
 

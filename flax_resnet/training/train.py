@@ -60,7 +60,7 @@ def train(
 
     Raises:
       UserError: see errors.py. Saved files are unchanged.
-      Interrupted: the process received SIGINT or SIGTERM; the state was saved.
+      Interrupted: the process received SIGINT, SIGTERM or SIGUSR1; the state was saved.
     """
     began = time.perf_counter()
     if not workdir and not dry_run:
@@ -93,18 +93,20 @@ def train(
     folder.claim(config, resume=resume)
     forced = resume == "force"
     with folder.locked(), contextlib.closing(Checkpoints(folder.path)) as checkpoints:
-        start, scores_from = None, folder.scores_from()
+        start = None
         if restored := checkpoints.restore_last_good(experiment.abstract_state, starts_over=forced):
-            start = resumed_start(restored, forced=forced, scores_from=scores_from)
+            start = resumed_start(restored, forced=forced, scores_from=folder.scores_from())
             check_length(experiment, restored, folder)
-            if not forced:
+            if not start.changed:
                 check_data(restored, splits.train, folder)
-                if result := finished_result(experiment, restored, folder, start.scores_from):
-                    return result
+            if not start.judged_anew and (result := finished_result(experiment, start, folder)):
+                return result
         teacher = teacher or _teacher_of(experiment)
-        if restored and not forced:
+        if start and restored and not start.changed:
             check_teacher(restored, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
+        if start:
+            folder.cut_records(start.step, judged_anew=start.judged_anew)
         folder.store_config(config, scores_from=start.scores_from if start else 0)
         log.info("%s", experiment.summary())
         if start:
@@ -119,7 +121,7 @@ def train(
         from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
-        records = trainer.run(start, judged_anew=forced)
+        records = trainer.run(start)
         return report(records, experiment, folder, start, began)
 
 

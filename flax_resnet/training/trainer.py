@@ -56,12 +56,8 @@ class Trainer:
     teacher_checksum: int | None
     observers: Sequence[Observer]
 
-    def run(self, start: Start, *, judged_anew: bool = False) -> list[dict[str, Any]]:
+    def run(self, start: Start) -> list[dict[str, Any]]:
         """Train from `start` to the last step or an early stop, and return all records of the run.
-
-        Args:
-          start: the start of the run.
-          judged_anew: evaluate the start again, if its step is to be evaluated.
 
         Raises:
           Interrupted: the process received a signal; the state was saved.
@@ -72,13 +68,16 @@ class Trainer:
         updates = updates_made(state.opt_state)
         metrics = StepMetrics(updates, config.train.batch_size, start.unrecorded)
         progress = Progress(plan.total_steps, step, config.train.monitor)
-        writer = RecordWriter(self.folder, step, judged_anew=judged_anew)
+        writer = RecordWriter(self.folder, step)
         log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)
         try:
             with stop_requested() as stop, self._explained():
                 ends = False
-                if self._is_evaluated(step) and step not in log.scores():  # interrupted before
-                    state, ends = self._settle(state, step, log, stop)
+                owed = self._is_evaluated(step) and step not in log.scores()
+                if owed or not start.ema_measured:  # a signal prevented it
+                    state, ends = self._settle(
+                        state, step, log, stop, replaces=not start.ema_measured
+                    )
                 calls = iter(()) if ends else self.train_feed.training(step, plan.total_steps)
                 for call in _timed(calls):
                     with TraceAnnotation(DISPATCH):
@@ -101,9 +100,22 @@ class Trainer:
         return step == plan.total_steps or (step > 0 and step % plan.eval_every == 0)
 
     def _settle(
-        self, state: TrainState, step: int, log: RunLog, stop: list[int]
+        self,
+        state: TrainState,
+        step: int,
+        log: RunLog,
+        stop: list[int],
+        *,
+        replaces: bool = False,
     ) -> tuple[TrainState, bool]:
         """Evaluate and save the state as planned.
+
+        Args:
+          state: the state.
+          step: number of updates made.
+          log: the log of the run.
+          stop: receives the number of a signal.
+          replaces: replace the checkpoint of this step, whose statistics are not measured.
 
         Returns:
           The state, with measured statistics, and whether training ends here.
@@ -131,8 +143,7 @@ class Trainer:
         if ends:
             log.write(step)
         saves = ends or improves or step % self.experiment.plan.checkpoint_every == 0
-        # A resumed run has saved this step already, maybe before its statistics were measured.
-        if saves and (step not in self.checkpoints.steps() or self.programs.measure_statistics):
+        if replaces or (saves and step not in self.checkpoints.steps()):
             self._save(measured, step, log)
         return measured, ends
 

@@ -89,10 +89,12 @@ def test_paths_are_stored_as_absolute_ones(photographs, tmp_path, monkeypatch):
         (tmp_path / "run").mkdir(exist_ok=True)
         config = freeze({"data": {"source": "folder", "path": path}})
         assert with_absolute_paths(config).data.path == str(photographs)
-    named = freeze({"data": {"data_dir": "tfds"}, "model": {"pretrained": "resnet18.a1_in1k"}})
-    stored = with_absolute_paths(named)
+    teacher = {"teacher": "./run", "teacher_model": ""}
+    stored = with_absolute_paths(freeze({"data": {"data_dir": "tfds"}, "distill": teacher}))
     assert stored.data.data_dir == str(tmp_path / "tfds")
-    assert stored.model.pretrained == "resnet18.a1_in1k"
+    assert stored.distill.teacher == str(tmp_path / "run")
+    hub = freeze({"distill": {**teacher, "teacher": "resnet18.a1_in1k"}})
+    assert with_absolute_paths(hub).distill.teacher == "resnet18.a1_in1k"
     link = tmp_path / "link"
     link.symlink_to(photographs)  # it may point elsewhere later
     config = freeze({"data": {"source": "folder", "path": "link"}})

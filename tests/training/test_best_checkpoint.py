@@ -7,19 +7,21 @@ from conftest import records_of, saved_run
 import flax_resnet
 from flax_resnet.config import freeze
 from flax_resnet.data.sources.arrays import ArraySource
+from flax_resnet.training import trainer
 from flax_resnet.training.runs import writers
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.train import train
 
 
-def sources(*, flipped):
+def sources(*, flipped, count=64):
     """Two splits of images whose brightness tells their class; `flipped` exchanges the labels."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 64)
     images = (draw.integers(0, 100, (64, 8, 8, 3)) + 150 * labels[:, None, None, None]).astype(
         np.uint8
     )
-    made = ArraySource(images, 1 - labels if flipped else labels, ("dark", "light"))
+    labels = 1 - labels if flipped else labels
+    made = ArraySource(images[:count], labels[:count], ("dark", "light"))
     return {"train_source": made, "eval_source": made}
 
 
@@ -106,9 +108,31 @@ def test_the_loss_of_a_checkpoint_brings_earlier_data_back_no_scores(tmp_path):
         (workdir / "checkpoints" / str(step) / "files.json").write_text("{")
         (workdir / "checkpoints" / str(step) / "state" / "_METADATA").write_text("")
     resumed = train(configured(16), workdir, **sources(flipped=True))
-    assert RunFolder.at(workdir).scores_from() == min(12, steps[0] + 1)
-    new = [r for r in records_of(workdir, "test") if r["step"] > steps[0]]
+    assert RunFolder.at(workdir).scores_from() == min(12, steps[0])
+    new = [r for r in records_of(workdir, "test") if r["step"] >= steps[0]]
+    assert [r["step"] for r in new] == list(range(steps[0], 17))
     assert resumed.best_top1 == max(r["top1"] for r in new)
+
+
+@pytest.mark.parametrize("count", [64, 48])
+def test_a_forced_resume_that_ends_before_its_first_checkpoint_stays_forced(
+    tmp_path, monkeypatch, count
+):
+    """The next, ordinary command neither believes the old score nor compares the data with the old ones."""
+    workdir = tmp_path / "run"
+    assert train(configured(12), workdir, **sources(flipped=False)).final_top1 == 1
+    other = sources(flipped=True, count=count)
+    config = configured(12)
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "build_trainer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, workdir, resume="force", **other)
+    result = train(config, workdir, **other)
+    assert (result.step, result.final_top1, result.best_top1) == (12, 0, 0)
 
 
 def test_the_best_of_a_run_without_evaluations_is_its_last(tmp_path):

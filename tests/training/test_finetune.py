@@ -141,7 +141,7 @@ def test_preview_takes_size_and_normalisation_from_the_weights(pretrained, photo
         (
             "folder={folder}",
             ["--config.model.pretrained=weights.pth"],
-            ["model.name=''", "weights.pth' names its network"],
+            ["model.name=''", "model.pretrained='weights.pth'"],
         ),
         (
             "folder={folder}",

@@ -106,6 +106,30 @@ def test_a_checkpoint_that_cannot_be_read_now_stops_the_run(workdir, monkeypatch
     assert Checkpoints(workdir).restore_last_good(abstract()).step == 5
 
 
+def test_a_checkpoint_is_kept_until_its_replacement_is_complete(workdir, monkeypatch):
+    """A replacement that fails, or a process that is killed meanwhile, loses nothing."""
+    other = jax.tree.map(lambda x: x + 1, a_state())
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_file_checksums", full)
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save(5, other, RunMetadata({}, ("a",), 1))
+        with pytest.raises(CheckpointError), contextlib.closing(checkpoints):
+            checkpoints.wait()
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.steps() == [4, 5]
+    restored = checkpoints.restore_last_good(abstract())
+    np.testing.assert_array_equal(restored.state["params"]["w"], a_state()["params"]["w"])
+    checkpoints.save(5, other, RunMetadata({}, ("a",), 1))
+    checkpoints.close()
+    restored = Checkpoints(workdir).restore_last_good(abstract())
+    np.testing.assert_array_equal(restored.state["params"]["w"], other["params"]["w"])
+    assert not (workdir / "checkpoints.replaced").exists()
+
+
 def test_a_full_disk_is_one_error_that_names_the_checkpoint(workdir, monkeypatch):
     """Orbax raises the error of its writing thread again when it is closed."""
 

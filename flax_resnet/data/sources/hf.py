@@ -80,7 +80,7 @@ class HfSource:
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
-        return f"example {index} of {self._path} {self._split}"
+        return f"{self._path}: {self._split}/example {index}"
 
 
 def _load(config: Data) -> Any:

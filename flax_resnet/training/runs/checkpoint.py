@@ -68,6 +68,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = workdir.resolve() / "checkpoints"
         self._bad = self._folder.with_name("checkpoints.bad")
+        self._replaced = self._folder.with_name("checkpoints.replaced")
         self._marker = self._folder.with_name(MARKER)
         self._read_only = read_only
         self._kept = _Kept()
@@ -78,6 +79,7 @@ class Checkpoints:
         if not self._read_only:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
+                self._keep_unreplaced()
             except OSError as error:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
@@ -96,6 +98,14 @@ class Checkpoints:
             ),
         )
 
+    def _keep_unreplaced(self) -> None:
+        """Put a checkpoint back whose replacement was not completed."""
+        if self._replaced.is_dir():
+            for old in self._replaced.iterdir():
+                if not self._path(int(old.name)).exists():
+                    old.rename(self._path(int(old.name)))
+            shutil.rmtree(self._replaced)
+
     def _write_file_checksums(self) -> None:
         """Write the checksums of the pending checkpoint's files before Orbax renames its folder to STEP."""
         for folder in self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
@@ -111,7 +121,8 @@ class Checkpoints:
         """Start to write a checkpoint; training may continue in the meantime.
 
         Args:
-          step: number of updates made. A checkpoint of the same step is replaced; all others must be older.
+          step: number of updates made. A checkpoint of the same step is replaced when the new one is complete; all
+            others must be older.
           state: pytree of arrays, all finite.
           metadata: metadata of the checkpoint; shapes, checksums and versions are filled in here.
           best: the step of the best checkpoint, which is kept besides the last two.
@@ -128,7 +139,9 @@ class Checkpoints:
         self._pending, self._kept.best = step, best
         try:
             if step in self._manager.all_steps():
-                self._manager.delete(step)
+                self._replaced.mkdir(exist_ok=True)
+                self._path(step).rename(self._replaced / str(step))
+                self._manager.reload()
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -158,6 +171,7 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             raise CheckpointError("is missing after its save", key=self._path(step))
         self._marker.touch()
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     def metadata(self, step: int) -> RunMetadata:
         """Read the metadata of a checkpoint.
@@ -233,7 +247,8 @@ class Checkpoints:
         return CheckpointError(
             f"cannot be read now: {_reason(error)}",
             key=path,
-            cure="nothing was moved: run the command again when the cause is gone",
+            cure="nothing was moved: run the command again when the cause is gone, or move this folder away to "
+            "resume from the checkpoint before",
         )
 
     def _path(self, step: int) -> pathlib.Path:
@@ -266,9 +281,12 @@ class Checkpoints:
                 log.warning("%s; moved to %s", error, bad)
                 self._manager.close()
                 bad.parent.mkdir(exist_ok=True)
+                self._marker.touch()
                 shutil.move(self._folder / str(steps[-1]), bad)
                 self._open()
-        if not starts_over and (self._marker.exists() or self._bad.is_dir()):
+        if starts_over:
+            self._marker.unlink(missing_ok=True)
+        if self._marker.exists():
             broken = f"; broken ones are in {self._bad}" if self._bad.is_dir() else ""
             raise CheckpointError(
                 f"no intact checkpoint is left{broken}",

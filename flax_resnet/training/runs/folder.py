@@ -58,7 +58,7 @@ class RunFolder:
             if not self.path.is_dir():
                 raise WorkdirError("is a file", key=self.path, cure="name a folder")
             if not file.exists():
-                if any(self.path.iterdir()):
+                if not all(_is_hidden_file(entry) for entry in self.path.iterdir()):
                     raise WorkdirError(
                         f"holds something else (no {CONFIG} in it)",
                         key=self.path,
@@ -205,10 +205,17 @@ class RunFolder:
             unfinished.write_text(text)
             os.replace(unfinished, self.path / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> WorkdirError:
         return WorkdirError(f"cannot be written: {one_line(error)}", key=self.path)
+
+
+def _is_hidden_file(entry: pathlib.Path) -> bool:
+    """Return whether an entry is a hidden file, such as the unfinished file of a process that was killed."""
+    return entry.name.startswith(".") and entry.is_file()
 
 
 def _unreadable(file: pathlib.Path, error: Exception) -> WorkdirError:

@@ -37,44 +37,54 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       WorkdirError: another process trains in the folder, or the lock cannot be written.
     """
+    path = workdir / LOCK
     try:
-        file = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise WorkdirError(f"cannot be written: {one_line(error)}", key=workdir) from error
     stop = threading.Event()
     try:
         host, since = socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S %z")
         owner = {"user": _user(), "host": host, "pid": os.getpid(), "since": since}
-        _take(workdir, file, host)
+        kernel_decides = _take(workdir, file, host)
         try:
             _write(file, owner)
         except OSError as error:
             raise WorkdirError(f"cannot be written: {one_line(error)}", key=workdir) from error
-        renewal = threading.Thread(target=_renew, args=(file, owner, stop), daemon=True)
+        if not kernel_decides:
+            time.sleep(RENEWAL / 5)  # another process may have found the lock free at the same time
+            if not _names(found := _read(path), owner):
+                raise _in_use(workdir, found)
+        renewal = threading.Thread(target=_renew, args=(path, file, owner, stop), daemon=True)
         renewal.start()
         try:
             yield
         finally:
             stop.set()
             renewal.join()
-            with contextlib.suppress(OSError):  # a full disk: the lock becomes stale by itself
-                os.ftruncate(file, 0)
+            if _names(_read(path), owner):
+                with contextlib.suppress(OSError):  # the lock becomes stale by itself
+                    os.ftruncate(file, 0)
     finally:
         os.close(file)
 
 
-def _take(workdir: pathlib.Path, file: int, host: str) -> None:
-    """Return when the lock is free or stale. Raise WorkdirError if another process holds it."""
-    kernel_decides = True
+def _take(workdir: pathlib.Path, file: int, host: str) -> bool:
+    """Return when the lock is free or stale. Raise WorkdirError if another process holds it.
+
+    Returns:
+      Whether the file system has `flock`.
+    """
+    kernel_decides, path = True, workdir / LOCK
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _in_use(workdir, _read(file)) from None
+        raise _in_use(workdir, _read(path)) from None
     except OSError:  # a file system without flock
         kernel_decides = False
-    owner = _read(file)
+    owner = _read(path)
     if not owner or (kernel_decides and owner.get("host") == host):
-        return  # free, or its owner on this machine has ended
+        return kernel_decides  # free, or its owner on this machine has ended
     log.info(
         "%s was left locked by process %s of %s on %s: waiting up to %.0f s to see whether that process still runs",
         workdir,
@@ -84,10 +94,11 @@ def _take(workdir: pathlib.Path, file: int, host: str) -> None:
     deadline = time.monotonic() + STALE_AFTER
     while time.monotonic() < deadline:
         time.sleep(RENEWAL / 5)
-        if not (now := _read(file)):
-            return
+        if not (now := _read(path)):
+            break
         if now != owner:
             raise _in_use(workdir, now)
+    return kernel_decides
 
 
 def _in_use(workdir: pathlib.Path, owner: dict[str, Any]) -> WorkdirError:
@@ -103,23 +114,31 @@ def _in_use(workdir: pathlib.Path, owner: dict[str, Any]) -> WorkdirError:
     )
 
 
-def _renew(file: int, owner: dict[str, Any], stop: threading.Event) -> None:
+def _renew(path: pathlib.Path, file: int, owner: dict[str, Any], stop: threading.Event) -> None:
     number = 0
     while not stop.wait(RENEWAL):
         number += 1
+        if not _names(_read(path), owner):
+            log.error("%s: another process has taken the lock of this one", path.parent)
+            return
         with contextlib.suppress(OSError):
             _write(file, {**owner, "renewal": number})
+
+
+def _names(found: dict[str, Any], owner: dict[str, Any]) -> bool:
+    return {key: found.get(key) for key in owner} == owner
 
 
 def _write(file: int, owner: dict[str, Any]) -> None:
     """Replace the file's content; a reader sees the old or the new one, because the length stays the same."""
     os.pwrite(file, json.dumps(owner).ljust(512).encode()[:512], 0)
+    os.fsync(file)  # a network file system shows it to other machines
 
 
-def _read(file: int) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> dict[str, Any]:
     """Return the owner that the file names, or {} if it names none."""
     try:
-        found = json.loads(os.pread(file, 512, 0))
+        found = json.loads(path.read_bytes())  # opened anew, for network file systems
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -26,12 +26,11 @@ class RecordWriter:
       start_step: the step from which training resumes; later records are removed. The TensorBoard files are
         rewritten from the remaining records, because TensorBoard's marker of a restart (SessionLog.START) does not
         hide the events that TensorFlow 2 writes.
-      judged_anew: also remove the evaluation at that step.
     """
 
-    def __init__(self, folder: RunFolder, start_step: int, *, judged_anew: bool = False):
+    def __init__(self, folder: RunFolder, start_step: int):
         self._folder = folder
-        self.records = folder.cut_records(start_step, judged_anew=judged_anew)
+        self.records = folder.cut_records(start_step)
         with self._writing():
             self._file = (folder.path / METRICS).open("a", buffering=1)  # write line by line
             for events in folder.path.glob("events.out.tfevents.*"):
