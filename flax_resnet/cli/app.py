@@ -40,6 +40,7 @@ def run(
     argv: Sequence[str] | None,
     *,
     positional: Sequence[str] = (),
+    rest: str = "",
 ) -> int:
     """Run a command and return its exit code.
 
@@ -51,6 +52,7 @@ def run(
       body: a function that does the work; it may return an exit code.
       argv: arguments without the program's name; None for those of the process.
       positional: flags whose values may also be given as positional arguments, in this order.
+      rest: a flag with several values that takes the positional arguments after these.
 
     Returns:
       The exit code; see `exit_code`.
@@ -73,7 +75,7 @@ def run(
             if {"--help", "-h", "-help"} & set(argv):
                 print(f"{doc}\n\nflags of {name}:\n{_help(values)}")
             else:
-                _parse(values, argv, positional)
+                _parse(values, argv, positional, rest)
                 ended.code = body(values) or 0
         return ended.code
     finally:
@@ -149,10 +151,10 @@ def _with_flag_files(values: flags.FlagValues, argv: list[str]) -> list[str]:
         ) from error
 
 
-def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str]) -> None:
+def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str], rest: str) -> None:
     """Parse the flags. Convert every exception of absl, ml_collections or a configuration file to a UserError."""
     try:
-        rest = values([sys.argv[0], *argv])[1:]
+        others = values([sys.argv[0], *argv])[1:]
     except flags.IllegalFlagValueError as error:
         raise _illegal(values, error) or _readable(error, argv) from error
     except flags.UnrecognizedFlagError as error:
@@ -161,9 +163,12 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str])
     except Exception as error:
         # A configuration file is the user's code: it may raise anything.
         raise _readable(error, argv) from error
-    for name, value in zip(positional, rest, strict=False):
+    for name, value in zip(positional, others, strict=False):
         values[name].value = value
-    if unexpected := rest[len(positional) :]:
+    unexpected = others[len(positional) :]
+    if rest:
+        values[rest].value = [*flag(values, rest), *unexpected]
+    elif unexpected:
         raise ConfigError(
             "unexpected argument", key=unexpected[0], cure="begin the names of flags with --"
         )

@@ -21,14 +21,22 @@ class HostBatches:
       source: the split.
       config: the data section.
       bad: the known unreadable examples.
+      lists_bad: only list unreadable examples in `bad`: log none, and allow any number.
 
     Attributes:
       bad: {index of an unreadable example: step at which it was found}. Checkpoints hold it, to resume exactly.
     """
 
-    def __init__(self, source: Source, config: Data, bad: dict[int, int] | None = None):
+    def __init__(
+        self,
+        source: Source,
+        config: Data,
+        bad: dict[int, int] | None = None,
+        *,
+        lists_bad: bool = False,
+    ):
         self.bad = dict(bad or {})
-        self._source, self._config = source, config
+        self._source, self._config, self._lists_bad = source, config, lists_bad
 
     def training(
         self,
@@ -112,6 +120,9 @@ class HostBatches:
             step += 1
 
     def _note_bad(self, found: list[int], step: int) -> None:
+        if self._lists_bad:
+            self.bad |= dict.fromkeys(found, step)
+            return
         limit = self._config.max_bad_images
         for index in found:
             if len(self.bad) >= limit:
