@@ -11,7 +11,8 @@ from flax_resnet.version import __version__
 
 TYPE_CHECKING = False  # as in typing, whose import is slow
 if TYPE_CHECKING:
-    from flax_resnet.inference.classifier import Classifier, Prediction, load, load_pretrained
+    from flax_resnet.inference.classifier import Classifier, load, load_pretrained
+    from flax_resnet.inference.prediction import Prediction
     from flax_resnet.models import create_model, list_models
     from flax_resnet.training.train import train
 
@@ -26,9 +27,8 @@ __all__ = [
     "train",
 ]
 _HOMES = {
-    **dict.fromkeys(
-        ("Classifier", "Prediction", "load", "load_pretrained"), "inference.classifier"
-    ),
+    **dict.fromkeys(("Classifier", "load", "load_pretrained"), "inference.classifier"),
+    "Prediction": "inference.prediction",
     **dict.fromkeys(("create_model", "list_models"), "models"),
     "train": "training.train",
 }

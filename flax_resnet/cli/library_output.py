@@ -15,6 +15,9 @@ def quiet_libraries() -> None:
     """
     # TensorFlow prints a banner for oneDNN, which decoding and resizing do not use.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Its warnings say with several lines that an image cannot be decoded; a command names the image. JAX sets 1.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(

@@ -18,6 +18,7 @@ from flax_resnet.config import Config
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.images import each_image, prepare_image
 from flax_resnet.errors import ConfigError, DataError, WeightsError
+from flax_resnet.inference.prediction import Prediction, Unreadable
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.model_section import IMAGE_CHANNELS, Model
@@ -29,34 +30,6 @@ from flax_resnet.training.runs.load import LoadedRun, load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
 from flax_resnet.weights.opening import open_weights
-
-
-class Unreadable(NamedTuple):
-    """An image that `Classifier.predict` skipped.
-
-    Attributes:
-      position: position among the images.
-      name: the file, or "image 3" for an image without a file.
-      problem: why it cannot be read, in one line.
-    """
-
-    position: int
-    name: str
-    problem: str
-
-
-class Prediction(NamedTuple):
-    """The predictions of a network for N images.
-
-    Attributes:
-      labels: int32 [N], the most probable class; -1 for an unreadable image.
-      probabilities: float32 [N, K]; each row sums to 1. NaN for an unreadable image.
-      unreadable: the unreadable images, if they were skipped.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,8 @@ def finished_result(experiment: Experiment, start: Start, folder: RunFolder) -> 
     split, train = config.data.eval_split, config.train
     records = [r for r in folder.read_records() if r["step"] <= start.step]
     early = start.step < plan.total_steps
+    if start.judged_anew:
+        return None
     if early and not has_stopped_early(records, config, start.scores_from):
         return None
     epochs = start.step / plan.steps_per_epoch

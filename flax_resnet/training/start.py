@@ -9,8 +9,9 @@ from flax_resnet.data.records import Source, names_checksum
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.pretrained import warm_started
-from flax_resnet.training.runs.checkpoint import Restored
+from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import ANOTHER_WORKDIR, RunFolder
+from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.state import TrainState, initial_state
 from flax_resnet.training.teacher import Teacher
 
@@ -22,24 +23,35 @@ class Start:
     Attributes:
       step: number of updates made before this start.
       state: the training state.
-      bad_images: {index of a known unreadable image: step at which it was found}.
-      microbatches: number of microbatches of a resumed run; None to take it from the configuration.
-      unrecorded: the metrics of steps that have no record yet; see `StepMetrics`.
+      metadata: metadata of the checkpoint; None for a fresh start, or if --resume=force changed the data or the
+        configuration after the checkpoint was saved.
       scores_from: evaluations before this step do not count, for early stopping and for the best checkpoint.
-      changed: whether --resume=force changed the data or the configuration after the state was saved.
-      judged_anew: whether an evaluation of this state was made before that change, and must be repeated.
+      judged_anew: whether the evaluation of this state was made before such a change, and must be repeated.
       ema_measured: `RunMetadata.ema_measured`.
     """
 
     step: int
     state: TrainState
-    bad_images: dict[int, int] = dataclasses.field(default_factory=dict)
-    microbatches: int | None = None
-    unrecorded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: RunMetadata | None = None
     scores_from: int = 0
-    changed: bool = False
     judged_anew: bool = False
     ema_measured: bool = True
+
+    @property
+    def bad_images(self) -> dict[int, int]:
+        """{index of a known unreadable image: step at which it was found}."""
+        known = self.metadata.bad_images if self.metadata else {}
+        return {int(index): step for index, step in known.items()}
+
+    @property
+    def microbatches(self) -> int | None:
+        """Number of microbatches of a resumed run; None to take it from the configuration."""
+        return self.metadata.microbatches if self.metadata else None
+
+    @property
+    def unrecorded(self) -> dict[str, Any]:
+        """The metrics of steps that have no record yet; see `StepMetrics`."""
+        return self.metadata.unrecorded if self.metadata else {}
 
 
 def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start:
@@ -57,65 +69,62 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
     return Start(0, state)
 
 
-def resumed_start(restored: Restored, *, forced: bool, scores_from: int = 0) -> Start:
-    """Return the start of a resumed run.
+def resumed_start(
+    experiment: Experiment, checkpoints: Checkpoints, folder: RunFolder, *, forced: bool
+) -> Start | None:
+    """Return the start of a resumed run, or None if there is no checkpoint.
 
     After --resume=force, the configuration or the data may be others than before, until the next checkpoint. The
-    checkpoint's list of unreadable images, its number of microbatches and its unrecorded metrics are discarded, and
-    only the evaluations from its step on count.
+    checkpoint's metadata are discarded, and only the evaluations from its step on count.
 
     Args:
-      restored: the last good checkpoint.
+      experiment: the experiment.
+      checkpoints: the checkpoints of the run.
+      folder: the run folder.
       forced: set by --resume=force.
-      scores_from: `RunFolder.scores_from`, the step of the last forced resume. It is after the checkpoint if later
-        checkpoints were lost.
+
+    Raises:
+      CheckpointError: as `Checkpoints.restore_last_good`.
+      WorkdirError: the run has been trained for longer than the plan, or on other data.
     """
-    step, metadata = restored.step, restored.metadata
+    restored = checkpoints.restore_last_good(experiment.abstract_state, starts_over=forced)
+    if restored is None:
+        return None
+    step, state, metadata = restored
+    check_length(experiment, step, folder)
+    scores_from = folder.scores_from()  # after the checkpoint, if later checkpoints were lost
     if forced or 0 < step <= scores_from:
-        return Start(
-            step,
-            restored.state,
-            scores_from=step,
-            changed=True,
-            judged_anew=forced or step < scores_from,
-            ema_measured=metadata.ema_measured,
-        )
-    return Start(
-        step,
-        restored.state,
-        bad_images={int(index): step for index, step in metadata.bad_images.items()},
-        microbatches=metadata.microbatches,
-        unrecorded=metadata.unrecorded,
-        scores_from=scores_from,
-        ema_measured=metadata.ema_measured,
-    )
+        anew = forced or step < scores_from
+        return Start(step, state, None, step, anew, metadata.ema_measured)
+    check_data(metadata, experiment.splits.train, folder)
+    return Start(step, state, metadata, scores_from, ema_measured=metadata.ema_measured)
 
 
-def check_length(experiment: Experiment, restored: Restored, folder: RunFolder) -> None:
+def check_length(experiment: Experiment, step: int, folder: RunFolder) -> None:
     """Raise WorkdirError if a run has been trained for longer than the plan."""
     train, plan = experiment.config.train, experiment.plan
-    if restored.step > plan.total_steps:
-        epochs = restored.step / plan.steps_per_epoch
+    if step > plan.total_steps:
+        epochs = step / plan.steps_per_epoch
         raise WorkdirError(
-            f"{folder} has already trained {epochs:.3g} epochs, {restored.step} steps",
+            f"{folder} has already trained {epochs:.3g} epochs, {step} steps",
             key="train.steps" if train.steps else "train.epochs",
             value=train.steps or train.epochs,
             allowed="as many or more",
         )
 
 
-def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
+def check_data(metadata: RunMetadata, source: Source, folder: RunFolder) -> None:
     """Raise WorkdirError if a run was trained on other data than `source`."""
-    was, now = restored.metadata.class_names, source.class_names
+    was, now = metadata.class_names, source.class_names
     change = ""
     if not same_classes(was, now):
         was, now = tuple(map(normal_form, was)), tuple(map(normal_form, now))
         odd = next(pair for pair in itertools.zip_longest(was, now) if pair[0] != pair[1])
         classes = f"{len(was)} classes -> {len(now)}"
         change = f"{classes}, the first to differ: {odd[0]} -> {odd[1]}"
-    elif restored.metadata.num_examples != len(source):
-        change = f"images: {restored.metadata.num_examples:,} -> {len(source):,}"
-    elif restored.metadata.names_checksum != names_checksum(source):
+    elif metadata.num_examples != len(source):
+        change = f"images: {metadata.num_examples:,} -> {len(source):,}"
+    elif metadata.names_checksum != names_checksum(source):
         change = "images: the same number, other names"
     if change:
         raise WorkdirError(
@@ -123,11 +132,10 @@ def check_data(restored: Restored, source: Source, folder: RunFolder) -> None:
         )
 
 
-def check_teacher(
-    restored: Restored, teacher: Teacher | None, name: str, folder: RunFolder
-) -> None:
+def check_teacher(start: Start, teacher: Teacher | None, name: str, folder: RunFolder) -> None:
     """Raise WorkdirError if a run was trained with another teacher; `name` is the configured teacher's name."""
-    if restored.metadata.teacher_checksum != (teacher.checksum if teacher else None):
+    known = start.metadata
+    if known and known.teacher_checksum != (teacher.checksum if teacher else None):
         raise WorkdirError(
             f"has other weights than the teacher that {folder} was trained with",
             key="distill.teacher",

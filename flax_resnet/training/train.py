@@ -17,13 +17,7 @@ from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretr
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
-from flax_resnet.training.start import (
-    check_data,
-    check_length,
-    check_teacher,
-    fresh_start,
-    resumed_start,
-)
+from flax_resnet.training.start import check_teacher, fresh_start, resumed_start
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher
 
@@ -93,17 +87,12 @@ def train(
         contextlib.closing(Checkpoints(folder.path)) as checkpoints,
         matmul_precision(config),
     ):
-        start = None
-        if restored := checkpoints.restore_last_good(experiment.abstract_state, starts_over=forced):
-            start = resumed_start(restored, forced=forced, scores_from=folder.scores_from())
-            check_length(experiment, restored, folder)
-            if not start.changed:
-                check_data(restored, splits.train, folder)
-            if not start.judged_anew and (result := finished_result(experiment, start, folder)):
-                return result
+        start = resumed_start(experiment, checkpoints, folder, forced=forced)
+        if start and (result := finished_result(experiment, start, folder)):
+            return result
         teacher = teacher or _teacher_of(experiment)
-        if start and restored and not start.changed:
-            check_teacher(restored, teacher, config.distill.teacher, folder)
+        if start:
+            check_teacher(start, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
         if start:
             folder.cut_records(start.step, judged_anew=start.judged_anew)

@@ -56,6 +56,7 @@ def run(folder, *stages, deadline=FOREVER):
     return {stage.stage: stage for stage in read(folder)[1]}
 
 
+@pytest.mark.slow
 def test_what_failed_keeps_what_was_measured_and_the_next_stage_runs(
     tmp_path, make_stage, monkeypatch
 ):

@@ -140,7 +140,6 @@ DATA, FOLDER = 4, 5  # exit codes; 2 is for an error in the command
     [
         (["evaluate"], 2, ["--workdir: ", "--model"]),
         (["evaluate", "--model=x", "--workdir=y"], 2, ["--model=x: ", "--workdir=y"]),
-        (["evaluate", "--workdir=y", "--dataset=z"], 2, ["--dataset=z: "]),
         (["evaluate", "--model=test_resnet"], 2, ["--dataset: "]),
         (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=./nowhere"], DATA, ["./nowhere: "]),
         (["evaluate", "--model=test_resnet", "--weights=WEIGHTS", "--dataset=digits", "--data_dir=TMP",

@@ -198,6 +198,7 @@ def test_a_dataset_named_on_the_command_line(photographs, tmp_path):
     assert len(open_source(data, train=False)) == 6
 
 
+@pytest.mark.slow
 def test_a_run_trains_evaluates_and_predicts(photographs, tmp_path):
     written(photographs, tmp_path / "set", train=[0, 1, 2, 3, 6, 7, 8, 9], test=[4, 5, 10, 11])
     code = main.main([

@@ -21,7 +21,7 @@ def copy(data_dir, tmp_path, monkeypatch):
     """A copy of the digits' data folder, and a cache of its own for the user."""
     shutil.copytree(data_dir, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "digits" / "1.0.0" / stored_labels.FOLDER, ignore_errors=True)
-    monkeypatch.setattr(stored_labels, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "data"
 
 

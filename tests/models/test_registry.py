@@ -39,7 +39,13 @@ def shapes_of(model, size, **call):
     )
 
 
-@pytest.mark.parametrize("name", list_models())
+DEEPEST = ("preact1001", "resnet1202")  # traced in 12 s each
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in DEEPEST else n for n in list_models()],
+)
 def test_every_network(name):
     """Parameters, statistics, logits and what each block puts out, computing in bfloat16."""
     model = create_model(name, dtype="bfloat16")
@@ -142,7 +148,7 @@ def test_without_a_head_the_pooled_map_comes_out():
     ("name", "options", "allowed"),
     [
         ("resnet18", {"stem": "cifra"}, "cifar"),
-        ("resnet18", {"num_classes": -1}, "at least 0"),
+        ("resnet18", {"num_classes": -1}, "between 0"),
         ("resnet18", {"num_classes": 2.5}, "a whole number"),
         ("resnet18", {"num_classes": True}, "a whole number"),
         ("resnet18", {"zero_init_last": 1}, "True or False"),
@@ -150,7 +156,7 @@ def test_without_a_head_the_pooled_map_comes_out():
         ("resnet18", {"dropout": "much"}, "a number"),
         ("resnet18", {"widths": 64}, "one per stage"),
         ("resnet18", {"widths": ()}, "one per stage"),
-        ("resnet18", {"depths": (2, 0, 2, 2)}, "at least 1"),
+        ("resnet18", {"depths": (2, 0, 2, 2)}, "from 1"),
         ("resnet18", {"output_stride": 4}, "8"),
         ("resnet18", {"dtype": "int8"}, "float16"),
         ("resnet18", {"dtype": "floaty"}, "float32"),

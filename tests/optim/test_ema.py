@@ -99,6 +99,7 @@ def measured_config(steps_per_call=1, **model):
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 2])
+@pytest.mark.slow
 def test_measured_statistics_are_the_mean_over_the_batches(steps_per_call):
     config = measured_config(steps_per_call)
     model, mesh = build_model(config, 10), sharding.make_mesh()

@@ -66,6 +66,7 @@ def test_an_evaluation_between_two_checkpoints_can_be_the_best(tmp_path, scores)
     assert "best 90.00% at step 3" in (tmp_path / "run" / "summary.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_forced_resume_on_other_data_starts_the_scores_anew(tmp_path):
     """The first data's scores count neither for the best checkpoint nor for early stopping."""
     workdir = tmp_path / "run"

@@ -104,6 +104,7 @@ def test_the_lock_of_another_machine_is_respected_while_it_is_renewed(
         pass
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_train_in_one_folder_and_readers_do_not_wait(tiny, tmp_path, capfd):
     workdir = tmp_path / "run"
     assert main.main([*tiny, f"--workdir={workdir}", "--config.train.epochs=1"]) == 0

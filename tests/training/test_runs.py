@@ -85,6 +85,7 @@ def test_another_configuration_needs_a_forced_resume(copy, capsys):
     assert RunFolder.at(workdir).read_config().train.seed == 5
 
 
+@pytest.mark.slow
 def test_another_seed_changes_the_run_but_compiles_nothing(tiny, own_cache, tmp_path, monkeypatch):
     set_up = app.set_up_jax
 

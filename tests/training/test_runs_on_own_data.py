@@ -89,6 +89,7 @@ def test_training_on_arrays_from_python(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_photographs_from_training_to_prediction(photographs, tmp_path, cache_dir, capsys):
     workdir = tmp_path / "run"
     arguments = [

@@ -8,10 +8,8 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
@@ -30,6 +28,7 @@ from flax_resnet.training.runs.array_checksums import (
 )
 from flax_resnet.training.runs.file_checksums import proof_of_damage, write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata, versions
+from flax_resnet.training.runs.orbax_behaviour import Kept, reason, without_remarks
 
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
 
@@ -42,18 +41,6 @@ class Restored(NamedTuple):
     step: int
     state: Any
     metadata: RunMetadata
-
-
-class _Kept:
-    """Orbax's policy of preservation: the last two checkpoints, and the one at the step `best`."""
-
-    best: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return for each checkpoint, oldest first, whether it is kept."""
-        del context
-        last = {checkpoint.step for checkpoint in checkpoints[-2:]}
-        return [checkpoint.step in last | {self.best} for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -70,7 +57,7 @@ class Checkpoints:
         self._replaced = self._folder.with_name("checkpoints.replaced")
         self._marker = self._folder.with_name(MARKER)
         self._read_only = read_only
-        self._kept = _Kept()
+        self._kept = Kept()
         self._pending: int | None = None
         self._open()
 
@@ -83,7 +70,7 @@ class Checkpoints:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
                 ) from error
-        with _without_remarks():
+        with without_remarks():
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
@@ -246,7 +233,7 @@ class Checkpoints:
         if damage := proof_of_damage(self._path(step)):
             return BrokenCheckpointError(f"is damaged: {damage}", key=path)
         return CheckpointError(
-            f"cannot be read now: {_reason(error)}",
+            f"cannot be read now: {reason(error)}",
             key=path,
             cure="nothing was moved: run the command again when the cause is gone, or move this folder away to "
             "resume from the checkpoint before",
@@ -256,7 +243,7 @@ class Checkpoints:
         return self._folder / str(step)
 
     def _unwritable(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(f"cannot be written: {_reason(error)}", key=self._path(step))
+        return CheckpointError(f"cannot be written: {reason(error)}", key=self._path(step))
 
     def restore_last_good(self, abstract: Any, *, starts_over: bool = False) -> Restored | None:
         """Restore the newest intact checkpoint; move newer, broken ones to ``checkpoints.bad/``.
@@ -329,28 +316,3 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # it raises the error of a failed write again
                 self._manager.close()
-
-
-@contextlib.contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Hide Orbax's warnings inside this block, such as that a folder opened for reading is only read."""
-    absl = logging.getLogger("absl")
-
-    def is_kept(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
-
-    absl.addFilter(is_kept)
-    try:
-        yield
-    finally:
-        absl.removeFilter(is_kept)
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of an error as one line; for an error of TensorStore, only the innermost cause.
-
-    >>> _reason(ValueError("RESOURCE_EXHAUSTED: Error writing 'a': No space left on device [os_error_code='28']"))
-    'No space left on device'
-    """
-    text, *metadata = re.split(r" \[(?:tensorstore_spec|os_error_code)", str(error), maxsplit=1)
-    return text.rpartition(": ")[2] if metadata else one_line(error)
