@@ -21,7 +21,8 @@ from absl import flags
 from tqdm import tqdm
 
 from flax_resnet.cli import app, network_flags
-from flax_resnet.cli.row_writers import FORMATS, after, format_of, row_writer, written_rows
+from flax_resnet.cli.continued_output import Written, after, written_rows
+from flax_resnet.cli.row_writers import FORMATS, format_of, row_writer
 from flax_resnet.errors import ConfigError, DataError, printable, writing
 
 if TYPE_CHECKING:
@@ -76,9 +77,11 @@ def _predict(values: flags.FlagValues) -> None:
     append = app.flag(values, "append")
     if append and (not output or as_array):
         raise ConfigError("needs --output, a .csv or .jsonl file", key="--append")
+    _check_output(output, photos)
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.data.image_paths import image_paths
     from flax_resnet.inference.classifier import NetworkChoice
+    from flax_resnet.inference.evaluation import all_class_names
     from flax_resnet.inference.predictions import predict_files
 
     files = image_paths(photos)
@@ -88,20 +91,18 @@ def _predict(values: flags.FlagValues) -> None:
     files = itertools.chain([first], files)
     network = NetworkChoice(**{name: app.flag(values, name) for name in NetworkChoice._fields})
     classifier = network.load()
-    rows = _Rows(
-        classifier.class_names, app.flag(values, "top_k"), app.flag(values, "probabilities")
-    )
-    if append:
-        files = after(files, *written_rows(output, kind, rows.columns), output)
-    names = (features,) if features else ()
-    batch_size = app.flag(values, "batch_size") or 64
-    predictions = predict_files(classifier, files, batch_size=batch_size, features=names)
+    names = all_class_names(classifier.class_names, classifier.model.num_classes)
+    rows = _Rows(names, app.flag(values, "top_k"), app.flag(values, "probabilities"))
+    written = written_rows(output, kind, rows.columns) if append else Written()
+    files = after(files, written, output)
+    batch_size, wanted = app.flag(values, "batch_size") or 64, [features] if features else []
+    predictions = predict_files(classifier, files, batch_size=batch_size, features=wanted)
     columns = rows.columns if as_array or not features else [*rows.columns, features]
     bad = count = 0
     with contextlib.ExitStack() as stack:
         array = stack.enter_context(_array_writer(output)) if as_array else None
         to = "" if as_array else output
-        writer = stack.enter_context(row_writer(to, kind, columns, append=append))
+        writer = stack.enter_context(row_writer(to, kind, columns, keep=written.size))
         for found in _shown(predictions, photos, quiet=not to):
             count += 1
             if found.problem:
@@ -200,8 +201,20 @@ def _array_writer(output: str) -> Iterator[_ArrayWriter]:
     path = pathlib.Path(output).expanduser()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file, contextlib.closing(_ArrayWriter(file)) as writer:
-            yield writer
+        file = path.open("wb")
+    with file, contextlib.closing(_ArrayWriter(file)) as writer:
+        yield writer
+
+
+def _check_output(output: str, photos: Sequence[str]) -> None:
+    """Raise ConfigError if the output is one of the inputs, which would be lost."""
+    path = pathlib.Path(output).expanduser()
+    for text in photos if output and path.exists() else ():
+        given = pathlib.Path(text).expanduser()
+        if given.exists() and path.samefile(given):
+            raise ConfigError(
+                "is also an input", key="--output", value=output, cure="name another file"
+            )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import importlib.util
-import itertools
+import io
 import json
 import os
 import pathlib
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
-from flax_resnet.errors import ConfigError, DataError, printable, writing
+from flax_resnet.errors import ConfigError, printable, writing
 
 Row = dict[str, Any]
 BUFFERED = 4096  # rows of a row group of a Parquet file
@@ -43,36 +43,39 @@ class _JsonWriter:
 
 
 class _ParquetWriter:
-    def __init__(self, file: Any):
-        self._file, self._rows = file, list[Row]()
-        self._writer: Any = None
+    def __init__(self, file: Any, columns: Sequence[str]):
+        import pyarrow
+        import pyarrow.parquet
+
+        self._schema = pyarrow.schema([(name, _type(name)) for name in columns])
+        self._table = pyarrow.Table.from_pylist
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
+        self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
         self._rows.append({k: printable(v) if isinstance(v, str) else v for k, v in row.items()})
         if len(self._rows) == BUFFERED:
-            self.flush()
+            self._write_group()
 
-    def flush(self) -> None:
-        """Write the buffered rows as a row group."""
-        import pyarrow
-        import pyarrow.parquet
-
-        if not self._rows:
-            return
-        schema = self._writer.schema if self._writer else None
-        table = pyarrow.Table.from_pylist(self._rows, schema=schema)
-        self._writer = self._writer or pyarrow.parquet.ParquetWriter(self._file, table.schema)
-        self._writer.write_table(table)
+    def _write_group(self) -> None:
+        self._writer.write_table(self._table(self._rows, schema=self._schema))
         self._rows.clear()
 
     def close(self) -> None:
-        self.flush()
-        if self._writer:
-            self._writer.close()
+        if self._rows:
+            self._write_group()
+        self._writer.close()
 
 
-def _text_writer(file: IO[str], kind: str, columns: Sequence[str], *, header: bool) -> RowWriter:
-    return _CsvWriter(file, columns, header=header) if kind == "csv" else _JsonWriter(file)
+def _type(column: str) -> Any:
+    """Return the type of a column: the path and labels are text, probabilities are numbers, features are lists."""
+    import pyarrow
+
+    if column.startswith(("path", "label")):
+        return pyarrow.string()
+    return (
+        pyarrow.float64() if column.startswith("probability") else pyarrow.list_(pyarrow.float32())
+    )
 
 
 FORMATS = {"csv": (".csv",), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}
@@ -110,7 +113,7 @@ def format_of(output: str, asked: str = "") -> str:
 
 @contextlib.contextmanager
 def row_writer(
-    output: str, kind: str, columns: Sequence[str], *, append: bool = False
+    output: str, kind: str, columns: Sequence[str], *, keep: int = 0
 ) -> Iterator[RowWriter]:
     """Open a writer of rows.
 
@@ -118,102 +121,29 @@ def row_writer(
       output: the file; "" for standard output.
       kind: the format; see `format_of`.
       columns: names of the columns.
-      append: continue the file, whose rows `written_rows` has read.
+      keep: continue the file after this number of bytes; see `continued_output`.
 
     Raises:
       OutputError: the file cannot be written.
     """
     if not output:
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        yield (
-            _CsvWriter(sys.stdout, columns, header=True)
-            if kind == "csv"
-            else _JsonWriter(sys.stdout)
-        )
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        yield _text_writer(sys.stdout, kind, columns, header=True)
         return
     path = pathlib.Path(output).expanduser()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "parquet":
-            with path.open("wb") as file, contextlib.closing(_ParquetWriter(file)) as rows:
+            with path.open("wb") as file, contextlib.closing(_ParquetWriter(file, columns)) as rows:
                 yield rows
             return
-        mode = "a" if append else "w"
+        mode = "r+" if keep else "w"
         with path.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as text:
-            begun = append and text.tell() > 0
-            yield (
-                _CsvWriter(text, columns, header=not begun) if kind == "csv" else _JsonWriter(text)
-            )
+            text.truncate(keep)
+            text.seek(0, os.SEEK_END)
+            yield _text_writer(text, kind, columns, header=not keep)
 
 
-def written_rows(output: str, kind: str, columns: Sequence[str]) -> tuple[int, str]:
-    """Return the number of complete rows of a file, and the path of the last one; cut an incomplete last line.
-
-    Raises:
-      ConfigError: the file is Parquet, or has other columns.
-      DataError: the file cannot be read.
-    """
-    path = pathlib.Path(output).expanduser()
-    if kind == "parquet":
-        raise ConfigError(
-            "cannot continue a Parquet file", key="--append", cure="use CSV or JSON lines"
-        )
-    if not path.exists():
-        return 0, ""
-    with writing(path), path.open("rb+") as raw:
-        _cut_incomplete_line(raw)
-    count, last = 0, ""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        try:
-            rows: Any = csv.DictReader(file) if kind == "csv" else map(json.loads, file)
-            for row in rows:
-                count += 1
-                if list(row) != list(columns):
-                    raise ConfigError(
-                        f"holds rows of other columns: {', '.join(map(str, row))}",
-                        key="--output",
-                        value=output,
-                        cure="name another file, or use the same options as before",
-                    )
-                last = row["path"]
-        except (ValueError, csv.Error, AttributeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise DataError("holds other text than rows", key="--output", value=output) from error
-    return count, last
-
-
-def _cut_incomplete_line(file: Any) -> None:
-    """Remove what follows the last line feed of a binary file."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 2**16)
-        file.seek(start)
-        if (at := file.read(end - start).rfind(b"\n")) >= 0:
-            file.truncate(start + at + 1)
-            return
-        end = start
-    file.truncate(0)
-
-
-def after(files: Iterator[str], count: int, last: str, output: str) -> Iterator[str]:
-    """Return the files that follow those with a row: `count` rows, the last one of the file `last`.
-
-    Unreadable files may have no row, so `last` is the first such file at its row or later.
-
-    Raises:
-      ConfigError: no file is `last`, so the output belongs to other files.
-    """
-    if not count:
-        return files
-    for _ in itertools.islice(files, count - 1):
-        pass
-    for file in files:
-        if file == last:
-            return files
-    raise ConfigError(
-        f"ends with {printable(last)}, which is none of the images",
-        key="--output",
-        value=output,
-        cure="name another file, or the images of before",
-    )
+def _text_writer(file: IO[str], kind: str, columns: Sequence[str], *, header: bool) -> RowWriter:
+    return _CsvWriter(file, columns, header=header) if kind == "csv" else _JsonWriter(file)

@@ -27,7 +27,7 @@ def image_paths(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         path = os.path.expanduser(text)
         if text == STANDARD_INPUT:
-            yield from _lines(sys.stdin)
+            yield from _lines(getattr(sys.stdin, "buffer", None) or sys.stdin)
         elif os.path.isdir(path):
             yield from _in_folder(path)
         elif os.path.isfile(path):
@@ -42,12 +42,13 @@ def image_paths(texts: Iterable[str]) -> Iterator[str]:
 
 def _in_folder(folder: str) -> Iterator[str]:
     skipped: Counter[str] = Counter()
-    parent, name = os.path.split(os.path.normpath(folder))
-    found = list_images(parent or ".", name, skipped)
+    parent, name = os.path.split(os.path.abspath(folder))
+    found = list_images(parent, name or ".", skipped)
     report_skipped(folder, skipped)
     if not found:
         raise DataError("holds no images", key="PHOTOS", value=folder)
-    return (os.path.join(parent, file) for file in found)
+    inside = len(name) + 1 if name else 2  # of a path such as photos/a.jpg, or ./a.jpg below /
+    return (os.path.join(folder, file[inside:]) for file in found)
 
 
 def _in_table(file: str) -> Iterator[str]:
@@ -64,5 +65,5 @@ def _in_table(file: str) -> Iterator[str]:
         raise DataError(f"cannot be read: {one_line(error)}", key="PHOTOS", value=file) from error
 
 
-def _lines(lines: Iterable[str]) -> Iterator[str]:
-    return (path for line in lines if (path := line.rstrip("\r\n")))
+def _lines(lines: Iterable[str | bytes]) -> Iterator[str]:
+    return (path for line in lines if (path := os.fsdecode(line).rstrip("\r\n")))

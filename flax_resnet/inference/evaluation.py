@@ -74,7 +74,7 @@ def evaluate_run(
     metrics, counts = _measure(run.model, config, source, variables, batch_size)
     other = {"dataset": data.dataset} if dataset else {}
     record = {"step": run.step, **other, "split": split, **metrics}
-    return Evaluation(record, counts, _named(run.class_names, run.model.num_classes))
+    return Evaluation(record, counts, all_class_names(run.class_names, run.model.num_classes))
 
 
 def evaluate_model(
@@ -120,7 +120,7 @@ def evaluate_model(
     variables = {"": classifier.variables}
     metrics, counts = _measure(classifier.model, config, source, variables, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
-    return Evaluation(record, counts, _named(names, classifier.model.num_classes))
+    return Evaluation(record, counts, all_class_names(names, classifier.model.num_classes))
 
 
 def _printed_names(data: tuple[str, ...], weights: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _printed_names(data: tuple[str, ...], weights: tuple[str, ...]) -> tuple[str
     return data if is_numbered(weights) and len(data) == len(weights) else weights
 
 
-def _named(names: tuple[str, ...], count: int) -> tuple[str, ...]:
+def all_class_names(names: tuple[str, ...], count: int) -> tuple[str, ...]:
     """Return a name for each of `count` logits; a run may have more logits than class names."""
     return names + tuple(f"class {number}" for number in range(len(names), count))
 

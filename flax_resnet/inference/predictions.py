@@ -17,6 +17,7 @@ from flax_resnet.inference.classifier import Classifier
 from flax_resnet.ops import dispatch
 from flax_resnet.training import sharding
 from flax_resnet.training.input.host_batches import HostBatches
+from flax_resnet.training.matmul_precision import matmul_precision
 
 CHUNK = 8192  # files whose names are in memory at once
 
@@ -64,7 +65,7 @@ class _Files:
         try:
             with open(self._files[index], "rb") as file:
                 return file.read()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a path with a zero byte
             return b""
 
     def labels(self) -> np.ndarray:
@@ -126,10 +127,11 @@ def _compiled(classifier: Classifier, features: tuple[str, ...]) -> Any:
     def forward(variables: Any, pixels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         images = evaluation_images(pixels, augment)
         views = evaluation_views(images, augment)
-        logits = sum(share * model.apply(variables, view, train=False) for share, view in views)
-        found = {}
-        if features:
-            found = dict(model.apply(variables, images, train=False, features=features))
+        with matmul_precision(classifier.config):
+            logits = sum(share * model.apply(variables, v, train=False) for share, v in views)
+            found = {}
+            if features:
+                found = dict(model.apply(variables, images, train=False, features=features))
         return jax.nn.softmax(logits, axis=-1), found
 
     everywhere = sharding.replicated(mesh)
@@ -177,6 +179,6 @@ def _problem(classifier: Classifier, file: str) -> str:
         prepare_image(file, classifier.config.evaluating().data, name=file)
     except DataError as error:
         return error.problem
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return one_line(error)
     return "cannot be decoded"

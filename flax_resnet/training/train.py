@@ -102,6 +102,7 @@ def train(
             epoch = start.step / experiment.plan.steps_per_epoch
             log.info("going on from checkpoint %d (epoch %.3g)", start.step, epoch)
         else:
+            checkpoints.start_over()
             if config.model.pretrained and weights is None:
                 weights = read_pretrained(config, experiment.model, open_pretrained(config), names)
             start = fresh_start(experiment, weights)

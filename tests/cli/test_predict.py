@@ -1,19 +1,22 @@
 """The command `predict`: the same answers as Python and `evaluate`, for all kinds of input and output."""
 
 import csv
+import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import refused, saved_run
+from conftest import refused, saved, saved_run
 
 import flax_resnet
 from flax_resnet.cli import commands
 from flax_resnet.data.image_paths import image_paths
 from flax_resnet.errors import DataError
 from flax_resnet.inference import predictions
+from flax_resnet.training.runs.metadata import RunMetadata
 
 
 @pytest.fixture
@@ -101,6 +104,13 @@ def test_all_kinds_of_input(photos, tmp_path, monkeypatch):
         str(china / "2.jpg"),
     ]
     assert list(image_paths(["**/5.jpg"])) == ["china/more/5.jpg", "flower/5.jpg"]
+    inside = [os.path.relpath(file, photos) for file in image_paths([str(photos)])]
+    assert list(image_paths(["."])) == [f"./{file}" for file in inside]
+    monkeypatch.chdir(china)
+    assert list(image_paths([".."])) == [f"../{file}" for file in inside]
+    raw = io.TextIOWrapper(io.BytesIO(b"caf\xe9.jpg\nnul\0.jpg\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", raw)
+    assert list(image_paths(["-"])) == ["caf\udce9.jpg", "nul\0.jpg"]
     (tmp_path / "empty").mkdir()
     for text in ("nothing.jpg", "*.nothing", str(tmp_path / "empty")):
         with refused("PHOTOS", text, DataError):
@@ -135,12 +145,53 @@ def test_an_interrupted_output_is_continued(run, photos, tmp_path, capsys, suffi
         *wanted, exact = values(whole.decode())
         assert names == wanted
         np.testing.assert_allclose(numbers, exact, rtol=1e-5)
+    for content in (whole, whole[: whole.find(b"\n") + 1]):  # in CSV, the second is only the header
+        file.write_bytes(content)
+        capsys.readouterr()
+        assert commands.main([*command, "--append", "--top_k=2"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --output={file}: ")
+        assert file.read_bytes() == content
     file.write_bytes(whole)
-    other = [*command, "--append", "--top_k=2"]
-    assert commands.main(other) == 2
-    assert capsys.readouterr().err.startswith(f"error: --output={file}: ")
     assert commands.main(["predict", str(photos / "china"), *command[2:], "--append"]) == 2
     assert file.read_bytes() == whole
+    for foreign in (b"name,age\nx,1\ny,2", b"my only copy", b"3\n4\n"):
+        file.write_bytes(foreign)
+        assert commands.main([*command, "--append"]) in (2, 4)
+        assert file.read_bytes() == foreign
+
+
+def test_an_output_that_is_an_input_is_refused(run, photos, capsys):
+    table = photos / "list.csv"
+    table.write_text("path,label\nchina/0.jpg,a\n")
+    before = table.read_bytes()
+    assert commands.main(["predict", str(table), f"--workdir={run}", f"--output={table}"]) == 2
+    assert table.read_bytes() == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --output=")
+
+
+def test_a_run_with_more_logits_than_classes(photographs, tmp_path, capsys):
+    sections = {
+        "data": {"source": "folder", "path": str(photographs), "image_size": 24},
+        "model": {"name": "resnet20", "depths": (1, 1, 1), "num_classes": 5},
+    }
+    run = saved_run(tmp_path / "run", sections, ["china", "flower", "c", "d", "e"], step=3)
+    metadata = RunMetadata.from_json(saved(run, 3))
+    two = dataclasses.replace(metadata, class_names=("china", "flower")).to_json()
+    (run / "checkpoints" / "3" / "run" / "metadata").write_text(json.dumps(two))
+    rows, _ = predicted(capsys, photographs, f"--workdir={run}", "--top_k=9", "--probabilities")
+    assert {rows[0][f"label_{place}"] for place in range(2, 6)} | {rows[0]["label"]} == {
+        "china", "flower", "class 2", "class 3", "class 4",
+    }  # fmt: skip
+
+
+def test_a_table_without_a_readable_image(run, photos, tmp_path, capsys):
+    bad = photos / "flower" / "2b.jpg"
+    table = tmp_path / "rows.parquet"
+    predicted(capsys, bad, f"--workdir={run}", f"--output={table}", code=4)
+    assert pyarrow.parquet.read_table(table).to_pydict()["label"] == [None]
+    predicted(capsys, bad, f"--workdir={run}", f"--output={table}", "--skip_bad")
+    assert pyarrow.parquet.read_table(table).num_rows == 0
 
 
 def test_features_as_a_table_and_as_an_array(run, photos, tmp_path, capsys):

@@ -183,8 +183,12 @@ def test_a_folder_whose_checkpoints_are_lost_does_not_start_over_unasked(workdir
     shutil.rmtree(workdir / "checkpoints.bad")
     with refused(workdir / "checkpoints", kind=CheckpointError):
         Checkpoints(workdir).restore_last_good(abstract())
-    for starts_over in (True, False):  # once it was allowed, the next command may start over, too
-        assert Checkpoints(workdir).restore_last_good(abstract(), starts_over=starts_over) is None
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.restore_last_good(abstract(), starts_over=True) is None
+    with refused(workdir / "checkpoints", kind=CheckpointError):  # the forced run has not begun yet
+        Checkpoints(workdir).restore_last_good(abstract())
+    checkpoints.start_over()
+    assert Checkpoints(workdir).restore_last_good(abstract()) is None
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):

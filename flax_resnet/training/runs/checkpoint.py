@@ -272,9 +272,7 @@ class Checkpoints:
                 self._marker.touch()
                 shutil.move(self._folder / str(steps[-1]), bad)
                 self._open()
-        if starts_over:
-            self._marker.unlink(missing_ok=True)
-        if self._marker.exists():
+        if self._marker.exists() and not starts_over:
             broken = f"; broken ones are in {self._bad}" if self._bad.is_dir() else ""
             raise CheckpointError(
                 f"no intact checkpoint is left{broken}",
@@ -282,6 +280,10 @@ class Checkpoints:
                 cure="restore one from a backup, or start again from step 0 with --resume=force",
             )
         return None
+
+    def start_over(self) -> None:
+        """Forget that the folder had checkpoints; all are lost, and the run starts again from step 0."""
+        self._marker.unlink(missing_ok=True)
 
     def resolve(self, checkpoint: str | int, best: int | None = None) -> int:
         """Return the saved step that "last", "best" or a step means.

@@ -118,7 +118,8 @@ def _renew(path: pathlib.Path, file: int, owner: dict[str, Any], stop: threading
     number = 0
     while not stop.wait(RENEWAL):
         number += 1
-        if not _names(_read(path), owner):
+        found = _read(path)  # {} if it cannot be read now
+        if found and not _names(found, owner):
             log.error("%s: another process has taken the lock of this one", path.parent)
             return
         with contextlib.suppress(OSError):
