@@ -79,11 +79,12 @@ def _predict(values: flags.FlagValues) -> None:
         raise ConfigError("needs --output, a .csv or .jsonl file", key="--append")
     _check_output(output, photos)
     app.set_up_jax(app.flag(values, "compilation_cache"))
-    from flax_resnet.data.image_paths import image_paths
+    from flax_resnet.data.image_paths import check_named, image_paths
     from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.evaluation import all_class_names
     from flax_resnet.inference.predictions import predict_files
 
+    check_named(photos)
     files = image_paths(photos)
     first = next(files, None)  # raises for a wrong path before the network is read
     if first is None:
@@ -91,6 +92,9 @@ def _predict(values: flags.FlagValues) -> None:
     files = itertools.chain([first], files)
     network = NetworkChoice(**{name: app.flag(values, name) for name in NetworkChoice._fields})
     classifier = network.load()
+    known = classifier.model.feature_info()
+    if features and features not in known:
+        raise ConfigError("unknown feature", key="--features", value=features, allowed=known)
     names = all_class_names(classifier.class_names, classifier.model.num_classes)
     rows = _Rows(names, app.flag(values, "top_k"), app.flag(values, "probabilities"))
     written = written_rows(output, kind, rows.columns) if append else Written()

@@ -13,6 +13,16 @@ from flax_resnet.errors import DataError, one_line
 STANDARD_INPUT = "-"
 
 
+def check_named(texts: Iterable[str]) -> None:
+    """Raise DataError if a text is no file, no folder, and no pattern that matches anything."""
+    for text in texts:
+        path = os.path.expanduser(text)
+        if text != STANDARD_INPUT and not os.path.exists(path) and not _matches(path):
+            raise DataError(
+                "is no file, folder or pattern that matches a file", key="PHOTOS", value=text
+            )
+
+
 def image_paths(texts: Iterable[str]) -> Iterator[str]:
     """Yield the paths of images, in the order of the texts.
 
@@ -25,6 +35,7 @@ def image_paths(texts: Iterable[str]) -> Iterator[str]:
       DataError: a text names nothing, a folder has no images, or a CSV file cannot be read.
     """
     for text in texts:
+        check_named([text])
         path = os.path.expanduser(text)
         if text == STANDARD_INPUT:
             yield from _lines(getattr(sys.stdin, "buffer", None) or sys.stdin)
@@ -32,12 +43,12 @@ def image_paths(texts: Iterable[str]) -> Iterator[str]:
             yield from _in_folder(path)
         elif os.path.isfile(path):
             yield from _in_table(path) if path.lower().endswith(".csv") else [path]
-        elif found := sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []:
-            yield from (file for file in found if os.path.isfile(file))
         else:
-            raise DataError(
-                "is no file, folder or pattern that matches a file", key="PHOTOS", value=text
-            )
+            yield from (file for file in _matches(path) if os.path.isfile(file))
+
+
+def _matches(path: str) -> list[str]:
+    return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
 
 
 def _in_folder(folder: str) -> Iterator[str]:

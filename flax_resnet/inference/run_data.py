@@ -1,6 +1,7 @@
 """The images of a run where they are now: in their own place, moved to another one, or other images."""
 
 import logging
+import os
 
 from flax_resnet.data.data_section import SOURCES, Data
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
@@ -33,12 +34,15 @@ def run_data(run: LoadedRun, dataset: str = "", *, split: str = "", data_dir: st
     if not dataset:
         return own.but(eval_split=split) if split else own
     source, location = source_of(dataset)
+    if os.path.exists(os.path.expanduser(location)):  # so that the record says where it was
+        location = os.path.abspath(os.path.expanduser(location))
     if source == own.source:
         moved = own.but(**{SOURCES[source].location: location})
         if _is_training_data(moved, run):
             log.info("--dataset=%s: the images that the run was trained on", dataset)
             return moved.but(eval_split=split) if split else moved
-    data = data_section(own, DatasetChoice(dataset, split=split, data_dir=data_dir))
+    choice = DatasetChoice(f"{source}:{location}", split=split, data_dir=data_dir)
+    data = data_section(own, choice)
     what = f"its split {data.eval_split!r} is used"
     if data.eval_fraction is not UNSET and not SOURCES[data.source].has_splits(data):
         data, what = data.but(eval_fraction=1.0), "all its images are used"

@@ -38,6 +38,11 @@ class Start:
     ema_measured: bool = True
 
     @property
+    def replaces(self) -> bool:
+        """Whether the checkpoint of this step is replaced: it holds other metadata, or unmeasured statistics."""
+        return not self.ema_measured or (self.metadata is None and self.step > 0)
+
+    @property
     def bad_images(self) -> dict[int, int]:
         """{index of a known unreadable image: step at which it was found}."""
         known = self.metadata.bad_images if self.metadata else {}

@@ -17,7 +17,7 @@ from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretr
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
-from flax_resnet.training.start import check_teacher, fresh_start, resumed_start
+from flax_resnet.training.start import Start, check_teacher, fresh_start, resumed_start
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher
 
@@ -94,25 +94,31 @@ def train(
         if start:
             check_teacher(start, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
-        if start:
-            folder.cut_records(start.step, judged_anew=start.judged_anew)
+        if start and not folder.cut_records(start.step, judged_anew=start.judged_anew):
+            log.warning("%s has no records: earlier scores are lost", folder)
         folder.store_config(config, scores_from=start.scores_from if start else 0)
         log.info("%s", experiment.summary())
         if start:
-            epoch = start.step / experiment.plan.steps_per_epoch
-            log.info("going on from checkpoint %d (epoch %.3g)", start.step, epoch)
+            _log_resumed(experiment, start)
         else:
             checkpoints.start_over()
             if config.model.pretrained and weights is None:
                 weights = read_pretrained(config, experiment.model, open_pretrained(config), names)
             start = fresh_start(experiment, weights)
             if stored is not None:
-                log.info("no checkpoint yet: starting from the beginning")
+                log.info("no checkpoint: starting from step 0; earlier records are removed")
         from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
         records = trainer.run(start)
         return report(records, experiment, folder, start, began)
+
+
+def _log_resumed(experiment: Experiment, start: Start) -> None:
+    epoch = start.step / experiment.plan.steps_per_epoch
+    log.info("going on from checkpoint %d (epoch %.3g)", start.step, epoch)
+    if start.judged_anew:
+        log.info("scores before this step no longer count: --resume=force changed the run")
 
 
 def _teacher_of(experiment: Experiment) -> Teacher | None:

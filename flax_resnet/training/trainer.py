@@ -74,10 +74,8 @@ class Trainer:
             with stop_requested() as stop, self._explained():
                 ends = False
                 owed = self._is_evaluated(step) and step not in log.scores()
-                if owed or not start.ema_measured:  # a signal prevented it
-                    state, ends = self._settle(
-                        state, step, log, stop, replaces=not start.ema_measured
-                    )
+                if owed or start.replaces:
+                    state, ends = self._settle(state, step, log, stop, replaces=start.replaces)
                 calls = iter(()) if ends else self.train_feed.training(step, plan.total_steps)
                 for call in _timed(calls):
                     with TraceAnnotation(DISPATCH):
@@ -115,7 +113,7 @@ class Trainer:
           step: number of updates made.
           log: the log of the run.
           stop: receives the number of a signal.
-          replaces: replace the checkpoint of this step, whose statistics are not measured.
+          replaces: replace the checkpoint of this step; see `Start.replaces`.
 
         Returns:
           The state, with measured statistics, and whether training ends here.

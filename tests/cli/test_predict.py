@@ -16,6 +16,7 @@ from flax_resnet.cli import commands
 from flax_resnet.data.image_paths import image_paths
 from flax_resnet.errors import DataError
 from flax_resnet.inference import predictions
+from flax_resnet.training.runs.file_checksums import write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata
 
 
@@ -179,6 +180,7 @@ def test_a_run_with_more_logits_than_classes(photographs, tmp_path, capsys):
     metadata = RunMetadata.from_json(saved(run, 3))
     two = dataclasses.replace(metadata, class_names=("china", "flower")).to_json()
     (run / "checkpoints" / "3" / "run" / "metadata").write_text(json.dumps(two))
+    write_file_checksums(run / "checkpoints" / "3")
     rows, _ = predicted(capsys, photographs, f"--workdir={run}", "--top_k=9", "--probabilities")
     assert {rows[0][f"label_{place}"] for place in range(2, 6)} | {rows[0]["label"]} == {
         "china", "flower", "class 2", "class 3", "class 4",
@@ -223,7 +225,8 @@ def test_features_as_a_table_and_as_an_array(run, photos, tmp_path, capsys):
         (["{photos}", "--workdir={run}", "--append"], "--append"),
         (["{photos}", "--workdir={run}", "--append", "--output={photos}/x.parquet"], "--append"),
         (["{photos}", "--workdir={run}", "--features=pre_logits"], "--output"),
-        (["{photos}", "--workdir={run}", "--features=x", "--output={photos}/x.npy"], "features"),
+        (["{photos}", "--workdir={run}", "--features=x", "--output={photos}/x.npy"], "--features"),
+        (["{photos}", "nope.jpg", "--workdir={run}", "--output={photos}/x.csv"], "PHOTOS=nope.jpg"),
         (["{photos}", "--workdir={run}", "--top_k=0"], "--top_k"),
         (["{photos}", "--workdir={photos}"], "{photos}"),
         (["{photos}/nothing", "--workdir={run}"], "PHOTOS"),

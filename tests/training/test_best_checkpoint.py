@@ -96,6 +96,9 @@ def test_a_finished_run_is_judged_anew_by_force(tmp_path):
     assert (forced.final_top1, forced.best_step) == (0, 12)
     again = train(configured(12), workdir, **sources(flipped=True))
     assert (again.final_top1, again.best_step) == (0, 12)
+    # The checkpoint has been replaced by one with the new configuration.
+    train(configured(12, seed=3), workdir, resume="force", **sources(flipped=True))
+    assert flax_resnet.load(workdir).config.train.seed == 3
 
 
 @pytest.mark.slow

@@ -101,7 +101,12 @@ def folder_source(config: Data, split: str, train: bool) -> FileSource:
     """
     root = os.path.expanduser(config.path)
     if not os.path.isdir(root):
-        raise DataError("is not a folder", key="data.path", value=config.path)
+        raise DataError(
+            "is not a folder",
+            key="data.path",
+            value=config.path,
+            cure="if it was moved, name it anew: by data.path for training, by --dataset for evaluate and report",
+        )
     folders = split_folders(root, (config.train_split, config.eval_split))
     if not folders:
         classes = _classes(root, "")

@@ -176,7 +176,8 @@ class Checkpoints:
         except (BrokenCheckpointError, WorkdirError):
             raise
         except Exception as error:  # a corrupted checkpoint raises errors of many types
-            raise self._unreadable(step, path, error) from error
+            self._check_files(step, path)
+            raise self._unreadable(path, error) from error
 
     def restore(self, step: int, abstract: Any) -> Restored:
         """Read and verify a complete checkpoint.
@@ -223,15 +224,29 @@ class Checkpoints:
         return Restored(step, parts, metadata)
 
     def _read(self, step: int, args: Any) -> Any:
+        path = self._path(step) / "state"
+        # First: Orbax and TensorStore report a damaged file with thousands of lines beside their error.
+        self._check_files(step, path)
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # truncated files raise errors of many types
-            raise self._unreadable(step, self._path(step) / "state", error) from error
+            raise self._unreadable(path, error) from error
 
-    def _unreadable(self, step: int, path: pathlib.Path, error: Exception) -> CheckpointError:
-        """Return a BrokenCheckpointError if a file is proven to be damaged; the trouble may pass otherwise."""
-        if damage := proof_of_damage(self._path(step)):
-            return BrokenCheckpointError(f"is damaged: {damage}", key=path)
+    def _check_files(self, step: int, path: pathlib.Path) -> None:
+        """Raise BrokenCheckpointError if a file is damaged, and CheckpointError if it cannot be read now.
+
+        Args:
+          step: the step of the checkpoint.
+          path: what is to be read, for the error.
+        """
+        try:
+            damage = proof_of_damage(self._path(step))
+        except (OSError, MemoryError) as error:
+            raise self._unreadable(path, error) from error
+        if damage:
+            raise BrokenCheckpointError(f"is damaged: {damage}", key=path)
+
+    def _unreadable(self, path: pathlib.Path, error: BaseException) -> CheckpointError:
         return CheckpointError(
             f"cannot be read now: {reason(error)}",
             key=path,

@@ -22,29 +22,27 @@ def write_file_checksums(folder: pathlib.Path) -> None:
 
 
 def proof_of_damage(folder: pathlib.Path) -> str:
-    """Return which file of a checkpoint is damaged and how, or "" if none is proven to be.
+    """Return which file of a checkpoint is damaged and how, or "" if none is.
 
-    A file that cannot be read proves nothing: the cause may be a lack of memory or file handles, the rights of the
-    user, or the network.
+    Raises:
+      OSError: a file cannot be read, which proves nothing: the cause may be a lack of file handles, the rights of
+        the user, or the network.
     """
     try:
+        listed = json.loads((folder / FILES).read_text())
+    except FileNotFoundError:
+        return f"{FILES} is missing" if folder.is_dir() else ""
+    except ValueError:
+        return f"{FILES} is truncated or changed"
+    if not isinstance(listed, dict):
+        return f"{FILES} is truncated or changed"
+    for name, known in listed.items():
         try:
-            listed = json.loads((folder / FILES).read_text())
+            found = _size_and_checksum(folder / name)
         except FileNotFoundError:
-            return f"{FILES} is missing" if folder.is_dir() else ""
-        except ValueError:
-            return f"{FILES} is truncated or changed"
-        if not isinstance(listed, dict):
-            return f"{FILES} is truncated or changed"
-        for name, known in listed.items():
-            try:
-                found = _size_and_checksum(folder / name)
-            except FileNotFoundError:
-                return f"{name} is missing"
-            if found != known:
-                return f"{name} is truncated or changed"
-    except (OSError, MemoryError):
-        return ""
+            return f"{name} is missing"
+        if found != known:
+            return f"{name} is truncated or changed"
     return ""
 
 

@@ -64,6 +64,8 @@ class RunFolder:
             if not self.path.is_dir():
                 raise WorkdirError("is a file", key=self.path, cure="name a folder")
             if not file.exists():
+                if (self.path / "checkpoints").is_dir():
+                    raise WorkdirError(f"has lost its {CONFIG}", key=self.path, cure=RESTORE)
                 if not all(_is_hidden_file(entry) for entry in self.path.iterdir()):
                     raise WorkdirError(
                         f"holds something else (no {CONFIG} in it)",

@@ -36,7 +36,7 @@ def without_remarks() -> Iterator[None]:
         absl.removeFilter(is_kept)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return the message of an error as one line; for an error of TensorStore, only the innermost cause.
 
     >>> reason(ValueError("RESOURCE_EXHAUSTED: Error writing 'a': No space left on device [os_error_code='28']"))
