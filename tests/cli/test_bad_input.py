@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+from conftest import saved
 
 from flax_resnet import main
 from flax_resnet.cli import commands
@@ -173,7 +174,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny
     workdir = tmp_path / "run"
     arguments = [*tiny, f"--workdir={workdir}", "--config.schedule.name=constant"]
     assert main.main([*arguments, "--config.train.epochs=1"]) == 0
-    before = {p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()}
+    before = saved(workdir, 5)["checksums"]
     capsys.readouterr()
     wild = ["--resume=force", "--config.optimizer.learning_rate=1e30"]
     assert main.main([*arguments, *wild]) == DIVERGED
@@ -181,9 +182,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny
     assert line.startswith("error: ")
     for name in ("at step", "checkpoint 5 in", str(workdir), "optimizer.learning_rate=1e+30"):
         assert name in line
-    assert {
-        p: p.read_bytes() for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file()
-    } == before
+    assert saved(workdir, 5)["checksums"] == before
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()] == ["5"]
 
 
