@@ -69,12 +69,12 @@ def finished_result(experiment: Experiment, start: Start, folder: RunFolder) -> 
       start: the last checkpoint, from which training would resume.
       folder: the run folder.
     """
+    if start.judged_anew:
+        return None
     config, plan = experiment.config, experiment.plan
     split, train = config.data.eval_split, config.train
     records = [r for r in folder.read_records() if r["step"] <= start.step]
     early = start.step < plan.total_steps
-    if start.judged_anew:
-        return None
     if early and not has_stopped_early(records, config, start.scores_from):
         return None
     epochs = start.step / plan.steps_per_epoch

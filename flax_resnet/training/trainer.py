@@ -73,8 +73,7 @@ class Trainer:
         try:
             with stop_requested() as stop, self._explained():
                 ends = False
-                owed = self._is_evaluated(step) and step not in log.scores()
-                if owed or start.replaces:
+                if start.replaces or (self._is_evaluated(step) and step not in log.scores()):
                     state, ends = self._settle(state, step, log, stop, replaces=start.replaces)
                 calls = iter(()) if ends else self.train_feed.training(step, plan.total_steps)
                 for call in _timed(calls):
@@ -128,7 +127,8 @@ class Trainer:
                 raise Stopped
             measured = self._with_measured_statistics(state, log.metrics, stop)
             if self._is_evaluated(step):
-                self._evaluate(measured, step, log, stop)
+                if step not in log.scores():
+                    self._evaluate(measured, step, log, stop)
                 improves = step == log.best_step()
                 ends = step == self.experiment.plan.total_steps or log.has_stopped_early()
         except Stopped:

@@ -7,6 +7,7 @@ from conftest import records_of, saved_run
 import flax_resnet
 from flax_resnet.config import freeze
 from flax_resnet.data.sources.arrays import ArraySource
+from flax_resnet.training import train as train_module
 from flax_resnet.training import trainer
 from flax_resnet.training.runs import writers
 from flax_resnet.training.runs.folder import RunFolder
@@ -134,6 +135,12 @@ def test_a_forced_resume_that_ends_before_its_first_checkpoint_stays_forced(tmp_
             train(config, workdir, resume="force", **other)
     result = train(config, workdir, **other)
     assert (result.step, result.final_top1, result.best_top1) == (12, 0, 0)
+    # Killed again, after that evaluation: the step keeps one record.
+    (workdir / "summary.txt").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "finished_result", lambda *given: None)
+        train(config, workdir, **other)
+    assert [r["step"] for r in records_of(workdir, "test")].count(12) == 1
 
 
 def test_the_best_of_a_run_without_evaluations_is_its_last(tmp_path):

@@ -90,8 +90,8 @@ class Checkpoints:
         """Put a checkpoint back whose replacement was not completed."""
         if self._replaced.is_dir():
             for old in self._replaced.iterdir():
-                if not self._path(int(old.name)).exists():
-                    old.rename(self._path(int(old.name)))
+                if old.name.isdigit() and not (place := self._folder / old.name).exists():
+                    old.rename(place)
             shutil.rmtree(self._replaced)
 
     def _write_file_checksums(self) -> None:

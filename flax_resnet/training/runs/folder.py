@@ -17,10 +17,8 @@ from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
 ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
 RESTORE = "restore the file, or name another workdir"
-FACTS = (
-    "schema",
-    "scores_from",
-)  # what config.json holds besides the sections of the configuration
+# What config.json holds besides the sections of the configuration.
+FACTS = ("schema", "scores_from")
 EVALUATIONS, PROBES = "evaluations.jsonl", "probes.jsonl"
 
 
