@@ -11,6 +11,7 @@ python -m flax_resnet predict photos/ --workdir /tmp/run --features pre_logits -
 
 import contextlib
 import itertools
+import logging
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,13 @@ from tqdm import tqdm
 
 from flax_resnet.cli import app, network_flags
 from flax_resnet.cli.continued_output import Written, after, written_rows
-from flax_resnet.cli.row_writers import FORMATS, format_of, row_writer
-from flax_resnet.errors import ConfigError, DataError, printable, writing
+from flax_resnet.cli.row_writers import FORMATS, array_writer, format_of, row_writer
+from flax_resnet.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
-    from flax_resnet.inference.predictions import FilePrediction
+    from flax_resnet.inference.file_predictions import FilePrediction
+
+log = logging.getLogger("flax_resnet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +85,7 @@ def _predict(values: flags.FlagValues) -> None:
     from flax_resnet.data.image_paths import check_named, image_paths
     from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.evaluation import all_class_names
-    from flax_resnet.inference.predictions import predict_files
+    from flax_resnet.inference.file_predictions import predict_files
 
     check_named(photos)
     files = image_paths(photos)
@@ -104,7 +107,7 @@ def _predict(values: flags.FlagValues) -> None:
     columns = rows.columns if as_array or not features else [*rows.columns, features]
     bad = count = 0
     with contextlib.ExitStack() as stack:
-        array = stack.enter_context(_array_writer(output)) if as_array else None
+        array = stack.enter_context(array_writer(output)) if as_array else None
         to = "" if as_array else output
         writer = stack.enter_context(row_writer(to, kind, columns, keep=written.size))
         for found in _shown(predictions, photos, quiet=not to):
@@ -147,6 +150,8 @@ class _Rows:
     def __init__(self, class_names: Sequence[str], top_k: int, all_classes: bool):
         self._names, self._all = class_names, all_classes
         self._top = min(top_k, len(class_names))
+        if self._top < top_k:
+            log.info("--top_k=%d: the network has only %d classes", top_k, self._top)
         ends = ["", *(f"_{place}" for place in range(2, self._top + 1))]
         self._pairs = [(f"label{end}", f"probability{end}") for end in ends]
         every = [f"probability of {name}" for name in class_names] if all_classes else []
@@ -170,44 +175,6 @@ class _Rows:
 def _number(probability: np.floating) -> float:
     """Return a float32 as the shortest decimal number that stands for it."""
     return float(str(probability))
-
-
-class _ArrayWriter:
-    """Writes arrays of one shape below each other into an .npy file, whose header is completed at the end."""
-
-    def __init__(self, file: Any):
-        self._file, self._count = file, 0
-        self._shape: tuple[int, ...] | None = None
-
-    def write(self, array: np.ndarray) -> None:
-        """Write an array."""
-        array = np.asarray(array, np.float32)
-        if self._shape is None:
-            self._shape = array.shape
-            self._write_header()
-        self._file.write(array.tobytes())
-        self._count += 1
-
-    def close(self) -> None:
-        """Complete the header; numpy leaves room in it for a larger number of rows."""
-        self._shape = self._shape or (0,)
-        self._file.seek(0)
-        self._write_header()
-
-    def _write_header(self) -> None:
-        shape = (self._count, *(self._shape or ()))
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-@contextlib.contextmanager
-def _array_writer(output: str) -> Iterator[_ArrayWriter]:
-    path = pathlib.Path(output).expanduser()
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    with file, contextlib.closing(_ArrayWriter(file)) as writer:
-        yield writer
 
 
 def _check_output(output: str, photos: Sequence[str]) -> None:

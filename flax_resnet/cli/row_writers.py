@@ -1,4 +1,4 @@
-"""Writers of rows of values, one row per image: CSV, JSON lines, or Parquet."""
+"""Writers of rows of values, one row per image: CSV, JSON lines, or Parquet; and of arrays."""
 
 import contextlib
 import csv
@@ -10,6 +10,8 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
+
+import numpy as np
 
 from flax_resnet.errors import ConfigError, printable, writing
 
@@ -147,3 +149,42 @@ def row_writer(
 
 def _text_writer(file: IO[str], kind: str, columns: Sequence[str], *, header: bool) -> RowWriter:
     return _CsvWriter(file, columns, header=header) if kind == "csv" else _JsonWriter(file)
+
+
+class ArrayWriter:
+    """Writes arrays of one shape below each other into an .npy file, whose header is completed at the end."""
+
+    def __init__(self, file: Any):
+        self._file, self._count = file, 0
+        self._shape: tuple[int, ...] | None = None
+
+    def write(self, array: np.ndarray) -> None:
+        """Write an array."""
+        array = np.asarray(array, np.float32)
+        if self._shape is None:
+            self._shape = array.shape
+            self._write_header()
+        self._file.write(array.tobytes())
+        self._count += 1
+
+    def close(self) -> None:
+        """Complete the header; numpy leaves room in it for a larger number of rows."""
+        self._shape = self._shape or (0,)
+        self._file.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        shape = (self._count, *(self._shape or ()))
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextlib.contextmanager
+def array_writer(output: str) -> Iterator[ArrayWriter]:
+    """Open a writer of arrays, float32 [n, ...] in an .npy file. Raises OutputError if it cannot be opened."""
+    path = pathlib.Path(output).expanduser()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    with file, contextlib.closing(ArrayWriter(file)) as writer:
+        yield writer

@@ -70,8 +70,9 @@ def _in_table(file: str) -> Iterator[str]:
             if "path" not in (rows.fieldnames or ()):
                 raise DataError("has no column path", key="PHOTOS", value=file)
             for row in rows:
-                if row["path"]:
-                    yield os.path.join(folder, row["path"])
+                if not row["path"]:
+                    raise DataError(f"line {rows.line_num} has no path", key=file)
+                yield os.path.join(folder, row["path"])
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot be read: {one_line(error)}", key="PHOTOS", value=file) from error
 

@@ -15,7 +15,7 @@ import flax_resnet
 from flax_resnet.cli import commands
 from flax_resnet.data.image_paths import image_paths
 from flax_resnet.errors import DataError
-from flax_resnet.inference import predictions
+from flax_resnet.inference import file_predictions
 from flax_resnet.training.runs.file_checksums import write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata
 
@@ -50,7 +50,7 @@ def predicted(capsys, *arguments, code=0):
 
 def test_every_row_equals_the_prediction_of_python(run, photos, capsys, monkeypatch):
     """In the order of the input, also where chunks end, and around an unreadable file."""
-    monkeypatch.setattr(predictions, "CHUNK", 5)
+    monkeypatch.setattr(file_predictions, "CHUNK", 5)
     files = list(image_paths([str(photos)]))
     assert len(files) == 13
     assert files == sorted(files)
@@ -116,6 +116,10 @@ def test_all_kinds_of_input(photos, tmp_path, monkeypatch):
     for text in ("nothing.jpg", "*.nothing", str(tmp_path / "empty")):
         with refused("PHOTOS", text, DataError):
             list(image_paths([text]))
+    table.write_text("path,label\nchina/0.jpg,a\n\n,b\n")
+    with refused(table, kind=DataError) as error:
+        list(image_paths([str(table)]))
+    assert "line 4" in error.value.problem
     table.write_text("file,label\na,b\n")
     with refused("PHOTOS", str(table), DataError):
         list(image_paths([str(table)]))

@@ -12,9 +12,8 @@ from typing import Any
 log = logging.getLogger("flax_resnet")
 
 LONGEST = 40  # characters of a text
-REPLACEMENT = (
-    "\N{REPLACEMENT CHARACTER}"  # for bytes that are not UTF-8, and for control characters
-)
+# For bytes that are not UTF-8, and for control characters.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 FONT = "DejaVu Sans"  # comes with matplotlib
 # Beginnings of the names of fonts that are searched first for other characters.
 PREFERRED = (
