@@ -93,6 +93,17 @@ KINDS = {
 }
 
 
+DATA = Data(image_size=16)
+
+
+def as_trained(source):
+    """Return the pixels of the first example as the pipeline decodes them, and the encoded image."""
+    records = source.read([0])
+    (encoded,), (turn,) = records.images, records.orientations
+    pixels = evaluation_pixels(decodable(encoded), DATA, crop="resize", orientation=turn)
+    return pixels.numpy(), encoded
+
+
 @pytest.mark.parametrize("suffix", KINDS)
 def test_every_kind_of_image_is_read_alike_in_training_and_prediction(suffix, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -101,12 +112,8 @@ def test_every_kind_of_image_is_read_alike_in_training_and_prediction(suffix, tm
         for number in range(2):
             Image.fromarray(pixels).save(tmp_path / kind / f"{number}.{suffix}", KINDS[suffix])
     source = open_source(Data(source="folder", path=str(tmp_path)), train=True)
-    records = source.read([0])
-    data = Data(image_size=16)
-    trained = evaluation_pixels(
-        decodable(records.images[0]), data, crop="resize", orientation=records.orientations[0]
-    ).numpy()
-    np.testing.assert_array_equal(trained, prepare([source.describe(0)], data)[0])
+    trained, _ = as_trained(source)
+    np.testing.assert_array_equal(trained, prepare([source.describe(0)], DATA)[0])
     if KINDS[suffix] not in ("JPEG", "JPEG2000"):
         np.testing.assert_array_equal(trained, pixels)
 
@@ -127,15 +134,11 @@ def test_every_kind_of_image_is_turned_alike_in_training_prediction_and_packing(
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / f"x.{suffix}", kind, exif=exif)
     source = open_source(Data(source="folder", path=str(tmp_path)), train=True)
-    records = source.read([0])
-    data = Data(image_size=16)
-    trained = evaluation_pixels(
-        decodable(records.images[0]), data, crop="resize", orientation=records.orientations[0]
-    ).numpy()
-    predicted = prepare([source.describe(0)], data)[0]
+    trained, encoded = as_trained(source)
+    predicted = prepare([source.describe(0)], DATA)[0]
     assert np.abs(trained.astype(int) - predicted).max() <= 1  # two functions for resizing
-    packed = pack_image(records.images[0], max_side=24, quality=95, upright=True).encoded
-    assert np.abs(prepare([packed], data)[0].astype(int) - predicted).mean() < 4
+    packed = pack_image(encoded, max_side=24, quality=95, upright=True).encoded
+    assert np.abs(prepare([packed], DATA)[0].astype(int) - predicted).mean() < 4
 
 
 def test_files_of_other_kinds_are_counted(tmp_path, lines):
