@@ -27,9 +27,11 @@ Limits of our operations ("plain" has none of them):
 - With symbolic dimensions, XLA's own operations are used.
 """
 
+import contextlib
+import contextvars
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -50,6 +52,21 @@ CPU_COMPILER = {
 
 SWITCH = "FLAX_RESNET_OPS"
 CHOICES = ("auto", "plain", "cpu", "gpu")
+_selected: contextvars.ContextVar[str] = contextvars.ContextVar("selected", default="")
+
+
+@contextlib.contextmanager
+def operations(choice: str) -> Iterator[None]:
+    """Trace with these operations inside the block, whatever FLAX_RESNET_OPS says; `choice` is one of `CHOICES`."""
+    token = _selected.set(choice)
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+
+
+def _choice() -> str:
+    return _selected.get() or os.environ.get(SWITCH, "auto")
 
 
 def has_own_form(x: Array, *platforms: str) -> bool:
@@ -66,7 +83,7 @@ def has_own_form(x: Array, *platforms: str) -> bool:
     Raises:
       ConfigError: FLAX_RESNET_OPS is not one of `CHOICES`.
     """
-    choice = os.environ.get(SWITCH, "auto")
+    choice = _choice()
     if choice not in CHOICES:
         raise ConfigError(key=SWITCH, value=choice, allowed=CHOICES)
     if not all(isinstance(side, int) for side in x.shape):
@@ -76,7 +93,7 @@ def has_own_form(x: Array, *platforms: str) -> bool:
 
 def pins_layout() -> bool:
     """Return whether layouts are pinned: the only device is a CPU, or FLAX_RESNET_OPS is "cpu"."""
-    return os.environ.get(SWITCH) == "cpu" or backend() == ("cpu", 1)
+    return _choice() == "cpu" or backend() == ("cpu", 1)
 
 
 def compiler_options() -> dict[str, str]:
@@ -86,7 +103,7 @@ def compiler_options() -> dict[str, str]:
     and "gpu", if XLA_FLAGS sets the option already, or if XLA does not know the option. Pass options only to the
     outermost `jit`: JAX accepts none for a jitted function that another one traces.
     """
-    if os.environ.get(SWITCH) in ("plain", "gpu") or backend()[0] != "cpu":
+    if _choice() in ("plain", "gpu") or backend()[0] != "cpu":
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
     options = {name: value for name, value in CPU_COMPILER.items() if name not in flags}

@@ -1,0 +1,125 @@
+"""The function that leaves in an export: from images to logits or probabilities, with its weights."""
+
+import contextlib
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from flax_resnet.augment import evaluation_images, evaluation_views
+from flax_resnet.config import Config
+from flax_resnet.data.images import prepare_image
+from flax_resnet.errors import ConfigError
+from flax_resnet.inference.classifier import Classifier
+from flax_resnet.inference.export.signature import Signature
+from flax_resnet.models.folding import fold_batch_norm
+from flax_resnet.models.network import Network
+from flax_resnet.models.stacking import unstack_blocks
+from flax_resnet.ops import dispatch
+from flax_resnet.weights.fill import unrolled_model
+
+BATCH = "batch"  # name of the free dimension
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A network in float32, as every format receives it: unrolled, with folded batch normalisation.
+
+    Attributes:
+      model: the linen module, without `scan_blocks`, computing in float32.
+      variables: its variables, float32 arrays of NumPy.
+      config: the configuration for evaluation; `data.image_size` is that of the signature.
+      class_names: one name per output.
+      signature: what the exported model takes and returns.
+    """
+
+    model: Network
+    variables: dict[str, Any]
+    config: Config
+    class_names: tuple[str, ...]
+    signature: Signature
+
+    def logits(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Return float32 logits [N, K], averaged over the views of the run's evaluation.
+
+        Args:
+          variables: `self.variables`, or tracers of their shapes.
+          images: float32 [N, S, S, C], normalised; or uint8 [N, S, S, 3] if `signature.takes_bytes`.
+        """
+        if self.signature.takes_bytes:
+            images = evaluation_images(images, self.config.augment)
+        shares, views = zip(*evaluation_views(images, self.config.augment), strict=True)
+        outputs = [self.model.apply(variables, view, train=False) for view in views]
+        total: jax.Array = functools.reduce(operator.add, map(_scaled, shares, outputs))
+        return total.astype(jnp.float32)
+
+    def outputs(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Return what the exported model returns, [N, K]: logits, or probabilities."""
+        logits = self.logits(variables, images)
+        return jax.nn.softmax(logits, axis=-1) if self.signature.softmax else logits
+
+    def input(self, batch: Any = None) -> jax.ShapeDtypeStruct:
+        """Return the shape [N, S, S, C] and dtype of the images.
+
+        Args:
+          batch: N; None for that of the signature, which may be a symbolic dimension.
+        """
+        if batch is None:
+            batch = self.signature.batch_size or jax_export.symbolic_shape(BATCH)[0]
+        size, takes_bytes = self.signature.image_size, self.signature.takes_bytes
+        channels = 3 if takes_bytes else self.model.in_channels
+        dtype = jnp.uint8 if takes_bytes else jnp.float32
+        return jax.ShapeDtypeStruct((batch, size, size, channels), dtype)
+
+    def prepared(self, image: Any) -> np.ndarray:
+        """Return an image (as in `Classifier.predict`) as uint8 [S, S, 3], prepared as in evaluation."""
+        return prepare_image(image, self.config.data, name="image")
+
+    def model_input(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the input of the exported model, NHWC, for prepared images uint8 [N, S, S, 3]."""
+        if self.signature.takes_bytes:
+            return pixels
+        return np.asarray(evaluation_images(jnp.asarray(pixels), self.config.augment))
+
+    def expected(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the outputs [N, K] that the exported model must reproduce, for prepared images uint8 [N, S, S, 3]."""
+        with exact():
+            outputs = jax.jit(self.outputs)(self.variables, self.model_input(pixels))
+        return np.asarray(outputs)
+
+
+def program_of(classifier: Classifier, signature: Signature) -> Program:
+    """Return the program of a classifier.
+
+    Raises:
+      ConfigError: the network has no head, or cannot take images of this size.
+    """
+    model = unrolled_model(classifier.model).clone(dtype=jnp.dtype("float32"))
+    if not model.num_classes:
+        raise ConfigError(
+            "the network has no head", key="num_classes", value=0, cure="export a network with one"
+        )
+    variables = jax.device_get(unstack_blocks(classifier.variables))
+    with exact():
+        fold = jax.jit(lambda leaves: fold_batch_norm(model, leaves))
+        folded = jax.device_get(fold(variables))
+    config = classifier.config.evaluating()
+    config = dataclasses.replace(config, data=config.data.but(image_size=signature.image_size))
+    return Program(model, folded, config, classifier.class_names, signature)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Trace with XLA's own operations and float32 products, which every platform computes alike."""
+    with dispatch.operations("plain"), jax.default_matmul_precision("float32"):
+        yield
+
+
+def _scaled(share: float, output: jax.Array) -> jax.Array:
+    return output if share == 1 else share * output
