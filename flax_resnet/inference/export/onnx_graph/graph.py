@@ -1,0 +1,77 @@
+"""A graph of ONNX operators with one output each, before it is written."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+# A length: a whole number, or a symbolic dimension of `jax.export` for the free batch size.
+Dim = Any
+Shape = tuple[Dim, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One operator.
+
+    Attributes:
+      op: an ONNX operator, or AFFINE until `simplify` replaces it.
+      inputs: names of tensors, and of constants of the graph.
+      output: name of the output.
+      attributes: the operator's attributes.
+      scope: name of the linen module that the node computes a part of, such as "layer1_0/conv1".
+    """
+
+    op: str
+    inputs: list[str]
+    output: str
+    attributes: dict[str, Any]
+    scope: str
+
+
+# ``x * scale + shift``; the attributes are float64 arrays that broadcast against x in its layout.
+AFFINE = "Affine"
+
+
+class Graph:
+    """Nodes in the order of their execution, with the constants that they use.
+
+    Attributes:
+      nodes: the operators.
+      constants: {name: array}; weights and the shapes, axes and bounds that operators take as inputs.
+      shapes: {name of a tensor: its shape}, in ONNX's order of axes.
+      dtypes: {name of a tensor: its dtype}.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        self.scope = ""
+        self._used: dict[str, int] = {}
+
+    def add(
+        self, op: str, inputs: list[str], shape: Shape, dtype: Any = np.float32, **attributes: Any
+    ) -> str:
+        """Append a node in the current scope, and return the name of its output."""
+        output = self.named(op.lower())
+        self.nodes.append(Node(op, inputs, output, attributes, self.scope))
+        self.shapes[output], self.dtypes[output] = tuple(shape), np.dtype(dtype)
+        return output
+
+    def constant(self, array: np.ndarray, name: str) -> str:
+        """Add a constant in the current scope, and return its full name."""
+        full = self.named(name)
+        self.constants[full] = np.asarray(array)
+        return full
+
+    def integers(self, values: Any, name: str) -> str:
+        """Add a vector of int64, such as axes."""
+        return self.constant(np.asarray(values, np.int64), name)
+
+    def named(self, name: str) -> str:
+        """Return a new name in the current scope."""
+        full = f"{self.scope}/{name}" if self.scope else name
+        number = self._used[full] = self._used.get(full, 0) + 1
+        return full if number == 1 else f"{full}_{number}"

@@ -1,0 +1,103 @@
+"""Write a graph as an ONNX model."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from flax_resnet.inference.export.onnx_graph.graph import Graph, Node, Shape
+from flax_resnet.inference.export.program import BATCH
+from flax_resnet.version import __version__
+
+OPSET = 18  # of December 2022: ONNX Runtime 1.14 and later
+IR_VERSION = 8
+LARGEST_MESSAGE = 2**31 - 2**24  # bytes; protobuf stops at 2 GiB
+LARGEST_INLINE = 1024  # bytes of a constant that stays in the model file when the weights are beside it
+
+
+def write_model(
+    graph: Graph, inputs: str, outputs: str, path: pathlib.Path, *, half: bool, metadata: dict[str, str]
+) -> None:
+    """Write a model to a file, and check it with ONNX's own checker.
+
+    Weights of more than 2 GB are written to ``PATH.data`` beside it, as ONNX's external data.
+
+    Args:
+      graph: the graph, simplified.
+      inputs: name of its input.
+      outputs: name of its output.
+      path: the file.
+      half: whether to store the weights in float16. They are converted to float32 when the model is loaded.
+      metadata: texts that the model carries.
+    """
+    import onnx
+    from onnx import helper
+
+    size = sum(array.nbytes for array in graph.constants.values()) // (2 if half else 1)
+    data = path.with_name(path.name + ".data") if size > LARGEST_MESSAGE else None
+    casts: list[Node] = []
+    initializers = []
+    with open(data, "wb") if data else open("/dev/null", "wb") as stream:
+        for name, array in graph.constants.items():
+            stored = name
+            if half and array.dtype == np.float32 and array.size > 1:
+                stored, array = f"{name}_float16", array.astype(np.float16)
+                attributes = {"to": np.dtype(np.float32)}
+                casts.append(Node("Cast", [stored], name, attributes, ""))
+            external = data if data and array.nbytes > LARGEST_INLINE else None
+            initializers.append(_initializer(stored, array, external, stream))
+    model = helper.make_model(
+        helper.make_graph(
+            [_node(node, index) for index, node in enumerate([*casts, *graph.nodes])],
+            "flax_resnet",
+            [_value(inputs, graph)],
+            [_value(outputs, graph)],
+            initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="flax_resnet",
+        producer_version=__version__,
+    )
+    helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _initializer(name: str, array: np.ndarray, external: pathlib.Path | None, stream: Any) -> Any:
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name=name, dims=array.shape)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    if external is None:
+        tensor.raw_data = raw.tobytes()
+        return tensor
+    place = {"location": external.name, "offset": stream.tell(), "length": raw.nbytes}
+    stream.write(memoryview(raw).cast("B"))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _node(node: Node, index: int) -> Any:
+    from onnx import helper
+
+    attributes = {
+        key: helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+        for key, value in node.attributes.items()
+    }
+    name = f"{node.scope or 'network'}/{node.op}_{index}"
+    return helper.make_node(node.op, node.inputs, [node.output], name, **attributes)
+
+
+def _value(name: str, graph: Graph) -> Any:
+    from onnx import helper
+
+    dtype = helper.np_dtype_to_tensor_dtype(graph.dtypes[name])
+    return helper.make_tensor_value_info(name, dtype, _sides(graph.shapes[name]))
+
+
+def _sides(shape: Shape) -> list[int | str]:
+    return [side if isinstance(side, int) else BATCH for side in shape]
