@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from flax_resnet.augment import color, geometry, mix, random_erasing
 from flax_resnet.augment.augment_section import FLIPS, POLICIES, Augment
@@ -98,10 +99,16 @@ def evaluation_views(images: Array, config: Augment) -> list[tuple[float, Array]
     if pixels:
         sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
         padded = jnp.pad(images, sides, mode="reflect")
-        moved = [padded[:, : -2 * pixels, : -2 * pixels], padded[:, 2 * pixels :, 2 * pixels :]]
+        _, height, width, _ = images.shape
+        # Not by indexing, which gathers if the batch is symbolic.
+        moved = [
+            lax.slice_in_dim(rows, start, start + width, axis=2)
+            for start in (0, 2 * pixels)
+            for rows in [lax.slice_in_dim(padded, start, start + height, axis=1)]
+        ]
         views = [(0.5, images), *((0.25, view) for view in moved)]
     if config.eval_flip:
-        views = [(share / 2, side) for share, v in views for side in (v, v[:, :, ::-1])]
+        views = [(share / 2, side) for share, v in views for side in (v, lax.rev(v, (2,)))]
     return views
 
 

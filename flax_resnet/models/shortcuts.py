@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jax import lax
 
 from flax_resnet.models.block_spec import BlockSpec, Parts
 from flax_resnet.models.layers.convolution import Array
@@ -81,7 +82,9 @@ def _preact_average_projection(spec: BlockSpec, parts: Parts, x: Array, activate
 def _pad(spec: BlockSpec, parts: Parts, x: Array, train: bool) -> Array:
     """Subsample, and pad the channels with zeros, half of them on each side: option A."""
     del parts, train
-    x = x[:, :: spec.stride, :: spec.stride]
+    # Not by indexing, which gathers if the batch is symbolic.
+    for axis in (1, 2):
+        x = lax.slice_in_dim(x, 0, None, spec.stride, axis=axis)
     new = spec.channels[-1] - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flax_resnet.models.layers.convolution import (
     Array,
@@ -113,7 +114,8 @@ class ChannelConv(nn.Module):
         kernel = self.param("kernel", init, (self.size,), dtype).astype(self.dtype)
         channels, x = x.shape[-1], x.astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (self.size // 2, self.size // 2)))
-        return sum(padded[:, tap : tap + channels] * kernel[tap] for tap in range(self.size))
+        taps = (lax.slice_in_dim(padded, tap, tap + channels, axis=1) for tap in range(self.size))
+        return sum(taken * kernel[tap] for tap, taken in enumerate(taps))
 
 
 ROWS = (

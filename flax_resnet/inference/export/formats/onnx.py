@@ -1,11 +1,13 @@
 """ONNX, for ONNX Runtime, TensorRT, OpenVINO and many others."""
 
+import json
 import pathlib
 
 import numpy as np
 
 from flax_resnet.inference.export.format_row import FormatRow, Runtime
 from flax_resnet.inference.export.onnx_graph.model import write_model
+from flax_resnet.inference.export.onnx_graph.preprocessing import NAME
 from flax_resnet.inference.export.onnx_graph.simplify import simplify
 from flax_resnet.inference.export.onnx_graph.trace import traced_graph
 from flax_resnet.inference.export.program import Program
@@ -14,18 +16,24 @@ from flax_resnet.inference.export.signature import Signature
 
 def _write(program: Program, path: pathlib.Path) -> None:
     signature = program.signature
-    graph, inputs, outputs = traced_graph(program, channels_first=not signature.takes_bytes)
+    graph, outputs = traced_graph(program)
     outputs = simplify(graph, outputs)
-    name = "logits"
     if signature.softmax:
-        shape = graph.shapes[outputs]
-        outputs, name = graph.add("Softmax", [outputs], shape, axis=-1), "probabilities"
-    for node in graph.nodes:
-        if node.output == outputs:
-            node.output = name
-    graph.shapes[name], graph.dtypes[name] = graph.shapes[outputs], graph.dtypes[outputs]
+        outputs = graph.add("Softmax", [outputs], graph.shapes[outputs], axis=-1)
+    graph.share_constants()
+    graph.finish(NAME, outputs, name := "probabilities" if signature.softmax else "logits")
     half = signature.precision == "float16"
-    write_model(graph, inputs, name, path, half=half, metadata={})
+    write_model(graph, NAME, name, path, half=half, metadata=_metadata(program))
+
+
+def _metadata(program: Program) -> dict[str, str]:
+    """Return what a reader of the file alone needs: the classes, and how the images are prepared."""
+    augment, data = program.config.augment, program.config.data
+    about = {"class_names": program.class_names, "preprocessing": program.signature.preprocessing}
+    about |= {"mean": augment.mean, "std": augment.std, "interpolation": data.interpolation}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
 
 
 def _open(path: pathlib.Path, signature: Signature) -> Runtime:
@@ -47,7 +55,6 @@ ROWS = (
         file="model.onnx",
         write=_write,
         open=_open,
-        supports={"preprocessing": ("none", "normalize")},
         packages=("onnx", "onnxruntime"),
         layout="NCHW",
     ),

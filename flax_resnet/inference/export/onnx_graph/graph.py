@@ -1,6 +1,8 @@
 """A graph of ONNX operators with one output each, before it is written."""
 
+import collections
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,7 @@ class Graph:
         self.dtypes: dict[str, np.dtype] = {}
         self.scope = ""
         self._used: dict[str, int] = {}
+        self._plain: dict[str, str] = {}  # {name: the name without its number}
 
     def add(
         self, op: str, inputs: list[str], shape: Shape, dtype: Any = np.float32, **attributes: Any
@@ -74,4 +77,37 @@ class Graph:
         """Return a new name in the current scope."""
         full = f"{self.scope}/{name}" if self.scope else name
         number = self._used[full] = self._used.get(full, 0) + 1
-        return full if number == 1 else f"{full}_{number}"
+        numbered = full if number == 1 else f"{full}_{number}"
+        self._plain[numbered] = full
+        return numbered
+
+    def finish(self, input: str, output: str, output_name: str) -> None:
+        """Rename the output, and number the other names anew: simplifying has left gaps."""
+        names, used = {input: input, output: output_name, "": ""}, collections.Counter[str]()
+
+        def renamed(name: str, plain: str) -> str:
+            if name not in names:
+                used[plain] += 1
+                names[name] = plain if used[plain] == 1 else f"{plain}_{used[plain]}"
+            return names[name]
+
+        for node in self.nodes:
+            node.inputs = [renamed(name, self._plain.get(name, name)) for name in node.inputs]
+            kind = node.op.lower()
+            node.output = renamed(node.output, f"{node.scope}/{kind}" if node.scope else kind)
+        self.constants = {
+            names[name]: array for name, array in self.constants.items() if name in names
+        }
+        self.shapes = {names[name]: shape for name, shape in self.shapes.items() if name in names}
+        self.dtypes = {names[name]: dtype for name, dtype in self.dtypes.items() if name in names}
+
+    def share_constants(self) -> None:
+        """Keep one of several equal constants: each view of an image is computed with the same weights."""
+        firsts: dict[tuple, str] = {}
+        same = {}
+        for name, array in self.constants.items():
+            digest = hashlib.blake2b(np.ascontiguousarray(array).data).digest()
+            same[name] = firsts.setdefault((array.dtype, array.shape, digest), name)
+        self.constants = {name: self.constants[name] for name in firsts.values()}
+        for node in self.nodes:
+            node.inputs = [same.get(name, name) for name in node.inputs]

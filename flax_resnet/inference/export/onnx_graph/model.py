@@ -6,17 +6,24 @@ from typing import Any
 import numpy as np
 
 from flax_resnet.inference.export.onnx_graph.graph import Graph, Node, Shape
-from flax_resnet.inference.export.program import BATCH
 from flax_resnet.version import __version__
 
 OPSET = 18  # of December 2022: ONNX Runtime 1.14 and later
 IR_VERSION = 8
 LARGEST_MESSAGE = 2**31 - 2**24  # bytes; protobuf stops at 2 GiB
-LARGEST_INLINE = 1024  # bytes of a constant that stays in the model file when the weights are beside it
+LARGEST_INLINE = (
+    1024  # bytes of a constant that stays in the model file when the weights are beside it
+)
 
 
 def write_model(
-    graph: Graph, inputs: str, outputs: str, path: pathlib.Path, *, half: bool, metadata: dict[str, str]
+    graph: Graph,
+    inputs: str,
+    outputs: str,
+    path: pathlib.Path,
+    *,
+    half: bool,
+    metadata: dict[str, str],
 ) -> None:
     """Write a model to a file, and check it with ONNX's own checker.
 
@@ -27,7 +34,7 @@ def write_model(
       inputs: name of its input.
       outputs: name of its output.
       path: the file.
-      half: whether to store the weights in float16. They are converted to float32 when the model is loaded.
+      half: whether to store kernels in float16. They are converted to float32 when the model is loaded.
       metadata: texts that the model carries.
     """
     import onnx
@@ -40,7 +47,7 @@ def write_model(
     with open(data, "wb") if data else open("/dev/null", "wb") as stream:
         for name, array in graph.constants.items():
             stored = name
-            if half and array.dtype == np.float32 and array.size > 1:
+            if half and array.dtype == np.float32 and array.ndim > 1:
                 stored, array = f"{name}_float16", array.astype(np.float16)
                 attributes = {"to": np.dtype(np.float32)}
                 casts.append(Node("Cast", [stored], name, attributes, ""))
@@ -74,7 +81,7 @@ def _initializer(name: str, array: np.ndarray, external: pathlib.Path | None, st
         tensor.raw_data = raw.tobytes()
         return tensor
     place = {"location": external.name, "offset": stream.tell(), "length": raw.nbytes}
-    stream.write(memoryview(raw).cast("B"))
+    stream.write(raw.data)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in place.items():
         tensor.external_data.add(key=key, value=str(value))
@@ -84,7 +91,7 @@ def _initializer(name: str, array: np.ndarray, external: pathlib.Path | None, st
 def _node(node: Node, index: int) -> Any:
     from onnx import helper
 
-    attributes = {
+    attributes: dict[str, Any] = {
         key: helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
         for key, value in node.attributes.items()
     }
@@ -100,4 +107,4 @@ def _value(name: str, graph: Graph) -> Any:
 
 
 def _sides(shape: Shape) -> list[int | str]:
-    return [side if isinstance(side, int) else BATCH for side in shape]
+    return [side if isinstance(side, int) else str(side) for side in shape]

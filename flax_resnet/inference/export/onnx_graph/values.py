@@ -5,7 +5,8 @@ JAX's axes each of its own axes holds.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +79,23 @@ class Traced:
 Value = Constant | Traced
 
 
+class Call(NamedTuple):
+    """A call of a primitive, of which at least one operand is a tensor.
+
+    Attributes:
+      operands: its operands.
+      parameters: its parameters in JAX.
+      result: shape and dtype of its result.
+    """
+
+    operands: list[Value]
+    parameters: dict[str, Any]
+    result: Any
+
+
+Writer = Callable[[Graph, Call], Traced]
+
+
 def identity(rank: int) -> tuple[int, ...]:
     """Return the layout of JAX itself."""
     return tuple(range(rank))
@@ -102,6 +120,29 @@ def wanted_layout(order: tuple[int, ...], lengths: Shape) -> tuple[int, ...]:
     return (*order, *(axis for axis in range(rank) if axis not in order))
 
 
+def maps_layout(rank: int) -> tuple[int, ...]:
+    """Return the layout of maps: batch, channels (the last axis in JAX), then the other axes."""
+    return (0, rank - 1, *range(1, rank - 1))
+
+
+def as_traced(value: Value) -> Traced:
+    """Return an operand that cannot be a constant, because it is the only one."""
+    assert isinstance(value, Traced)
+    return value
+
+
+def as_tensor(graph: Graph, value: Value, layout: tuple[int, ...] | None = None) -> Traced:
+    """Return a value as a tensor that stores its full shape, in a layout if one is given."""
+    if isinstance(value, Constant):
+        layout = layout or identity(len(value.shape))
+        name = graph.constant(value.full().transpose(layout), "constant")
+        graph.shapes[name] = graph.constants[name].shape
+        graph.dtypes[name] = graph.constants[name].dtype
+        return Traced(name, value.shape, value.shape, layout)
+    value = materialized(graph, value)
+    return in_layout(graph, value, layout) if layout else value
+
+
 def in_layout(graph: Graph, x: Traced, layout: tuple[int, ...]) -> Traced:
     """Return a tensor in another layout. A node is added only if the order of the longer axes differs."""
     moved = dataclasses.replace(x, layout=layout)
@@ -117,24 +158,18 @@ def materialized(graph: Graph, x: Traced) -> Traced:
     """Return a tensor that stores its full shape."""
     if x.stored == x.shape:
         return x
-    sides = [x.shape[axis] for axis in x.layout]
+    shape = tuple(x.shape[axis] for axis in x.layout)
     # In Expand, a length of 1 keeps the length of the tensor.
-    lengths = [
-        side if isinstance(side, int) and stored != side else 1
-        for side, stored in zip(sides, x.tensor_shape, strict=True)
-    ]
-    if any(
-        not isinstance(side, int) and stored != side
-        for side, stored in zip(sides, x.tensor_shape, strict=True)
-    ):
+    lengths = [1 if a == b else b for a, b in zip(x.tensor_shape, shape, strict=True)]
+    if not all(isinstance(length, int) for length in lengths):
         raise unsupported("a tensor that is repeated over the batch")
-    shape = graph.integers(lengths, "shape")
-    name = graph.add("Expand", [x.name, shape], tuple(sides), graph.dtypes[x.name])
+    target = graph.integers(lengths, "shape")
+    name = graph.add("Expand", [x.name, target], shape, graph.dtypes[x.name])
     return dataclasses.replace(x, name=name, stored=x.shape)
 
 
 def reshape(graph: Graph, x: Traced, shape: Shape) -> Traced:
-    """Return a tensor reshaped as in JAX, transposed only if axes are merged that are not neighbours in its layout."""
+    """Return a tensor reshaped as in JAX; it is transposed only if merged axes are not neighbours in its layout."""
     blocks = _blocks(x.stored, shape)
     order = long_axes(x.layout, x.stored)
     starts = {inside[0]: inside for inside, _ in blocks}
