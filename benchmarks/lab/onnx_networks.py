@@ -11,6 +11,7 @@ import collections
 import csv
 import fnmatch
 import pathlib
+import re
 import tempfile
 import time
 from typing import Any
@@ -130,11 +131,14 @@ def random_variables(model: Any) -> dict[str, Any]:
         kind = path[-1].key
         if kind in ("scale", "var"):
             return draw.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-        # Without a factor, the sums of residual blocks grow until bias and shift no longer matter.
-        deviation = np.sqrt(1 / np.prod(shape.shape[:-1])) if kind == "kernel" else 0.1
+        deviation = np.sqrt(2 / np.prod(shape.shape[:-1])) if kind == "kernel" else 0.1
         return draw.standard_normal(shape.shape, np.float32) * np.float32(deviation)
 
     variables: dict[str, Any] = jax.tree_util.tree_map_with_path(leaf, shapes)
+    for block in variables["params"].values():
+        convs = sorted(name for name in block if re.fullmatch(r"conv\d", name))
+        if convs:  # A block adds a fifth of its input: hundreds of them must not overflow.
+            block[convs[-1]]["kernel"] *= np.float32(0.2)
     return variables
 
 

@@ -41,7 +41,8 @@ def add_input(graph: Graph, program: Program, image: jax.ShapeDtypeStruct) -> Tr
 def _resized(graph: Graph, config: Data) -> str:
     """Resize and crop uint8 [N, H, W, 3] to NCHW, in the arithmetic of `data.images.prepare_image`.
 
-    ONNX Runtime resizes as Pillow does; on photos, one pixel of a thousand differs, by one level.
+    ONNX Runtime resizes as Pillow does: less than one pixel of a thousand of a photo differs, by one level.
+    Pillow 13 resizes tall images vertically first, which rounds other pixels.
     """
     size = config.image_size
     batch, height, width, _ = graph.shapes[NAME]
