@@ -23,7 +23,12 @@ from flax_resnet.models import create_model
 from flax_resnet.models.layers.activations import ACTIVATIONS
 from flax_resnet.models.layers.attention import ATTENTION
 from flax_resnet.models.layers.normalization import NORMS
-from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS, adaptive_average_pool
+from flax_resnet.models.layers.pooling import (
+    ANTI_ALIAS,
+    GLOBAL_POOLS,
+    adaptive_average_pool,
+    average_pool,
+)
 from flax_resnet.models.shortcuts import SHORTCUTS
 from flax_resnet.models.stems import STEMS
 
@@ -134,6 +139,28 @@ def test_every_activation_and_pool(tmp_path):
         return jnp.concatenate(parts, axis=1)
 
     assert_equal(program_of_function(function), tmp_path / "model.onnx")
+
+
+def test_sums_windows_and_edges(tmp_path):
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 4)).astype(np.float32)
+
+    def function(images):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        edges = jnp.pad(jnp.pad(images, [(0, 0), (2, 1), (1, 3), (0, 0)], "reflect"),
+                        [(0, 0), (1, 2), (0, 2), (0, 0)], "reflect")  # fmt: skip
+        parts = [
+            (y * 2 + 1).max(axis=2),  # y is used twice: the factor stays outside of the kernel
+            (1 - y).mean(axis=1),
+            ((jnp.sin(1.0) * images + 3) * 0.5 - 7)[..., None].max(axis=(3, 4)),
+            average_pool(images, size=3, stride=2, partial=True),
+            average_pool(images, size=2, stride=2),
+            edges,
+        ]
+        return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+
+    model = assert_equal(program_of_function(function), tmp_path / "model.onnx")
+    assert counts(model)["Conv"] == 1  # not once for each of its users
 
 
 def test_grey_images_views_and_shared_weights(tmp_path):
