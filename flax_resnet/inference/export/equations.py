@@ -141,7 +141,8 @@ def _flatten(
 
     def number_of(atom: Any) -> int:
         if isinstance(atom, core.Literal):
-            return _add(known, np.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return _add(known, np.asarray(atom.val, aval.dtype))
         return numbers[atom]
 
     for equation in jaxpr.eqns:

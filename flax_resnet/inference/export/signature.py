@@ -35,9 +35,9 @@ class Signature:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for key, allowed in (("preprocessing", (*PREPROCESSING,)), ("precision", PRECISIONS)):
-            if getattr(self, key) not in allowed:
-                raise ConfigError(key=key, value=getattr(self, key), allowed=allowed)
+        for key, choices in (("preprocessing", (*PREPROCESSING,)), ("precision", PRECISIONS)):
+            if getattr(self, key) not in choices:
+                raise ConfigError(key=key, value=getattr(self, key), allowed=choices)
         for key in ("image_size", "batch_size"):
             value = getattr(self, key)
             if key == "batch_size" and value is None:
