@@ -31,6 +31,7 @@ from flax_resnet.inference.export.replay import (
     EXPECTED,
     SCHEMA,
     Replayed,
+    checksums_of,
     refuse_differences,
     replay,
     tolerance_of,
@@ -105,6 +106,7 @@ def export(
         _write_check(program, images, partial / CHECK)
         formats = {row.name: _written(row, program, partial) for row in rows}
         about = _description(program, formats, source)
+        about["export"]["files"] = checksums_of(partial)
         (partial / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         labels = "".join(f"{label_line(name)}\n" for name in program.class_names)
         (partial / "labels.txt").write_text(labels, encoding="utf-8")

@@ -1,10 +1,11 @@
 """Replay the test images of an export in each format's own runtime, and compare the outputs."""
 
+import hashlib
 import importlib.metadata
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,7 @@ def read_export(folder: str | pathlib.Path) -> ExportFolder:
             raise ValueError(f"schema {about['schema']}")
         signature = Signature(**about["signature"])
         files = {name: path / known["file"] for name, known in about["formats"].items()}
+        checksums = dict(about["files"])
         if unknown := files.keys() - FORMATS.keys():
             raise ValueError(f"unknown format {unknown.pop()!r}")
     except UserError as error:
@@ -95,11 +97,38 @@ def read_export(folder: str | pathlib.Path) -> ExportFolder:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise ExportError(f"is damaged, or of another version: {what}", key=file) from error
-    for part in files.values():
-        if not part.exists():
-            raise ExportError(f"is missing; {file} names it", key=part)
+    _check_files(path, files, checksums)
     inputs, outputs = _expected(path / CHECK, signature)
     return ExportFolder(path, files, signature, inputs, outputs)
+
+
+def checksums_of(folder: pathlib.Path) -> dict[str, str]:
+    """Return {path in the folder: SHA-256} of all files."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): _checksum(file) for file in files}
+
+
+def _checksum(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_files(
+    folder: pathlib.Path, formats: Mapping[str, pathlib.Path], checksums: Mapping[str, str]
+) -> None:
+    """Raise ExportError for a missing or changed file: LiteRT, for one, crashes on a truncated file."""
+    for name, file in formats.items():
+        stored = [known for known in checksums if (folder / known).is_relative_to(file)]
+        if not stored:
+            raise ExportError(f"names no checksum of {name}", key=folder / CONFIG)
+    for known, checksum in checksums.items():
+        file = folder / known
+        try:
+            same = _checksum(file) == checksum
+        except OSError as error:
+            raise ExportError(f"cannot be read: {one_line(error)}", key=file) from error
+        if not same:
+            raise ExportError(f"is damaged: its SHA-256 is not that in {CONFIG}", key=file)
 
 
 def _expected(folder: pathlib.Path, signature: Signature) -> tuple[list[np.ndarray], np.ndarray]:
