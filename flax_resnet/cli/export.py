@@ -104,7 +104,7 @@ def _check(values: flags.FlagValues, folder: str) -> None:
                 cure="leave it out",
             )
     app.set_up_jax(app.flag(values, "compilation_cache"))
-    from flax_resnet.inference.export.replay import refuse_differences, replay
+    from flax_resnet.inference.export.replaying import refuse_differences, replay
 
     results = replay(folder)
     rows = [("format", "runtime", "images", "largest difference", "")]

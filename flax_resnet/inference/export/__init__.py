@@ -2,6 +2,6 @@
 
 from flax_resnet.inference.export.exporting import export
 from flax_resnet.inference.export.format_row import FORMATS
-from flax_resnet.inference.export.replay import replay
+from flax_resnet.inference.export.replaying import replay
 
 __all__ = ["FORMATS", "export", "replay"]

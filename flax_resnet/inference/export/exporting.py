@@ -25,7 +25,7 @@ from flax_resnet.inference.export.readme import (
     preparation,
     run_result,
 )
-from flax_resnet.inference.export.replay import (
+from flax_resnet.inference.export.replaying import (
     CHECK,
     CONFIG,
     EXPECTED,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from flax_resnet.config import Config
 from flax_resnet.inference.export.format_row import FORMATS
 from flax_resnet.inference.export.program import Program
-from flax_resnet.inference.export.replay import Replayed
+from flax_resnet.inference.export.replaying import Replayed
 from flax_resnet.models.model_section import CHANNELS
 from flax_resnet.optim.evaluation_metrics import monitored
 
@@ -82,6 +82,12 @@ def preparation(program: Program) -> dict[str, list[str]]:
     parts = {"none": 3, "normalize": 2, "resize": 1}[program.signature.preprocessing]
     stages = [read, resize, normalize]
     caller, model = stages[:parts], stages[parts:]
+    views = {
+        f"images shifted by {augment.eval_shift} px": augment.eval_shift,
+        "mirrored images": augment.eval_flip,
+    }
+    if also := " and ".join(text for text, used in views.items() if used):
+        model = [*model, [f"average the logits over the image and {also} (not in .safetensors)"]]
     return {
         "caller": list(itertools.chain.from_iterable(caller)),
         "model": list(itertools.chain.from_iterable(model)),

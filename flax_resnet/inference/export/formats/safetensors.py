@@ -1,5 +1,6 @@
 """The weights alone as .safetensors, for timm, torchvision, and `load_pretrained` of this package."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -26,7 +27,11 @@ def _write(program: Program, path: pathlib.Path) -> None:
 
 def _open(path: pathlib.Path, signature: Signature) -> Runtime:
     about = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-    program = program_of(load_pretrained(about["architecture"], weights=path), signature)
+    classifier = load_pretrained(about["architecture"], weights=path)
+    # The file holds no views of test-time augmentation, over which the other formats average.
+    augment = classifier.config.augment.but(**about["export"]["views"])
+    config = dataclasses.replace(classifier.config, augment=augment)
+    program = program_of(dataclasses.replace(classifier, config=config), signature)
     apply = jax.jit(program.outputs)
 
     def run(images: np.ndarray) -> np.ndarray:
