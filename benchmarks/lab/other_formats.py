@@ -34,7 +34,7 @@ TESTED = ("stablehlo", "saved_model", "litert")
 COLUMNS = ("name", "image_size", "precision", "format", "difference", "megabytes")
 BOUNDS = {"float32": 1e-4, "float16": 1e-2}
 LARGEST_LOGIT = 10.0
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = Augment(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # `images` come from the export's folder, and `outputs` go back.
 PROCESS = """
 import sys
@@ -150,7 +150,7 @@ def random_classifier(name: str, image_size: int, **options: Any) -> Classifier:
     for key in head:
         head[key] = head[key] * np.float32(LARGEST_LOGIT / float(jnp.abs(logits).max()))
     names = tuple(map(str, range(model.num_classes)))
-    config = Config(model=Model(name=name), augment=Augment(**IMAGENET))
+    config = Config(model=Model(name=name), augment=IMAGENET)
     return Classifier(model, variables, names, config, 0)
 
 

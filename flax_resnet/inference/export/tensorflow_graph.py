@@ -15,6 +15,7 @@ import tensorflow as tf
 from flax_resnet.errors import ConfigError
 from flax_resnet.inference.export.equations import Equation, Equations, as_float16, equations_of
 from flax_resnet.inference.export.program import Program
+from flax_resnet.inference.export.tensorflow_resize import resized
 
 INPUT = "images"
 # erf(x) = x P(x^2) / Q(x^2), highest power first, as XLA computes it in float32. TensorFlow Lite has no erf.
@@ -66,8 +67,14 @@ class ProgramModule(tf.Module):
         }
         images = equations.images
         shape = [side if isinstance(side, int) else None for side in images.shape]
+        size, resizes = program.signature.image_size, program.signature.preprocessing == "resize"
+        if resizes:
+            shape[1:3] = None, None
 
         def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            if resizes:
+                images = resized(images, program.config.data)
+                images = tf.ensure_shape(images, [shape[0], size, size, 3])
             logits = self._logits(equations, images)
             if softmax:
                 return {"probabilities": tf.nn.softmax(logits, name="probabilities")}

@@ -118,6 +118,8 @@ def test_kernels_are_stored_in_float16_and_biases_are_not():
     arrays = {1: np.ones((2, 2), np.float32), 2: np.ones(2, np.float32), 3: np.ones((2, 2), int)}
     dtypes = [array.dtype for array in as_float16(arrays).values()]
     assert dtypes == [np.float16, np.float32, int]
+    arrays[4] = np.ones((100, 100), np.float32)
+    assert as_float16(arrays)[1].dtype == np.float32  # too small to matter
     with refused("precision", "float16", ConfigError):
         as_float16({1: np.full((2, 2), 1e5, np.float32)})
 

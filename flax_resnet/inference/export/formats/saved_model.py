@@ -55,6 +55,5 @@ ROWS = (
         runtimes=("tensorflow",),
         load=LOAD,
         packages=("tensorflow",),
-        supports={"preprocessing": ("none", "normalize")},
     ),
 )
