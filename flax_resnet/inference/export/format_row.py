@@ -26,7 +26,8 @@ class FormatRow(Row):
         to outputs [N, K]. The images are as the signature says, in `layout`.
       supports: {field of `Signature`: the values that the format can express}; every other field allows all values.
       packages: modules that `write` imports and that may be missing.
-      runtimes: modules that `open` loads the file with: the first one that is installed.
+      runtimes: modules that `open` loads the file with: the first one that is installed. Empty for the last of
+        `packages`.
       load: lines of Python that load the file and compute `outputs`, for the model card. ``{input}`` stands for a
         description of `images`, ``{network}`` for the name of the network.
       layout: "NHWC" or "NCHW", of float32 images. Images of uint8 are NHWC in every format.
@@ -44,7 +45,7 @@ class FormatRow(Row):
     @property
     def runtime(self) -> str:
         """The module that `open` uses, or "" if none is installed."""
-        return next(filter(_is_installed, self.runtimes), "")
+        return next(filter(_is_installed, self.runtimes or self.packages[-1:]), "")
 
     def check(self, signature: Signature) -> None:
         """Raise ConfigError if the format cannot express the signature, or a package that writes it is missing."""

@@ -91,7 +91,7 @@ class Program:
         return np.asarray(evaluation_images(jnp.asarray(pixels), self.config.augment))
 
     def expected(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the outputs [N, K] that the exported model must give for prepared images, uint8 [N, S, S, 3]."""
+        """Return the outputs [N, K] that the exported model must give for prepared images uint8 [N, S, S, 3]."""
         with exact():
             outputs = jax.jit(self.outputs)(self.variables, self.model_input(pixels))
         return np.asarray(outputs)

@@ -159,7 +159,7 @@ def _replayed(exported: ExportFolder, row: FormatRow, file: pathlib.Path) -> Rep
     signature, count = exported.signature, len(exported.inputs)
     tolerance = tolerance_of(signature)
     if not row.runtime:
-        install = row.install(row.runtimes[:1])
+        install = row.install((row.runtimes or row.packages[-1:])[:1])
         return Replayed(row.name, install, count, None, tolerance)
     try:
         run = row.open(file, signature)

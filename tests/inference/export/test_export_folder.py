@@ -163,7 +163,7 @@ def test_a_network_without_a_head_is_refused(classifier, tmp_path):
 def test_nothing_is_overwritten(classifier, folder, tmp_path):
     before = checksums_of(folder)
     with refused(folder, kind=OutputError):
-        export(classifier, folder, "stablehlo", image_size=SIZE)
+        export(tmp_path / "no_run", folder, "stablehlo")  # before the network is read
     assert checksums_of(folder) == before
     file = tmp_path / "file"
     file.touch()
@@ -211,7 +211,7 @@ def test_the_command_replays_an_export(folder, tmp_path, cache_dir, capsys):
 def test_a_damaged_folder_is_one_line(folder, tmp_path):
     with refused(tmp_path, kind=ExportError):
         replay(tmp_path)
-    file = edited(folder, tmp_path / "edited", checksums=False, outputs=np.zeros((4, 3)))
+    file = edited(folder, tmp_path / "edited", checksums=False, outputs=np.zeros((4, 3), "f"))
     with refused(file / "check" / "expected.npz", kind=ExportError):
         replay(file)
     for name, outputs in {"dtype": np.zeros((4, 3)), "count": np.zeros((3, 3), "f")}.items():
