@@ -13,6 +13,13 @@ from flax_resnet.inference.export.onnx_graph.trace import traced_graph
 from flax_resnet.inference.export.program import Program
 from flax_resnet.inference.export.signature import Signature
 
+LOAD = """
+import onnxruntime
+
+model = onnxruntime.InferenceSession("model.onnx")
+(outputs,) = model.run(None, {"images": images})  # {input}
+"""
+
 
 def _write(program: Program, path: pathlib.Path) -> None:
     signature = program.signature
@@ -55,7 +62,9 @@ ROWS = (
         file="model.onnx",
         write=_write,
         open=_open,
-        packages=("onnx", "onnxruntime"),
+        packages=("onnx",),
+        runtimes=("onnxruntime",),
+        load=LOAD,
         layout="NCHW",
     ),
 )
