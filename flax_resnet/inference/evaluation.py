@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_resnet.data.named import DatasetChoice, data_section, source_of
+from flax_resnet.data.data_section import Data
+from flax_resnet.data.named import DatasetChoice, data_section, naming_flags
 from flax_resnet.data.records import Relabelled, Source
 from flax_resnet.errors import DataError
 from flax_resnet.settings import UNSET
@@ -62,11 +63,12 @@ def evaluate_run(
     from flax_resnet.training.runs.load import load_run
 
     run = load_run(workdir, checkpoint)
-    data = run_data(run, dataset, split=split, data_dir=data_dir)
-    data = data.but(eval_size=image_size or data.eval_size)
+    with naming_flags(dataset, split):
+        data = run_data(run, dataset, split=split, data_dir=data_dir)
+        data = data.but(eval_size=image_size or data.eval_size)
+        split = data.eval_split
+        opened = open_source(data, train=split == data.train_split, split=split)
     config = dataclasses.replace(run.config, data=data)
-    split = data.eval_split
-    opened = open_source(data, train=split == data.train_split, split=split)
     where, key = (dataset, "--dataset") if dataset else (split, "--split")
     source = with_weights_labels(opened, run.class_names, where, key=key)
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
@@ -103,24 +105,38 @@ def evaluate_model(
     Raises:
       UserError: there is no such network, weights, dataset or split, or the weights lack a class of the dataset.
     """
-    source_of(dataset)  # raises for a wrong path before any download
-    from flax_resnet.data.open import open_source
     from flax_resnet.inference.classifier import load_pretrained
 
-    classifier = load_pretrained(name, weights=weights)
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
-    data = data_section(classifier.config.data, choice)
-    # The weights were not trained on this data, so evaluate all images of a folder without splits.
-    if data.eval_fraction is not UNSET:
-        data = data.but(eval_fraction=1.0)
+    open_other(Data(), choice)  # raises for wrong data before any download
+    classifier = load_pretrained(name, weights=weights)
+    data, opened = open_other(classifier.config.data, choice)
     config = dataclasses.replace(classifier.config, data=data)
-    opened = open_source(data, train=False)
     names = _printed_names(opened.class_names, classifier.class_names)
     source = with_weights_labels(opened, classifier.class_names, dataset)
     variables = {"": classifier.variables}
     metrics, counts = _measure(classifier.model, config, source, variables, batch_size or 64)
     record = {"model": name, "split": data.eval_split, **metrics}
     return Evaluation(record, counts, all_class_names(names, classifier.model.num_classes))
+
+
+def open_other(preprocessing: Data, choice: DatasetChoice) -> tuple[Data, Source]:
+    """Open data that the weights were not trained on: all images of a folder without splits.
+
+    Args:
+      preprocessing: the data section of the weights.
+      choice: the data, as flags name them.
+
+    Raises:
+      UserError: there is no such dataset or split; the error names the flag.
+    """
+    from flax_resnet.data.open import open_source
+
+    with naming_flags(choice.dataset, choice.split):
+        data = data_section(preprocessing, choice)
+        if data.eval_fraction is not UNSET:
+            data = data.but(eval_fraction=1.0)
+        return data, open_source(data, train=False)
 
 
 def _printed_names(data: tuple[str, ...], weights: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import io
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.records import Records
 from flax_resnet.data.stored_labels import stored_labels
@@ -277,7 +278,7 @@ def find_builder(name: str, data_dir: str) -> Any:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
-        raise DataError("is not a TFDS dataset", key="data.name", value=name, cure=hint) from error
+        raise DataError(NOT_TFDS, key="data.name", value=name, cure=hint) from error
     except OSError as error:
         raise OutputError(
             f"dataset {name!r} cannot be written: {one_line(error)}",
@@ -314,6 +315,13 @@ def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
     )
 
 
+def _is_name(text: str) -> bool:
+    """Return whether a text may be a name, name/config or name:version, not the path of a missing folder or file."""
+    first, slash, _ = text.partition("/")
+    is_path = text[:1] in "./~" or text.count("/") > 1 or text.endswith(("/", ".csv"))
+    return not is_path and not (slash and os.path.exists(first))
+
+
 ROWS = (
     SourceRow(
         name="tfds",
@@ -321,7 +329,7 @@ ROWS = (
         uses={"name": "digits", "data_dir": "", "image_feature": "", "label_feature": ""},
         open=lambda config, split, train: TfdsSource(config, split),
         location="name",
-        has_kind=lambda text: bool(text) and text[0] not in "./~",
+        has_kind=_is_name,
         eval_split=evaluation_split,
     ),
 )
