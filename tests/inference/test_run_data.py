@@ -65,7 +65,7 @@ def test_a_moved_folder_keeps_its_split_and_another_is_used_whole(
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --dataset=")
     moved.rename(photographs)
     for own in ((), (f"--dataset={photographs}",)):
-        assert commands.main(["evaluate", command, *own, "--split=nope"]) == 4
+        assert commands.main(["evaluate", command, *own, "--split=nope"]) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: --split=nope: ")
 
 

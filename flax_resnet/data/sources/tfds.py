@@ -316,7 +316,7 @@ def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
 
 
 def _is_name(text: str) -> bool:
-    """Return whether a text may be a name, name/config or name:version, not the path of a missing folder or file."""
+    """Return whether a text may be a name, name/config or name:version, not the path of something missing."""
     first, slash, _ = text.partition("/")
     is_path = text[:1] in "./~" or text.count("/") > 1 or text.endswith(("/", ".csv"))
     return not is_path and not (slash and os.path.exists(first))
