@@ -34,6 +34,10 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
             "split",
             "split to evaluate (default: the run's evaluation split; with --model validation or test)",
         ),
+        (
+            "real_labels",
+            "ImageNet-ReaL's labels (real.json) of ImageNet's validation images: also prints the top-1 by them",
+        ),
         ("confusion", "file for the confusion matrix: .csv, or .png (needs matplotlib)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
@@ -53,10 +57,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     sources = {name: app.flag(values, name) for name in ("workdir", "model")}
     file = confusion.checked(app.flag(values, "confusion"))
     own = model_only if sources["model"] else ("checkpoint",)
-    given = ("dataset", "split", "data_dir", "batch_size", "image_size", *own)
+    given = ("dataset", "split", "data_dir", "batch_size", "image_size", "real_labels", *own)
     options = {name: app.flag(values, name) for name in given}
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
+    from flax_resnet.inference.intervals import proportion_interval
     from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown
     from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
 
@@ -74,6 +79,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     print(f"{shown(record)} on {where}")
     if f"{EMA}top1" in record:
         print(f"moving average: {shown(record, EMA)}")
+    if "real_top1" in record:
+        count = int(record["real_count"])
+        low, high = proportion_interval(round(record["real_top1"] * count), count)
+        shown_real = f"{record['real_top1']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+        print(f"top-1 by ImageNet-ReaL's labels: {shown_real} on {count} images with labels")
     if counts is not None and (weakest := confusion.weakest(counts, names)):
         print(f"weakest classes: {weakest}")
     if file and counts is not None:

@@ -42,6 +42,7 @@ def evaluate_run(
     data_dir: str = "",
     batch_size: int = 0,
     image_size: int = 0,
+    real_labels: str = "",
 ) -> Evaluation:
     """Evaluate a checkpoint of a run.
 
@@ -53,11 +54,13 @@ def evaluate_run(
       data_dir: TFDS data folder; empty for that of the run.
       batch_size: images per step; 0 for that of the run.
       image_size: image size in pixels; 0 for that of the run.
+      real_labels: a file of ImageNet-ReaL's labels, for `real_accuracy`; empty for none.
 
     Raises:
       UserError: there is no such run, checkpoint or split, or the run lacks a class of the split.
     """
     from flax_resnet.data.open import open_source
+    from flax_resnet.inference.real_accuracy import real_accuracy, real_labels_of
     from flax_resnet.inference.run_data import run_data
     from flax_resnet.optim.evaluation_metrics import EMA
     from flax_resnet.training.runs.load import load_run
@@ -73,7 +76,9 @@ def evaluate_run(
     source = with_weights_labels(opened, run.class_names, where, key=key)
     batch_size = batch_size or config.train.eval_batch_size or config.train.batch_size
     variables = {"": run.variables} | ({EMA: run.ema} if run.ema else {})
-    metrics, counts = _measure(run.model, config, source, variables, batch_size)
+    real = real_labels_of(opened, run.class_names, real_labels)
+    found = measure(run.model, config, source, variables, batch_size, by_image=real is not None)
+    metrics, counts = found.metrics | real_accuracy(found.predictions, real), found.confusion
     other = {"dataset": data.dataset} if dataset else {}
     record = {"step": run.step, **other, "split": split, **metrics}
     return Evaluation(record, counts, all_class_names(run.class_names, run.model.num_classes))
@@ -88,6 +93,7 @@ def evaluate_model(
     data_dir: str = "",
     image_size: int = 0,
     batch_size: int = 0,
+    real_labels: str = "",
 ) -> Evaluation:
     """Evaluate a network with pretrained weights, using their preprocessing.
 
@@ -101,11 +107,13 @@ def evaluate_model(
       data_dir: TFDS data folder; empty for that of TFDS.
       image_size: image size in pixels; 0 for that of the weights.
       batch_size: images per step; 0 for 64.
+      real_labels: a file of ImageNet-ReaL's labels, for `real_accuracy`; empty for none.
 
     Raises:
       UserError: there is no such network, weights, dataset or split, or the weights lack a class of the dataset.
     """
     from flax_resnet.inference.classifier import load_pretrained
+    from flax_resnet.inference.real_accuracy import real_accuracy, real_labels_of
 
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
     open_other(Data(), choice)  # raises for wrong data before any download
@@ -114,8 +122,10 @@ def evaluate_model(
     config = dataclasses.replace(classifier.config, data=data)
     names = _printed_names(opened.class_names, classifier.class_names)
     source = with_weights_labels(opened, classifier.class_names, dataset)
-    variables = {"": classifier.variables}
-    metrics, counts = _measure(classifier.model, config, source, variables, batch_size or 64)
+    real = real_labels_of(opened, classifier.class_names, real_labels)
+    model, variables, by_image = classifier.model, {"": classifier.variables}, real is not None
+    found = measure(model, config, source, variables, batch_size or 64, by_image=by_image)
+    metrics, counts = found.metrics | real_accuracy(found.predictions, real), found.confusion
     record = {"model": name, "split": data.eval_split, **metrics}
     return Evaluation(record, counts, all_class_names(names, classifier.model.num_classes))
 
@@ -180,11 +190,49 @@ def with_weights_labels(
     return source
 
 
-def _measure(
-    model: Any, config: Any, source: Any, variables: dict[str, Any], batch_size: int
-) -> tuple[dict[str, float], np.ndarray | None]:
-    """Return the metrics and the confusion matrix; no matrix (None) above MOST_CLASSES classes."""
-    from flax_resnet.optim.evaluation_metrics import CONFUSION, EMA, record
+class Measured(NamedTuple):
+    """What one pass over a split gives; that of the moving average if there is one, but for the metrics.
+
+    Attributes:
+      metrics: the METRICS and `count`; those of the moving average are named ema_NAME.
+      confusion: [K, K], number of examples by (label, prediction); None for more than MOST_CLASSES classes.
+      predictions: int32 [n], the predicted class of each example, -1 for an unreadable one; None if not asked for.
+    """
+
+    metrics: dict[str, float]
+    confusion: np.ndarray | None
+    predictions: np.ndarray | None
+
+
+def measure(
+    model: Any,
+    config: Any,
+    source: Source,
+    variables: dict[str, Any],
+    batch_size: int,
+    *,
+    by_image: bool = False,
+) -> Measured:
+    """Evaluate a network on all examples of a split, in one pass.
+
+    Args:
+      model: the network.
+      config: its configuration, with the preprocessing.
+      source: the examples.
+      variables: {"": of the weights}, with "ema_": of the moving average if there is one.
+      batch_size: images per step; rounded up to a multiple of the number of devices.
+      by_image: also return the prediction of each example.
+
+    Raises:
+      DataError: an example has no label, or too many images are unreadable.
+    """
+    from flax_resnet.optim.evaluation_metrics import (
+        CONFUSION,
+        EMA,
+        PREDICTIONS,
+        predictions_by_example,
+        record,
+    )
     from flax_resnet.training import sharding
     from flax_resnet.training.input.feeds import every_example
     from flax_resnet.training.matmul_precision import matmul_precision
@@ -192,8 +240,13 @@ def _measure(
 
     mesh = sharding.make_mesh()
     batches = every_example(source, config, mesh, batch_size=batch_size)
-    extra = CONFUSION if model.num_classes <= MOST_CLASSES else {}
+    extra = {
+        **(CONFUSION if model.num_classes <= MOST_CLASSES else {}),
+        **(predictions_by_example(len(source)) if by_image else {}),
+    }
     step = make_eval_step(config, model, mesh, extra=extra)
     with matmul_precision(config):
         sums = total(step, variables, {}, batches)
-    return record(sums), sums.get(EMA, sums[""]).get("confusion")
+    last = sums.get(EMA, sums[""])
+    predictions = np.asarray(last[PREDICTIONS]) - 1 if by_image else None
+    return Measured(record(sums), last.get("confusion"), predictions)

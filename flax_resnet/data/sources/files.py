@@ -85,6 +85,10 @@ class FileSource:
         """Return the path of an example's file."""
         return os.path.join(self._root, self._files[index])
 
+    def file_names(self) -> list[str]:
+        """Return the name of each example's file, without its folder."""
+        return [os.path.basename(file) for file in self._files]
+
     def describe(self, index: int) -> str:
         """Return a readable name of an example: its file, in letters that can be printed."""
         return printable(self.path(index))

@@ -12,6 +12,7 @@ import numpy as np
 
 from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
+from flax_resnet.data.record_texts import texts_of
 from flax_resnet.data.records import Records
 from flax_resnet.data.stored_labels import stored_labels
 from flax_resnet.errors import DataError, OutputError, one_line, suggestion
@@ -48,6 +49,7 @@ class TfdsSource:
         features = builder.info.features
         self._image = find_feature(features, "image", config.image_feature, config.name)
         self._label = find_feature(features, "label", config.label_feature, config.name)
+        self._has_names = "file_name" in features
         self._records: _Split
         self._parse: Callable[[Any], tuple[bytes, int]]
         self._folder = pathlib.Path(builder.data_path)
@@ -87,6 +89,12 @@ class TfdsSource:
     def shared(self, other: "TfdsSource") -> int:
         """Return the number of examples that are also in another split of the dataset."""
         return self._records.shared(other._records)
+
+    def file_names(self) -> list[str]:
+        """Return the name of each example's file, as `texts_of` does; empty if the dataset does not state them."""
+        if not (self._has_names and isinstance(self._records, ShardedRecords)):
+            return []
+        return texts_of(self._records, "file_name")
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
