@@ -3,15 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from flax_resnet.data.data_section import Data
-from flax_resnet.data.named import DatasetChoice, data_section, naming_flags
+from flax_resnet.data.named import DatasetChoice, data_section, naming_flags, source_of
 from flax_resnet.data.records import Relabelled, Source
 from flax_resnet.errors import DataError
 from flax_resnet.settings import UNSET
+
+if TYPE_CHECKING:
+    from flax_resnet.inference.classifier import Classifier
 
 log = logging.getLogger("flax_resnet")
 
@@ -113,15 +116,30 @@ def evaluate_model(
       UserError: there is no such network, weights, dataset or split, or the weights lack a class of the dataset.
     """
     from flax_resnet.inference.classifier import load_pretrained
-    from flax_resnet.inference.real_accuracy import real_accuracy, real_labels_of
 
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
     open_other(Data(), choice)  # raises for wrong data before any download
     classifier = load_pretrained(name, weights=weights)
+    return evaluate_classifier(
+        classifier, name, choice, batch_size=batch_size, real_labels=real_labels
+    )
+
+
+def evaluate_classifier(
+    classifier: "Classifier",
+    name: str,
+    choice: DatasetChoice,
+    *,
+    batch_size: int = 0,
+    real_labels: str = "",
+) -> Evaluation:
+    """Evaluate pretrained weights that are loaded; `name` is for the record, the rest as for `evaluate_model`."""
+    from flax_resnet.inference.real_accuracy import real_accuracy, real_labels_of
+
     data, opened = open_other(classifier.config.data, choice)
     config = dataclasses.replace(classifier.config, data=data)
     names = _printed_names(opened.class_names, classifier.class_names)
-    source = with_weights_labels(opened, classifier.class_names, dataset)
+    source = with_weights_labels(opened, classifier.class_names, choice.dataset)
     real = real_labels_of(opened, classifier.class_names, real_labels)
     model, variables, by_image = classifier.model, {"": classifier.variables}, real is not None
     found = measure(model, config, source, variables, batch_size or 64, by_image=by_image)
@@ -142,6 +160,7 @@ def open_other(preprocessing: Data, choice: DatasetChoice) -> tuple[Data, Source
     """
     from flax_resnet.data.open import open_source
 
+    source_of(choice.dataset)  # raises if none is named
     with naming_flags(choice.dataset, choice.split):
         data = data_section(preprocessing, choice)
         if data.eval_fraction is not UNSET:

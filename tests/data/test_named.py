@@ -37,6 +37,11 @@ def test_an_error_names_the_flag_that_gave_the_value(key, value, flags, named):
     assert (caught.value.allowed, caught.value.cure) == ("right", "mend it")
 
 
+def test_evaluate_needs_a_dataset_for_a_model(capsys):
+    assert commands.main(["evaluate", "--model=resnet18"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --dataset: ")
+
+
 @pytest.mark.parametrize("flag", ["--split=nope", "--dataset=nope", "--dataset=nope/nope"])
 def test_evaluate_names_the_wrong_flag_before_it_reads_weights(flag, capsys, monkeypatch):
     from flax_resnet.inference import classifier
