@@ -50,6 +50,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
             "images to compare on (default: those of the runs, which must be the same)",
         ),
         ("split", "", "split of the images (default: the runs' evaluation split)"),
+        ("weights", "", "with --model: folder with a weights file NAME.safetensors for each"),
         ("output", "", "picture to write: .png, .pdf or .svg (needs matplotlib)"),
     ):
         flags.DEFINE_string(name, default, help, flag_values=values)
@@ -67,6 +68,13 @@ def _compare(values: flags.FlagValues) -> None:
     runs, models = app.flag(values, "runs"), app.flag(values, "model")
     data = {name: app.flag(values, name) for name in ("dataset", "split", "data_dir")}
     _check(runs, models, data["dataset"])
+    if app.flag(values, "weights") and not models:
+        raise ConfigError(
+            "is an option of --model",
+            key="--weights",
+            value=app.flag(values, "weights"),
+            cure="leave it out",
+        )
     output = app.flag(values, "output")
     picture = app.picture(output) if output else None
     app.set_up_jax(app.flag(values, "compilation_cache"))
@@ -76,9 +84,11 @@ def _compare(values: flags.FlagValues) -> None:
         open_pretrained,
         open_run,
     )
+    from flax_resnet.inference.several_models import select_models
 
     contenders = [open_run(run, app.flag(values, "checkpoint"), **data) for run in runs]
-    contenders += [open_pretrained(model, **data) for model in models]
+    files = select_models(models, app.flag(values, "weights"), "--model")
+    contenders += [open_pretrained(m, weights=files.file_of(m), **data) for m in files.names]
     size = app.flag(values, "batch_size")
     found = compare(contenders, common=bool(data["dataset"]), batch_size=size)
     trained = [(c.name, c.history.config) for c in contenders if c.history]

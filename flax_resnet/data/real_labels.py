@@ -17,7 +17,9 @@ from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError, DataError, one_line
 
 CLASSES = 1000
-NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})(?:\.|$)")
+NUMBERED = re.compile(
+    r"ILSVRC2012_val_(\d{8})(?!\d)"
+)  # some copies add the WordNet id: _n01440764.JPEG
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ import numpy as np
 
 from flax_resnet.config import Config
 from flax_resnet.config.config import flatten, settings
+from flax_resnet.data.data_section import Data
 from flax_resnet.data.named import DatasetChoice, naming_flags
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source
@@ -164,10 +165,13 @@ def open_run(
     )
 
 
-def open_pretrained(name: str, *, dataset: str, split: str = "", data_dir: str = "") -> Contender:
+def open_pretrained(
+    name: str, *, dataset: str, weights: str = "", split: str = "", data_dir: str = ""
+) -> Contender:
     """Load pretrained weights and open the images; arguments and errors are those of `evaluate_model`."""
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir)
-    classifier = load_pretrained(name)
+    open_other(Data(), choice)  # raises for wrong data before any download
+    classifier = load_pretrained(name, weights=weights)
     data, opened = open_other(classifier.config.data, choice)
     return Contender(
         name=name,

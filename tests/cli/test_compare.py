@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 from conftest import refused, saved_run
+from weights_by_name import SMALLEST
 
 from flax_resnet.cli import compare
 from flax_resnet.cli.plots import overlaid_runs
 from flax_resnet.errors import DataError
 from flax_resnet.inference import comparison
-from flax_resnet.inference.classifier import load
+from flax_resnet.inference.classifier import load, load_pretrained
 from flax_resnet.inference.intervals import proportion_interval
 from flax_resnet.training.runs.folder import METRICS
 
@@ -119,6 +120,30 @@ def test_other_images_need_a_dataset_and_are_then_those_in_common(
     )
 
 
+def test_a_run_is_compared_with_pretrained_weights(files, weights, tmp_path, capsys):
+    """The weights have no class names, so their classes are those of the data by position."""
+    data = {"source": "csv", "path": str(table(tmp_path, "a", files))}
+    run = a_run(tmp_path / "run", data, ["flower", "china"], 3)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    file = folder / f"{SMALLEST}.safetensors"
+    file.write_bytes(weights.read_bytes())
+    about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear",
+             "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    config = {"architecture": SMALLEST, "num_classes": 2, "pretrained_cfg": about}
+    file.with_suffix(".json").write_text(json.dumps(config))
+    options = [f"--model={SMALLEST}", f"--weights={folder}", f"--dataset={data['path']}"]
+    found = json.loads(printed(capsys, run, *options, "--format=json").out)
+    tested = [file for file in files if file.stem != "0"]
+    classifier = load_pretrained(SMALLEST, weights=file)
+    guesses = [("china", "flower")[label] for label in classifier.predict(tested).labels]
+    right = np.array([g == f.parent.name for g, f in zip(guesses, tested, strict=True)])
+    assert [network["name"] for network in found["networks"]] == [str(run), SMALLEST]
+    assert found["networks"][1]["top1"] == pytest.approx(right.mean())
+    assert found["networks"][1]["step"] is None
+    assert found["images"] == len(tested)
+
+
 def contender(name, files, labels, data_path="data"):
     """A contender of which only the images matter."""
     from flax_resnet.config import freeze
@@ -158,6 +183,7 @@ def test_one_run_twice_or_alone_and_a_run_without_a_checkpoint_are_refused(tmp_p
         ([run, f"{run}/../run"], "RUNS", 2),
         ([run, tmp_path / "link"], "RUNS", 2),
         ([run, "--model=resnet18"], "--dataset", 2),
+        ([run, tmp_path / "empty", "--weights=x"], "--weights", 2),
         (["--model=resnet18", "--model=resnet18", "--dataset=digits"], "--model", 2),
         ([run, tmp_path / "empty"], f"{tmp_path / 'empty' / 'checkpoints'}", 5),
         ([run, tmp_path / "nothing"], f"{tmp_path / 'nothing'}", 5),
