@@ -7,7 +7,8 @@ python -m flax_resnet evaluate --workdir /tmp/run
 python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
     Evaluates timm's weights, or a weights file (--weights), on a TFDS dataset or a folder of images.
 python -m flax_resnet evaluate --model 'resnet50*' --dataset imagenet2012 --output models.csv --append
-    Evaluates several networks into one table: those that match a pattern, or those of a file of names (--models).
+    Evaluates several networks into one table: those that match a pattern, or those of a file of names (--models);
+    with --weights=FOLDER, its files NAME.safetensors.
     A network that cannot be evaluated is named, and the others go on. --append skips the networks that have a row.
 """
 

@@ -115,8 +115,9 @@ def _check_row(row: Mapping[str, Any], choice: Mapping[str, Any], folder: str, o
     """Raise DataError if a row that is there already is that of other images, or of weights in another place."""
     found = {name: str(row[name]) for name in ("dataset", "split", "image_size")}
     wanted = {name: str(choice[name]) for name in found if choice[name]}
-    found["weights"] = str(pathlib.Path(row["weights"]).parent) if row["weights"] else ""
-    wanted["weights"] = str(pathlib.Path(folder).expanduser()) if folder else ""
+    file = row["weights"]
+    found["weights"] = file if file in ("", folder) else str(pathlib.Path(file).parent)
+    wanted["weights"] = folder if folder in ("", file) else str(pathlib.Path(folder).expanduser())
     for name, value in wanted.items():
         if found[name] != value:
             raise DataError(

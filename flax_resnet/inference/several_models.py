@@ -31,7 +31,8 @@ class ModelSet(NamedTuple):
 
     Attributes:
       names: their names, each once.
-      folder: the folder with their weights files; empty for timm's weights on the Hugging Face hub.
+      folder: the folder with their weights files, or the file of the only one; empty for timm's weights on the
+        Hugging Face hub.
     """
 
     names: tuple[str, ...]
@@ -39,8 +40,8 @@ class ModelSet(NamedTuple):
 
     def file_of(self, name: str) -> str:
         """Return the weights file of a model; empty for the hub. Raises WeightsError if the folder has none."""
-        if not self.folder:
-            return ""
+        if not self.folder or pathlib.Path(self.folder).expanduser().is_file():
+            return self.folder
         files = _files_by_name(self.folder)
         if name not in files:
             problem = f"has no file {name}.safetensors"
@@ -79,13 +80,16 @@ def select_models(texts: Sequence[str], folder: str, key: str) -> ModelSet:
     Args:
       texts: names such as "resnet50.a1_in1k", and patterns such as "resnet50*". A pattern is compared with all
         names of timm's weights, or with the names of the files in the folder.
-      folder: a folder with a weights file NAME.safetensors for each name; empty for the hub.
+      folder: a folder with a weights file NAME.safetensors for each name, or the file of a single name; empty for
+        the hub.
       key: the flag that names them, for errors.
 
     Raises:
       ConfigError: a pattern matches no name.
-      WeightsError: `folder` is not a folder.
+      WeightsError: `folder` is not a folder, and there is not one name only.
     """
+    if len(texts) == 1 and not is_pattern(texts[0]) and pathlib.Path(folder).expanduser().is_file():
+        return ModelSet((texts[0],), folder)
     if folder and not pathlib.Path(folder).expanduser().is_dir():
         allowed = "a folder with a file NAME.safetensors for each model"
         raise WeightsError("is not a folder", key="--weights", value=folder, allowed=allowed)

@@ -128,6 +128,7 @@ def test_tfds_names_the_files_of_its_images(tmp_path):
     assert [*open_source(data, train=False).file_names()] == names
 
 
+@pytest.mark.slow
 def test_the_folders_of_imagenet_v2_are_indices(imagenet, tmp_path, capsys):
     """As text, '10' is before '2': the class of each image is the number, not the position of its folder."""
     files = [tmp_path / "v2" / index / "0123.jpeg" for index in INDICES]
