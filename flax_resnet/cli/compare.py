@@ -96,12 +96,13 @@ def _compare(values: flags.FlagValues) -> None:
         key: dict(zip((name for name, _ in trained), values, strict=True))
         for key, values in differing_settings([config for _, config in trained]).items()
     }
-    print(_printed(app.flag(values, "format"), found, differing, contenders[0]))
-    if picture:
+    format = app.flag(values, "format")
+    if picture:  # first: the reader of the table may end, such as `| head`
         from flax_resnet.cli.plots import overlaid_runs
 
         overlaid_runs.draw(contenders, found, picture)
-        print(picture, file=sys.stdout if app.flag(values, "format") == "table" else sys.stderr)
+        print(picture, file=sys.stdout if format == "table" else sys.stderr)
+    print(_printed(format, found, differing, contenders[0]))
 
 
 def _check(runs: Sequence[str], models: Sequence[str], dataset: str) -> None:

@@ -205,4 +205,6 @@ def test_drawn_names_leave_out_common_folders():
     ]
     model = comparison.Contender("resnet18.a1_in1k", None, {}, None, None, ())
     assert overlaid_runs.labels([*runs, model]) == ["a", "b/c", "resnet18.a1_in1k"]
+    hidden = comparison.Contender("/tmp/runs/_c", None, {}, None, None, (), history)
+    assert overlaid_runs.labels([runs[0], hidden]) == ["a", " _c"]
     assert overlaid_runs.labels([runs[0], model]) == ["/tmp/runs/a", "resnet18.a1_in1k"]

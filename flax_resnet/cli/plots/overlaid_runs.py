@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ def labels(contenders: Sequence["Contender"]) -> list[str]:
     short = [
         os.path.relpath(c.name, common) if c.history and common else c.name for c in contenders
     ]
-    return [plain(name, LONGEST) for name in short]
+    # Matplotlib leaves labels that begin with _ out of the legend.
+    return [re.sub("^_", " _", plain(name, LONGEST)) for name in short]
 
 
 def _draw_curves(figure: Any, contenders: Sequence["Contender"], names: Sequence[str]) -> None:
