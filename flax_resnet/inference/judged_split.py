@@ -11,7 +11,7 @@ import numpy as np
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.data.images import prepare_image, upright
 from flax_resnet.data.records import Records, Source
-from flax_resnet.errors import DataError
+from flax_resnet.errors import DataError, WeightsError
 from flax_resnet.inference.classifier import Classifier
 from flax_resnet.inference.evaluation import all_class_names, with_weights_labels
 from flax_resnet.inference.features import NAME
@@ -97,6 +97,7 @@ def judge_split(
 
     Raises:
       DataError: the network lacks a class of the split, a label is no class, or no example can be read.
+      WeightsError: a probability is not finite.
     """
     names = all_class_names(classifier.class_names, classifier.model.num_classes)
     lenient = _AnyLabel(source)
@@ -131,13 +132,18 @@ def judge_split(
         kept.append(done + rows)
         features.append(vectors[rows])
         done += len(predicted)
-    if not done and not lenient.unlabelled:
-        raise DataError("no image can be read", key="dataset", value=where)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    columns[:3] = [column.astype(np.int32) for column in columns[:3]]
+    if not all(np.isfinite(part[3]).all() for part in parts):
+        raise WeightsError(
+            "give probabilities that are not finite: they may have diverged", key="weights"
+        )
+    indices, labels, predictions, confidences, own = map(np.concatenate, zip(*parts, strict=True))
     return JudgedSplit(
         names,
-        *columns,
+        indices.astype(np.int32),
+        labels.astype(np.int32),
+        predictions.astype(np.int32),
+        confidences,
+        own,
         np.concatenate(kept).astype(np.int32),
         np.concatenate(features),
         tuple(sorted(host.bad)),

@@ -1,6 +1,5 @@
 """The images that a page shows, with their predictions."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +55,11 @@ class Case(NamedTuple):
 
 
 class PairCases(NamedTuple):
-    """Images of one class that are taken for another one; `count` of them in all."""
+    """Images of one class that are taken for another one; `total` of them in all."""
 
     label: str
     prediction: str
-    count: int
+    total: int
     cases: list[Case]
 
 
@@ -96,8 +95,10 @@ def collect(report: RunReport) -> Cases:
     for one in found[:SUSPECTS]:
         shown |= {one.row, *one.neighbours[:NEIGHBOURS].tolist()}
     known = _cases(report, sorted(shown), heated)
+    mistakes, uncertain = ([known[row] for row in rows] for rows in explained)
     return Cases(
-        *([known[row] for row in rows] for rows in explained),
+        mistakes,
+        uncertain,
         [_of_pair(report, pair, known) for pair in pairs],
         [_of_suspect(one, known) for one in found[:SUSPECTS]],
         len(found),
@@ -114,7 +115,7 @@ def _cases(report: RunReport, rows: list[int], heated: set[int]) -> dict[int, Ca
     images = input_images(report.classifier, report.source, split.indices[rows].tolist())
     which = [number for number, row in enumerate(rows) if row in heated]
     classes = split.predictions[rows][which]
-    heats: Sequence[np.ndarray] = ()
+    heats = np.zeros((0, 0, 0), np.float32)
     if which:
         heats = report.classifier.explain(images[which], classes.tolist())
     heat_of = dict(zip((rows[number] for number in which), heats, strict=True))

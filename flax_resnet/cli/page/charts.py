@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -99,16 +99,15 @@ def reliability(found: Calibration) -> str:
         x, w, accuracy, sure = (
             a[filled] for a in (middle, width, found.accuracy, found.confidence)
         )
-        top.bar(x, accuracy, 0.9 * w, color=SERIES[0], label="accuracy")
-        top.bar(
-            x,
-            sure - accuracy,
-            0.9 * w,
-            bottom=accuracy,
-            color=BAD,
-            alpha=0.35,
-            label="gap to the mean confidence",
-        )
+        top.bar(x, accuracy, 0.9 * w, color=SERIES[0], alpha=0.6, label="accuracy")
+        gap = {
+            "bottom": accuracy,
+            "facecolor": "none",
+            "edgecolor": BAD,
+            "hatch": "////",
+            "lw": 0.8,
+        }
+        top.bar(x, sure - accuracy, 0.9 * w, label="gap to the mean confidence", **gap)
         top.plot([0, 1], [0, 1], color=INK, lw=1, ls="--")
         top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         top.legend(loc="upper left", fontsize=8.5)
@@ -123,7 +122,7 @@ def _figure(size: tuple[float, float], *, rows: int = 1, **grid: Any) -> tuple[A
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(STYLE)  # inside `drawing`, which restores the user's own
+    mpl.rcParams.update(cast(Any, STYLE))  # inside `drawing`, which restores the user's own
     figure = Figure(figsize=size, layout="constrained")
     if rows > 1:
         height_ratios = grid.pop("height_ratios")

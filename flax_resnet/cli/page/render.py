@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import pathlib
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -48,7 +49,7 @@ def render(report: RunReport, cases: Cases, scores: ClassScores, calibration: Ca
     return environment.from_string(page).render(
         style=Markup(style),
         script=Markup(script),
-        title=f"{config.model.name} on {config.data.dataset}",
+        title=f"{config.model.name} on {pathlib.PurePath(config.data.dataset).name}",
         result=_result(report),
         tiles=_tiles(report, scores, calibration),
         curves=[(name, Markup(svg)) for name, svg in drawn],
@@ -107,8 +108,8 @@ def _tiles(
         tiles.append(("macro F1", percent(float(np.nanmean(scores.f1))), "mean over the classes"))
     if np.isfinite(scores.recall).any():
         worst = int(np.nanargmin(scores.recall))
-        remark = f"weakest class by recall, {scores.support[worst]:,} images"
-        tiles.append((split.class_names[worst], percent(float(scores.recall[worst])), remark))
+        remark = f"recall of {split.class_names[worst]}, {scores.support[worst]:,} images"
+        tiles.append(("weakest class", percent(float(scores.recall[worst])), remark))
     if len(split.labels):
         sure = float(split.confidences.mean())
         remark = f"calibration error (ECE); mean confidence {percent(sure)}"
@@ -187,7 +188,7 @@ def _changed(config: Config) -> list[tuple[str, str, str]]:
     return [
         (key, str(value), str(default[key]))
         for key, value in flatten(config).items()
-        if value != default[key]
+        if value is not None and value != default[key]
     ]
 
 
@@ -198,10 +199,12 @@ def _versions(report: RunReport) -> list[tuple[str, str]]:
     rows = list(report.metadata.versions.items())
     for name in packages:
         try:
-            rows.append((name, importlib.metadata.version(name)))
+            rows.append((f"{name} (report)", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             continue
     kinds = sorted({device.device_kind for device in jax.devices()})
-    rows.append(("Python", platform.python_version()))
-    rows.append(("devices", f"{jax.device_count()} x {', '.join(kinds)} ({jax.default_backend()})"))
+    rows.append(("Python (report)", platform.python_version()))
+    rows.append(
+        ("devices (report)", f"{jax.device_count()} x {', '.join(kinds)} ({jax.default_backend()})")
+    )
     return rows

@@ -12,7 +12,7 @@ from flax_resnet.inference.judged_split import input_images
 from flax_resnet.inference.split_statistics import confident_mistakes, least_certain
 
 SHOWN = (3, 8)  # rows and columns of example images
-WIDEST = 13  # width of a drawn class name, in letters; a column has room for 20 and a percentage
+WIDEST = 11  # width of a drawn class name, in letters: a column has room for it and " (100%)"
 DPI = 110
 
 
@@ -45,9 +45,10 @@ def picture(report: RunReport) -> bytes:
 
 def shown_rows(report: RunReport) -> list[int]:
     """Return the examples to draw, each once: the most confident mistakes, then the least certain predictions."""
-    split, most = report.split, SHOWN[0] * SHOWN[1]
-    rows = [*confident_mistakes(split)[:most].tolist(), *least_certain(split)[:most].tolist()]
-    return list(dict.fromkeys(rows))[:most]
+    split, (rows, columns) = report.split, SHOWN
+    mistakes = confident_mistakes(split)[: (rows - 1) * columns].tolist()
+    uncertain = [row for row in least_certain(split).tolist() if row not in mistakes]
+    return [*mistakes, *uncertain[: rows * columns - len(mistakes)]]
 
 
 def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> None:
@@ -75,6 +76,9 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> No
             title=METRICS[key].label,
             **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
         )
+        if key == "loss":
+            axes.yaxis.set_major_formatter("{x:.3g}")
+            axes.yaxis.set_minor_formatter("{x:.3g}")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
