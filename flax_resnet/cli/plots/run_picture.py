@@ -38,8 +38,22 @@ def picture(report: RunReport) -> bytes:
         _draw_curves(halves[0], report.records, config.train.monitor)
         _draw_examples(halves[1], report)
         figure.suptitle(title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
+        return _png(figure)
+
+
+def examples_picture(report: RunReport) -> bytes:
+    """Draw the most confident mistakes, then the least certain predictions. Return the picture, PNG."""
+    from matplotlib.figure import Figure
+
+    with drawing(report.split.class_names):
+        figure = Figure(figsize=(12, 4.6), layout="constrained")
+        _draw_examples(figure, report)
+        return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 

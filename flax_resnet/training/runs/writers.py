@@ -1,4 +1,4 @@
-"""Writers of records: metrics.jsonl (the source of truth), TensorBoard, and the terminal."""
+"""Writers of records: metrics.jsonl (the source of truth), results.csv, TensorBoard, and the terminal."""
 
 import contextlib
 import json
@@ -14,18 +14,19 @@ from tqdm import tqdm
 from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.optim.evaluation_metrics import EMA, shown
 from flax_resnet.training.runs.folder import METRICS, RunFolder
+from flax_resnet.training.runs.results_table import ResultsTable
 
 log = logging.getLogger("flax_resnet")
 
 
 class RecordWriter:
-    """Appends records to metrics.jsonl and TensorBoard.
+    """Appends records to metrics.jsonl, results.csv and TensorBoard.
 
     Args:
       folder: the run folder.
-      start_step: the step from which training resumes; later records are removed. The TensorBoard files are
-        rewritten from the remaining records, because TensorBoard's marker of a restart (SessionLog.START) does not
-        hide the events that TensorFlow 2 writes.
+      start_step: the step from which training resumes; later records are removed. results.csv and the TensorBoard
+        files are rewritten from the remaining records, because TensorBoard's marker of a restart
+        (SessionLog.START) does not hide the events that TensorFlow 2 writes.
     """
 
     def __init__(self, folder: RunFolder, start_step: int):
@@ -33,6 +34,7 @@ class RecordWriter:
         self.records = folder.cut_records(start_step)
         with self._writing():
             self._file = (folder.path / METRICS).open("a", buffering=1)  # write line by line
+            self._table = ResultsTable(folder.path, self.records)
             for events in folder.path.glob("events.out.tfevents.*"):
                 events.unlink()
             self._tensorboard = metric_writers.SummaryWriter(str(folder))
@@ -62,6 +64,7 @@ class RecordWriter:
         self.records.append(record)
         with self._writing():
             self._file.write(json.dumps(record) + "\n")
+            self._table.add(self.records)
             self._show(record)
 
     def close(self) -> None:
