@@ -98,6 +98,7 @@ def test_a_run_that_does_not_end_here_says_so_to_no_observer(observed, sources, 
     assert after.ended == [tmp_path / "run"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_at_the_end(tiny, tmp_path):
     workdir = tmp_path / "run"
     command = [flag for flag in tiny if flag != "--noreport"]
