@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flax_resnet.cli.page.run_report import RunReport
+from flax_resnet.cli.plots.log_axis import logarithmic
 from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.inference.judged_split import input_images
 from flax_resnet.inference.split_statistics import confident_mistakes, least_certain
@@ -85,14 +86,11 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> No
                 text = re.sub("^_", " _", plain(name))
                 style = {"color": colors[name], "marker": marker, "markersize": 4, "label": text}
                 axes.plot(*zip(*points, strict=True), **style)
-        axes.set(
-            xlabel="epoch",
-            title=METRICS[key].label,
-            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
-        )
+        axes.set(xlabel="epoch", title=METRICS[key].label)
         if key == "loss":
-            axes.yaxis.set_major_formatter("{x:.3g}")
-            axes.yaxis.set_minor_formatter("{x:.3g}")
+            logarithmic(axes)
+        else:
+            axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
