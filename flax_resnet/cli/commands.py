@@ -12,6 +12,7 @@ from flax_resnet.version import __version__
 COMMANDS = {
     "train": "train a network, or resume training",
     "evaluate": "evaluate a run, or pretrained weights, on any split",
+    "compare": "compare runs on the same images: accuracy, paired tests, curves, settings that differ",
     "predict": "predict the classes of images: files, folders, or paths on standard input",
     "probe": "measure the quality of a network's features on a dataset, without training the network",
     "summary": "print layers, parameters and multiply-adds of one network or many",

@@ -1,4 +1,7 @@
-"""Continue an interrupted output of rows: which rows it holds, and which images follow."""
+"""Continue an interrupted output of rows: which rows it holds, and which images follow.
+
+The first column names the object of a row: the path of an image, or a model.
+"""
 
 import csv
 import io
@@ -6,7 +9,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax_resnet.errors import ConfigError, DataError, OutputError, one_line, printable
@@ -17,7 +20,7 @@ class Written(NamedTuple):
 
     Attributes:
       rows: their number.
-      last: the path in the last one; "" without rows.
+      last: the first column of the last one; "" without rows.
       size: bytes up to their end; what follows is an incomplete row.
     """
 
@@ -26,8 +29,19 @@ class Written(NamedTuple):
     size: int = 0
 
 
-def written_rows(output: str, kind: str, columns: Sequence[str]) -> Written:
+def written_rows(
+    output: str,
+    kind: str,
+    columns: Sequence[str],
+    note: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> Written:
     """Return what an output holds already. Nothing is changed.
+
+    Args:
+      output: the file.
+      kind: its format; see `row_writers`.
+      columns: names of the columns.
+      note: called with each complete row; a CSV file has only texts.
 
     Raises:
       ConfigError: the file is Parquet, or has other columns.
@@ -44,17 +58,23 @@ def written_rows(output: str, kind: str, columns: Sequence[str]) -> Written:
             size = _complete_size(file)
             file.seek(0)
             lines = _lines(file, size)
-            header = ",".join(columns) if kind == "csv" else '{"path": '
+            header = ",".join(columns) if kind == "csv" else f'{{"{columns[0]}": '
             if not size and not f"{header}\n".encode().startswith(file.read(len(header))):
                 raise DataError("holds no rows", key="--output", value=output)
-            return _counted(lines, kind, columns, output)._replace(size=size)
+            return _counted(lines, kind, columns, output, note)._replace(size=size)
     except FileNotFoundError:
         return Written()
     except OSError as error:
         raise OutputError(f"cannot be read: {one_line(error)}", key=path) from error
 
 
-def _counted(lines: Iterator[str], kind: str, columns: Sequence[str], output: str) -> Written:
+def _counted(
+    lines: Iterator[str],
+    kind: str,
+    columns: Sequence[str],
+    output: str,
+    note: Callable[[Mapping[str, Any]], None],
+) -> Written:
     rows: Any = map(json.loads, lines)
     count, last = 0, ""
     try:
@@ -66,7 +86,8 @@ def _counted(lines: Iterator[str], kind: str, columns: Sequence[str], output: st
             if not isinstance(row, dict):
                 raise ValueError("not an object")
             _check_columns(row, columns, output)
-            count, last = count + 1, row["path"]
+            note(row)
+            count, last = count + 1, row[columns[0]]
     except ConfigError:
         raise
     except (ValueError, csv.Error) as error:

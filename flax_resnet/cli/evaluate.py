@@ -6,6 +6,10 @@ python -m flax_resnet evaluate --workdir /tmp/run
     evaluates other images, or finds the run's images where they are now.
 python -m flax_resnet evaluate --model resnet50.a1_in1k --dataset imagenet2012
     Evaluates timm's weights, or a weights file (--weights), on a TFDS dataset or a folder of images.
+python -m flax_resnet evaluate --model 'resnet50*' --dataset imagenet2012 --output models.csv --append
+    Evaluates several networks into one table: those that match a pattern, or those of a file of names (--models);
+    with --weights=FOLDER, its files NAME.safetensors.
+    A network that cannot be evaluated is named, and the others go on. --append skips the networks that have a row.
 """
 
 import sys
@@ -13,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flax_resnet.cli import app, network_flags
+from flax_resnet.cli import app, model_table, network_flags
 from flax_resnet.cli.plots import confusion
 from flax_resnet.errors import ConfigError
 from flax_resnet.settings import LARGEST_IMAGE
@@ -34,9 +38,18 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
             "split",
             "split to evaluate (default: the run's evaluation split; with --model validation or test)",
         ),
+        (
+            "real_labels",
+            "ImageNet-ReaL's labels (real.json) of ImageNet's validation images: also prints the top-1 by them",
+        ),
+        ("models", "instead of --model: a file of names or patterns of networks, one a line"),
+        ("output", "with --model or --models: .csv or .jsonl file with a row for each network"),
         ("confusion", "file for the confusion matrix: .csv, or .png (needs matplotlib)"),
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
+    flags.DEFINE_bool(
+        "append", False, "skip the networks that have a row in --output", flag_values=values
+    )
     flags.DEFINE_integer(
         "image_size",
         0,
@@ -48,15 +61,20 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _evaluate(values: flags.FlagValues) -> None:
-    model_only = ("weights",)
-    network_flags.check(values, purpose="evaluate", model_only=model_only)
+    model_only = ("weights", "output", "append")
+    selecting = ("workdir", "model", "models")
+    network_flags.check(values, purpose="evaluate", model_only=model_only, sources=selecting)
+    if model_table.is_asked_for(values):
+        model_table.evaluate(values)
+        return
     sources = {name: app.flag(values, name) for name in ("workdir", "model")}
     file = confusion.checked(app.flag(values, "confusion"))
-    own = model_only if sources["model"] else ("checkpoint",)
-    given = ("dataset", "split", "data_dir", "batch_size", "image_size", *own)
+    own = "weights" if sources["model"] else "checkpoint"
+    given = ("dataset", "split", "data_dir", "batch_size", "image_size", "real_labels", own)
     options = {name: app.flag(values, name) for name in given}
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
+    from flax_resnet.inference.intervals import proportion_interval
     from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown
     from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
 
@@ -74,6 +92,11 @@ def _evaluate(values: flags.FlagValues) -> None:
     print(f"{shown(record)} on {where}")
     if f"{EMA}top1" in record:
         print(f"moving average: {shown(record, EMA)}")
+    if "real_top1" in record:
+        count = int(record["real_count"])
+        low, high = proportion_interval(round(record["real_top1"] * count), count)
+        shown_real = f"{record['real_top1']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+        print(f"top-1 by ImageNet-ReaL's labels: {shown_real} on {count} images with labels")
     if counts is not None and (weakest := confusion.weakest(counts, names)):
         print(f"weakest classes: {weakest}")
     if file and counts is not None:

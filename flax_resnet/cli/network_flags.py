@@ -30,19 +30,26 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def check(values: flags.FlagValues, *, purpose: str, model_only: Sequence[str]) -> None:
+def check(
+    values: flags.FlagValues,
+    *,
+    purpose: str,
+    model_only: Sequence[str],
+    sources: Sequence[str] = ("workdir", "model"),
+) -> None:
     """Check that the flags select exactly one network and fit together.
 
     Args:
       values: the parsed flags.
       purpose: a verb for the error message, such as "evaluate".
       model_only: flags that go with --model, not with --workdir.
+      sources: the flags that select a network.
 
     Raises:
       ConfigError: both or neither of --workdir and --model are set, or a flag belongs to the other one.
     """
-    source = app.one_of(values, ("workdir", "model"), f"the run, or the network, to {purpose}")
-    other, options = ("workdir", ["checkpoint"]) if source == "model" else ("model", model_only)
+    source = app.one_of(values, sources, f"the run, or the network, to {purpose}")
+    other, options = ("workdir", ["checkpoint"]) if source != "workdir" else ("model", model_only)
     for name in options:
         if app.flag(values, name) != values[name].default:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Writers of rows of values, one row per image: CSV, JSON lines, or Parquet; and of arrays."""
+"""Writers of rows of values, one row per image or model: CSV, JSON lines, or Parquet; and of arrays."""
 
 import contextlib
 import csv
@@ -115,7 +115,7 @@ def format_of(output: str, asked: str = "") -> str:
 
 @contextlib.contextmanager
 def row_writer(
-    output: str, kind: str, columns: Sequence[str], *, keep: int = 0
+    output: str, kind: str, columns: Sequence[str], *, keep: int = 0, at_once: bool = False
 ) -> Iterator[RowWriter]:
     """Open a writer of rows.
 
@@ -124,13 +124,16 @@ def row_writer(
       kind: the format; see `format_of`.
       columns: names of the columns.
       keep: continue the file after this number of bytes; see `continued_output`.
+      at_once: write each row to the file when it is made, because rows take long.
 
     Raises:
       OutputError: the file cannot be written.
     """
     if not output:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+            sys.stdout.reconfigure(
+                encoding="utf-8", errors="surrogateescape", line_buffering=at_once or None
+            )
         yield _text_writer(sys.stdout, kind, columns, header=True)
         return
     path = pathlib.Path(output).expanduser()
@@ -141,7 +144,10 @@ def row_writer(
                 yield rows
             return
         mode = "r+" if keep else "w"
-        with path.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as text:
+        buffering = 1 if at_once else -1  # 1: by line
+        with path.open(
+            mode, buffering, encoding="utf-8", errors="surrogateescape", newline=""
+        ) as text:
             text.truncate(keep)
             text.seek(0, os.SEEK_END)
             yield _text_writer(text, kind, columns, header=not keep)

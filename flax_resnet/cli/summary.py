@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from flax_resnet.cli import app, config_flag
 from flax_resnet.cli.plots import learning_rate
+from flax_resnet.cli.text_table import aligned
 from flax_resnet.errors import ConfigError, suggestion, writing
 from flax_resnet.models.summary import MIB, Layer, Summary, collapsed, summarize, totals
 from flax_resnet.settings import LARGEST_IMAGE, LARGEST_INT
@@ -41,7 +42,7 @@ def format_table(summary: Summary, layers: Sequence[Layer]) -> str:
         for x in layers
     ]
     head = ["layer", "kind", "output", "parameters", "multiply-adds"]
-    lines = _aligned([head, *rows], left=3)
+    lines = aligned([head, *rows], left=3)
     rule = "-" * len(lines[0])
     mib = {key: value / MIB for key, value in (
         ("input", summary.input_size), ("forward/backward", summary.activation_size),
@@ -55,23 +56,11 @@ def format_table(summary: Summary, layers: Sequence[Layer]) -> str:
         *([f"{key} size", f"{value:,.2f} MB"] for key, value in mib.items()),
     ]
     title = f"{summary.name}, images {list(summary.input_shape)}, {summary.dtype}"
-    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *_aligned(facts, left=1)])
+    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, *aligned(facts, left=1)])
 
 
 def _macs(macs: int) -> str:
     return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Format rows as aligned columns: the first `left` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +145,7 @@ def _summary(values: flags.FlagValues) -> None:
             [r["model"], str(r["image_size"]), f"{r['parameters']:,}", f"{r['running_statistics']:,}",
              _macs(round(r["gmacs"] * 1e9))] for r in rows
         ]  # fmt: skip
-        text = _written(parsed["format"], rows, {}, "\n".join(_aligned([head, *cells], left=1)))
+        text = _written(parsed["format"], rows, {}, "\n".join(aligned([head, *cells], left=1)))
     if not parsed["output"]:
         print(text)
         return

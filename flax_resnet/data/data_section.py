@@ -48,6 +48,7 @@ class SourceRow(Row):
 
 
 SOURCES: Registry[SourceRow] = Registry("flax_resnet.data.sources")
+NOT_TFDS = "is not a TFDS dataset"  # the problem of a name that TFDS does not know
 EVAL_FRACTION = 0.2  # share of the examples held out for evaluation, if a dataset defines no splits
 
 RANDOM_RESIZED = all_of(train_crop="random_resized")

@@ -1,11 +1,14 @@
 """Datasets named on the command line: a TFDS name, a folder, a CSV file, or SOURCE:DATASET."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from flax_resnet.data.data_section import SOURCES, Data
-from flax_resnet.errors import ConfigError, DataError
+from flax_resnet.data.data_section import NOT_TFDS, SOURCES, Data
+from flax_resnet.errors import ConfigError, DataError, UserError
 from flax_resnet.settings import UNSET
+
+SPLITS = ("data.eval_split", "data.train_split", "split")  # keys of an error about a split
 
 
 class DatasetChoice(NamedTuple):
@@ -47,6 +50,30 @@ def source_of(dataset: str) -> tuple[str, str]:
         if row.has_kind(dataset):
             return row.name, dataset
     raise DataError("is neither a folder nor a file", key="--dataset", value=dataset)
+
+
+@contextlib.contextmanager
+def naming_flags(dataset: str = "", split: str = "") -> Iterator[None]:
+    """Let an error about the data inside this block name the flag that gave the value, not the setting.
+
+    Args:
+      dataset: the value of --dataset; empty if it is not set.
+      split: the value of --split; empty if it is not set.
+    """
+    try:
+        yield
+    except UserError as error:
+        key, value, problem = "", error.value, error.problem
+        if split and error.key in SPLITS and value == split:
+            key = "--split"
+        elif dataset and error.key in ("data.path", "data.name"):
+            key, value = "--dataset", dataset
+            if error.key == "data.name" and error.problem == NOT_TFDS:
+                problem = f"is neither a folder nor a file, and {NOT_TFDS}"
+        if not key:
+            raise
+        renamed = {"key": key, "value": value, "allowed": error.allowed, "cure": error.cure}
+        raise type(error)(problem, **renamed) from error
 
 
 def dataset_settings(text: str, *, key: str, others: Iterable[str] = ()) -> dict[str, str]:

@@ -103,7 +103,7 @@ def predict_files(
     known = classifier.model.feature_info()
     if unknown := [name for name in features if name not in known]:
         raise ConfigError("unknown feature", key="features", value=unknown[0], allowed=known)
-    forward, mesh = _compiled(classifier, tuple(features)), sharding.make_mesh()
+    forward, mesh = compiled_forward(classifier, tuple(features)), sharding.make_mesh()
     batch_size = sharding.round_up(mesh, batch_size)
 
     def of_chunk(chunk: list[str]) -> Iterator[FilePrediction]:
@@ -119,7 +119,7 @@ def _chunks(files: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _compiled(classifier: Classifier, features: tuple[str, ...]) -> Any:
+def compiled_forward(classifier: Classifier, features: tuple[str, ...]) -> Any:
     """Return the jitted function (variables, pixels) -> (probabilities, features)."""
     augment, model = classifier.config.augment, classifier.model
     mesh = sharding.make_mesh()

@@ -7,7 +7,7 @@ from flax_resnet.data.data_section import SOURCES, Data
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import names_checksum
-from flax_resnet.errors import DataError
+from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.settings import UNSET
 from flax_resnet.training.runs.load import LoadedRun
 
@@ -32,7 +32,7 @@ def run_data(run: LoadedRun, dataset: str = "", *, split: str = "", data_dir: st
     """
     own = run.config.data.but(data_dir=data_dir) if data_dir else run.config.data
     if not dataset:
-        return own.but(eval_split=split) if split else own
+        return _with_split(own, split)
     source, location = source_of(dataset)
     if os.path.exists(os.path.expanduser(location)):  # so that the record says where it was
         location = os.path.abspath(os.path.expanduser(location))
@@ -40,7 +40,7 @@ def run_data(run: LoadedRun, dataset: str = "", *, split: str = "", data_dir: st
         moved = own.but(**{SOURCES[source].location: location})
         if _is_training_data(moved, run):
             log.info("--dataset=%s: the images that the run was trained on", dataset)
-            return moved.but(eval_split=split) if split else moved
+            return _with_split(moved, split)
     choice = DatasetChoice(f"{source}:{location}", split=split, data_dir=data_dir)
     data = data_section(own, choice)
     what = f"its split {data.eval_split!r} is used"
@@ -48,6 +48,19 @@ def run_data(run: LoadedRun, dataset: str = "", *, split: str = "", data_dir: st
         data, what = data.but(eval_fraction=1.0), "all its images are used"
     log.info("--dataset=%s: not the images that the run was trained on; %s", dataset, what)
     return data
+
+
+def _with_split(data: Data, split: str) -> Data:
+    """Return the data with another split to evaluate on; the same data for an empty name."""
+    held_out = (data.train_split, data.eval_split)
+    if split and split not in held_out and not SOURCES[data.source].has_splits(data):
+        raise ConfigError(
+            f"{data.dataset} has no splits of its own",
+            key="--split",
+            value=split,
+            allowed=" or ".join(map(repr, held_out)),
+        )
+    return data.but(eval_split=split) if split else data
 
 
 def _is_training_data(data: Data, run: LoadedRun) -> bool:

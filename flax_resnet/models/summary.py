@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError
+from flax_resnet.models.network import Network
 from flax_resnet.models.registry import create_model
 
 MIB = 2**20
@@ -95,7 +96,11 @@ def summarize(name: str, image_size: int = 0, batch_size: int = 1, **options: An
             raise ConfigError(
                 key=key, value=value, allowed=f"a whole number from {least} to {LARGEST:,}"
             )
-    model = create_model(name, **options)
+    return summarize_model(create_model(name, **options), name, image_size, batch_size)
+
+
+def summarize_model(model: Network, name: str, image_size: int = 0, batch_size: int = 1) -> Summary:
+    """Summarize a network whose blocks are not scanned; the arguments and errors are those of `summarize`."""
     size = image_size or model.image_size
     layers: list[Layer] = []
 

@@ -18,6 +18,7 @@ from flax_resnet.settings import Registry, Row
 Array = jax.Array
 Totals = Mapping[str, np.ndarray]  # the sums over a split by name, float64
 
+PREDICTIONS = "predictions"  # name of the sum of `predictions_by_example`
 EMA = "ema_"  # prefix of the moving average's metrics
 
 
@@ -28,11 +29,13 @@ class Outputs(NamedTuple):
       logits: [N, K], float32.
       labels: int32 [N].
       mask: bool [N], False for examples to leave out, such as padding.
+      example: int32 [N], the index of each example in its split; None if no sum needs it.
     """
 
     logits: Array
     labels: Array
     mask: Array
+    example: Array | None = None
 
     @property
     def counted(self) -> Array:
@@ -95,6 +98,20 @@ def confusion(outputs: Outputs) -> Array:
 CONFUSION: Mapping[str, Sum] = {"confusion": confusion}
 
 
+def predictions_by_example(count: int) -> Mapping[str, Sum]:
+    """Return a sum that keeps the prediction of each example.
+
+    Its total is int32 [count]: 1 + the predicted class at the index of the example; 0 if it was left out.
+    """
+
+    def predictions(outputs: Outputs) -> Array:
+        assert outputs.example is not None  # the evaluation step passes it
+        found = jnp.where(outputs.mask, outputs.predictions.astype(jnp.int32) + 1, 0)
+        return jnp.zeros(count, jnp.int32).at[outputs.example].add(found)
+
+    return {PREDICTIONS: predictions}
+
+
 def merged(tables: Iterable[Mapping[str, Sum]]) -> dict[str, Sum]:
     """Merge tables of sums. Raises ValueError if a name stands for two different functions."""
     sums: dict[str, Sum] = {}
@@ -106,7 +123,12 @@ def merged(tables: Iterable[Mapping[str, Sum]]) -> dict[str, Sum]:
 
 
 def batch_sums(
-    logits: Array, labels: Array, mask: Array, *, extra: Mapping[str, Sum] | None = None
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    example: Array | None = None,
+    *,
+    extra: Mapping[str, Sum] | None = None,
 ) -> dict[str, Array]:
     """Return the sums over the examples of a batch. Add those of all batches to get the sums of a split.
 
@@ -114,12 +136,13 @@ def batch_sums(
       logits: [N, K], float32.
       labels: int32 [N].
       mask: bool [N], False for examples to leave out, such as padding.
+      example: int32 [N], the index of each example in its split; only some of `extra` need it.
       extra: more sums than the metrics need, such as CONFUSION.
 
     Returns:
       {name: array} of `count`, the METRICS' sums, and `extra`.
     """
-    outputs = Outputs(logits, labels, mask)
+    outputs = Outputs(logits, labels, mask, example)
     sums = merged([{"count": count}, *(row.sums for row in METRICS.values()), extra or {}])
     return {name: function(outputs) for name, function in sums.items()}
 

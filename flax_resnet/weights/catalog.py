@@ -121,6 +121,7 @@ def from_config(config: Mapping[str, Any]) -> Pretrained:
     )
 
 
+@functools.cache
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the WordNet ids and the names of the ImageNet-1k classes, 1000 each, in the order of the logits.
 

@@ -32,6 +32,7 @@ def match_classes(
     """Compare class names, in `normal_form`. Names of ImageNet's classes may be WordNet ids or words.
 
     If the sets of names differ, and one list has no names or the names "0", "1", ..., only lengths are compared.
+    The numbers of ImageNet-V2's folders are indices of ImageNet's classes, in any order of the folders.
 
     Args:
       data: names of the classes of the data.
@@ -45,6 +46,8 @@ def match_classes(
         return ClassMatch(tuple(range(len(own))))
     if known and (subset or len(found) == len(own)):
         return ClassMatch(tuple(place[name] for name in found))
+    if own == imagenet_classes()[0] and all(n.isascii() and n.isdecimal() for n in found):
+        return _by_index(found)
     if own and len(found) != len(own) and not (known and subset):
         return ClassMatch(problem=f"has {len(found)} classes, and the weights have {len(own)}")
     if is_numbered(own) or is_numbered(found):
@@ -55,6 +58,20 @@ def match_classes(
         return ClassMatch(problem=f"has the class {odd!r}, which the weights do not have")
     twice = next(name for name in (*found, *own) if max(found.count(name), own.count(name)) > 1)
     return ClassMatch(problem=f"has several classes {twice!r}, or the weights have")
+
+
+def _by_index(data: Sequence[str]) -> ClassMatch:
+    """Match classes whose names are numbers with ImageNet's classes.
+
+    Only all of 0 to 999 are indices without doubt. Others may be anything: ten digits, or numbers that begin at 1.
+    """
+    indices = tuple(map(int, data))
+    if sorted(indices) == list(range(1000)):
+        note = "the classes are the numbers 0 to 999, so they are matched with ImageNet's by index"
+        return ClassMatch(indices, note)
+    return ClassMatch(
+        problem="has numbers as classes, and not all of 0 to 999, the indices of ImageNet's"
+    )
 
 
 def match_logits(data: Sequence[str], weights: Sequence[str], logits: int) -> ClassMatch:

@@ -21,7 +21,7 @@ def test_a_folder_with_train_and_val(tmp_path, photographs):
     (tmp_path / "set").mkdir()
     photographs.rename(tmp_path / "set" / "train")
     data = Data(source="folder", path=str(tmp_path / "set"))
-    with refused("data.path", data.path, DataError) as caught:
+    with refused("data.eval_split", "test", DataError) as caught:
         open_source(data, train=False)
     assert "train" in caught.value.problem  # the folders that were found
     for name in ("china", "flower"):
@@ -81,7 +81,7 @@ def test_a_folder_without_splits_has_only_train_and_test(photographs):
 def test_a_folder_of_evaluation_splits_has_nothing_to_train_on(tmp_path, photographs):
     (tmp_path / "set").mkdir()
     photographs.rename(tmp_path / "set" / "val")
-    with refused("data.path", str(tmp_path / "set"), DataError) as caught:
+    with refused("data.train_split", "train", DataError) as caught:
         open_source(Data(source="folder", path=str(tmp_path / "set")), train=True)
     assert "val" in caught.value.problem
 
@@ -136,7 +136,6 @@ def test_a_csv_with_and_without_splits(table):
 @pytest.mark.parametrize(
     ("columns", "change", "parts"),
     [
-        (["path", "label", "split"], {"split": "valid"}, ["'train'", "valid"]),
         (["path", "label"], {"path": ""}, ["line 2", "path"]),
         (["path", "label"], {"label": ""}, ["line 2", "label"]),
         (["path", "label"], {"label": "one"}, ["classes", "1"]),
@@ -149,6 +148,14 @@ def test_csv_errors_name_the_file_and_the_line(table, columns, change, parts):
     with refused(data.path, kind=DataError) as caught:
         open_source(data, train=True)
     assert all(part in caught.value.problem for part in parts)
+
+
+def test_a_csv_without_rows_of_a_split_names_the_split_and_those_it_has(table):
+    rows, write = table
+    data = write([{**row, "split": "valid"} for row in rows], ["path", "label", "split"])
+    with refused("data.train_split", "train", DataError) as caught:
+        open_source(data, train=True)
+    assert all(part in caught.value.problem for part in (data.path, "valid"))
 
 
 def test_the_error_for_a_missing_csv_column_names_it(table):

@@ -63,6 +63,10 @@ def test_a_moved_folder_keeps_its_split_and_another_is_used_whole(
     assert commands.main(["report", command, f"--dataset={moved}"]) == 0
     assert commands.main(["evaluate", command, f"--dataset={tmp_path / 'nothing'}"]) == 4
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --dataset=")
+    moved.rename(photographs)
+    for own in ((), (f"--dataset={photographs}",)):
+        assert commands.main(["evaluate", command, *own, "--split=nope"]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: --split=nope: ")
 
 
 def test_evaluate_and_probe_print_their_results_before_they_fail_to_write_them(

@@ -85,6 +85,10 @@ class FileSource:
         """Return the path of an example's file."""
         return os.path.join(self._root, self._files[index])
 
+    def file_names(self) -> list[str]:
+        """Return the name of each example's file, without its folder."""
+        return [os.path.basename(file) for file in self._files]
+
     def describe(self, index: int) -> str:
         """Return a readable name of an example: its file, in letters that can be printed."""
         return printable(self.path(index))
@@ -119,9 +123,9 @@ def folder_source(config: Data, split: str, train: bool) -> FileSource:
     if own is None or other is None:
         missing = split if own is None else config.train_split
         raise DataError(
-            f"has no folder for the split {missing!r} (found: {', '.join(sub_folders(root))})",
-            key="data.path",
-            value=config.path,
+            f"has no folder in {printable(root)} (found: {', '.join(sub_folders(root))})",
+            key=split_setting(config, missing),
+            value=missing,
             cure="name them train, and test or val, or set data.train_split and data.eval_split",
         )
     classes = _classes(root, other)
@@ -148,7 +152,8 @@ def csv_source(config: Data, split: str, train: bool) -> FileSource:
         names = sorted({row.split for row in rows} - {""})
         own = find_split(names, split, train=train)
         if own is None:
-            raise DataError(f"has no rows of split {split!r} (found: {', '.join(names)})", key=file)
+            problem = f"has no rows in {printable(file)} (found: {', '.join(names)})"
+            raise DataError(problem, key=split_setting(config, split), value=split)
         if unused := sum(not row.split for row in rows):
             log_once(f"{file}: {unused:,} rows have no split and are not used")
         chosen = [row for row in rows if row.split == own]

@@ -3,14 +3,16 @@
 import contextlib
 import functools
 import io
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
+from flax_resnet.data.record_texts import texts_of
 from flax_resnet.data.records import Records
 from flax_resnet.data.stored_labels import stored_labels
 from flax_resnet.errors import DataError, OutputError, one_line, suggestion
@@ -47,6 +49,7 @@ class TfdsSource:
         features = builder.info.features
         self._image = find_feature(features, "image", config.image_feature, config.name)
         self._label = find_feature(features, "label", config.label_feature, config.name)
+        self._has_names = "file_name" in features
         self._records: _Split
         self._parse: Callable[[Any], tuple[bytes, int]]
         self._folder = pathlib.Path(builder.data_path)
@@ -86,6 +89,12 @@ class TfdsSource:
     def shared(self, other: "TfdsSource") -> int:
         """Return the number of examples that are also in another split of the dataset."""
         return self._records.shared(other._records)
+
+    def file_names(self) -> list[str]:
+        """Return the name of each example's file, as `texts_of` does; empty if the dataset does not state them."""
+        if not (self._has_names and isinstance(self._records, ShardedRecords)):
+            return []
+        return texts_of(self._records, "file_name")
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
@@ -277,7 +286,7 @@ def find_builder(name: str, data_dir: str) -> Any:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
         hint = hint if hint.startswith("did") else "see https://www.tensorflow.org/datasets/catalog"
-        raise DataError("is not a TFDS dataset", key="data.name", value=name, cure=hint) from error
+        raise DataError(NOT_TFDS, key="data.name", value=name, cure=hint) from error
     except OSError as error:
         raise OutputError(
             f"dataset {name!r} cannot be written: {one_line(error)}",
@@ -314,6 +323,13 @@ def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
     )
 
 
+def _is_name(text: str) -> bool:
+    """Return whether a text may be a name, name/config or name:version, not the path of something missing."""
+    first, slash, _ = text.partition("/")
+    is_path = text[:1] in "./~" or text.count("/") > 1 or text.endswith(("/", ".csv"))
+    return not is_path and not (slash and os.path.exists(first))
+
+
 ROWS = (
     SourceRow(
         name="tfds",
@@ -321,7 +337,7 @@ ROWS = (
         uses={"name": "digits", "data_dir": "", "image_feature": "", "label_feature": ""},
         open=lambda config, split, train: TfdsSource(config, split),
         location="name",
-        has_kind=lambda text: bool(text) and text[0] not in "./~",
+        has_kind=_is_name,
         eval_split=evaluation_split,
     ),
 )

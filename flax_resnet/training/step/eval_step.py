@@ -52,7 +52,8 @@ def make_eval_step(
         sums = {}
         for prefix, one in variables.items():
             logits = sum(share * model.apply(one, view, train=False) for share, view in views)
-            sums[prefix] = batch_sums(logits, batch["label"], batch["mask"], extra=extra)
+            of_batch = (batch["label"], batch["mask"], batch.get("index"))
+            sums[prefix] = batch_sums(logits, *of_batch, extra=extra)
         return sums
 
     everywhere = sharding.replicated(mesh)
