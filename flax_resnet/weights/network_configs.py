@@ -1,6 +1,6 @@
 """The config.json of a repository: of timm, of transformers, or of this package, as a `Pretrained`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flax_resnet.errors import WeightsError
@@ -31,6 +31,9 @@ TIMM_WITHOUT_WEIGHTS = (
     *("seresnet101", "seresnet152", "seresnet18", "seresnet200d", "seresnet269d", "seresnet34"),
     *("seresnet50t", "seresnetaa50d"),
 )
+# The first convolution and the classifier as timm names them.
+FIRST = ("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight")
+HEADS = ("fc.weight", "head.fc.weight")
 # Arguments of timm that do not change the outputs for images.
 HARMLESS = (
     "num_classes",
@@ -111,6 +114,18 @@ def in_timm(network: str) -> bool:
     return not network.startswith(TORCHVISION_ONLY) and (
         network in all_pretrained() or network in TIMM_WITHOUT_WEIGHTS
     )
+
+
+def timm_ends(tensors: Collection[str]) -> dict[str, str]:
+    """Return the modules that timm replaces for other channels or classes: "first_conv" and "classifier".
+
+    Args:
+      tensors: the names of the tensors in timm's layout.
+    """
+    return {
+        key: next((name.removesuffix(".weight") for name in names if name in tensors), "")
+        for key, names in (("first_conv", FIRST), ("classifier", HEADS))
+    }
 
 
 def _timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
