@@ -174,7 +174,8 @@ def test_push_never_shows_the_token(run, hub, monkeypatch, capsys, status):
 
     with pytest.raises(WeightsError) as error:
         upload(run, "ann/birds", private=False, message="")
-    assert error.value.__suppress_context__  # a traceback would show what the server answered
+    assert error.value.__cause__ is None  # a traceback would show what the server answered
+    assert error.value.__suppress_context__
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ def test_a_repository_in_timms_layout_is_loaded(hub, weights, pictures):
     expected = load_pretrained(SMALLEST, weights=weights).variables["params"]["fc"]["kernel"]
     np.testing.assert_array_equal(classifier.variables["params"]["fc"]["kernel"], expected)
     assert load_pretrained("ann/birds", num_classes=5).model.num_classes == 5
+    files = files_of(weights, OURS)
+    hub.repositories["ann/old"] = [{"pytorch_model.bin": files["model.safetensors"],
+                                    "config.json": files["config.json"]}]  # fmt: skip
+    assert load_pretrained("ann/old").class_names == ("no", "yes")
+    hub.repositories["ann/none"] = [{"config.json": files["config.json"]}]
+    with refused("name", "ann/none", WeightsError):
+        load_pretrained("ann/none")
 
 
 def test_a_revision_is_loaded_and_main_is_the_newest(hub, weights):
