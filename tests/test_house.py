@@ -29,7 +29,7 @@ ONLY = {
     "datasets": "data/sources/hf.py",
     "torch": "weights/tensor_files.py",
     "safetensors": "weights/",
-    "huggingface_hub": "weights/hub.py",
+    "huggingface_hub": ("weights/hub.py", "weights/hub_upload.py", "inference/model_card.py"),
     "clu": ("training/runs/writers.py", "training/runs/tensorboard_details.py"),
     "sklearn": (
         *("inference/feature_classifiers.py", "inference/split_statistics.py"),

@@ -18,6 +18,7 @@ COMMANDS = {
     "summary": "print layers, parameters and multiply-adds of one network or many",
     "convert": "convert weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "export": "export a network to ONNX, StableHLO, TensorFlow, LiteRT or safetensors, and check the export",
+    "push": "upload a run to the Hugging Face hub, with a model card",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "preview": "draw an augmented training batch",
     "report": "write a page on a run: its result, classes, mistakes with Grad-CAM, labels to check",

@@ -12,7 +12,11 @@ def define(values: flags.FlagValues) -> None:
     """Add the flags that select a network."""
     for name, help in (
         ("workdir", "run folder"),
-        ("model", "instead of a run: a network, or timm's weights for one (resnet50.a1_in1k)"),
+        (
+            "model",
+            "instead of a run: a network, timm's weights for one (resnet50.a1_in1k), or a repository of the hub "
+            "(user/repo, user/repo@revision)",
+        ),
         (
             "weights",
             "with --model: a weights file (default: timm's weights on the Hugging Face hub)",

@@ -30,7 +30,7 @@ from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.runs.load import LoadedRun, load_run
 from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
-from flax_resnet.weights.opening import open_weights
+from flax_resnet.weights.opening import is_repository, open_repository, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +251,10 @@ def load_pretrained(
     """Load a network with weights made by timm, torchvision, Hugging Face or BiT.
 
     Args:
-      name: the network, or timm's weights for it, such as "resnet50.a1_in1k".
-      weights: a weights file that `read_tensors` reads; empty for timm's weights on the Hugging Face hub or in
-        its local cache.
+      name: the network, or timm's weights for it, such as "resnet50.a1_in1k"; or a repository of the Hugging Face
+        hub, USER/NAME or USER/NAME@REVISION, or a folder like one.
+      weights: a weights file that `read_tensors` reads, or a folder like a repository; empty for timm's weights on
+        the hub or in its local cache.
       num_classes: number of classes. If the weights have another number, the head is freshly initialized. 0 for no
         head; None for the head of the weights.
       in_channels: number of channels of the images, 3 for colour or 1 for grey; the first convolution is adapted as
@@ -277,11 +278,17 @@ def load_pretrained(
             allowed="3 for colour images, or 1 for grey images",
             cure="for other arrays, fill a network from create_model by flax_resnet.weights.fill.fill",
         )
-    architecture = name.partition(".")[0]
     asked = {"num_classes": num_classes, "in_channels": in_channels}
     asked = {key: value for key, value in asked.items() if value is not None}
-    create_model(architecture, **asked, **options)  # raises for a wrong name before any download
-    tensors, about = open_weights(name, weights)
+    if is_repository(name) and not weights:
+        tensors, about = open_repository(name)
+        architecture = about.model
+    else:
+        architecture = name.partition(".")[0]
+        create_model(
+            architecture, **asked, **options
+        )  # raises for a wrong name before any download
+        tensors, about = open_weights(name, weights)
     options = {**dict(about.options), **options}
     classes = classes_of(tensors)
     wanted = classes if num_classes is None else num_classes

@@ -1,4 +1,4 @@
-"""Open pretrained weights by timm's name or from a file, with their preprocessing."""
+"""Open pretrained weights by timm's name, from a repository of the hub, a folder or a file."""
 
 import json
 import logging
@@ -17,14 +17,16 @@ from flax_resnet.weights import (
     imagenet_classes,
     read_tensors,
 )
+from flax_resnet.weights.hub import (
+    FILES,
+    PREPROCESSOR,
+    REPOSITORY,
+    fetch_repository,
+    read_description,
+)
+from flax_resnet.weights.network_configs import USUAL, about_of
 
 log = logging.getLogger("flax_resnet")
-
-
-# torchvision's preprocessing, used for weights with unknown preprocessing.
-USUAL = Pretrained(
-    "", "", 1000, 224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 0.875
-)
 
 
 # Usual suffixes of weights files. They tell a file that does not exist from a name on the hub. The content of a
@@ -42,15 +44,55 @@ class Weights(NamedTuple):
     about: Pretrained
 
 
+def is_repository(name: str) -> bool:
+    """Return whether a name is a folder of the hub's layout, or can be a repository of the hub (USER/NAME)."""
+    return is_hub_folder(name) or REPOSITORY.fullmatch(name) is not None
+
+
+def is_hub_folder(path: str | pathlib.Path) -> bool:
+    """Return whether a folder holds a config.json and weights, as a repository of the hub does."""
+    folder = pathlib.Path(path).expanduser()
+    return (folder / "config.json").is_file() and any((folder / file).is_file() for file in FILES)
+
+
+def open_repository(name: str) -> Weights:
+    """Read the weights of a repository of the hub, or of a folder of the same layout.
+
+    Args:
+      name: USER/NAME, USER/NAME@REVISION, or a folder. A folder goes before a repository of the same name.
+
+    Raises:
+      WeightsError: there are no such weights, or they belong to no network of this package.
+    """
+    if is_hub_folder(name):
+        folder = pathlib.Path(name).expanduser()
+        file = next(folder / file for file in FILES if (folder / file).is_file())
+        config = read_description(folder / "config.json", name)
+        other = folder / PREPROCESSOR
+        preprocessor = read_description(other, name) if other.is_file() else None
+    elif pathlib.Path(name).expanduser().exists():
+        raise WeightsError(
+            f"holds no config.json with {' or '.join(FILES)}",
+            key="name",
+            value=name,
+            allowed="a network's name, a repository of the hub, or a folder like one",
+            cure="a run folder is opened by flax_resnet.load, or --workdir",
+        )
+    else:
+        file, config, preprocessor = fetch_repository(name)
+    about = about_of(config, preprocessor)
+    return Weights(read_tensors(file), about)
+
+
 def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
     """Read weights and their preprocessing.
 
     Args:
       name: name of the network, or of timm's weights for it ("resnet50.a1_in1k").
-      path: a weights file; empty to take the weights from the Hugging Face hub or its local cache. A JSON file next
-        to the weights file can describe the preprocessing in timm's format. Its name is config.json, or the name of
-        the weights file with the suffix .json in place of its own (.pth.tar is one suffix). It is ignored if its
-        "architecture" is another network.
+      path: a weights file, or a folder like a repository of the hub; empty to take the weights from the Hugging
+        Face hub or its local cache. A JSON file next to the weights file can describe the preprocessing in timm's
+        format. Its name is config.json, or the name of the weights file with the suffix .json in place of its own
+        (.pth.tar is one suffix). It is ignored if its "architecture" is another network.
 
     Raises:
       WeightsError: there are no weights of that name, or the file is invalid.
@@ -63,11 +105,20 @@ def open_weights(name: str, path: str | pathlib.Path = "") -> Weights:
             about = about._replace(class_names=imagenet_classes()[1])
         return Weights(read_tensors(file), about)
     path = pathlib.Path(path).expanduser()
+    if is_hub_folder(path):
+        opened, wanted = open_repository(str(path)), name.partition(".")[0]
+        if opened.about.model != wanted:
+            raise WeightsError(
+                f"holds {opened.about.model}, not {wanted}",
+                key=path,
+                cure=f"name the folder itself instead of {wanted}",
+            )
+        return opened
     tensors = read_tensors(path)
     model = name.partition(".")[0]
     for config in _configs_beside(path):
         if config["architecture"] == model:
-            return Weights(tensors, from_config(config))
+            return Weights(tensors, about_of(config))
     try:
         about = find(name)
         log.info(
