@@ -72,8 +72,8 @@ def _export(values: flags.FlagValues) -> None:
     if not output:
         raise app.needed("--output", "the folder to write")
     app.set_up_jax(app.flag(values, "compilation_cache"))
-    from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.export import export
+    from flax_resnet.inference.network_choice import NetworkChoice
 
     network = NetworkChoice(**{name: app.flag(values, name) for name in NetworkChoice._fields})
     options = {name: app.flag(values, name) for name in OPTIONS}

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from flax_resnet.inference.feature_classifiers import nearest_neighbours
@@ -76,17 +75,6 @@ class Suspect(NamedTuple):
     row: int
     votes: int
     neighbours: np.ndarray
-
-
-def accuracy_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a binomial proportion; (0, 1) without examples.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    if not count:
-        return 0.0, 1.0
-    interval = binomtest(hits, count).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def class_scores(split: JudgedSplit) -> ClassScores:

@@ -35,19 +35,6 @@ def split():
     return made(labels, predictions, draw.uniform(0.2, 1, 400))
 
 
-def test_the_interval_is_wilsons():
-    # Wilson's formula, with z = 1.959964.
-    for hits, count in ((0, 10), (81, 263), (15, 148), (360, 360)):
-        z, share = 1.959963984540054, hits / count
-        middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-        half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-        expected = (max(middle - half, 0), min(middle + half, 1))
-        assert statistics.accuracy_interval(hits, count) == pytest.approx(expected, abs=1e-12)
-    # Newcombe 1998, table I.
-    assert statistics.accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert statistics.accuracy_interval(0, 0) == (0, 1)
-
-
 def test_the_scores_of_classes_are_counts(split):
     scores = statistics.class_scores(split)
     matrix = statistics.confusion_matrix(split)

@@ -15,13 +15,13 @@ from flax_resnet.cli.page import charts
 from flax_resnet.cli.page.cases import UNREADABLE, Cases
 from flax_resnet.cli.page.run_report import COMMAND, RunReport
 from flax_resnet.config import Config, flatten
+from flax_resnet.inference.intervals import proportion_interval
 from flax_resnet.inference.split_statistics import (
     BINS,
     NEIGHBOURS,
     SURE,
     Calibration,
     ClassScores,
-    accuracy_interval,
     confusion_matrix,
 )
 from flax_resnet.training.runs.folder import SUMMARY
@@ -86,7 +86,7 @@ def percent(value: float, digits: int = 1) -> str:
 def _result(report: RunReport) -> dict[str, Any]:
     split = report.split
     count, hits = len(split.labels), int(split.is_right.sum())
-    low, high = accuracy_interval(hits, count)
+    low, high = proportion_interval(hits, count)
     return {
         "top1": hits / count if count else math.nan,
         "low": low,

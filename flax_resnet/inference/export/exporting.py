@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flax_resnet.errors import ConfigError, OutputError, writing
-from flax_resnet.inference.classifier import Classifier, NetworkChoice
+from flax_resnet.inference.classifier import Classifier
 from flax_resnet.inference.export.check_images import check_images
 from flax_resnet.inference.export.format_row import FORMATS, FormatRow
 from flax_resnet.inference.export.program import Program, program_of
@@ -37,6 +37,7 @@ from flax_resnet.inference.export.replaying import (
     tolerance_of,
 )
 from flax_resnet.inference.export.signature import Signature
+from flax_resnet.inference.network_choice import NetworkChoice
 from flax_resnet.training.pretrained import described
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.version import __version__

@@ -1,7 +1,6 @@
 """The model card of an export: what the model takes and returns, and how to load each file."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +8,10 @@ from flax_resnet.config import Config
 from flax_resnet.inference.export.format_row import FORMATS
 from flax_resnet.inference.export.program import Program
 from flax_resnet.inference.export.replaying import Replayed
+from flax_resnet.inference.intervals import proportion_interval
 from flax_resnet.models.model_section import CHANNELS
 from flax_resnet.optim.evaluation_metrics import monitored
 
-Z = 1.959964  # quantile of the normal distribution for a 95 % interval
 SHOWN = 20  # classes that the card lists
 
 
@@ -36,19 +35,8 @@ class RunResult(NamedTuple):
         text = f"Top-1 accuracy on the split `{self.split}` at {self.size} px: {self.top1:.2%}"
         if not self.images:
             return f"{text}."
-        low, high = wilson(self.top1, self.images)
+        low, high = proportion_interval(round(self.top1 * self.images), self.images)
         return f"{text} (95 % interval {low:.2%} to {high:.2%}, {self.images:,} images)."
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share of `count` examples.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    middle = share + Z**2 / (2 * count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    scale = 1 + Z**2 / count
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def run_result(records: Sequence[Mapping[str, Any]], config: Config, step: int) -> RunResult | None:

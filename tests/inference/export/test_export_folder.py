@@ -20,7 +20,6 @@ from flax_resnet.inference.export import FORMATS, export, replay
 from flax_resnet.inference.export.check_images import check_images
 from flax_resnet.inference.export.equations import as_float16
 from flax_resnet.inference.export.program import Program
-from flax_resnet.inference.export.readme import wilson
 from flax_resnet.inference.export.replaying import checksums_of, refuse_differences
 from flax_resnet.inference.export.signature import Signature
 
@@ -270,8 +269,3 @@ def test_a_run_brings_its_images_and_its_result(photographs, tmp_path, cache_dir
     assert str(photographs) in caplog.text
     assert "china.jpg" in source
     assert images[0].size == (640, 427)
-
-
-def test_wilsons_interval():
-    assert wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
-    assert wilson(1.0, 10) == pytest.approx((0.7225, 1), abs=1e-4)
