@@ -1,9 +1,11 @@
 """A program as a flat list of primitives: what depends on the images is listed, and all else is computed."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.extend import core
@@ -27,6 +29,7 @@ class Equation:
       results: numbers of the values that it returns.
       shapes: the shapes and dtypes of its operands.
       outputs: the shapes and dtypes of its results.
+      scope: name of the linen module that computes it, such as "layer1_0/conv1".
     """
 
     primitive: Any
@@ -35,6 +38,7 @@ class Equation:
     results: tuple[int, ...]
     shapes: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    scope: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +72,34 @@ class Equations:
           apply: (equation, operands) -> results.
         """
         values = {**constants, self.input: images}
-        for step in self.steps:
+        last = {number: place for place, step in enumerate(self.steps) for number in step.operands}
+        for place, step in enumerate(self.steps):
             results = apply(step, [values[number] for number in step.operands])
             values.update(zip(step.results, results, strict=True))
+            for number in {*step.operands} - {self.output}:
+                if last[number] == place:
+                    del values[number]  # weights may be gigabytes
         return values[self.output]
 
 
-def equations_of(program: Program) -> Equations:
-    """Trace the logits of a program. Formats add the softmax as their own operation."""
-    image = program.input()
+def equations_of(
+    program: Program,
+    image: jax.ShapeDtypeStruct | None = None,
+    layers: Callable[..., Any] | None = None,
+) -> Equations:
+    """Trace the logits of a program. Formats add the softmax as their own operation.
+
+    Args:
+      program: the program.
+      image: shape and dtype of the images; None for `program.input()`.
+      layers: replaces the methods of linen modules while tracing (see `flax.linen.intercept_methods`).
+    """
+    image = program.input() if image is None else image
+    intercepted = nn.intercept_methods(layers) if layers else contextlib.nullcontext()
     with exact():
-        traced = jax.make_jaxpr(program.logits)(jax.eval_shape(lambda: program.variables), image)
+        with intercepted:
+            shapes = jax.eval_shape(lambda: program.variables)
+            traced = jax.make_jaxpr(program.logits)(shapes, image)
         known: dict[int, Any] = {}
         steps: list[Equation] = []
         arrays = [*traced.consts, *jax.tree.leaves(program.variables)]
@@ -135,6 +156,7 @@ def _flatten(
     arguments: Sequence[int],
     known: dict[int, Any],
     steps: list[Equation],
+    scope: str = "",
 ) -> list[int]:
     """Append the equations of a program, with those of the programs that it calls; return its results' numbers.
 
@@ -154,7 +176,7 @@ def _flatten(
         inner = _inner(equation)
         if inner is not None:
             consts = [_add(known, array) for array in inner.consts]
-            results = _flatten(inner.jaxpr, consts, operands, known, steps)
+            results = _flatten(inner.jaxpr, consts, operands, known, steps, _scope(equation, scope))
         else:
             results = [_add(known, None) for _ in equation.outvars]
             shapes, outputs = (
@@ -162,11 +184,24 @@ def _flatten(
             )
             steps.append(
                 Equation(
-                    equation.primitive, equation.params, (*operands,), (*results,), shapes, outputs
+                    equation.primitive,
+                    equation.params,
+                    (*operands,),
+                    (*results,),
+                    shapes,
+                    outputs,
+                    _scope(equation, scope),
                 )
             )
         numbers.update(zip(equation.outvars, results, strict=True))
     return [number_of(atom) for atom in jaxpr.outvars]
+
+
+def _scope(equation: Any, outer: str) -> str:
+    """Return the name of the linen module that computes an equation; within a jitted function, that of its call."""
+    # "ResNet/layer1_0/layer1_0._strided/conv1": linen also names the methods, with a dot.
+    parts = str(equation.source_info.name_stack).split("/")[1:]
+    return "/".join(part for part in parts if "." not in part and "(" not in part) or outer
 
 
 def _inner(equation: Any) -> Any:

@@ -29,8 +29,15 @@ def _write(program: Program, path: pathlib.Path) -> None:
         outputs = graph.add("Softmax", [outputs], graph.shapes[outputs], axis=-1)
     graph.share_constants()
     graph.finish(NAME, outputs, name := "probabilities" if signature.softmax else "logits")
-    half = signature.precision == "float16"
-    write_model(graph, NAME, name, path, half=half, metadata=_metadata(program))
+    write_model(
+        graph,
+        NAME,
+        name,
+        path,
+        batch_size=signature.batch_size,
+        half=signature.precision == "float16",
+        metadata=_metadata(program),
+    )
 
 
 def _metadata(program: Program) -> dict[str, str]:

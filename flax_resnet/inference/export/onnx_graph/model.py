@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_resnet.inference.export.onnx_graph.graph import Graph, Node, Shape
+from flax_resnet.inference.export.onnx_graph.graph import Graph, Node
 from flax_resnet.version import __version__
 
 OPSET = 18  # of December 2022: ONNX Runtime 1.14 and later
@@ -22,6 +22,7 @@ def write_model(
     outputs: str,
     path: pathlib.Path,
     *,
+    batch_size: int | None,
     half: bool,
     metadata: dict[str, str],
 ) -> None:
@@ -34,6 +35,7 @@ def write_model(
       inputs: name of its input.
       outputs: name of its output.
       path: the file.
+      batch_size: number of images that it takes; None for any number.
       half: whether to store kernels in float16. They are converted to float32 when the model is loaded.
       metadata: texts that the model carries.
     """
@@ -57,8 +59,8 @@ def write_model(
         helper.make_graph(
             [_node(node, index) for index, node in enumerate([*casts, *graph.nodes])],
             "flax_resnet",
-            [_value(inputs, graph)],
-            [_value(outputs, graph)],
+            [_value(inputs, graph, batch_size)],
+            [_value(outputs, graph, batch_size)],
             initializers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -99,12 +101,9 @@ def _node(node: Node, index: int) -> Any:
     return helper.make_node(node.op, node.inputs, [node.output], name, **attributes)
 
 
-def _value(name: str, graph: Graph) -> Any:
+def _value(name: str, graph: Graph, batch_size: int | None) -> Any:
     from onnx import helper
 
     dtype = helper.np_dtype_to_tensor_dtype(graph.dtypes[name])
-    return helper.make_tensor_value_info(name, dtype, _sides(graph.shapes[name]))
-
-
-def _sides(shape: Shape) -> list[int | str]:
-    return [side if isinstance(side, int) else str(side) for side in shape]
+    batch, *sides = (side if isinstance(side, int) else str(side) for side in graph.shapes[name])
+    return helper.make_tensor_value_info(name, dtype, [batch_size or batch, *sides])
