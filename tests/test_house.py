@@ -31,7 +31,11 @@ ONLY = {
     "safetensors": "weights/",
     "huggingface_hub": "weights/hub.py",
     "clu": "training/runs/writers.py",
-    "sklearn": ("inference/feature_classifiers.py", "data/digits/digits_dataset_builder.py"),
+    "sklearn": (
+        *("inference/feature_classifiers.py", "inference/split_statistics.py"),
+        "data/digits/digits_dataset_builder.py",
+    ),
+    "jinja2": "cli/",
     "matplotlib": "cli/",
     "absl": "cli/",
 }

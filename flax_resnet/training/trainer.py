@@ -44,7 +44,7 @@ class Trainer:
       folder: the run folder.
       checkpoints: the checkpoints of the run folder.
       teacher_checksum: the checksum of the teacher, or None.
-      observers: objects that receive every record.
+      observers: what else receives records, evaluations and the end.
     """
 
     experiment: Experiment
@@ -176,6 +176,8 @@ class Trainer:
                     value=values["loss"],
                 )
             log.record(step, self.experiment.config.data.eval_split, values)
+            for observer in self.observers:
+                observer.on_evaluation(step, variables)
 
     def _save(self, state: TrainState, step: int, log: RunLog, *, measured: bool = True) -> None:
         splits = self.experiment.splits
