@@ -7,7 +7,8 @@ keeps its traceback. A scheduler can decide by the exit code what to do:
     2    the command or the configuration is wrong: do not retry
     3    training diverged
     4    the data are missing, empty, of the wrong kind, or unreadable
-    5    the disk is full, or a file, run folder or checkpoint cannot be written, is corrupted, or is of another run
+    5    the disk is full; or a file, run folder or checkpoint cannot be written, is corrupted or of another run;
+         or the outputs of an exported model differ
     75   a signal interrupted training, and the state was saved: run the same command again to resume
     128+n  signal n ended the command immediately
 """
@@ -99,6 +100,12 @@ class BrokenCheckpointError(CheckpointError):
 
 class WeightsError(UserError):
     """Weights that are missing, cannot be read or written, or do not fit the network."""
+
+
+class ExportError(UserError):
+    """An exported model that is damaged, or whose outputs differ from those of its network."""
+
+    exit_code = 5
 
 
 class DivergedError(UserError):

@@ -22,7 +22,7 @@ ORDER = (*reversed(LEVELS), tuple(DOORS))
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 # Packages that only some files import: their room, or the file.
 ONLY = {
-    "tensorflow": "data/",
+    "tensorflow": ("data/", "inference/export/"),
     "tensorflow_datasets": "data/",
     "array_record": "data/",
     "orbax": "training/runs/checkpoint.py",
@@ -33,7 +33,7 @@ ONLY = {
     "clu": "training/runs/writers.py",
     "sklearn": (
         *("inference/feature_classifiers.py", "inference/split_statistics.py"),
-        "data/digits/digits_dataset_builder.py",
+        *("inference/export/check_images.py", "data/digits/digits_dataset_builder.py"),
     ),
     "jinja2": "cli/",
     "matplotlib": "cli/",

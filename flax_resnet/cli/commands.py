@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "measure the quality of a network's features on a dataset, without training the network",
     "summary": "print layers, parameters and multiply-adds of one network or many",
     "convert": "convert weights of timm, torchvision, Hugging Face or BiT to a run, and back",
+    "export": "export a network to ONNX, StableHLO, TensorFlow, LiteRT or safetensors, and check the export",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "preview": "draw an augmented training batch",
     "report": "draw a run's curves and some of its predictions",

@@ -158,13 +158,9 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
     Raises:
       UserError: there is no such run or checkpoint, or `dest` exists or cannot be written.
     """
-    import jax
-
     from flax_resnet.inference.classifier import load
-    from flax_resnet.models.stacking import unstack_blocks
+    from flax_resnet.inference.export.weights_file import write_weights
     from flax_resnet.training.pretrained import described
-    from flax_resnet.weights import layout_of, to_torch, write_safetensors
-    from flax_resnet.weights.layouts import LAYOUTS
 
     file = pathlib.Path(dest).expanduser()
     if file.suffix != ".safetensors":
@@ -176,15 +172,12 @@ def export_run(source: str, dest: str, *, checkpoint: str = "last") -> None:
         if path.exists():
             raise WeightsError("exists already", key=path, cure="name another file")
     classifier = load(source, checkpoint)
-    variables = unstack_blocks(jax.device_get(classifier.variables))
-    tensors = to_torch(variables)
-    write_safetensors(file, tensors, {"format": "pt"})
+    written = write_weights(classifier, file)
     about = described(classifier.config, classifier.model, classifier.class_names)
     with writing(sidecar):
         sidecar.write_text(json.dumps(about, indent=2) + "\n")
-    title = LAYOUTS[layout_of(variables)].title
     options = about["options"]
-    print(f"{file}: {len(tensors)} tensors of {classifier.config.model.name} as {title} names them")
+    print(f"{file}: {written}")
     if options:
         changed = ", ".join(f"{key}={value}" for key, value in options.items())
         print(f"to load the file, create the network with the same options: {changed}")

@@ -9,7 +9,7 @@ from flax_resnet.errors import ConfigError
 
 
 def define(values: flags.FlagValues) -> None:
-    """Add the flags that select a network, and the batch size."""
+    """Add the flags that select a network."""
     for name, help in (
         ("workdir", "run folder"),
         ("model", "instead of a run: a network, or timm's weights for one (resnet50.a1_in1k)"),
@@ -20,6 +20,10 @@ def define(values: flags.FlagValues) -> None:
     ):
         flags.DEFINE_string(name, "", help, flag_values=values)
     flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
+
+
+def define_batch_size(values: flags.FlagValues) -> None:
+    """Add the number of images per step."""
     flags.DEFINE_integer(
         "batch_size",
         0,

@@ -41,6 +41,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_compilation_cache(values)
     network_flags.define(values)
+    network_flags.define_batch_size(values)
     flags.DEFINE_multi_string(
         "photos", [], "image files, folders, patterns, CSV files, or -", flag_values=values
     )

@@ -26,6 +26,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_common(values)
     network_flags.define(values)
+    network_flags.define_batch_size(values)
     for name, help in (
         ("dataset", "a TFDS dataset, a folder of images, or a CSV file (default: that of the run)"),
         ("train_split", "split to fit the probes on (default: that of the run, or train)"),

@@ -1,8 +1,9 @@
 """The rows of the export formats."""
 
 import dataclasses
+import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -24,7 +25,10 @@ class FormatRow(Row):
       open: loads the written path in the format's own runtime, without flax_resnet; returns a function from images
         to outputs [N, K]. The images are as the signature says, in `layout`.
       supports: {field of `Signature`: the values that the format can express}; every other field allows all values.
-      packages: {what for: package} that `write` and `open` import and that the package does not need otherwise.
+      packages: modules that `write` imports and that may be missing.
+      runtimes: modules that `open` loads the file with: the first one that is installed.
+      load: lines of Python that load the file and compute `outputs`, for the model card. ``{input}`` stands for a
+        description of `images`, ``{network}`` for the name of the network.
       layout: "NHWC" or "NCHW", of float32 images. Images of uint8 are NHWC in every format.
     """
 
@@ -33,16 +37,40 @@ class FormatRow(Row):
     open: Callable[[pathlib.Path, Signature], Runtime]
     supports: dict[str, tuple] = dataclasses.field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    load: str = ""
     layout: str = "NHWC"
 
+    @property
+    def runtime(self) -> str:
+        """The module that `open` uses, or "" if none is installed."""
+        return next(filter(_is_installed, self.runtimes), "")
+
     def check(self, signature: Signature) -> None:
-        """Raise ConfigError if the format cannot express the signature."""
+        """Raise ConfigError if the format cannot express the signature, or a package that writes it is missing."""
         for field, allowed in self.supports.items():
             value = getattr(signature, field)
             if value not in allowed:
                 problem = f"{self.name} cannot express it"
                 choices = " or ".join(map(str, allowed))
                 raise ConfigError(problem, key=field, value=value, allowed=choices)
+        missing = [name for name in self.packages if not _is_installed(name)]
+        if missing:
+            raise ConfigError(
+                f"needs {' and '.join(missing)}",
+                key="format",
+                value=self.name,
+                cure=self.install(missing),
+            )
+
+    @staticmethod
+    def install(modules: Iterable[str]) -> str:
+        """Return the command that installs modules."""
+        return f"pip install {' '.join(modules).replace('_', '-')}"
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 FORMATS: Registry[FormatRow] = Registry("flax_resnet.inference.export.formats")

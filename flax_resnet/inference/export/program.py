@@ -15,8 +15,9 @@ from jax import export as jax_export
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.config import Config
 from flax_resnet.data.images import prepare_image
-from flax_resnet.errors import ConfigError
+from flax_resnet.errors import ConfigError, one_line
 from flax_resnet.inference.classifier import Classifier
+from flax_resnet.inference.evaluation import all_class_names
 from flax_resnet.inference.export.signature import Signature
 from flax_resnet.models.folding import fold_batch_norm
 from flax_resnet.models.network import Network
@@ -37,6 +38,7 @@ class Program:
       config: the configuration for evaluation; `data.image_size` is that of the signature.
       class_names: one name per output.
       signature: what the exported model takes and returns.
+      classifier: the network as it was given.
     """
 
     model: Network
@@ -44,6 +46,7 @@ class Program:
     config: Config
     class_names: tuple[str, ...]
     signature: Signature
+    classifier: Classifier
 
     def logits(self, variables: Any, images: jax.Array) -> jax.Array:
         """Return float32 logits [N, K], averaged over the views of the run's evaluation.
@@ -111,7 +114,25 @@ def program_of(classifier: Classifier, signature: Signature) -> Program:
         folded = jax.device_get(fold(variables))
     config = classifier.config.evaluating()
     config = dataclasses.replace(config, data=config.data.but(image_size=signature.image_size))
-    return Program(model, folded, config, classifier.class_names, signature)
+    names = all_class_names(classifier.class_names, model.num_classes)
+    program = Program(model, folded, config, names, signature, classifier)
+    _check_image_size(program)
+    return program
+
+
+def _check_image_size(program: Program) -> None:
+    """Raise ConfigError if the network cannot compute images of this size."""
+    size = program.signature.image_size
+    name = program.config.model.name
+    try:
+        with exact():
+            jax.eval_shape(program.logits, program.variables, program.input(1))
+        return
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        problem = f"{name} cannot take images of this size: {one_line(error)}"
+        cause = error
+    cure = f"its usual size is {program.model.image_size}"
+    raise ConfigError(problem, key="image_size", value=size, cure=cure) from cause
 
 
 @contextlib.contextmanager

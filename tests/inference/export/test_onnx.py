@@ -55,7 +55,7 @@ def program_of_function(function, size=12, channels=3, data=None, **signature):
     model = create_model("resnet20", in_channels=channels)
     config = Config() if data is None else dataclasses.replace(Config(), data=data)
     signature = Signature(image_size=size, **signature)
-    return FunctionProgram(model, {}, config, ("a",), signature, function)
+    return FunctionProgram(model, {}, config, ("a",), signature, None, function)
 
 
 def variables_of(model):

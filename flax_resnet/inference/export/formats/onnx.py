@@ -13,6 +13,13 @@ from flax_resnet.inference.export.onnx_graph.trace import traced_graph
 from flax_resnet.inference.export.program import Program
 from flax_resnet.inference.export.signature import Signature
 
+LOAD = """
+import onnxruntime
+
+model = onnxruntime.InferenceSession("model.onnx")
+(outputs,) = model.run(None, {"images": images})  # {input}
+"""
+
 
 def _write(program: Program, path: pathlib.Path) -> None:
     signature = program.signature
@@ -56,6 +63,8 @@ ROWS = (
         write=_write,
         open=_open,
         packages=("onnx", "onnxruntime"),
+        runtimes=("onnxruntime",),
+        load=LOAD,
         layout="NCHW",
     ),
 )
