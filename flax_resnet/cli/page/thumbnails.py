@@ -22,25 +22,31 @@ def thumbnail(pixels: np.ndarray) -> str:
 
 
 def heat_thumbnail(pixels: np.ndarray, heat: np.ndarray) -> str:
-    """Return an image in grey under its heat map as a data URI.
+    """Return `heat_overlay` as a data URI of `SIDE` pixels."""
+    return _uri(heat_overlay(pixels, heat, SIDE), "JPEG")
+
+
+def heat_overlay(pixels: np.ndarray, heat: np.ndarray, side: int) -> Image.Image:
+    """Return an image in grey under its heat map.
 
     Args:
       pixels: uint8 [S, S, 3].
       heat: float32 [S, S], from 0 to 1. Hotter parts are drawn in stronger and redder colours.
+      side: height and width of the result in pixels.
     """
     from matplotlib import colormaps
 
     tiny = max(pixels.shape[:2]) <= TINY
     resample = Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
     grey = np.asarray(
-        Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), resample), np.float32
+        Image.fromarray(pixels).convert("L").resize((side, side), resample), np.float32
     )
-    hot = Image.fromarray(heat.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    hot = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
     values = np.clip(np.asarray(hot), 0, 1)[..., None]
     colors = 255 * colormaps["turbo"](0.25 + 0.7 * values[..., 0])[..., :3]
     opacity = STRENGTH * np.sqrt(values)
     mixed = (1 - opacity) * grey[..., None] + opacity * colors
-    return _uri(Image.fromarray(mixed.round().astype(np.uint8)), "JPEG")
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def _uri(image: Image.Image, kind: str) -> str:
