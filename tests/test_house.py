@@ -30,7 +30,7 @@ ONLY = {
     "torch": "weights/tensor_files.py",
     "safetensors": "weights/",
     "huggingface_hub": "weights/hub.py",
-    "clu": "training/runs/writers.py",
+    "clu": ("training/runs/writers.py", "training/runs/tensorboard_details.py"),
     "sklearn": (
         *("inference/feature_classifiers.py", "inference/split_statistics.py"),
         *("inference/export/check_images.py", "data/digits/digits_dataset_builder.py"),

@@ -19,7 +19,7 @@ COMMANDS = {
     "export": "export a network to ONNX, StableHLO, TensorFlow, LiteRT or safetensors, and check the export",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "preview": "draw an augmented training batch",
-    "report": "draw a run's curves and some of its predictions",
+    "report": "write a page on a run: its result, classes, mistakes with Grad-CAM, labels to check",
     "demo": "show a page in the browser that answers for dropped photos",
     "settings": "search the settings of a configuration",
     "env": "print versions, devices and caches, for a bug report",

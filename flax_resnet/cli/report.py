@@ -22,6 +22,7 @@ from flax_resnet.cli import app
 from flax_resnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from flax_resnet.cli.page.run_report import RunReport
     from flax_resnet.inference.split_statistics import ClassScores
 
 PAGE, CLASSES, PICTURE = "report.html", "classes.csv", "report.png"
@@ -56,8 +57,10 @@ def _report(values: flags.FlagValues) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError("is a file", key="--output", value=output, allowed="a folder")
     app.set_up_jax(app.flag(values, "compilation_cache"))
+    from flax_resnet.cli.page.run_report import gather
+
     dataset, data_dir = (app.flag(values, name) for name in ("dataset", "data_dir"))
-    for file in write_report(workdir, output, dataset=dataset, data_dir=data_dir):
+    for file in write_report(gather(workdir, dataset=dataset, data_dir=data_dir), output):
         print(file)
 
 
@@ -72,28 +75,22 @@ def check_packages() -> None:
             )
 
 
-def write_report(
-    workdir: pathlib.Path, output: pathlib.Path, *, dataset: str = "", data_dir: str = ""
-) -> list[pathlib.Path]:
+def write_report(report: "RunReport", output: pathlib.Path) -> list[pathlib.Path]:
     """Write report.html, classes.csv and report.png, each as a whole, and return their paths.
 
     Args:
-      workdir: the run folder.
+      report: what the report shows.
       output: the folder to write to; created if absent.
-      dataset: other images than those of the run; see `run_data`.
-      data_dir: TFDS data folder; empty for that of the run.
 
     Raises:
-      UserError: there is no such run, its data are missing, or a file cannot be written.
+      UserError: an image cannot be read, or a file cannot be written.
     """
     from flax_resnet.cli.atomic_write import atomic_write
     from flax_resnet.cli.page.cases import collect
     from flax_resnet.cli.page.render import render
-    from flax_resnet.cli.page.run_report import gather
     from flax_resnet.cli.plots.run_picture import picture
     from flax_resnet.inference.split_statistics import calibration, class_scores
 
-    report = gather(workdir, dataset=dataset, data_dir=data_dir)
     scores = class_scores(report.split)
     page = render(report, collect(report), scores, calibration(report.split))
     contents = {

@@ -32,7 +32,8 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool(
         "report",
         True,
-        "write report.html, classes.csv and report.png at the end",
+        "write report.html, classes.csv and report.png at the end; and for TensorBoard, histograms of the weights "
+        "at evaluations, images and settings",
         flag_values=values,
     )
     flags.DEFINE_enum(

@@ -226,7 +226,7 @@ def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
     began = time.perf_counter()
     with TraceAnnotation(stage):
         yield
-    metrics.skip_time(time.perf_counter() - began)
+    metrics.skip_time(stage, time.perf_counter() - began)
 
 
 def _timed(calls: Iterable[Any]) -> Iterator[Any]:

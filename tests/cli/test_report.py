@@ -71,6 +71,9 @@ def run(tmp_path, photographs):
     folder = saved_run(tmp_path / "run", {"data": data, "model": SHAPE}, NAMES, step=3)
     lines = "".join(json.dumps(record) + "\n" for record in records())
     (folder / "metrics.jsonl").write_text(lines)
+    seconds = {"step": 60.0, "evaluation": 20.0}
+    times = json.dumps({"steps": 4, "seconds": seconds}) + "\n"
+    (folder / "times.jsonl").write_text(times + '{"torn')
     return folder, Data(**data)
 
 
@@ -84,7 +87,7 @@ def test_a_report_is_one_page_a_table_and_a_picture(run, cache_dir, capsys):
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert page.tags.count("script") == 1
     text = "".join(page.texts)
-    for name in (*NAMES, "3.jpg", "held out", "learning rate"):
+    for name in (*NAMES, "3.jpg", "held out", "learning rate", "1:00 (75.0 %)", "0:20 (25.0 %)"):
         assert name in text
     source = files[0].read_text(encoding="utf-8")
     assert not re.search(r"https?://(?!www\.w3\.org/)", source)

@@ -93,6 +93,9 @@ def test_the_calibration_error_is_the_mean_gap(split):
     assert found.ece == pytest.approx(gap, abs=1e-6)
     sure = made([0, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1])
     assert statistics.calibration(sure).ece == pytest.approx(0.25)
+    # A bin includes its upper edge.
+    halves = made([0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.75])
+    np.testing.assert_array_equal(statistics.calibration(halves, bins=2).counts, [2, 1])
 
 
 def test_mistakes_come_most_confident_first(split):
@@ -133,6 +136,12 @@ def test_a_label_is_suspected_if_prediction_and_neighbours_contradict_it():
         assert one.votes == len(one.neighbours) > 5
         assert one.row not in one.neighbours
         assert (labels[one.neighbours] == truth[one.row]).all()
+
+
+def test_an_example_is_no_neighbour_of_itself():
+    labels = np.array([1] + [0] * 20)
+    found = statistics.suspects(made(labels, [0] * 21, [0.9] * 21, np.ones((21, 2), np.float16)))
+    assert [(one.row, one.votes) for one in found] == [(0, statistics.NEIGHBOURS)]
 
 
 def test_a_few_examples_have_no_suspects():

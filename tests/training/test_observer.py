@@ -5,12 +5,12 @@ import threading
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from untrained import random_source
 
 import flax_resnet
 from flax_resnet import main
-from flax_resnet.cli import report
-from flax_resnet.cli.page.run_report import COMMAND
+from flax_resnet.cli.page import run_report
 from flax_resnet.cli.report_observer import ReportObserver
 from flax_resnet.config import freeze
 from flax_resnet.errors import DataError, Interrupted
@@ -98,6 +98,7 @@ def test_a_run_that_does_not_end_here_says_so_to_no_observer(observed, sources, 
     assert after.ended == [tmp_path / "run"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_at_the_end(tiny, tmp_path):
     workdir = tmp_path / "run"
     command = [flag for flag in tiny if flag != "--noreport"]
@@ -107,27 +108,36 @@ def test_the_command_writes_a_report_at_the_end(tiny, tmp_path):
         assert (workdir / name).stat().st_size > 300
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert "--config.train.epochs=1" in page
+    shown = EventAccumulator(str(workdir / "tensorboard"), {"tensors": 0}).Reload()
+    kinds = {
+        tag: shown.SummaryMetadata(tag).plugin_data.plugin_name for tag in shown.Tags()["tensors"]
+    }
+    assert kinds["examples"] == kinds["confusion"] == "images"
+    assert kinds["weights/conv1/kernel"] == "histograms"
+    assert kinds["result/top1"] == "scalars"
+    assert "hparams" in kinds.values()
+    assert len(shown.Tensors("weights/fc/bias")) == 1
     # The finished run writes no second report; a resumed one does, and --noreport does not.
     (workdir / "report.html").unlink()
     assert main.main(command) == 0
     assert not (workdir / "report.html").exists()
     assert main.main([*command, "--config.train.epochs=2", "--noreport"]) == 0
     assert not (workdir / "report.html").exists()
-    lines = (workdir / COMMAND).read_text().splitlines()
+    lines = (workdir / run_report.COMMAND).read_text().splitlines()
     assert len(lines) == 1
     assert "flax-resnet train --config=resnet18" in lines[0]
 
 
 def test_a_report_that_fails_costs_one_line(tmp_path, monkeypatch, caplog):
-    for error, level in ((DataError("moved", key="data"), "WARNING"), (KeyError("x"), "WARNING")):
+    for error in (DataError("moved", key="data"), KeyError("x")):
 
         def fail(*args, error=error, **kwargs):
             raise error
 
         caplog.clear()
-        monkeypatch.setattr(report, "write_report", fail)
+        monkeypatch.setattr(run_report, "gather", fail)
         ReportObserver(tmp_path, "command").on_end(tmp_path)
-        assert [record.levelname for record in caplog.records] == [level]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "\n" not in caplog.text.strip()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     caplog.clear()

@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
     Attributes:
       image: the image as the network sees it, as a data URI.
-      heat: its Grad-CAM of the predicted class, as a data URI; "" for none.
+      heat: its Grad-CAM of the predicted class, as a data URI; "" without one, or if it has one value.
       name: the file or position of the image.
       prediction: the predicted class.
       label: the true class.
@@ -118,7 +118,9 @@ def _cases(report: RunReport, rows: list[int], heated: set[int]) -> dict[int, Ca
     heats = np.zeros((0, 0, 0), np.float32)
     if which:
         heats = report.classifier.explain(images[which], classes.tolist())
-    heat_of = dict(zip((rows[number] for number in which), heats, strict=True))
+    # A map of one value says nothing: no part speaks for the class, or the last map has one position.
+    explained = zip((rows[number] for number in which), heats, strict=True)
+    heat_of = {row: heat for row, heat in explained if heat.any()}
     return {
         row: Case(
             thumbnail(image),

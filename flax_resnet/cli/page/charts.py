@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from flax_resnet.cli.plots.log_axis import logarithmic
 from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.inference.split_statistics import Calibration
 from flax_resnet.optim.evaluation_metrics import EMA, METRICS
@@ -76,13 +77,11 @@ def _curve(key: str, lines: dict[str, list[tuple[float, float]]]) -> str:
                 markersize=3.5,
                 lw=1.6,
             )
-        log = key == "loss" and min(v for points in lines.values() for _, v in points) > 0
-        axes.set(xlabel="epoch", **({"yscale": "log"} if log else {}))
+        axes.set(xlabel="epoch")
+        if key == "loss":
+            logarithmic(axes)
         if key in METRICS and METRICS[key].format.endswith("%"):
             axes.yaxis.set_major_formatter("{x:.0%}")
-        if log:
-            axes.yaxis.set_minor_formatter("{x:.2g}")
-            axes.yaxis.set_major_formatter("{x:.2g}")
         if key != "learning_rate":
             axes.legend(loc="best", fontsize=8.5)
         return _svg(figure, key)

@@ -26,8 +26,10 @@ from flax_resnet.inference.split_statistics import (
 )
 from flax_resnet.training.runs.folder import SUMMARY
 from flax_resnet.training.runs.writers import clock
+from flax_resnet.training.stages import CHECKPOINT, EVALUATION, STEP
 
 MATRIX = 60  # largest number of classes of a confusion matrix
+STAGE_NAMES = {STEP: "training steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints"}
 ROWS = 1000  # largest number of rows of the table of classes
 
 
@@ -163,23 +165,25 @@ def _class_rows(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any
 
 
 def _time(report: RunReport) -> list[tuple[str, str]]:
-    """Return (name, value) of the time that the training steps took, from the run's records."""
-    size, previous, seconds, speeds = report.classifier.config.train.batch_size, 0, 0.0, []
-    for record in report.records:
-        if record["split"] == "train" and record.get("images_per_second"):
-            images = (record["step"] - previous) * size
-            previous = record["step"]
-            seconds += images / record["images_per_second"]
-            speeds.append(record["images_per_second"])
-    if not speeds:
-        return []
-    evaluations = sum(r["split"] != "train" for r in report.records)
-    return [
-        ("training steps", f"{clock(seconds)} for {previous:,} steps of {size:,} images"),
-        ("speed", f"{np.median(speeds):,.0f} images/s (median of the records)"),
-        ("images seen", f"{previous * size:,}"),
-        ("evaluations", f"{evaluations:,}, not in the time above"),
+    """Return (name, value) of the time that the run took: of each stage over all starts, and the speed."""
+    starts, size = report.times, report.classifier.config.train.batch_size
+    steps = sum(start["steps"] for start in starts)
+    spent = {
+        stage: sum(start["seconds"].get(stage, 0.0) for start in starts) for stage in STAGE_NAMES
+    }
+    total = sum(spent.values())
+    rows = [
+        (name, f"{clock(spent[stage])} ({percent(spent[stage] / total)})")
+        for stage, name in STAGE_NAMES.items()
+        if spent[stage]
     ]
+    if len(starts) > 1:
+        rows.append(("starts", f"{len(starts)}, with {steps:,} steps in all"))
+    speeds = [r["images_per_second"] for r in report.records if "images_per_second" in r]
+    if speeds:
+        rows.append(("speed", f"{np.median(speeds):,.0f} images/s (median of the records)"))
+    last = max((r["step"] for r in report.records), default=0)
+    return [*rows, ("images seen", f"{last * size:,} in {last:,} steps")] if last else rows
 
 
 def _changed(config: Config) -> list[tuple[str, str, str]]:

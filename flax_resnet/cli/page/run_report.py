@@ -1,5 +1,7 @@
 """What a report shows of a run: its records, and the predictions for a split."""
 
+import contextlib
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -38,6 +40,19 @@ class RunReport(NamedTuple):
         from flax_resnet.training.runs.folder import SUMMARY
 
         return {name: _text(self.workdir / name) for name in (SUMMARY, COMMAND)}
+
+    @property
+    def times(self) -> list[dict[str, Any]]:
+        """The lines of times.jsonl, one per start; without lines that cannot be read."""
+        from flax_resnet.training.runs.folder import TIMES
+
+        found = []
+        for line in _text(self.workdir / TIMES).splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                values = json.loads(line)
+                seconds = {str(stage): float(spent) for stage, spent in values["seconds"].items()}
+                found.append({"steps": int(values["steps"]), "seconds": seconds})
+        return found
 
 
 def _text(file: pathlib.Path) -> str:

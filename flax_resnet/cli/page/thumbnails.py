@@ -8,7 +8,8 @@ from PIL import Image
 
 SIDE = 176  # of a thumbnail, in pixels
 TINY = 64  # images of at most this side are kept as they are, and the page enlarges their pixels
-QUALITY = 80  # of JPEG
+QUALITIES = (80, 60, 40, 20)  # of JPEG: the first one that keeps to the limit, or the last one
+LARGEST = 12_000  # bytes of a JPEG; photographs take 5,000, noise more
 STRENGTH = 0.6  # opacity of the hottest colour
 
 
@@ -51,5 +52,9 @@ def heat_overlay(pixels: np.ndarray, heat: np.ndarray, side: int) -> Image.Image
 
 def _uri(image: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=QUALITY, optimize=True)
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, quality=quality, optimize=True)
+        if kind == "PNG" or buffer.tell() <= LARGEST:
+            break
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

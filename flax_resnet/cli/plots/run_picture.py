@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flax_resnet.cli.page.run_report import RunReport
+from flax_resnet.cli.plots.log_axis import logarithmic
 from flax_resnet.cli.plots.text import drawing, plain
 from flax_resnet.inference.judged_split import input_images
 from flax_resnet.inference.split_statistics import confident_mistakes, least_certain
@@ -38,8 +39,22 @@ def picture(report: RunReport) -> bytes:
         _draw_curves(halves[0], report.records, config.train.monitor)
         _draw_examples(halves[1], report)
         figure.suptitle(title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
+        return _png(figure)
+
+
+def examples_picture(report: RunReport) -> bytes:
+    """Draw the most confident mistakes, then the least certain predictions. Return the picture, PNG."""
+    from matplotlib.figure import Figure
+
+    with drawing(report.split.class_names):
+        figure = Figure(figsize=(12, 4.6), layout="constrained")
+        _draw_examples(figure, report)
+        return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
@@ -71,14 +86,11 @@ def _draw_curves(figure: Any, records: list[dict[str, Any]], monitor: str) -> No
                 text = re.sub("^_", " _", plain(name))
                 style = {"color": colors[name], "marker": marker, "markersize": 4, "label": text}
                 axes.plot(*zip(*points, strict=True), **style)
-        axes.set(
-            xlabel="epoch",
-            title=METRICS[key].label,
-            **({"yscale": "log"} if key == "loss" else {"ylim": (0, 1.02)}),
-        )
+        axes.set(xlabel="epoch", title=METRICS[key].label)
         if key == "loss":
-            axes.yaxis.set_major_formatter("{x:.3g}")
-            axes.yaxis.set_minor_formatter("{x:.3g}")
+            logarithmic(axes)
+        else:
+            axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
