@@ -19,6 +19,7 @@ from flax_resnet.inference.file_predictions import predict_files
 from flax_resnet.inference.grad_cam import grad_cam
 from flax_resnet.inference.photo_answers import NetworkAnswers
 from flax_resnet.inference.training_images import TrainingImages, training_images
+from flax_resnet.training.experiment import make_sampler
 
 SHAPE = {"widths": (4, 8, 16, 32), "depths": (1, 1, 1, 1), "stem": "cifar"}
 
@@ -137,6 +138,8 @@ def test_the_sample_is_a_part_of_what_the_run_uses(network):
         {one.name for one in images.nearest(np.ones(32, np.float32), 100)}
         for images in (whole, part, again)
     ]
+    used = {source.describe(int(index)) for index in make_sampler(source, few.config).used}
+    assert names[0] == {name for name in used if not name.endswith("cat/3.png")}
     assert names[1] == names[2] < names[0]
     assert len(names[1]) == part.readable
 
@@ -228,6 +231,15 @@ def test_an_exported_model_answers_as_its_network(
         assert exported.neighbours(answer) == ()
     with refused("model", kind=ConfigError):
         exported.heat(turned[0], 0)
+
+
+def test_an_exported_model_knows_whether_photos_are_turned(network, turned, tmp_path):
+    config = dataclasses.replace(network.config, data=network.config.data.but(exif=False))
+    exported = ExportAnswers(
+        export(dataclasses.replace(network, config=config), tmp_path / "net", "stablehlo")
+    )
+    stored, upright = (exported.answer(file).probabilities for file in turned)
+    assert np.abs(stored - upright).max() > 1e-2
 
 
 def test_a_damaged_export_is_refused(network, tmp_path):
