@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flax_resnet.cli import app, network_flags
-from flax_resnet.errors import ConfigError, DataError, one_line, printable
+from flax_resnet.errors import ConfigError, one_line, printable
 
 if TYPE_CHECKING:
     from flax_resnet.inference.photo_answers import PhotoAnswers
@@ -85,7 +85,7 @@ def _demo(values: flags.FlagValues) -> None:
     app.set_up_jax(app.flag(values, "compilation_cache"))
     answers, title, about = _answers(values, source)
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(_stopped_by_signals())
+        stopped = stack.enter_context(stopped_by_signals())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flax_resnet_demo"))
         _set_environment(folder)
         from flax_resnet.cli.demo_page import launch, page
@@ -164,35 +164,24 @@ def _set_environment(folder: str) -> None:
 
 def _answers(values: flags.FlagValues, source: str) -> tuple["PhotoAnswers", str, str]:
     """Return the model with its title and a sentence about it."""
-    from flax_resnet.inference.network_choice import NetworkChoice
-    from flax_resnet.inference.photo_answers import NetworkAnswers
-    from flax_resnet.inference.training_images import training_images
-
     given = printable(app.flag(values, source))
     if source == "exported":
         from flax_resnet.inference.export.export_answers import ExportAnswers
 
-        exported = ExportAnswers(given)
+        exported = ExportAnswers(app.flag(values, source))
         name = pathlib.Path(given).resolve().name
         return exported, name, f"{exported.format} in {exported.runtime}, from {given}"
+    from flax_resnet.inference.network_choice import NetworkChoice
+    from flax_resnet.inference.photo_answers import network_answers
+
     choice = NetworkChoice(**{name: app.flag(values, name) for name in NetworkChoice._fields})
-    classifier = choice.load()
-    name = classifier.config.model.name
+    most, data_dir = app.flag(values, "neighbours"), app.flag(values, "data_dir")
+    answers = network_answers(choice, most=most, data_dir=data_dir)
+    config, step = answers.classifier.config, answers.classifier.step
     if source == "model":
-        missing = "There are no near neighbours: the training images of weights are not known."
-        return NetworkAnswers(classifier, no_neighbours=missing), name, f"weights {given}"
-    training, missing, most = None, "", app.flag(values, "neighbours")
-    try:
-        if most:
-            data_dir = app.flag(values, "data_dir")
-            training = training_images(classifier, most=most, data_dir=data_dir)
-    except DataError as error:
-        log.warning("no near neighbours: %s", error)
-        missing = "There are no near neighbours: the training images of the run are missing."
-    data = pathlib.PurePath(classifier.config.data.dataset).name
-    title = f"{name} on {data}"
-    about = f"step {classifier.step:,} of {given}"
-    return NetworkAnswers(classifier, training, missing), title, about
+        return answers, config.model.name, f"weights {given}"
+    data = pathlib.PurePath(config.data.dataset).name
+    return answers, f"{config.model.name} on {data}", f"step {step:,} of {given}"
 
 
 @contextlib.contextmanager
@@ -212,7 +201,7 @@ def _features_in_background(answers: "PhotoAnswers") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[Callable[[], bool]]:
+def stopped_by_signals() -> Iterator[Callable[[], bool]]:
     """Handle Ctrl-C and SIGTERM inside this block; yield a function that tells whether one arrived.
 
     A signal that the process ignores stays ignored.

@@ -1,5 +1,6 @@
 """What a network says of a photo: its most probable classes, the parts that count, and similar training images."""
 
+import logging
 import os
 from typing import NamedTuple, Protocol
 
@@ -7,11 +8,14 @@ import numpy as np
 from PIL import Image
 
 from flax_resnet.data.images import prepare_image, upright
-from flax_resnet.errors import ConfigError, WeightsError
+from flax_resnet.errors import ConfigError, DataError, WeightsError
 from flax_resnet.inference.classifier import Classifier
 from flax_resnet.inference.evaluation import all_class_names
 from flax_resnet.inference.features import NAME
-from flax_resnet.inference.training_images import Neighbour, TrainingImages
+from flax_resnet.inference.network_choice import NetworkChoice
+from flax_resnet.inference.training_images import Neighbour, TrainingImages, training_images
+
+log = logging.getLogger("flax_resnet")
 
 TOP = 5
 NEIGHBOURS = 5
@@ -72,6 +76,9 @@ class NetworkAnswers:
       training: the training images to search for similar ones, or None.
       no_neighbours: why there are none.
 
+    Attributes:
+      classifier: the network.
+
     Raises:
       ConfigError: the network has no classes.
       WeightsError: its probabilities are not finite.
@@ -92,7 +99,7 @@ class NetworkAnswers:
             )
         self.class_names = all_class_names(classifier.class_names, classifier.model.num_classes)
         self.training, self.no_neighbours = training, no_neighbours
-        self._classifier = classifier
+        self.classifier = classifier
         self.no_heat = ""
         self._compile()
 
@@ -102,17 +109,17 @@ class NetworkAnswers:
 
     def heat(self, file: str | os.PathLike, label: int) -> np.ndarray:
         """Return the Grad-CAM heat map of a class."""
-        return self._classifier.explain([self._photo(file)], label)[0]
+        return self.classifier.explain([self._photo(file)], label)[0]
 
     def neighbours(self, answer: Answer) -> tuple[Neighbour, ...]:
         """Return the most similar training images."""
         return self.training.nearest(answer.vector, NEIGHBOURS) if self.training else ()
 
     def _photo(self, file: str | os.PathLike) -> Image.Image:
-        return upright(file, exif=self._classifier.config.data.exif, name=os.fspath(file))
+        return upright(file, exif=self.classifier.config.data.exif, name=os.fspath(file))
 
     def _answer(self, photo: Image.Image) -> Answer:
-        classifier, data = self._classifier, self._classifier.config.evaluating().data
+        classifier, data = self.classifier, self.classifier.config.evaluating().data
         vector = np.zeros(0, np.float32)
         if self.training:
             vector = classifier.features([photo], (NAME,))[NAME][0].astype(np.float32)
@@ -126,6 +133,32 @@ class NetworkAnswers:
                 "give probabilities that are not finite: they may have diverged", key="weights"
             )
         try:
-            self._classifier.explain([blank], 0)
+            self.classifier.explain([blank], 0)
         except ConfigError as error:
             self.no_heat = f"This network has no Grad-CAM: it {error.problem}."
+
+
+def network_answers(network: NetworkChoice, *, most: int, data_dir: str = "") -> NetworkAnswers:
+    """Return the answers of a run, or of a network with pretrained weights, which has no training images.
+
+    If the training images of a run are missing, it has none either, and a line says so.
+
+    Args:
+      network: the run or the network.
+      most: largest number of training images to search; 0 for none.
+      data_dir: TFDS data folder; empty for that of the run.
+
+    Raises:
+      UserError: there is no such run or network, or `NetworkAnswers` raises it.
+    """
+    classifier = network.load()
+    training, missing = None, ""
+    if not network.workdir:
+        missing = "There are no near neighbours: the training images of weights are not known."
+    elif most:
+        try:
+            training = training_images(classifier, most=most, data_dir=data_dir)
+        except DataError as error:
+            log.warning("no near neighbours: %s", error)
+            missing = "There are no near neighbours: the training images of the run are missing."
+    return NetworkAnswers(classifier, training, missing)

@@ -7,7 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, saved_run
 from PIL import Image
 
 from flax_resnet.config import freeze
@@ -17,7 +17,8 @@ from flax_resnet.inference.export import export
 from flax_resnet.inference.export.export_answers import ExportAnswers
 from flax_resnet.inference.file_predictions import predict_files
 from flax_resnet.inference.grad_cam import grad_cam
-from flax_resnet.inference.photo_answers import NetworkAnswers
+from flax_resnet.inference.network_choice import NetworkChoice
+from flax_resnet.inference.photo_answers import NetworkAnswers, network_answers
 from flax_resnet.inference.training_images import TrainingImages, training_images
 from flax_resnet.training.experiment import make_sampler
 
@@ -164,6 +165,24 @@ def test_reading_the_training_images_can_be_stopped_and_can_fail(network, photos
         gone = network.config.data.but(path=str(photos / "none"))
         config = dataclasses.replace(network.config, data=gone)
         training_images(dataclasses.replace(network, config=config), most=5)
+
+
+def test_a_run_whose_training_images_are_lost_answers_without_neighbours(tmp_path, turned, photos):
+    sections = {
+        "model": {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"},
+        "data": {"source": "folder", "path": str(photos), "image_size": 32},
+    }
+    run = saved_run(tmp_path / "run", sections, ("cat", "dog"), step=7)
+    choice = NetworkChoice(workdir=str(run))
+    found, none = (network_answers(choice, most=most) for most in (3, 0))
+    assert (found.training.size, found.no_neighbours, found.classifier.step) == (3, "", 7)
+    assert (none.training, none.no_neighbours) == (None, "")
+    sections["data"]["path"] = str(tmp_path / "gone")
+    run = saved_run(tmp_path / "other", sections, ("cat", "dog"))
+    lost = network_answers(NetworkChoice(workdir=str(run)), most=3)
+    assert lost.training is None
+    assert lost.no_neighbours
+    assert lost.neighbours(lost.answer(turned[0])) == ()
 
 
 def test_what_has_no_answer_is_refused(answers, network, tmp_path, monkeypatch):
