@@ -114,6 +114,7 @@ def test_texts_of_users_are_escaped():
         photo_card.remark(answers),
     ):
         read = Texts(part)
+        assert {value for key, value in read.attributes if key == "title"} <= {EVIL, "x"}
         assert not {key for key, _ in read.attributes} & {"onerror"}
         assert EVIL in read.text
         pictures = [value for key, value in read.attributes if key == "src"]
