@@ -104,7 +104,7 @@ class Page:
 
     def __init__(self, browser, address, width):
         self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(30_000)
         self.requests, self.errors = [], []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("websocket", lambda socket: self.requests.append(socket.url))
@@ -127,8 +127,13 @@ class Page:
         self.page.wait_for_selector(selector)
         return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
 
-    def width(self):
-        return self.page.evaluate("document.documentElement.scrollWidth")
+    def extent(self):
+        """Return the least width of bars and images of photos, and the rightmost edge of a card's content."""
+        return self.page.evaluate("""() => {
+            const boxes = name => [...document.querySelectorAll(name)].map(x => x.getBoundingClientRect());
+            const wide = boxes(".card .bars, .card figure:not(.near *) img").map(box => box.width);
+            return [Math.min(...wide), Math.max(...boxes(".card *").map(box => box.right))];
+        }""")
 
 
 def is_loopback(url):
@@ -171,6 +176,7 @@ def test_dropped_photos_are_answered_and_broken_ones_named(
             before = heat.locator("img").get_attribute("src")
             card.get_by_label(CHOICE).click()
             opened.page.get_by_role("option", name=str(other), exact=True).click()
+            opened.page.wait_for_selector("[role=option]", state="detached")
             heat.locator("b").get_by_text(str(other), exact=True).wait_for()
             assert heat.locator("img").get_attribute("src") != before
 
@@ -185,7 +191,9 @@ def test_dropped_photos_are_answered_and_broken_ones_named(
         phone.drop({**digits, **BROKEN})
         phone.page.wait_for_selector(".card .problem")
         assert phone.page.locator(".card").count() == 3
-        assert phone.width() <= 390
+        narrowest, rightmost = phone.extent()
+        assert narrowest > 250
+        assert rightmost <= 390
         for page in (opened, phone):
             assert len(page.requests) > 20
             assert not [url for url in page.requests if not is_loopback(url)]
