@@ -41,7 +41,7 @@ def page(answers: PhotoAnswers, *, title: str, about: str) -> gr.Blocks:
             try:
                 _content(answers, answer(file), file)
             except DataError as error:
-                gr.HTML(photo_card.head(file, f"This file {error.problem}."))
+                gr.HTML(photo_card.head(file, f"This file {error.problem.rstrip('.')}."))
             except MemoryError:
                 gr.HTML(photo_card.head(file, "This photo is too large for the memory here."))
 
