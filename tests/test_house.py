@@ -36,6 +36,7 @@ ONLY = {
         *("inference/export/check_images.py", "data/digits/digits_dataset_builder.py"),
     ),
     "jinja2": "cli/",
+    "gradio": "cli/demo_page.py",
     "matplotlib": "cli/",
     "absl": "cli/",
 }

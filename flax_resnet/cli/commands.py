@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "preview": "draw an augmented training batch",
     "report": "write a page on a run: its result, classes, mistakes with Grad-CAM, labels to check",
+    "demo": "show a page in the browser that answers for dropped photos",
     "settings": "search the settings of a configuration",
     "env": "print versions, devices and caches, for a bug report",
 }

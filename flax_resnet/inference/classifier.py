@@ -327,20 +327,25 @@ def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any
     mean, std = about.mean, about.std
     if model.in_channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    squashed = about.crop_mode == "squash"
-    crop: dict[str, Any] = {} if squashed else {"eval_crop_fraction": about.crop_fraction}
     return Config(
-        data=Data(
-            name="imagenet2012",
-            eval_split="validation",
-            image_size=about.image_size,
-            train_crop="random_resized",
-            eval_crop="resize" if squashed else "center",
-            interpolation=about.interpolation,
-            **crop,
-        ),
+        data=evaluation_data(about),
         augment=Augment(mean=mean, std=std, flip="horizontal"),
         model=Model(
             name=name, num_classes=model.num_classes, in_channels=model.in_channels, **settings
         ),
+    )
+
+
+def evaluation_data(about: Pretrained) -> Data:
+    """Return the data section with the image size, crop and filter of pretrained weights."""
+    squashed = about.crop_mode == "squash"
+    crop: dict[str, Any] = {} if squashed else {"eval_crop_fraction": about.crop_fraction}
+    return Data(
+        name="imagenet2012",
+        eval_split="validation",
+        image_size=about.image_size,
+        train_crop="random_resized",
+        eval_crop="resize" if squashed else "center",
+        interpolation=about.interpolation,
+        **crop,
     )

@@ -204,6 +204,7 @@ def _description(program: Program, formats: dict[str, Any], images: str) -> dict
         "signature": dataclasses.asdict(signature),
         "formats": formats,
         "preprocessing": preparation(program),
+        "exif": config.data.exif,
         "views": {"eval_flip": config.augment.eval_flip, "eval_shift": config.augment.eval_shift},
         "check": {"images": images, "tolerance": tolerance_of(signature)},
         "versions": {
