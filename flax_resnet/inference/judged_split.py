@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.data.images import prepare_image, upright
@@ -183,12 +184,17 @@ def input_images(classifier: Classifier, source: Source, indices: Sequence[int])
     """Return examples as the network sees them, uint8 [n, S, S, 3]. Raises DataError for an unreadable one."""
     data = classifier.config.evaluating().data
     images = np.zeros((len(indices), data.image_size, data.image_size, 3), np.uint8)
-    for row, index in enumerate(indices):
-        name = source.describe(int(index))
-        encoded = source.read([int(index)]).images[0]
-        image = upright(encoded, exif=source.orientations, name=name)  # one full image at a time
-        images[row] = prepare_image(image, data, name=name)
+    for row, image in enumerate(upright_images(source, indices)):
+        images[row] = prepare_image(image, data, name=source.describe(int(indices[row])))
     return images
+
+
+def upright_images(source: Source, indices: Sequence[int]) -> Iterator[Image.Image]:
+    """Yield examples in their stored size, one at a time. Raises DataError for an unreadable one."""
+    for index in indices:
+        encoded = source.read([int(index)]).images[0]
+        name = source.describe(int(index))
+        yield upright(encoded, exif=source.orientations, name=name)
 
 
 def why_unreadable(source: Source, index: int) -> str:

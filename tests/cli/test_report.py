@@ -1,6 +1,7 @@
 """The report of a run: one page without other files, a table, a picture; escaped, small, written as a whole."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import re
@@ -12,6 +13,9 @@ from conftest import refused, saved_run
 from PIL import Image
 
 from flax_resnet.cli import report
+from flax_resnet.cli.page.cases import collect
+from flax_resnet.cli.page.run_report import gather
+from flax_resnet.cli.page.thumbnails import heat_thumbnail, thumbnail
 from flax_resnet.cli.plots import run_picture
 from flax_resnet.data import images
 from flax_resnet.data.data_section import Data
@@ -75,6 +79,22 @@ def run(tmp_path, photographs):
     times = json.dumps({"steps": 4, "seconds": seconds}) + "\n"
     (folder / "times.jsonl").write_text(times + '{"torn')
     return folder, Data(**data)
+
+
+def test_heat_maps_lie_on_the_crop_that_they_explain(run):
+    found = gather(run[0])
+    data = dataclasses.replace(
+        found.classifier.config.data, eval_crop="center", eval_crop_fraction=0.6
+    )
+    config = dataclasses.replace(found.classifier.config, data=data)
+    classifier = dataclasses.replace(found.classifier, config=config)
+    cases = collect(found._replace(classifier=classifier))
+    case = next(case for case in (*cases.mistakes, *cases.uncertain) if case.heat)
+    number = classifier.class_names.index(case.prediction)
+    (heat,) = classifier.explain(case.name, number)
+    (pixels,) = images.prepare(case.name, data)
+    assert case.image == thumbnail(pixels)
+    assert case.heat == heat_thumbnail(pixels, heat)
 
 
 def test_a_report_is_one_page_a_table_and_a_picture(run, cache_dir, capsys):

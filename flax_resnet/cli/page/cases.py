@@ -6,7 +6,7 @@ import numpy as np
 
 from flax_resnet.cli.page.run_report import RunReport
 from flax_resnet.cli.page.thumbnails import heat_thumbnail, thumbnail
-from flax_resnet.inference.judged_split import input_images, why_unreadable
+from flax_resnet.inference.judged_split import input_images, upright_images, why_unreadable
 from flax_resnet.inference.split_statistics import (
     Pair,
     Suspect,
@@ -117,7 +117,9 @@ def _cases(report: RunReport, rows: list[int], heated: set[int]) -> dict[int, Ca
     classes = split.predictions[rows][which]
     heats = np.zeros((0, 0, 0), np.float32)
     if which:
-        heats = report.classifier.explain(images[which], classes.tolist())
+        # As they are stored: `explain` crops them itself.
+        stored = upright_images(report.source, split.indices[rows][which].tolist())
+        heats = report.classifier.explain(stored, classes.tolist())
     # A map of one value says nothing: no part speaks for the class, or the last map has one position.
     explained = zip((rows[number] for number in which), heats, strict=True)
     heat_of = {row: heat for row, heat in explained if heat.any()}
