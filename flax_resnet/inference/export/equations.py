@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from flax_resnet.inference.export.program import Program, exact
 
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters of primitives that only call a program
 LOOPS = ("scan", "while", "cond")
+Key = TypeVar("Key")
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -117,7 +118,7 @@ def equations_of(
     return Equations(image, images, output, traced.out_avals[0], constants, tuple(rest))
 
 
-def as_float16(constants: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def as_float16(constants: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
     """Return the constants with the kernels (arrays of several axes) in float16.
 
     Biases stay float32, as do kernels of less than a thousandth of all weights: they save nothing, and the stem's
@@ -141,7 +142,7 @@ def as_float16(constants: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
             )
         return array.astype(np.float16)
 
-    return {number: narrow(array) for number, array in constants.items()}
+    return {key: narrow(array) for key, array in constants.items()}
 
 
 def _add(known: dict[int, Any], array: Any) -> int:

@@ -194,6 +194,14 @@ def test_float16_weights_are_half_as_large(tmp_path):
     assert half.stat().st_size < 0.55 * whole.stat().st_size
 
 
+def test_weights_beyond_float16_are_refused(tmp_path):
+    program = network(signature={"precision": "float16"})
+    head = program.variables["params"]["fc"]
+    head["kernel"] = head["kernel"] * 1e9
+    with refused("precision", "float16", ConfigError):
+        ROW.write(program, tmp_path / "model.onnx")
+
+
 def test_weights_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "LARGEST_MESSAGE", 10_000)
     assert_equal(network(), path := tmp_path / "model.onnx")

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from flax_resnet.inference.export.format_row import FormatRow, Runtime
+from flax_resnet.inference.export.onnx_graph.float16 import store_float16
 from flax_resnet.inference.export.onnx_graph.model import write_model
 from flax_resnet.inference.export.onnx_graph.preprocessing import NAME
 from flax_resnet.inference.export.onnx_graph.simplify import simplify
@@ -29,13 +30,14 @@ def _write(program: Program, path: pathlib.Path) -> None:
         outputs = graph.add("Softmax", [outputs], graph.shapes[outputs], axis=-1)
     graph.share_constants()
     graph.finish(NAME, outputs, name := "probabilities" if signature.softmax else "logits")
+    if signature.precision == "float16":
+        store_float16(graph)
     write_model(
         graph,
         NAME,
         name,
         path,
         batch_size=signature.batch_size,
-        half=signature.precision == "float16",
         metadata=_metadata(program),
     )
 

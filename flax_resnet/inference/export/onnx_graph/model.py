@@ -1,7 +1,8 @@
 """Write a graph as an ONNX model."""
 
+import contextlib
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,7 +24,6 @@ def write_model(
     path: pathlib.Path,
     *,
     batch_size: int | None,
-    half: bool,
     metadata: dict[str, str],
 ) -> None:
     """Write a model to a file, and check it with ONNX's own checker.
@@ -36,28 +36,21 @@ def write_model(
       outputs: name of its output.
       path: the file.
       batch_size: number of images that it takes; None for any number.
-      half: whether to store kernels in float16. They are converted to float32 when the model is loaded.
       metadata: texts that the model carries.
     """
     import onnx
     from onnx import helper
 
-    size = sum(array.nbytes for array in graph.constants.values()) // (2 if half else 1)
-    data = path.with_name(path.name + ".data") if size > LARGEST_MESSAGE else None
-    casts: list[Node] = []
+    beside = sum(array.nbytes for array in graph.constants.values()) > LARGEST_MESSAGE
     initializers = []
-    with open(data, "wb") if data else open("/dev/null", "wb") as stream:
+    with contextlib.ExitStack() as stack:
+        data = path.with_name(f"{path.name}.data")
+        stream = stack.enter_context(data.open("wb")) if beside else None
         for name, array in graph.constants.items():
-            stored = name
-            if half and array.dtype == np.float32 and array.ndim > 1:
-                stored, array = f"{name}_float16", array.astype(np.float16)
-                attributes = {"to": np.dtype(np.float32)}
-                casts.append(Node("Cast", [stored], name, attributes, ""))
-            external = data if data and array.nbytes > LARGEST_INLINE else None
-            initializers.append(_initializer(stored, array, external, stream))
+            initializers.append(_initializer(name, array, stream))
     model = helper.make_model(
         helper.make_graph(
-            [_node(node, index) for index, node in enumerate([*casts, *graph.nodes])],
+            [_node(node, index) for index, node in enumerate(graph.nodes)],
             "flax_resnet",
             [_value(inputs, graph, batch_size)],
             [_value(outputs, graph, batch_size)],
@@ -73,16 +66,21 @@ def write_model(
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _initializer(name: str, array: np.ndarray, external: pathlib.Path | None, stream: Any) -> Any:
+def _initializer(name: str, array: np.ndarray, stream: BinaryIO | None) -> Any:
+    """Return a constant, whose data are written to `stream` if there is one and they are large."""
     from onnx import TensorProto, helper
 
     tensor = TensorProto(name=name, dims=array.shape)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-    if external is None:
+    if stream is None or raw.nbytes <= LARGEST_INLINE:
         tensor.raw_data = raw.tobytes()
         return tensor
-    place = {"location": external.name, "offset": stream.tell(), "length": raw.nbytes}
+    place = {
+        "location": pathlib.Path(stream.name).name,
+        "offset": stream.tell(),
+        "length": raw.nbytes,
+    }
     stream.write(raw.data)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in place.items():
