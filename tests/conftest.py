@@ -259,6 +259,7 @@ def tiny(data_dir, cache_dir):
     """Arguments that train a very small network on the digits in a few seconds."""
     return [
         "--config=resnet18",
+        "--noreport",  # it takes longer than the training
         "--config.model.widths=(4,8,16,32)",
         "--config.model.depths=(1,1,1,1)",
         "--config.train.batch_size=240",

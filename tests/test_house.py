@@ -30,8 +30,12 @@ ONLY = {
     "torch": "weights/tensor_files.py",
     "safetensors": "weights/",
     "huggingface_hub": "weights/hub.py",
-    "clu": "training/runs/writers.py",
-    "sklearn": ("inference/feature_classifiers.py", "data/digits/digits_dataset_builder.py"),
+    "clu": ("training/runs/writers.py", "training/runs/tensorboard_details.py"),
+    "sklearn": (
+        *("inference/feature_classifiers.py", "inference/split_statistics.py"),
+        "data/digits/digits_dataset_builder.py",
+    ),
+    "jinja2": "cli/",
     "matplotlib": "cli/",
     "absl": "cli/",
 }

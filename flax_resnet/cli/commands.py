@@ -18,7 +18,7 @@ COMMANDS = {
     "convert": "convert weights of timm, torchvision, Hugging Face or BiT to a run, and back",
     "prepare": "download a TFDS dataset, or pack images into one, for random access",
     "preview": "draw an augmented training batch",
-    "report": "draw a run's curves and some of its predictions",
+    "report": "write a page on a run: its result, classes, mistakes with Grad-CAM, labels to check",
     "settings": "search the settings of a configuration",
     "env": "print versions, devices and caches, for a bug report",
 }

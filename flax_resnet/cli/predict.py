@@ -83,9 +83,9 @@ def _predict(values: flags.FlagValues) -> None:
     _check_output(output, photos)
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.data.image_paths import check_named, image_paths
-    from flax_resnet.inference.classifier import NetworkChoice
     from flax_resnet.inference.evaluation import all_class_names
     from flax_resnet.inference.file_predictions import predict_files
+    from flax_resnet.inference.network_choice import NetworkChoice
 
     check_named(photos)
     files = image_paths(photos)

@@ -53,7 +53,7 @@ def _probe(values: flags.FlagValues) -> None:
     network_flags.check(values, purpose="probe", model_only=("weights",))
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.data.named import DatasetChoice
-    from flax_resnet.inference.classifier import NetworkChoice
+    from flax_resnet.inference.network_choice import NetworkChoice
     from flax_resnet.inference.probes import probe
     from flax_resnet.training.runs.folder import PROBES, RunFolder
 

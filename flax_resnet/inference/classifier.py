@@ -6,7 +6,7 @@ import itertools
 import operator
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax_resnet.config import Config
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.images import each_image, prepare_image
 from flax_resnet.errors import ConfigError, DataError, WeightsError
+from flax_resnet.inference.heat_maps import class_indices, heat_maps, make_heat, padded
 from flax_resnet.inference.prediction import Prediction, Unreadable
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
@@ -112,6 +113,31 @@ class Classifier:
             )
         return self._computed(images, names, batch_size, views=Augment())
 
+    def explain(
+        self,
+        images: np.ndarray | Iterable,
+        classes: int | str | Sequence[int | str] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Compute heat maps of the parts of each image that speak for a class, by Grad-CAM; see `grad_cam`.
+
+        Args:
+          images: as in `predict`.
+          classes: the index or the name of a class, or one for each image; None for the predicted class.
+          batch_size: as in `predict`.
+
+        Returns:
+          float32 [N, S, S], each map scaled to [0, 1]; S is the size of the network's input (`data.eval_size`).
+
+        Raises:
+          ConfigError: there is no such class, or another number of classes than images; or `grad_cam` raises it.
+          DataError: as in `predict`.
+        """
+        chosen = class_indices(classes, self.class_names, self.model.num_classes)
+        batches = self._batches(images, _checked_batch_size(batch_size), None)
+        return heat_maps(functools.partial(self._heat, self._folded), batches, chosen, batch_size)
+
     def _computed(
         self,
         images: np.ndarray | Iterable,
@@ -124,16 +150,11 @@ class Classifier:
 
         Unreadable images are appended to `unreadable`, and black pixels replace them; None to raise DataError.
         """
-        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= LARGEST_INT:
-            allowed = f"a whole number from 1 to {LARGEST_INT:,}"
-            raise ConfigError(key="batch_size", value=batch_size, allowed=allowed)
+        batch_size = _checked_batch_size(batch_size)
         parts: list[dict[str, np.ndarray]] = []
-        for pixels in self._batches(images, int(batch_size), unreadable):
-            # Pad a few images to a power of two, so a single image needs no padding, and few sizes are compiled.
-            few = 1 << max(len(pixels) - 1, 0).bit_length()
-            rows = batch_size if parts else min(batch_size, few)
-            padding = ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0))
-            features = self._forward(self._folded, np.pad(pixels, padding), names, views)
+        for pixels in self._batches(images, batch_size, unreadable):
+            rows = padded(pixels, batch_size if parts else 0, batch_size)
+            features = self._forward(self._folded, rows, names, views)
             parts.append({name: np.asarray(x)[: len(pixels)] for name, x in features.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -184,27 +205,16 @@ class Classifier:
         options = dispatch.compiler_options()
         return jax.jit(forward, static_argnums=(2, 3), compiler_options=options)
 
+    @functools.cached_property
+    def _heat(self) -> Any:
+        return make_heat(self.model, self.config)
 
-class NetworkChoice(NamedTuple):
-    """The network that a user selects: a run, or a network with pretrained weights.
 
-    Attributes:
-      workdir: the run folder, or empty.
-      checkpoint: with `workdir`: "last", "best" or a step.
-      model: without `workdir`: a network, or timm's weights for one.
-      weights: with `model`: a weights file; empty for timm's weights on the Hugging Face hub.
-    """
-
-    workdir: str = ""
-    checkpoint: str = "last"
-    model: str = ""
-    weights: str = ""
-
-    def load(self) -> Classifier:
-        """Return the network with its weights. Raises UserError as `load` and `load_pretrained` do."""
-        if self.workdir:
-            return load(self.workdir, self.checkpoint)
-        return load_pretrained(self.model, weights=self.weights)
+def _checked_batch_size(batch_size: Any) -> int:
+    if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= LARGEST_INT:
+        allowed = f"a whole number from 1 to {LARGEST_INT:,}"
+        raise ConfigError(key="batch_size", value=batch_size, allowed=allowed)
+    return int(batch_size)
 
 
 def load(

@@ -6,7 +6,7 @@ from typing import Any
 from flax_resnet.data.class_order import same_classes
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.errors import DataError
-from flax_resnet.inference.classifier import NetworkChoice
+from flax_resnet.inference.network_choice import NetworkChoice
 
 
 def probe(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.last_map import LastMap
 from flax_resnet.models.layers.activations import gelu
 from flax_resnet.models.layers.convolution import (
     Conv,
@@ -180,7 +181,7 @@ class Airbench(nn.Module):
         for number, width in enumerate(self.widths, 1):
             group = Group(width, norm, gelu, self.dtype, name=f"layer{number}_0")
             x = outputs[f"stage{number}"] = group(x, train=train)
-        x = x.max(axis=(1, 2))
+        x = LastMap(name="last_map")(x).max(axis=(1, 2))
         outputs["pre_logits"] = x
         if self.num_classes:
             dtype = at_least_float32(self.dtype)

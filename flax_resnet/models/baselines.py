@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flax_resnet.errors import ConfigError
 from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.last_map import LastMap
 from flax_resnet.models.layers.convolution import (
     Conv,
     Linear,
@@ -145,6 +146,7 @@ class ConvNet(nn.Module):
             x, index = nn.relu(x), index + 2
         if min(x.shape[1:3]) < 1:
             raise ConfigError("too small for this network", key="images", value=images.shape)
+        x = LastMap(name="last_map")(x)
         x = adaptive_average_pool(x, self.map_size)
         # torch flattens [C, H, W], and the weights of the first linear layer expect that order.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

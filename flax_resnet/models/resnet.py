@@ -11,6 +11,7 @@ import numpy as np
 from flax_resnet.models.block_spec import BlockSpec, Parts
 from flax_resnet.models.blocks import BLOCKS, BlockRow
 from flax_resnet.models.call_checks import check_call
+from flax_resnet.models.last_map import LastMap
 from flax_resnet.models.layers.activations import ACTIVATIONS
 from flax_resnet.models.layers.attention import attention_layer
 from flax_resnet.models.layers.convolution import Conv, Linear, at_least_float32
@@ -154,6 +155,7 @@ class ResNet(nn.Module):
             )
         if self.is_preact:
             x = parts.norm(name="norm")(x, train=train)
+        x = LastMap(name="last_map")(x)
         x = outputs["pre_logits"] = GLOBAL_POOLS[self.global_pool].pool(x)
         if self.num_classes:
             if self.dropout_at == "head":

@@ -30,7 +30,7 @@ class RunLog:
         self.metrics = metrics
         self._experiment, self._observers = experiment, observers
         self._writer, self._progress = writer, progress
-        self._scores_from = scores_from
+        self._scores_from, self._steps = scores_from, 0
         self._learning_rate = planned_learning_rate(experiment.config, experiment.plan)
 
     @property
@@ -60,6 +60,7 @@ class RunLog:
 
     def note(self, step: int) -> None:
         """Advance the progress bar by a step, and write the training record when it is due."""
+        self._steps += 1
         self._progress.advance(self.metrics.means())
         config, plan = self._experiment.config, self._experiment.plan
         if step % config.train.log_every == 0 or step == plan.total_steps:
@@ -74,6 +75,7 @@ class RunLog:
                 self.metrics.clear()
 
     def close(self) -> None:
-        """Close the progress bar, and flush buffered records."""
+        """Close the progress bar, write the times of this start, and flush buffered records."""
         self._progress.close()
+        self._writer.write_times(self._steps, self.metrics.spent)
         self._writer.close()

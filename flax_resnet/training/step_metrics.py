@@ -25,10 +25,12 @@ class StepMetrics:
 
     Attributes:
       updates: number of updates made so far.
+      spent: {stage: seconds of this start}; the stage "step" holds all that is no other stage.
     """
 
     def __init__(self, updates: int, batch_size: int, unrecorded: Mapping[str, Any] | None = None):
         self.updates = updates
+        self.spent: dict[str, float] = {}
         self._batch_size = batch_size
         before = unrecorded or {}
         self._overflows: int = before.get("overflows", 0)  # in a row, at the smallest loss scale
@@ -62,6 +64,7 @@ class StepMetrics:
                 arrays = {k: np.atleast_1d(v.addressable_data(0)) for k, v in on_device.items()}
             now = time.perf_counter()
             spent, self._read_at = now - self._read_at, now
+            self.spent[STEP] = self.spent.get(STEP, 0.0) + spent
             count = len(arrays["loss"])
             for number in range(count):
                 values = {k: float(v[number]) for k, v in arrays.items()}
@@ -108,6 +111,7 @@ class StepMetrics:
         """Start a new record."""
         self._count, self._sums, self._seconds = 0, {}, 0.0
 
-    def skip_time(self, seconds: float) -> None:
-        """Exclude the time of an evaluation or a checkpoint from the duration of steps."""
+    def skip_time(self, stage: str, seconds: float) -> None:
+        """Exclude the time of a stage, such as an evaluation or a checkpoint, from the duration of steps."""
         self._read_at += seconds
+        self.spent[stage] = self.spent.get(stage, 0.0) + seconds

@@ -44,7 +44,7 @@ def train(
       dry_run: print the plan and return; nothing is written.
       train_source: the training examples, such as an `ArraySource`; only with ``data.source='python'``.
       eval_source: the evaluation examples; only with ``data.source='python'``.
-      observers: objects that receive every record.
+      observers: what else receives records, evaluations and the end.
 
     Returns:
       The result, or None after a dry run.
@@ -81,13 +81,12 @@ def train(
         return None
 
     folder.claim(config, resume=resume)
-    forced = resume == "force"
     with (
         folder.locked(),
         contextlib.closing(Checkpoints(folder.path)) as checkpoints,
         matmul_precision(config),
     ):
-        start = resumed_start(experiment, checkpoints, folder, forced=forced)
+        start = resumed_start(experiment, checkpoints, folder, forced=resume == "force")
         if start and (result := finished_result(experiment, start, folder)):
             return result
         teacher = teacher or _teacher_of(experiment)
@@ -110,8 +109,15 @@ def train(
         from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
         trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
-        records = trainer.run(start)
-        return report(records, experiment, folder, start, began)
+        result = report(trainer.run(start), experiment, folder, start, began)
+    del trainer, start, teacher, weights  # their memory is free for what observers compute
+    _tell_end(observers, folder)
+    return result
+
+
+def _tell_end(observers: Sequence[Observer], folder: RunFolder) -> None:
+    for observer in observers:
+        observer.on_end(folder.path)
 
 
 def _log_resumed(experiment: Experiment, start: Start) -> None:

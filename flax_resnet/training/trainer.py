@@ -44,7 +44,7 @@ class Trainer:
       folder: the run folder.
       checkpoints: the checkpoints of the run folder.
       teacher_checksum: the checksum of the teacher, or None.
-      observers: objects that receive every record.
+      observers: what else receives records, evaluations and the end.
     """
 
     experiment: Experiment
@@ -176,6 +176,8 @@ class Trainer:
                     value=values["loss"],
                 )
             log.record(step, self.experiment.config.data.eval_split, values)
+            for observer in self.observers:
+                observer.on_evaluation(step, variables)
 
     def _save(self, state: TrainState, step: int, log: RunLog, *, measured: bool = True) -> None:
         splits = self.experiment.splits
@@ -224,7 +226,7 @@ def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
     began = time.perf_counter()
     with TraceAnnotation(stage):
         yield
-    metrics.skip_time(time.perf_counter() - began)
+    metrics.skip_time(stage, time.perf_counter() - began)
 
 
 def _timed(calls: Iterable[Any]) -> Iterator[Any]:

@@ -109,7 +109,7 @@ def test_a_run_is_resumed_and_evaluated_from_another_folder(
     command = [
         "--config=resnet18:folder=photographs", "--config.model.widths=(4,8,16,32)",
         "--config.model.depths=(1,1,1,1)", "--config.data.image_size=32", "--config.data.eval_fraction=0.3",
-        "--config.train.batch_size=8", "--config.schedule.warmup=0",
+        "--config.train.batch_size=8", "--config.schedule.warmup=0", "--noreport",
     ]  # fmt: skip
     assert main.main([*command, "--workdir=run", "--config.train.epochs=1"]) == 0
     (tmp_path / "elsewhere").mkdir()

@@ -222,6 +222,7 @@ def stopped(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("run") / "run"
     command = [
         "--config=configs/resnet18.py",
+        "--noreport",
         f"--workdir={workdir}",
         f"--data_dir={data_dir}",
         "--config.model.widths=(8,8,8,8)",

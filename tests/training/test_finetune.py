@@ -41,6 +41,7 @@ def finetune(pretrained, photographs, workdir, cache_dir, *flags):
         [
             f"--config=configs/finetune.py:folder={photographs}",
             f"--workdir={workdir}",
+            "--noreport",
             f"--config.model.pretrained={pretrained}",
             f"--compilation_cache={cache_dir}",
             "--config.train.batch_size=8",

@@ -212,6 +212,7 @@ def test_smaller_microbatches_need_less_memory():
 
 RUN = [
     "--config=configs/resnet18.py",
+    "--noreport",
     "--config.model.name=resnet20",
     "--config.model.depths=(1,1,1)",
     "--config.data.limit=64",

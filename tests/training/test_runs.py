@@ -37,7 +37,7 @@ def copy(finished, tmp_path):
 def test_the_contents_of_a_run_folder(finished):
     workdir, _ = finished
     names = {p.name for p in workdir.iterdir()}
-    assert names >= {"checkpoints", "config.json", "metrics.jsonl", "summary.txt"}
+    assert names >= {"checkpoints", "config.json", "metrics.jsonl", "results.csv", "summary.txt"}
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert [r["step"] for r in records_of(workdir, "test")] == [5, 10]
     assert records_of(workdir, "train")[-1].keys() == {
@@ -48,6 +48,10 @@ def test_the_contents_of_a_run_folder(finished):
     assert f"final top-1 {records_of(workdir, 'test')[-1]['top1']:.2%}" in summary
     assert RunFolder.at(workdir).read_config().model.widths == (4, 8, 16, 32)
     assert saved(workdir, 10)["versions"]["jax"]
+    (times,) = map(json.loads, (workdir / "times.jsonl").read_text().splitlines())
+    assert times["steps"] == 10
+    assert times["seconds"].keys() == {"step", "evaluation", "checkpoint"}
+    assert min(times["seconds"].values()) > 0
 
 
 def test_repeating_the_command_of_a_finished_run_changes_nothing(copy, capsys):

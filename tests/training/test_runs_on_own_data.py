@@ -36,7 +36,7 @@ def test_changed_data_are_refused_and_a_forced_resume_forgets_bad_images(
         f"--config=resnet18:folder={photographs}", f"--workdir={tmp_path / 'run'}",
         "--config.model.widths=(4,8,16,32)", "--config.model.depths=(1,1,1,1)",
         "--config.data.image_size=32", "--config.train.batch_size=8", "--config.train.epochs=1",
-        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.eval_fraction=0.1",
+        "--config.schedule.warmup=0", "--config.data.limit=8", "--config.data.eval_fraction=0.1", "--noreport",
     ]  # fmt: skip
     assert main.main(arguments) == 0
     assert saved(tmp_path / "run", 1)["bad_images"] == {str(index): 0}

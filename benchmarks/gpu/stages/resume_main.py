@@ -20,6 +20,7 @@ def measure(recorder: Recorder, tiny: bool) -> None:
     def command(workdir: pathlib.Path) -> list[str]:
         options = [f"--data_dir={folder / 'tfds'}", f"--compilation_cache={folder / 'compiled'}"]
         start = ["-m", "flax_resnet.main", "--config=configs/resnet18.py", f"--workdir={workdir}"]
+        start += ["--noreport"]
         return [*start, *options, *(TINY if tiny else ())]
 
     with recorder.attempt("an undisturbed run"):

@@ -15,6 +15,7 @@ from flax_resnet.training.runs.lock import locked
 from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
+TIMES = "times.jsonl"
 ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
 RESTORE = "restore the file, or name another workdir"
 # What config.json holds besides the sections of the configuration.

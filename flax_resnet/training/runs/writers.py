@@ -1,4 +1,4 @@
-"""Writers of records: metrics.jsonl (the source of truth), TensorBoard, and the terminal."""
+"""Writers of records: metrics.jsonl (the source of truth), results.csv, TensorBoard, and the terminal."""
 
 import contextlib
 import json
@@ -6,26 +6,27 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clu import metric_writers
 from tqdm import tqdm
 
 from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.optim.evaluation_metrics import EMA, shown
-from flax_resnet.training.runs.folder import METRICS, RunFolder
+from flax_resnet.training.runs.folder import METRICS, TIMES, RunFolder
+from flax_resnet.training.runs.results_table import ResultsTable
 
 log = logging.getLogger("flax_resnet")
 
 
 class RecordWriter:
-    """Appends records to metrics.jsonl and TensorBoard.
+    """Appends records to metrics.jsonl, results.csv and TensorBoard.
 
     Args:
       folder: the run folder.
-      start_step: the step from which training resumes; later records are removed. The TensorBoard files are
-        rewritten from the remaining records, because TensorBoard's marker of a restart (SessionLog.START) does not
-        hide the events that TensorFlow 2 writes.
+      start_step: the step from which training resumes; later records are removed. results.csv and the TensorBoard
+        files are rewritten from the remaining records, because TensorBoard's marker of a restart
+        (SessionLog.START) does not hide the events that TensorFlow 2 writes.
     """
 
     def __init__(self, folder: RunFolder, start_step: int):
@@ -33,6 +34,7 @@ class RecordWriter:
         self.records = folder.cut_records(start_step)
         with self._writing():
             self._file = (folder.path / METRICS).open("a", buffering=1)  # write line by line
+            self._table = ResultsTable(folder.path, self.records)
             for events in folder.path.glob("events.out.tfevents.*"):
                 events.unlink()
             self._tensorboard = metric_writers.SummaryWriter(str(folder))
@@ -62,7 +64,20 @@ class RecordWriter:
         self.records.append(record)
         with self._writing():
             self._file.write(json.dumps(record) + "\n")
+            self._table.add(self.records)
             self._show(record)
+
+    def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
+        """Append the seconds of each stage to times.jsonl. A full disk loses them, and nothing else.
+
+        Args:
+          steps: number of steps of this start; nothing is written for 0.
+          spent: {stage: seconds}.
+        """
+        if steps:
+            seconds = {stage: round(value, 3) for stage, value in spent.items()}
+            with contextlib.suppress(WorkdirError):
+                self._folder.append_record(TIMES, {"steps": steps, "seconds": seconds})
 
     def close(self) -> None:
         """Flush buffered records, and close the file. Raises WorkdirError."""
