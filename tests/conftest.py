@@ -70,6 +70,7 @@ QUICK = (
         "benchmarks/test_accuracy.",
     ),
     "training/test_runs.py::test_evaluate_and_predict_agree",
+    "trackers/test_trackers.py::test_a_wrong_setting",
     # What depends on the version of Pillow.
     "data/test_images.py::test_sixteen_bits",
     "data/test_images.py::test_every_way_in",

@@ -35,6 +35,8 @@ ONLY = {
         *("inference/feature_classifiers.py", "inference/split_statistics.py"),
         *("inference/export/check_images.py", "data/digits/digits_dataset_builder.py"),
     ),
+    "mlflow": "trackers/services/mlflow.py",
+    "wandb": "trackers/services/wandb.py",
     "jinja2": "cli/",
     "gradio": "cli/demo_page.py",
     "matplotlib": "cli/",

@@ -28,7 +28,7 @@ LEVELS = (
     ("optim",),
     ("weights",),
     ("models",),
-    ("augment", "data", "ops"),
+    ("augment", "data", "ops", "trackers"),
     ("settings",),
     ("errors",),
 )
@@ -43,6 +43,7 @@ HOLDS = {
     "augment": "uint8 batch -> float images",
     "data": "sources, sampling, decoding, packing",
     "ops": "convolution, BatchNorm, max-pool",
+    "trackers": "MLflow, W&B",
     "settings": "sections, rules, rows of choices",
     "errors": "one-line errors",
 }
@@ -58,6 +59,7 @@ COLOURS = {
     "augment": "#bcbd22",
     "data": "#2ca02c",
     "ops": "#17becf",
+    "trackers": "#e7ba52",
     "training": "#ff7f0e",
     "inference": "#e377c2",
 }
@@ -145,7 +147,7 @@ def draw(counts: Counter[tuple[str, str]], output: pathlib.Path) -> None:
         va="center",
         size=10,
     )
-    axes.set_xlim(-7.2, 7.2)
+    axes.set_xlim(-7.6, 7.6)
     axes.set_ylim(min(where.values()) - 0.7, where["cli"] + 1.4)
     axes.axis("off")
     figure.savefig(output, dpi=110, bbox_inches="tight", facecolor="white")

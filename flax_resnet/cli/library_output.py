@@ -19,6 +19,9 @@ def quiet_libraries() -> None:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs several lines per save
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR
+    )  # a line for each try to reach MLflow's server
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(
             lambda record: "orbax" not in record.pathname + record.getMessage()

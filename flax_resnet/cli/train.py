@@ -52,17 +52,19 @@ def _train(command: str, values: flags.FlagValues) -> None:
         raise app.needed("--workdir", "the folder that the run is written to")
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.cli.report_observer import ReportObserver
+    from flax_resnet.cli.tracker_observer import tracked
     from flax_resnet.training.train import train
 
     workdir = app.flag(values, "workdir")
     observers = [ReportObserver(workdir, command)] if app.flag(values, "report") else []
-    train(
-        config,
-        workdir or None,
-        resume=app.flag(values, "resume"),
-        dry_run=app.flag(values, "dry_run"),
-        observers=observers,
-    )
+    with tracked(config.log, workdir) as trackers:
+        train(
+            config,
+            workdir or None,
+            resume=app.flag(values, "resume"),
+            dry_run=app.flag(values, "dry_run"),
+            observers=[*observers, *trackers],  # the trackers store the report
+        )
 
 
 if __name__ == "__main__":

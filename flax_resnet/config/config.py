@@ -21,6 +21,7 @@ from flax_resnet.optim.losses import Loss
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
 from flax_resnet.optim.schedules import Schedule
 from flax_resnet.settings import UNSET
+from flax_resnet.trackers.log_section import Log
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -39,6 +40,7 @@ class Config:
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     ema: Ema = dataclasses.field(default_factory=Ema)
     train: Train = dataclasses.field(default_factory=Train)
+    log: Log = dataclasses.field(default_factory=Log)
 
     def evaluating(self) -> "Config":
         """Return the configuration for evaluation: `data.image_size` is the size of evaluation images."""

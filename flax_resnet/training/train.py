@@ -44,7 +44,8 @@ def train(
       dry_run: print the plan and return; nothing is written.
       train_source: the training examples, such as an `ArraySource`; only with ``data.source='python'``.
       eval_source: the evaluation examples; only with ``data.source='python'``.
-      observers: what else receives records, evaluations and the end.
+      observers: what else receives records, evaluations and the end. `log.trackers` needs those of
+        `flax_resnet.cli.tracker_observer.tracked`.
 
     Returns:
       The result, or None after a dry run.
@@ -54,12 +55,7 @@ def train(
       Interrupted: the process received SIGINT, SIGTERM or SIGUSR1; the state was saved.
     """
     began = time.perf_counter()
-    if not workdir and not dry_run:
-        raise ConfigError(
-            key="workdir",
-            value=workdir,
-            allowed="the path of the run folder, unless dry_run is set",
-        )
+    _check_arguments(config, workdir, dry_run, observers)
     config = with_absolute_paths(config)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
 
@@ -113,6 +109,25 @@ def train(
     del trainer, start, teacher, weights  # their memory is free for what observers compute
     _tell_end(observers, folder)
     return result
+
+
+def _check_arguments(
+    config: Config, workdir: str | pathlib.Path | None, dry_run: bool, observers: Sequence[Observer]
+) -> None:
+    """Raise ConfigError if arguments of `train` do not fit together."""
+    if not workdir and not dry_run:
+        raise ConfigError(
+            key="workdir",
+            value=workdir,
+            allowed="the path of the run folder, unless dry_run is set",
+        )
+    if config.log.trackers and not observers:
+        raise ConfigError(
+            "needs the observers that pass records to trackers",
+            key="log.trackers",
+            value=config.log.trackers,
+            cure="pass those of flax_resnet.cli.tracker_observer.tracked, as the command does",
+        )
 
 
 def _tell_end(observers: Sequence[Observer], folder: RunFolder) -> None:

@@ -54,6 +54,7 @@ VALUES = {
     "optimizer.learning_rate_rules": [(("fc", 0.5),)],
     "schedule.milestones": [(2.0, 5.0), (0.1, 0.2), (0.3, 0.6), (3.0, 40.0)],
     "train.microbatch_size": ["whole", "auto", "8"],
+    "log.trackers": [("mlflow",), ("wandb", "mlflow")],
 }
 LARGEST = {
     "train.epochs": 12,

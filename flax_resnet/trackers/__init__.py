@@ -1,0 +1,1 @@
+"""Experiment trackers, such as MLflow and Weights & Biases, behind one small interface."""
