@@ -24,6 +24,7 @@ from flax_resnet.trackers.tracker import (
     without_secrets,
 )
 from flax_resnet.training.observer import Observer
+from flax_resnet.version import __version__
 
 log = logging.getLogger("flax_resnet")
 
@@ -47,9 +48,10 @@ class TrackerObserver(Observer):
     """
 
     def __init__(self, row: TrackerRow, project: str, workdir: str | pathlib.Path) -> None:
-        self._row, self._project = row, project
+        self._row, self._project, self.tracker = row, project, row.name
         self._workdir = pathlib.Path(workdir).expanduser().resolve()
         self._tasks: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._failed = False
         self._thread = threading.Thread(target=self._work, name=row.name, daemon=True)
 
     def on_record(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
@@ -76,7 +78,7 @@ class TrackerObserver(Observer):
 
     def close(self, status: str) -> None:
         """End the tracker's run, and wait for it. Nothing happens if there was no record."""
-        if not self._thread.is_alive():
+        if self._failed or not self._thread.is_alive():
             return
         self._do(lambda tracker: tracker.finish(status))
         self._tasks.put(None)
@@ -93,19 +95,25 @@ class TrackerObserver(Observer):
             self._tasks.put(task)
 
     def _work(self) -> None:
+        tracker = None
         try:
             tracker = self._opened()
+            tracker.describe(self._facts())
+            log.info("tracked by %s: %s", self._row.name, tracker.address)
             while task := self._tasks.get():
                 task(tracker)
         except Exception as error:  # training goes on, whatever happens here
+            self._failed = True
             reason = without_secrets(error, self._row)
             log.warning("no further records for %s: %s", self._row.name, reason)
+            with contextlib.suppress(Exception):  # otherwise the service shows the run as running
+                if tracker:
+                    tracker.finish(FAILED)
 
     def _opened(self) -> Tracker:
         """Open the run's tracker, and keep its id, so that a resumed run goes on in it."""
         from flax_resnet.config import flatten
         from flax_resnet.training.runs.folder import RunFolder
-        from flax_resnet.version import __version__
 
         config = RunFolder.at(self._workdir).read_config()
         assert config is not None  # stored before the first record
@@ -120,15 +128,15 @@ class TrackerObserver(Observer):
         tracker = self._row.open(run)
         if tracker.run_id != run.run_id:
             atomic_write(file, tracker.run_id.encode())
-        facts = {
+        return tracker
+
+    def _facts(self) -> dict[str, str]:
+        return {
             "workdir": str(self._workdir),
             "checkpoints": str(self._workdir / "checkpoints"),
             "host": socket.gethostname(),
             "flax_resnet": __version__,
         }
-        tracker.describe(facts)
-        log.info("tracked by %s: %s", self._row.name, tracker.address)
-        return tracker
 
 
 @contextlib.contextmanager

@@ -15,20 +15,20 @@ import numpy as np
 from flax_resnet.augment import evaluation_images, evaluation_views
 from flax_resnet.augment.augment_section import Augment
 from flax_resnet.config import Config
-from flax_resnet.data.data_section import Data
 from flax_resnet.data.images import each_image, prepare_image
 from flax_resnet.errors import ConfigError, DataError, WeightsError
 from flax_resnet.inference.heat_maps import class_indices, heat_maps, make_heat, padded
 from flax_resnet.inference.prediction import Prediction, Unreadable
+from flax_resnet.inference.pretrained_config import pretrained_config
 from flax_resnet.models import create_model
 from flax_resnet.models.folding import fold_batch_norm
-from flax_resnet.models.model_section import IMAGE_CHANNELS, Model
+from flax_resnet.models.model_section import IMAGE_CHANNELS
 from flax_resnet.models.network import Network
 from flax_resnet.ops import dispatch
 from flax_resnet.settings import LARGEST_INT
 from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.runs.load import LoadedRun, load_run
-from flax_resnet.weights import Pretrained, channels_of, classes_of, imagenet_classes
+from flax_resnet.weights import channels_of, classes_of, imagenet_classes
 from flax_resnet.weights.fill import fill, unrolled_model
 from flax_resnet.weights.opening import is_repository, open_repository, open_weights
 
@@ -314,38 +314,6 @@ def load_pretrained(
         model,
         jax.device_put(variables),
         tuple(names or map(str, range(wanted))),
-        _config(about, model, architecture, options),
+        pretrained_config(about, model, architecture, options),
         step=0,
-    )
-
-
-def _config(about: Pretrained, model: Network, name: str, options: dict[str, Any]) -> Config:
-    """Return the configuration with the preprocessing of pretrained weights."""
-    known = {field.name for field in dataclasses.fields(Model)}
-    settings = {key: value for key, value in options.items() if key in known}
-    settings["dtype"] = model.dtype.name
-    mean, std = about.mean, about.std
-    if model.in_channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return Config(
-        data=evaluation_data(about),
-        augment=Augment(mean=mean, std=std, flip="horizontal"),
-        model=Model(
-            name=name, num_classes=model.num_classes, in_channels=model.in_channels, **settings
-        ),
-    )
-
-
-def evaluation_data(about: Pretrained) -> Data:
-    """Return the data section with the image size, crop and filter of pretrained weights."""
-    squashed = about.crop_mode == "squash"
-    crop: dict[str, Any] = {} if squashed else {"eval_crop_fraction": about.crop_fraction}
-    return Data(
-        name="imagenet2012",
-        eval_split="validation",
-        image_size=about.image_size,
-        train_crop="random_resized",
-        eval_crop="resize" if squashed else "center",
-        interpolation=about.interpolation,
-        **crop,
     )

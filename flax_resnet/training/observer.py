@@ -5,7 +5,13 @@ from typing import Any
 
 
 class Observer:
-    """Receives what happens in a run. Override the methods that are needed; these do nothing."""
+    """Receives what happens in a run. Override the methods that are needed; these do nothing.
+
+    Attributes:
+      tracker: the name in `log.trackers` that it serves, or "".
+    """
+
+    tracker = ""
 
     def on_record(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Receive a record of a run.

@@ -121,9 +121,10 @@ def _check_arguments(
             value=workdir,
             allowed="the path of the run folder, unless dry_run is set",
         )
-    if config.log.trackers and not observers:
+    served = {observer.tracker for observer in observers}
+    if absent := [name for name in config.log.trackers if name not in served]:
         raise ConfigError(
-            "needs the observers that pass records to trackers",
+            f"no observer passes records to {' and '.join(absent)}",
             key="log.trackers",
             value=config.log.trackers,
             cure="pass those of flax_resnet.cli.tracker_observer.tracked, as the command does",

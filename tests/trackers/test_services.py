@@ -17,7 +17,10 @@ from flax_resnet.settings import UNSET
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.runs.folder import RunFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that these libraries use
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of libraries that these libraries use
+]
 
 SECTIONS = {
     "data": {"source": "python", "image_size": 8},
@@ -238,7 +241,6 @@ def test_wandb_without_a_login_costs_one_line(wandb_env, monkeypatch, caplog):
     assert (wandb_env / "third" / "summary.txt").is_file()
 
 
-@pytest.mark.slow
 def test_the_command_passes_on_the_report(mlflow_env, wandb_env, tiny, tmp_path):
     from mlflow import MlflowClient
 

@@ -19,6 +19,7 @@ from flax_resnet.settings import UNSET
 from flax_resnet.trackers import tracker
 from flax_resnet.trackers.log_section import Log
 from flax_resnet.trackers.tracker import TRACKERS, TrackerRow
+from flax_resnet.training.observer import Observer
 from flax_resnet.training.runs.folder import RunFolder
 
 SECTIONS = {
@@ -141,6 +142,11 @@ def test_a_tracker_that_fails_warns_once_and_is_left_alone(
     assert "no such server" in text
     assert [part for part in ("\n", SECRET, "key-123") if part in text] == []
     assert fail not in [name for name, *_ in notes.calls]
+    if fail not in ("open", "finish"):
+        deadline = time.monotonic() + 10
+        while notes.calls[-1] != ("finish", "failed") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert notes.calls[-1] == ("finish", "failed")
 
 
 def test_a_package_that_cannot_be_imported_costs_one_line(workdir, known, caplog):
@@ -250,8 +256,10 @@ def test_a_project_of_mlflow_may_be_a_path_and_trackers_do_not_change_the_run():
     assert differences(freeze({}), config) == []
 
 
-def test_without_observers_python_refuses_trackers(tmp_path):
+@pytest.mark.parametrize("observers", [(), (Observer(),)])
+def test_without_their_observers_python_refuses_trackers(tmp_path, observers):
     config = freeze({**SECTIONS, "log": {"trackers": ("mlflow",)}})
+    source = random_source(32)[0]
     with refused("log.trackers", ("mlflow",)):
-        flax_resnet.train(config, tmp_path / "run", train_source=random_source(32)[0])
+        flax_resnet.train(config, tmp_path / "run", train_source=source, observers=observers)
     assert not (tmp_path / "run").exists()

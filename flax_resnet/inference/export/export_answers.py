@@ -14,10 +14,10 @@ from flax_resnet.augment.augment_section import Augment
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.images import prepare_image, upright
 from flax_resnet.errors import ConfigError, ExportError, UserError, one_line
-from flax_resnet.inference.classifier import evaluation_data
 from flax_resnet.inference.export.format_row import FORMATS, FormatRow
 from flax_resnet.inference.export.replaying import CONFIG, ExportFolder, read_export
 from flax_resnet.inference.photo_answers import Answer
+from flax_resnet.inference.pretrained_config import evaluation_data
 from flax_resnet.inference.training_images import Neighbour, TrainingImages
 from flax_resnet.weights import from_config
 
