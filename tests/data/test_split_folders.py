@@ -52,9 +52,12 @@ def test_unusual_names_of_splits_are_named_by_the_settings(tmp_path):
     assert open_source(data, train=True).class_names == ("2023", "2024")
     named = data.but(train_split="2023", eval_split="2024")
     assert open_source(named, train=False).class_names == ("a", "b")
-    for wrong in ({"train_split": "2023"}, {"eval_split": "2024"}):
-        with refused("data.path", str(root), DataError) as caught:
-            open_source(data.but(**wrong), train="eval_split" in wrong)
+    for known, missing, name in (
+        ({"train_split": "2023"}, "eval_split", "test"),
+        ({"eval_split": "2024"}, "train_split", "train"),
+    ):
+        with refused(f"data.{missing}", name, DataError) as caught:
+            open_source(data.but(**known), train=missing == "train_split")
         assert "2023, 2024" in caught.value.problem
 
 
@@ -66,7 +69,7 @@ def test_a_class_can_be_called_train(tmp_path):
 
 def test_folders_that_all_look_like_splits_are_not_classes(tmp_path):
     root = tree(tmp_path / "set", "test", "val")
-    with refused("data.path", str(root), DataError):
+    with refused("data.train_split", "train", DataError):
         open_source(Data(source="folder", path=str(root)), train=True)
 
 
