@@ -17,7 +17,7 @@ from absl import flags
 from flax_resnet.cli import app, network_flags
 from flax_resnet.errors import ConfigError
 from flax_resnet.inference.export.format_row import FORMATS
-from flax_resnet.inference.export.signature import PRECISIONS, PREPROCESSING
+from flax_resnet.inference.export.signature import LARGEST_BATCH, PRECISIONS, PREPROCESSING
 
 OPTIONS = ("format", "image_size", "preprocessing", "softmax", "batch_size", "precision")
 
@@ -51,6 +51,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
         None,
         "images per call of the exported model (default: any number)",
         lower_bound=1,
+        upper_bound=LARGEST_BATCH,
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -109,10 +110,11 @@ def _check(values: flags.FlagValues, folder: str) -> None:
     results = replay(folder)
     rows = [("format", "runtime", "images", "largest difference", "")]
     for row in results:
-        difference = "not checked" if row.difference is None else f"{row.difference:.1e}"
-        verdict = f"ok, at most {row.tolerance:g}" if row.is_same else f"above {row.tolerance:g}"
-        runtime = row.runtime if row.difference is not None else f"missing: {row.runtime}"
-        rows.append((row.format, runtime, str(row.images), difference, verdict))
+        if row.difference is None:
+            rows.append((row.format, f"missing: {row.runtime}", "0", "not checked", ""))
+            continue
+        verdict = f"above {row.tolerance:g}" if row.differs else f"ok, at most {row.tolerance:g}"
+        rows.append((row.format, row.runtime, str(row.images), f"{row.difference:.1e}", verdict))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))

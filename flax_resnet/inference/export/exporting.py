@@ -99,6 +99,8 @@ def export(
     config = classifier.config
     size = config.evaluating().data.image_size if image_size is None else image_size
     program = program_of(classifier, Signature(image_size=size, **options))
+    for row in rows:
+        row.check_size(program)
     images, source = check_images(config, own=bool(workdir))
     result = None
     if workdir:
@@ -120,7 +122,7 @@ def export(
 
 def _rows(format: str | Sequence[str]) -> list[FormatRow]:
     """Return the rows of the named formats, without repetitions."""
-    names = format.split(",") if isinstance(format, str) else list(format)
+    names = [name.strip() for name in format.split(",")] if isinstance(format, str) else format
     rows = []
     for name in dict.fromkeys(names):
         if name not in FORMATS:
@@ -132,10 +134,11 @@ def _rows(format: str | Sequence[str]) -> list[FormatRow]:
 
 
 def _check_output(folder: pathlib.Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError("is a file", key=folder, allowed="a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError("is not empty", key=folder, cure="name a new folder")
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError("is a file", key=folder, allowed="a new folder")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError("is not empty", key=folder, cure="name a new folder")
 
 
 @contextlib.contextmanager

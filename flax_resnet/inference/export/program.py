@@ -92,9 +92,15 @@ class Program:
 
     def expected(self, pixels: np.ndarray) -> np.ndarray:
         """Return the outputs [N, K] that the exported model must give for prepared images uint8 [N, S, S, 3]."""
+        given = self.unfolded()
         with exact():
-            outputs = jax.jit(self.outputs)(self.variables, self.model_input(pixels))
+            outputs = jax.jit(given.outputs)(given.variables, self.model_input(pixels))
         return np.asarray(outputs)
+
+    def unfolded(self) -> "Program":
+        """Return the program of the network as it was given, in float32: what every export must agree with."""
+        model = self.classifier.model.clone(dtype=jnp.dtype("float32"))
+        return dataclasses.replace(self, model=model, variables=self.classifier.variables)
 
 
 def program_of(classifier: Classifier, signature: Signature) -> Program:
@@ -119,7 +125,8 @@ def program_of(classifier: Classifier, signature: Signature) -> Program:
         if len(jax.tree.leaves(jax.eval_shape(fold, shapes))) != len(jax.tree.leaves(shapes)):
             folded = jax.device_get(jax.jit(fold)(folded))
     config = classifier.config.evaluating()
-    config = dataclasses.replace(config, data=config.data.but(image_size=signature.image_size))
+    data = config.data.but(image_size=signature.image_size, eval_size=0)
+    config = dataclasses.replace(config, data=data)
     names = all_class_names(classifier.class_names, model.num_classes)
     program = Program(model, folded, config, names, signature, classifier)
     _check_image_size(program)
@@ -128,8 +135,11 @@ def program_of(classifier: Classifier, signature: Signature) -> Program:
 
 def _check_image_size(program: Program) -> None:
     """Raise ConfigError if the network cannot compute images of this size."""
-    size = program.signature.image_size
+    size, shift = program.signature.image_size, program.config.augment.eval_shift
     name = program.config.model.name
+    if size <= shift:
+        allowed = f"above augment.eval_shift={shift}, by which views are shifted"
+        raise ConfigError(key="image_size", value=size, allowed=allowed)
     try:
         with exact():
             jax.eval_shape(program.logits, program.variables, program.input(1))

@@ -1,6 +1,7 @@
 """The model card of an export: what the model takes and returns, and how to load each file."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -127,7 +128,7 @@ def model_card(
             lines += ["", f"`{about['file']}`: {FORMATS[entry].help}."]
         lines += ["", "```python", load, "```"] if load else []
     lines += ["", "## Classes", ""]
-    shown = [f"`{label}`" for label in map(label_line, program.class_names[:SHOWN])]
+    shown = [_code(label_line(label)) for label in program.class_names[:SHOWN]]
     more = len(program.class_names) - len(shown)
     lines += [", ".join(shown) + (f", and {more:,} more" if more else "") + ". See `labels.txt`."]
     lines += ["", "## Check", "", f"`check/` holds {images}, with the outputs of flax_resnet.", ""]
@@ -135,20 +136,30 @@ def model_card(
     for row in checked:
         difference = "not checked" if row.difference is None else f"{row.difference:.1e}"
         lines.append(f"| {row.format} | {row.runtime} | {row.images} | {difference} |")
-    relative = "" if signature.softmax else ", relative to the largest logit"
-    lines += ["", f"Differences are of {outputs}{relative}. Repeat the check:", ""]
+    logits = "the logarithms of the probabilities" if signature.softmax else "logits"
+    lines += ["", f"Differences are of {logits}, relative to the largest. Repeat the check:", ""]
     lines += ["```", "flax-resnet export --check .", "```", ""]
     return "\n".join(lines)
 
 
 def label_line(name: str) -> str:
-    """Return the name of a class in one line: line breaks and control characters become escapes."""
+    """Return the name of a class in one line of UTF-8: line breaks and control characters become escapes."""
     return "".join(
         ascii(char)[1:-1]
-        if char.splitlines() == [""] or ord(char) < 32 or ord(char) == 127
+        if char.splitlines() == [""]
+        or ord(char) < 32
+        or 127 <= ord(char) < 160
+        or 0xD800 <= ord(char) < 0xE000
         else char
         for char in name
     )
+
+
+def _code(text: str) -> str:
+    """Return a text as code in Markdown, whatever backticks it has."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _sides(shape: Sequence[Any]) -> str:

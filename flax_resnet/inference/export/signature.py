@@ -11,6 +11,7 @@ PREPROCESSING = {
     "resize": "uint8 images of any size; the model resizes, crops and normalises them",
 }
 PRECISIONS = ("float32", "float16")
+LARGEST_BATCH = 4096  # images; the check of an export computes a batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,9 @@ class Signature:
             if key == "batch_size" and value is None:
                 continue
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not 1 <= value <= LARGEST_INT:
-                allowed = f"a whole number from 1 to {LARGEST_INT:,}"
+            most = LARGEST_BATCH if key == "batch_size" else LARGEST_INT
+            if not whole or not 1 <= value <= most:
+                allowed = f"a whole number from 1 to {most:,}"
                 raise ConfigError(key=key, value=value, allowed=allowed)
 
     @property

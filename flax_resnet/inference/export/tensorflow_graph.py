@@ -65,6 +65,7 @@ class ProgramModule(tf.Module):
             for n, array in arrays.items()
             if array.ndim
         }
+        equations.constants.clear()  # the variables hold copies
         images = equations.images
         shape = [side if isinstance(side, int) else None for side in images.shape]
         size, resizes = program.signature.image_size, program.signature.preprocessing == "resize"
@@ -109,7 +110,7 @@ def _unsupported(what: str) -> ConfigError:
         f"TensorFlow's formats do not support {what}",
         key="--format",
         value="saved_model",
-        cure="export to stablehlo, or report the network as a bug",
+        cure="export to stablehlo",
     )
 
 

@@ -45,6 +45,9 @@ class FunctionProgram(Program):
 
     function: Any = None
 
+    def unfolded(self):
+        return self
+
     def logits(self, variables, images):
         if self.signature.takes_bytes:
             images = images.astype(jnp.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_resnet.inference.export.format_row import FormatRow, Runtime
+from flax_resnet.inference.export.format_row import FLATBUFFER, FormatRow, Runtime
 from flax_resnet.inference.export.formats.saved_model import write_saved_model
 from flax_resnet.inference.export.program import Program
 from flax_resnet.inference.export.signature import Signature
@@ -68,6 +68,7 @@ ROWS = (
         write=_write,
         open=_open,
         runtimes=("ai_edge_litert", "tensorflow"),
+        largest=FLATBUFFER,
         load=LOAD,
         packages=("tensorflow",),
         supports={"preprocessing": ("none", "normalize")},

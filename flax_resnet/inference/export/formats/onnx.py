@@ -43,7 +43,7 @@ def _write(program: Program, path: pathlib.Path) -> None:
 
 
 def _metadata(program: Program) -> dict[str, str]:
-    """Return what a reader of the file alone needs: the classes, and how the images are prepared."""
+    """Return the names of the classes and the normalisation, for readers of the file alone."""
     augment, data = program.config.augment, program.config.data
     about = {"class_names": program.class_names, "preprocessing": program.signature.preprocessing}
     about |= {"mean": augment.mean, "std": augment.std, "interpolation": data.interpolation}

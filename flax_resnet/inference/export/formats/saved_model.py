@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from flax_resnet.errors import OutputError, one_line
 from flax_resnet.inference.export.format_row import FormatRow, Runtime
 from flax_resnet.inference.export.program import Program
 from flax_resnet.inference.export.signature import Signature
@@ -28,18 +29,24 @@ def write_saved_model(program: Program, path: pathlib.Path, precision: str) -> N
 
     module = ProgramModule(program, precision)
     signatures = {"serving_default": module.serve.get_concrete_function()}
-    tf.saved_model.save(module, str(path), signatures=signatures)
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+    except tf.errors.OpError as error:  # of a full disk, for one
+        raise OutputError(f"cannot be written: {one_line(error)}", key=path) from error
 
 
 def _open(path: pathlib.Path, signature: Signature) -> Runtime:
     import tensorflow as tf
 
     del signature
-    loaded = tf.saved_model.load(str(path))
-    serve = loaded.signatures["serving_default"]
+    # On a GPU, TensorFlow would compute in TF32, with three digits.
+    with tf.device("CPU"):
+        loaded = tf.saved_model.load(str(path))
+        serve = loaded.signatures["serving_default"]
 
     def run(images: np.ndarray) -> np.ndarray:
-        (outputs,) = serve(images=tf.constant(images)).values()
+        with tf.device("CPU"):
+            (outputs,) = serve(images=tf.constant(images)).values()
         return np.asarray(outputs.numpy())
 
     return run

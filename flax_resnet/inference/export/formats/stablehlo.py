@@ -9,7 +9,7 @@ import numpy as np
 from jax import export as jax_export
 
 from flax_resnet.inference.export.equations import Equation, as_float16, bound, equations_of
-from flax_resnet.inference.export.format_row import FormatRow, Runtime
+from flax_resnet.inference.export.format_row import FLATBUFFER, FormatRow, Runtime
 from flax_resnet.inference.export.program import Program, exact
 from flax_resnet.inference.export.signature import Signature
 
@@ -62,6 +62,7 @@ ROWS = (
         write=_write,
         open=_open,
         runtimes=("jax",),
+        largest=FLATBUFFER,
         load=LOAD,
         supports={"preprocessing": ("none", "normalize")},
     ),

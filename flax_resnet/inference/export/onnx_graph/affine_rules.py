@@ -92,15 +92,14 @@ def _of_product(rewriter: Rewriter, node: Node) -> bool:
     bias = constants[before.inputs[2]] if len(before.inputs) > 2 else np.zeros(channels)
     sides = [1] * weights.ndim
     sides[axis] = channels
-    kernel = (weights * scale.reshape(sides)).astype(weights.dtype)
     rewriter.become(node, before)
     node.op = "Gemm" if axis else "Conv"
-    scope, rewriter.graph.scope = rewriter.graph.scope, node.scope
-    node.inputs[1:] = [
-        rewriter.graph.constant(kernel, "kernel"),
-        rewriter.graph.constant((bias * scale + shift).astype(weights.dtype), "bias"),
-    ]
-    rewriter.graph.scope = scope
+    rewriter.graph.scope = node.scope
+    if np.any(scale != 1):
+        kernel = (weights * scale.reshape(sides)).astype(weights.dtype)
+        node.inputs[1] = rewriter.graph.constant(kernel, "kernel")
+    shifted = (bias * scale + shift).astype(weights.dtype)
+    node.inputs[2:] = [rewriter.graph.constant(shifted, "bias")]
     return True
 
 

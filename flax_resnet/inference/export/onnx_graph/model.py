@@ -31,7 +31,7 @@ def write_model(
     Weights of more than 2 GB are written to ``PATH.data`` beside it, as ONNX's external data.
 
     Args:
-      graph: the graph, simplified.
+      graph: the graph, simplified; its constants are removed.
       inputs: name of its input.
       outputs: name of its output.
       path: the file.
@@ -42,19 +42,12 @@ def write_model(
     from onnx import helper
 
     beside = sum(array.nbytes for array in graph.constants.values()) > LARGEST_MESSAGE
-    initializers = []
-    with contextlib.ExitStack() as stack:
-        data = path.with_name(f"{path.name}.data")
-        stream = stack.enter_context(data.open("wb")) if beside else None
-        for name, array in graph.constants.items():
-            initializers.append(_initializer(name, array, stream))
     model = helper.make_model(
         helper.make_graph(
             [_node(node, index) for index, node in enumerate(graph.nodes)],
             "flax_resnet",
             [_value(inputs, graph, batch_size)],
             [_value(outputs, graph, batch_size)],
-            initializers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
@@ -62,30 +55,31 @@ def write_model(
         producer_version=__version__,
     )
     helper.set_model_props(model, metadata)
+    with contextlib.ExitStack() as stack:
+        data = path.with_name(f"{path.name}.data")
+        stream = stack.enter_context(data.open("wb")) if beside else None
+        for name in list(graph.constants):  # each is freed when it is written
+            _store(model.graph.initializer.add(), name, graph.constants.pop(name), stream)
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _initializer(name: str, array: np.ndarray, stream: BinaryIO | None) -> Any:
-    """Return a constant, whose data are written to `stream` if there is one and they are large."""
+def _store(tensor: Any, name: str, array: np.ndarray, stream: BinaryIO | None) -> None:
+    """Store a constant in a TensorProto; its data in `stream` if there is one and they are large."""
     from onnx import TensorProto, helper
 
-    tensor = TensorProto(name=name, dims=array.shape)
+    tensor.name = name
+    tensor.dims.extend(array.shape)
     tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
     if stream is None or raw.nbytes <= LARGEST_INLINE:
         tensor.raw_data = raw.tobytes()
-        return tensor
-    place = {
-        "location": pathlib.Path(stream.name).name,
-        "offset": stream.tell(),
-        "length": raw.nbytes,
-    }
+        return
+    place = {"location": pathlib.Path(stream.name).name, "offset": stream.tell()}
     stream.write(raw.data)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
+    for key, value in (place | {"length": raw.nbytes}).items():
         tensor.external_data.add(key=key, value=str(value))
-    return tensor
 
 
 def _node(node: Node, index: int) -> Any:

@@ -23,7 +23,7 @@ def unsupported(what: str) -> ConfigError:
         f"ONNX export does not support {what}",
         key="--format",
         value="onnx",
-        cure="export to stablehlo, or report the network as a bug",
+        cure="export to stablehlo",
     )
 
 

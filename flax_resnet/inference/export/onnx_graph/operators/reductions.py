@@ -45,6 +45,8 @@ def _window(op: str) -> Writer:
             "strides": strides[2:],
             "pads": [low for low, _ in padding[2:]] + [high for _, high in padding[2:]],
         }
+        if set(dilations) != {1} and op == "AveragePool":
+            raise unsupported("sums over dilated windows")
         if set(dilations) != {1}:
             attributes["dilations"] = dilations[2:]
         if op == "AveragePool":
