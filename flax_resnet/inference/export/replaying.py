@@ -86,7 +86,10 @@ def read_export(folder: str | pathlib.Path) -> ExportFolder:
     try:
         if not file.is_file():
             raise ExportError(f"is no exported model: it has no {CONFIG}", key=path)
-        about = json.loads(file.read_text(encoding="utf-8"))["export"]
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(about, dict) and "export" not in about:
+            raise ExportError("is no exported model: it describes no export", key=file)
+        about = about["export"]
         if about["schema"] != SCHEMA:
             raise ValueError(f"schema {about['schema']}")
         signature = Signature(**about["signature"])

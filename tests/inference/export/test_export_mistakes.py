@@ -98,3 +98,10 @@ def test_paths_that_no_file_system_takes(classifier, tmp_path):
 def test_formats_may_be_separated_by_spaces(classifier, tmp_path):
     folder = export(classifier, tmp_path / "net", "stablehlo, safetensors", image_size=16)
     assert [row.format for row in replay(folder)] == ["stablehlo", "safetensors"]
+
+
+def test_a_run_folder_is_no_export(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {}}')
+    with refused(tmp_path / "config.json", kind=ExportError) as error:
+        replay(tmp_path)
+    assert "no exported model" in error.value.problem
