@@ -74,6 +74,8 @@ def make_statistics_measurement(
             several = config.train.steps_per_call > 1
             count = len(jax.tree.leaves(call)[0]) if several else 1
             for index in range(count):
+                # XLA aborts a process whose CPU devices meet too late in a sum, as with many calls on their way.
+                jax.block_until_ready(total)
                 one = jax.tree.map(lambda leaf, n=index: leaf[n], call) if several else call
                 measured = compiled(variables, jnp.int32(number), jnp.int32(step), data, one)
                 total = measured if total is None else jax.tree.map(jnp.add, total, measured)
