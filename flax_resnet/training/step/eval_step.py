@@ -71,6 +71,9 @@ def total(
     """Run an evaluation pass and return its sums, on the host."""
     sums = None
     for batch in batches:
+        # One call at a time, while the next batch is read: with many on their way, XLA may abort a process whose
+        # CPU devices meet too late in a sum.
+        jax.block_until_ready(sums)
         of_batch = eval_step(variables, data, batch)
         sums = of_batch if sums is None else jax.tree.map(jnp.add, sums, of_batch)
     return jax.device_get(sums)
