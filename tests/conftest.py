@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -29,6 +30,10 @@ from jax.sharding import AxisType
 from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parent.parent
 # `compiler_options` for programs that must give the same bits as for users, or that run long.

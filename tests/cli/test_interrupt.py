@@ -29,8 +29,6 @@ def test_ctrl_c_during_the_imports_is_one_line(command):
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A background job of a shell ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.poll() is None and not modules(process):
         time.sleep(0.01)
