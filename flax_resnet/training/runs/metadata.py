@@ -13,9 +13,9 @@ from flax_resnet.errors import BrokenCheckpointError, CheckpointError, WorkdirEr
 from flax_resnet.version import __version__
 
 # Schema number of run folders. Increase it when a setting or a field is renamed; reading an older folder raises.
-SCHEMA = 5
+SCHEMA = 6
 # {older schema: last version that reads it}
-READERS = {1: "0.1.0", 2: "0.2.0", 3: "0.3.0", 4: "0.4.0"}
+READERS = {1: "0.1.0", 2: "0.2.0", 3: "0.3.0", 4: "0.4.0", 5: "0.5.0"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
