@@ -9,8 +9,9 @@ keeps its traceback. A scheduler can decide by the exit code what to do:
     4    the data are missing, empty, of the wrong kind, or unreadable
     5    the disk is full; or a file, run folder or checkpoint cannot be written, is corrupted or of another run;
          or the outputs of an exported model differ
+    6    processes of a run did not find each other, differ, or one of them is lost: run the same command again
     75   a signal interrupted training, and the state was saved: run the same command again to resume
-    128+n  signal n ended the command immediately
+    128+n  signal n ended the command immediately; 134 in a run of several processes: process 0 is lost
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
+LOST = 6
 
 
 class UserError(ValueError):
@@ -106,6 +108,12 @@ class ExportError(UserError):
     """An exported model that is damaged, or whose outputs differ from those of its network."""
 
     exit_code = 5
+
+
+class ProcessError(UserError):
+    """The processes of a run did not find each other, differ, or one of them is lost."""
+
+    exit_code = LOST
 
 
 class DivergedError(UserError):

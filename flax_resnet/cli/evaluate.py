@@ -12,15 +12,20 @@ python -m flax_resnet evaluate --model 'resnet50*' --dataset imagenet2012 --outp
     A network that cannot be evaluated is named, and the others go on. --append skips the networks that have a row.
 """
 
+import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from flax_resnet.cli import app, model_table, network_flags
+from flax_resnet.cli import app, model_table, network_flags, process_flags
 from flax_resnet.cli.plots import confusion
 from flax_resnet.errors import ConfigError
 from flax_resnet.settings import LARGEST_IMAGE
+
+if TYPE_CHECKING:
+    from flax_resnet.inference.evaluation import Evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_common(values)
+    process_flags.define(values)
     network_flags.define(values)
     network_flags.define_batch_size(values)
     for name, help in (
@@ -66,6 +72,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     selecting = ("workdir", "model", "models")
     network_flags.check(values, purpose="evaluate", model_only=model_only, sources=selecting)
     if model_table.is_asked_for(values):
+        process_flags.check_alone(values, "a table of several networks")
         model_table.evaluate(values)
         return
     sources = {name: app.flag(values, name) for name in ("workdir", "model")}
@@ -74,13 +81,29 @@ def _evaluate(values: flags.FlagValues) -> None:
     given = ("dataset", "split", "data_dir", "batch_size", "image_size", "real_labels", own)
     options = {name: app.flag(values, name) for name in given}
     app.set_up_jax(app.flag(values, "compilation_cache"))
-    from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
+    with process_flags.joined(values) as process:
+        from flax_resnet.inference.evaluation import evaluate_model, evaluate_run
+
+        run = evaluate_model if sources["model"] else evaluate_run
+        evaluation = run(sources["model"] or sources["workdir"], **options)
+        if process == 0:
+            _show(evaluation, sources["workdir"], file)
+
+
+def _show(evaluation: "Evaluation", workdir: str, file: pathlib.Path | None) -> None:
+    """Print an evaluation, draw its confusion matrix, and append it to the records of its run.
+
+    Args:
+      evaluation: the evaluation.
+      workdir: the run folder, or "" for pretrained weights.
+      file: the file for the confusion matrix, or None.
+    """
+    from flax_resnet.inference.evaluation import MOST_CLASSES
     from flax_resnet.inference.intervals import proportion_interval
     from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown
     from flax_resnet.training.runs.folder import EVALUATIONS, RunFolder
 
-    run = evaluate_model if sources["model"] else evaluate_run
-    record, counts, names = run(sources["model"] or sources["workdir"], **options)
+    record, counts, names = evaluation
     if file and counts is None:
         raise ConfigError(
             f"there are {len(names)} classes, and the matrix has at most {MOST_CLASSES}",
@@ -104,8 +127,8 @@ def _evaluate(values: flags.FlagValues) -> None:
         confusion.write(file, counts, names, f"{monitored(record):.2%} top-1 on {where}")
         print(file)
     sys.stdout.flush()  # print the result also if it cannot be written
-    if sources["workdir"]:
-        RunFolder.at(sources["workdir"]).append_record(EVALUATIONS, record)
+    if workdir:
+        RunFolder.at(workdir).append_record(EVALUATIONS, record)
 
 
 if __name__ == "__main__":

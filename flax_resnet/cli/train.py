@@ -12,7 +12,8 @@ from functools import partial
 
 from absl import flags
 
-from flax_resnet.cli import app, config_flag
+from flax_resnet.cli import app, config_flag, process_flags
+from flax_resnet.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     config_flag.define(values, argv)
     app.define_common(values)
+    process_flags.define(values)
     flags.DEFINE_string("workdir", "", "run folder; created if absent", flag_values=values)
     flags.DEFINE_bool(
         "dry_run", False, "print the plan and exit; write nothing", flag_values=values
@@ -51,6 +53,11 @@ def _train(command: str, values: flags.FlagValues) -> None:
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
     app.set_up_jax(app.flag(values, "compilation_cache"))
+    with process_flags.joined(values):
+        _run(command, config, values)
+
+
+def _run(command: str, config: Config, values: flags.FlagValues) -> None:
     from flax_resnet.cli.report_observer import ReportObserver
     from flax_resnet.cli.tracker_observer import tracked
     from flax_resnet.training.train import train

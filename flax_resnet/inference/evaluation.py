@@ -66,6 +66,7 @@ def evaluate_run(
     from flax_resnet.inference.real_accuracy import real_accuracy, real_labels_of
     from flax_resnet.inference.run_data import run_data
     from flax_resnet.optim.evaluation_metrics import EMA
+    from flax_resnet.training.processes.exchange import in_turns
     from flax_resnet.training.runs.load import load_run
 
     run = load_run(workdir, checkpoint)
@@ -73,7 +74,7 @@ def evaluate_run(
         data = run_data(run, dataset, split=split, data_dir=data_dir)
         data = data.but(eval_size=image_size or data.eval_size)
         split = data.eval_split
-        opened = open_source(data, train=split == data.train_split, split=split)
+        opened = in_turns(lambda: open_source(data, train=split == data.train_split, split=split))
     config = dataclasses.replace(run.config, data=data)
     where, key = (dataset, "--dataset") if dataset else (split, "--split")
     source = with_weights_labels(opened, run.class_names, where, key=key)
@@ -116,10 +117,11 @@ def evaluate_model(
       UserError: there is no such network, weights, dataset or split, or the weights lack a class of the dataset.
     """
     from flax_resnet.inference.classifier import load_pretrained
+    from flax_resnet.training.processes.exchange import in_turns
 
     choice = DatasetChoice(dataset, split=split, data_dir=data_dir, image_size=image_size)
-    open_other(Data(), choice)  # raises for wrong data before any download
-    classifier = load_pretrained(name, weights=weights)
+    in_turns(lambda: open_other(Data(), choice))  # raises for wrong data before any download
+    classifier = in_turns(lambda: load_pretrained(name, weights=weights))
     return evaluate_classifier(
         classifier, name, choice, batch_size=batch_size, real_labels=real_labels
     )
@@ -245,6 +247,8 @@ def measure(
     Raises:
       DataError: an example has no label, or too many images are unreadable.
     """
+    import jax
+
     from flax_resnet.optim.evaluation_metrics import (
         CONFUSION,
         EMA,
@@ -258,6 +262,8 @@ def measure(
     from flax_resnet.training.step.eval_step import make_eval_step, total
 
     mesh = sharding.make_mesh()
+    if jax.process_count() > 1:
+        variables = sharding.replicate(jax.device_get(variables), mesh)
     batches = every_example(source, config, mesh, batch_size=batch_size)
     extra = {
         **(CONFUSION if model.num_classes <= MOST_CLASSES else {}),

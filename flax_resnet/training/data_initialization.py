@@ -41,7 +41,7 @@ def initialize_from_data(
     def initialized(batch_stats: Any) -> Any:
         new = model.initialized(jax.device_get(batch_stats), measured)
         new = multihost_utils.broadcast_one_to_all(new)  # rounding may differ between hosts
-        return jax.tree.map(lambda leaf, old: jax.device_put(leaf, old.sharding), new, batch_stats)
+        return sharding.replicate(new, mesh)
 
     ema = state.ema
     if ema:

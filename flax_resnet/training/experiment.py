@@ -12,7 +12,13 @@ from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.class_order import same_classes
 from flax_resnet.data.open import open_source
-from flax_resnet.data.records import Source, Unlabelled, check_labels, read_labelled
+from flax_resnet.data.records import (
+    Source,
+    Unlabelled,
+    check_labels,
+    names_checksum,
+    read_labelled,
+)
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.models.network import Network
@@ -20,6 +26,7 @@ from flax_resnet.optim.losses import CLASS_WEIGHTS
 from flax_resnet.training import sharding
 from flax_resnet.training.microbatch_size import microbatches_of
 from flax_resnet.training.plan_text import describe
+from flax_resnet.training.processes.exchange import check_same, in_turns
 from flax_resnet.training.state import TrainState, abstract_state, build_model, check_training
 
 
@@ -152,6 +159,26 @@ def open_splits(
         train_source = Unlabelled(train_source)
     check_first_labels(eval_source)
     return Splits(train_source, eval_source, make_sampler(train_source, config))
+
+
+def open_same_splits(
+    config: Config, train_source: Source | None = None, eval_source: Source | None = None
+) -> Splits:
+    """Open the data in all processes of a run: in process 0 first, which downloads and prepares them.
+
+    Raises:
+      UserError: as for `open_splits`.
+      ProcessError: a process finds other data than process 0.
+    """
+    splits = in_turns(lambda: open_splits(config, train_source, eval_source))
+    for name, source in (("data.train_split", splits.train), ("data.eval_split", splits.eval)):
+        facts = {
+            "classes": list(source.class_names),
+            "number of examples": len(source),
+            "checksum of their names": names_checksum(source),
+        }
+        check_same(name, facts)
+    return splits
 
 
 def check_first_labels(source: Source) -> None:

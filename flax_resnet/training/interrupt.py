@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from flax_resnet.training.processes import watch
+
 # Slurm sends SIGUSR1 some time before the end of a job, if asked (sbatch --signal=USR1@90). Windows has no SIGUSR1.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
@@ -16,36 +18,61 @@ class Stopped(Exception):
     """A signal was received."""
 
 
-@contextmanager
-def stop_requested() -> Iterator[list[int]]:
-    """Yield a list that receives the number of the first such signal; a second one of its kind acts as usual.
+class Stop:
+    """Tells a run whether to stop because of a signal. With several processes, all stop at the same boundary.
 
-    Outside the main thread, no signal is caught, and the list stays empty.
+    Attributes:
+      received: the numbers of the signals that this process received.
     """
-    received: list[int] = []
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._watch = watch.current()
+
+    def note(self, number: int) -> None:
+        """Receive a signal."""
+        self.received.append(number)
+        if self._watch:
+            self._watch.request_stop()
+
+    def requested(self) -> bool:
+        """Pass a boundary, and return whether to stop there; the answer is the same in all processes.
+
+        All processes call this at the same places, between the same calls of compiled programs.
+        """
+        return self._watch.must_stop() if self._watch else bool(self.received)
+
+
+@contextmanager
+def stop_requested() -> Iterator[Stop]:
+    """Yield an object that receives the first signal of each kind; a second one of a kind acts as usual.
+
+    Outside the main thread, no signal is caught.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield stop
         return
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     before = {int(number): signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: object) -> None:
         del frame
-        received.append(number)
         signal.signal(number, before[number])
+        stop.note(number)
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield received
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def until_stopped(items: Iterable[Item], received: list[int]) -> Iterator[Item]:
+def until_stopped(items: Iterable[Item], stop: Stop) -> Iterator[Item]:
     """Yield the items; raise Stopped before the first one that follows a signal."""
     for item in items:
-        if received:
+        if stop.requested():
             raise Stopped
         yield item

@@ -226,8 +226,7 @@ def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> Tr
     """Copy weights into a fresh state; leaves given only as shapes keep their fresh initialization."""
 
     def chosen(new: Any, fresh: jax.Array) -> jax.Array:
-        replicated = sharding.replicated(mesh)
-        return fresh if isinstance(new, jax.ShapeDtypeStruct) else jax.device_put(new, replicated)
+        return fresh if isinstance(new, jax.ShapeDtypeStruct) else sharding.replicate(new, mesh)
 
     own = {"params": state.params, "batch_stats": state.batch_stats}
     filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}

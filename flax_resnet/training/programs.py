@@ -68,7 +68,7 @@ def make_programs(
     drop = planned_drop_factor(config, experiment.plan)
     data = dict(train_feed.data)
     if teacher:
-        data["teacher"] = jax.device_put(teacher.variables, sharding.replicated(mesh))
+        data["teacher"] = sharding.replicate(teacher.variables, mesh)
 
     def step_in(microbatches: int) -> Any:
         return make_train_step(

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import time
 
+import jax
+
 from flax_resnet.config import Config
 from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, shown
 from flax_resnet.training.experiment import Experiment
@@ -129,6 +131,7 @@ def report(
         f"records     {folder.path / METRICS}; TensorBoard: tensorboard --logdir {folder}\n"
         f'in Python   flax_resnet.load("{folder}").predict(images)\n'
     )
-    folder.write_summary(summary)
+    if jax.process_index() == 0:
+        folder.write_summary(summary)
     log.info("%s", summary.rstrip())
     return result

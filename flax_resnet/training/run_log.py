@@ -10,7 +10,7 @@ from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.result import has_stopped_early
 from flax_resnet.training.runs.scores import best_step, scores
-from flax_resnet.training.runs.writers import Progress, RecordWriter
+from flax_resnet.training.runs.writers import Progress, Records
 from flax_resnet.training.stages import RECORDS
 from flax_resnet.training.step_metrics import StepMetrics
 
@@ -22,7 +22,7 @@ class RunLog:
         self,
         experiment: Experiment,
         observers: Sequence[Observer],
-        writer: RecordWriter,
+        writer: Records,
         progress: Progress,
         metrics: StepMetrics,
         scores_from: int,

@@ -1,5 +1,7 @@
 """Data parallelism over one mesh axis, `data`: batches are split along it, everything else is replicated."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,6 +46,14 @@ def local_rows(batch_size: int) -> slice:
     """Return this process's rows of the global batch."""
     share = batch_size // jax.process_count()
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Return a tree of host arrays, equal in all processes, with each array on every device."""
+    everywhere = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), tree
+    )
 
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh, *, steps: bool = False) -> dict[str, jax.Array]:

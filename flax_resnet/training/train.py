@@ -1,19 +1,23 @@
 """Training, from a configuration to a finished run, in the order of execution."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from flax_resnet.config import Config
+from flax_resnet.config import Config, freeze
 from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError
 from flax_resnet.training.absolute_paths import with_absolute_paths
-from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
+from flax_resnet.training.experiment import Experiment, build_experiment, open_same_splits
 from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
+from flax_resnet.training.processes.exchange import check_same, first, in_turns
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
@@ -57,14 +61,16 @@ def train(
     began = time.perf_counter()
     _check_arguments(config, workdir, dry_run, observers)
     config = with_absolute_paths(config)
+    check_same("the configuration", dataclasses.asdict(config))
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
 
     # Check everything that can be checked before anything is compiled or written.
-    stored = folder.read_config() if workdir else None
+    stored = _stored_config(folder) if workdir else None
     if config.model.name:
         build_model(config, config.model.num_classes or 1)
-    splits = open_splits(config, train_source, eval_source)
-    pretrained = open_pretrained(config) if config.model.pretrained and not stored else None
+    splits = open_same_splits(config, train_source, eval_source)
+    wants_weights = config.model.pretrained and not stored
+    pretrained = in_turns(lambda: open_pretrained(config)) if wants_weights else None
     if known := stored or (pretrained and pretrained.about):
         config = adopted(config, known)
     experiment = build_experiment(config, splits)
@@ -76,7 +82,7 @@ def train(
         log.info("%s", experiment.summary())
         return None
 
-    folder.claim(config, resume=resume)
+    first(lambda: folder.claim(config, resume=resume))
     with (
         folder.locked(),
         contextlib.closing(Checkpoints(folder.path)) as checkpoints,
@@ -89,14 +95,12 @@ def train(
         if start:
             check_teacher(start, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
-        if start and not folder.cut_records(start.step, judged_anew=start.judged_anew):
-            log.warning("%s has no records: earlier scores are lost", folder)
-        folder.store_config(config, scores_from=start.scores_from if start else 0)
+        first(partial(_keep_until, start, folder, config))
         log.info("%s", experiment.summary())
         if start:
             _log_resumed(experiment, start)
         else:
-            checkpoints.start_over()
+            first(checkpoints.start_over)
             if config.model.pretrained and weights is None:
                 weights = read_pretrained(config, experiment.model, open_pretrained(config), names)
             start = fresh_start(experiment, weights)
@@ -129,6 +133,24 @@ def _check_arguments(
             value=config.log.trackers,
             cure="pass those of flax_resnet.cli.tracker_observer.tracked, as the command does",
         )
+
+
+def _stored_config(folder: RunFolder) -> Config | None:
+    """Return the configuration in the run folder, as process 0 reads it, or None for a new folder."""
+
+    def read() -> dict[str, Any] | None:
+        stored = folder.read_config()
+        return dataclasses.asdict(stored) if stored else None
+
+    values = first(read)
+    return freeze(values) if values else None
+
+
+def _keep_until(start: Start | None, folder: RunFolder, config: Config) -> None:
+    """Store the configuration, and remove the records after the start."""
+    if start and not folder.cut_records(start.step, judged_anew=start.judged_anew):
+        log.warning("%s has no records: earlier scores are lost", folder)
+    folder.store_config(config, scores_from=start.scores_from if start else 0)
 
 
 def _tell_end(observers: Sequence[Observer], folder: RunFolder) -> None:

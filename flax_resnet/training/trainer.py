@@ -16,14 +16,15 @@ from flax_resnet.optim.optimizer import updates_made
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
-from flax_resnet.training.interrupt import Stopped, stop_requested, until_stopped
+from flax_resnet.training.input.unreadable import all_unreadable
+from flax_resnet.training.interrupt import Stop, Stopped, stop_requested, until_stopped
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.run_log import RunLog
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
-from flax_resnet.training.runs.writers import Progress, RecordWriter
+from flax_resnet.training.runs.writers import Progress, record_writer
 from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT
 from flax_resnet.training.start import Start
 from flax_resnet.training.state import TrainState, variables_by_prefix
@@ -68,7 +69,7 @@ class Trainer:
         updates = updates_made(state.opt_state)
         metrics = StepMetrics(updates, config.train.batch_size, start.unrecorded)
         progress = Progress(plan.total_steps, step, config.train.monitor)
-        writer = RecordWriter(self.folder, step)
+        writer = record_writer(self.folder, step)
         log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)
         try:
             with stop_requested() as stop, self._explained():
@@ -81,7 +82,11 @@ class Trainer:
                         state, on_device = programs.train_step(state, programs.data, call)
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
-                    if stop or self._is_evaluated(step) or step % plan.checkpoint_every == 0:
+                    if (
+                        stop.requested()
+                        or self._is_evaluated(step)
+                        or step % plan.checkpoint_every == 0
+                    ):
                         metrics.read(log.note, all_calls=True)
                         state, ends = self._settle(state, step, log, stop)
                         if ends:
@@ -101,7 +106,7 @@ class Trainer:
         state: TrainState,
         step: int,
         log: RunLog,
-        stop: list[int],
+        stop: Stop,
         *,
         replaces: bool = False,
     ) -> tuple[TrainState, bool]:
@@ -111,7 +116,7 @@ class Trainer:
           state: the state.
           step: number of updates made.
           log: the log of the run.
-          stop: receives the number of a signal.
+          stop: tells whether a signal ends the run here.
           replaces: replace the checkpoint of this step; see `Start.replaces`.
 
         Returns:
@@ -123,7 +128,7 @@ class Trainer:
         """
         ends = improves = False
         try:
-            if stop:
+            if stop.requested():
                 raise Stopped
             measured = self._with_measured_statistics(state, log.metrics, stop)
             if self._is_evaluated(step):
@@ -146,7 +151,7 @@ class Trainer:
         return measured, ends
 
     def _with_measured_statistics(
-        self, state: TrainState, metrics: StepMetrics, stop: list[int]
+        self, state: TrainState, metrics: StepMetrics, stop: Stop
     ) -> TrainState:
         """Measure the moving average's batch statistics, always on the first batches of the run."""
         if not self.programs.measure_statistics:
@@ -159,7 +164,7 @@ class Trainer:
             )
         return dataclasses.replace(state, ema={**state.ema, "batch_stats": batch_stats})
 
-    def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: list[int]) -> None:
+    def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: Stop) -> None:
         with _left_out(log.metrics, EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
             variables = variables_by_prefix(state)
@@ -189,7 +194,9 @@ class Trainer:
             names_checksum=names_checksum(splits.train),
             microbatches=self.programs.microbatches,
             teacher_checksum=self.teacher_checksum,
-            bad_images={str(index): found for index, found in self.train_feed.bad.items()},
+            bad_images={
+                str(index): found for index, found in all_unreadable(self.train_feed).items()
+            },
             unrecorded=log.metrics.unrecorded,
             ema_measured=measured or not self.programs.measure_statistics,
         )

@@ -45,6 +45,9 @@ class Feed(Protocol):
     def bad(self) -> dict[int, int]:
         """Return {index of an unreadable example: step at which it was found}."""
 
+    def learn_bad(self, bad: dict[int, int]) -> None:
+        """Take in the unreadable examples of all processes. Raises DataError if they are too many."""
+
     def training(self, start_step: int, total_steps: int) -> Iterator[Any]:
         """Yield the input of each call, from `start_step` on. Raises DataError as `HostBatches` does."""
 
@@ -131,7 +134,7 @@ class StreamingFeed:
         bad: dict[int, int] | None = None,
     ):
         self._sizes = sizes or ((0, config.data.image_size),)
-        self.data = _replicated({"seed": np.uint32(sampler.seed)}, mesh)
+        self.data = sharding.replicate({"seed": np.uint32(sampler.seed)}, mesh)
         self._host = HostBatches(source, config.data, bad)
         self._sampler, self._config, self._mesh = sampler, config, mesh
 
@@ -139,6 +142,10 @@ class StreamingFeed:
     def bad(self) -> dict[int, int]:
         """Return {index of an unreadable example: step at which it was found}."""
         return self._host.bad
+
+    def learn_bad(self, bad: dict[int, int]) -> None:
+        """Take in the unreadable examples of all processes. Raises DataError if they are too many."""
+        self._host.learn_bad(bad)
 
     def training(self, start_step: int, total_steps: int) -> Iterator[Batch]:
         """Yield the batches of each call, arrays [N, ...] or [steps, N, ...]. Raises as `HostBatches` does."""
@@ -242,7 +249,10 @@ class ResidentFeed:
             bad_row, good_row = np.searchsorted(sampler.used, [index, good])
             for array in arrays.values():
                 array[bad_row] = array[good_row]
-        self.data = _replicated({"seed": np.uint32(sampler.seed), **arrays}, mesh)
+        self.data = sharding.replicate({"seed": np.uint32(sampler.seed), **arrays}, mesh)
+
+    def learn_bad(self, bad: dict[int, int]) -> None:
+        """Do nothing: each process has decoded the whole split."""
 
     def training(self, start_step: int, total_steps: int) -> Iterator[np.ndarray]:
         """Yield the step numbers of each call: uint32 [steps], or uint32 [] with one step per call."""
@@ -284,15 +294,6 @@ class ResidentFeed:
         return jax.lax.with_sharding_constraint(
             {**chosen, "mask": mask}, sharding.split(self._mesh)
         )
-
-
-def _replicated(arrays: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Place arrays on every device."""
-    replicated = sharding.replicated(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(replicated, np.asarray(array))
-        for name, array in arrays.items()
-    }
 
 
 def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str, np.ndarray]:

@@ -119,18 +119,24 @@ class HostBatches:
             yield batch
             step += 1
 
+    def learn_bad(self, bad: dict[int, int]) -> None:
+        """Take in the unreadable examples that any process has found.
+
+        Raises:
+          DataError: they are more than `data.max_bad_images`.
+        """
+        self.bad.clear()
+        for index, step in sorted(bad.items(), key=lambda found: found[1]):
+            self._check_limit(index)
+            self.bad[index] = step
+
     def _note_bad(self, found: list[int], step: int) -> None:
         if self._lists_bad:
             self.bad |= dict.fromkeys(found, step)
             return
         limit = self._config.max_bad_images
         for index in found:
-            if len(self.bad) >= limit:
-                raise DataError(
-                    f"cannot be decoded, and data.max_bad_images={limit} allows no more unreadable images",
-                    key=self._source.describe(index),
-                    cure="repair or remove it, or increase data.max_bad_images",
-                )
+            self._check_limit(index)
             self.bad[index] = step
             if len(self.bad) == len(self._source):
                 raise self._error(f"none of the {len(self.bad)} images can be decoded")
@@ -139,6 +145,16 @@ class HostBatches:
                 self._source.describe(index),
                 len(self.bad),
                 limit,
+            )
+
+    def _check_limit(self, index: int) -> None:
+        """Raise DataError if no further example may be unreadable."""
+        limit = self._config.max_bad_images
+        if len(self.bad) >= limit:
+            raise DataError(
+                f"cannot be decoded, and data.max_bad_images={limit} allows no more unreadable images",
+                key=self._source.describe(index),
+                cure="repair or remove it, or increase data.max_bad_images",
             )
 
     def _error(self, problem: str) -> DataError:

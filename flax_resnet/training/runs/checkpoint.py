@@ -10,8 +10,10 @@ import logging
 import pathlib
 import shutil
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 
 from flax_resnet.errors import (
@@ -20,6 +22,7 @@ from flax_resnet.errors import (
     WorkdirError,
     one_line,
 )
+from flax_resnet.training.processes.exchange import check_same, first, gather
 from flax_resnet.training.runs.array_checksums import (
     check_checksums,
     check_shapes,
@@ -29,6 +32,7 @@ from flax_resnet.training.runs.array_checksums import (
 from flax_resnet.training.runs.file_checksums import proof_of_damage, write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata, versions
 from flax_resnet.training.runs.orbax_behaviour import Kept, reason, without_remarks
+from flax_resnet.training.runs.replaced import Replaced
 
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
 
@@ -54,7 +58,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = workdir.resolve() / "checkpoints"
         self._bad = self._folder.with_name("checkpoints.bad")
-        self._replaced = self._folder.with_name("checkpoints.replaced")
+        self._replaced = Replaced(self._folder)
         self._marker = self._folder.with_name(MARKER)
         self._read_only = read_only
         self._kept = Kept()
@@ -63,13 +67,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         if not self._read_only:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._keep_unreplaced()
-            except OSError as error:
-                raise WorkdirError(
-                    f"cannot be written: {one_line(error)}", key=self._folder
-                ) from error
+            first(self._make_folder)
         with without_remarks():
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -86,13 +84,12 @@ class Checkpoints:
                 ),
             )
 
-    def _keep_unreplaced(self) -> None:
-        """Put a checkpoint back whose replacement was not completed."""
-        if self._replaced.is_dir():
-            for old in self._replaced.iterdir():
-                if old.name.isdigit() and not (place := self._folder / old.name).exists():
-                    old.rename(place)
-            shutil.rmtree(self._replaced)
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._replaced.put_back()
+        except OSError as error:
+            raise WorkdirError(f"cannot be written: {one_line(error)}", key=self._folder) from error
 
     def _write_file_checksums(self) -> None:
         """Write the checksums of the pending checkpoint's files before Orbax renames its folder to STEP."""
@@ -127,8 +124,7 @@ class Checkpoints:
         self._pending, self._kept.best = step, best
         try:
             if step in self._manager.all_steps():
-                self._replaced.mkdir(exist_ok=True)
-                self._path(step).rename(self._replaced / str(step))
+                first(lambda: self._replaced.put_aside(step))
                 self._manager.reload()
             started = self._manager.save(
                 step,
@@ -158,8 +154,9 @@ class Checkpoints:
             self._pending = None
         if step not in self._manager.all_steps():
             raise CheckpointError("is missing after its save", key=self._path(step))
-        self._marker.touch()
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        if jax.process_index() == 0:
+            self._marker.touch()
+            self._replaced.forget()
 
     def metadata(self, step: int) -> RunMetadata:
         """Read the metadata of a checkpoint.
@@ -232,8 +229,8 @@ class Checkpoints:
         except Exception as error:  # truncated files raise errors of many types
             raise self._unreadable(path, error) from error
 
-    def _check_files(self, step: int, path: pathlib.Path) -> None:
-        """Raise BrokenCheckpointError if a file is damaged, and CheckpointError if it cannot be read now.
+    def _damage(self, step: int, path: pathlib.Path) -> str:
+        """Return how a checkpoint's files are damaged, or "". Raises CheckpointError if they cannot be read now.
 
         Args:
           step: the step of the checkpoint.
@@ -243,8 +240,12 @@ class Checkpoints:
             damage = proof_of_damage(self._path(step))
         except (OSError, MemoryError) as error:
             raise self._unreadable(path, error) from error
-        if damage:
-            raise BrokenCheckpointError(f"is damaged: {damage}", key=path)
+        return f"is damaged: {damage}" if damage else ""
+
+    def _check_files(self, step: int, path: pathlib.Path) -> None:
+        """Raise BrokenCheckpointError if a file is damaged, and CheckpointError as `_damage`."""
+        if damage := self._damage(step, path):
+            raise BrokenCheckpointError(damage, key=path)
 
     def _unreadable(self, path: pathlib.Path, error: BaseException) -> CheckpointError:
         return CheckpointError(
@@ -277,17 +278,20 @@ class Checkpoints:
             checkpoints, and none is left.
         """
         while steps := self.steps():
+            check_same(f"the newest checkpoint in {self._folder}", steps[-1])
+            # With several processes, process 0 looks for damage before Orbax makes them wait for each other.
+            path = self._path(steps[-1])
+            problem = jax.process_count() > 1 and first(partial(self._damage, steps[-1], path))
             try:
-                return self.restore(steps[-1], abstract)
+                restored = None if problem else self.restore(steps[-1], abstract)
             except BrokenCheckpointError as error:
-                bad = self._bad / f"{steps[-1]}-{int(time.time())}"
-                log.warning("%s; moved to %s", error, bad)
-                self._manager.close()
-                bad.parent.mkdir(exist_ok=True)
-                self._marker.touch()
-                shutil.move(self._folder / str(steps[-1]), bad)
-                self._open()
-        if self._marker.exists() and not starts_over:
+                problem = str(error)
+            if not any(problems := gather(problem)):
+                return restored
+            self._manager.close()
+            first(partial(self._move_away, path, next(filter(None, problems))))
+            self._open()
+        if first(self._marker.exists) and not starts_over:
             broken = f"; broken ones are in {self._bad}" if self._bad.is_dir() else ""
             raise CheckpointError(
                 f"no intact checkpoint is left{broken}",
@@ -295,6 +299,13 @@ class Checkpoints:
                 cure="restore one from a backup, or start again from step 0 with --resume=force",
             )
         return None
+
+    def _move_away(self, path: pathlib.Path, problem: str) -> None:
+        bad = self._bad / f"{path.name}-{int(time.time())}"
+        log.warning("%s; moved to %s", problem, bad)
+        bad.parent.mkdir(exist_ok=True)
+        self._marker.touch()
+        shutil.move(path, bad)
 
     def start_over(self) -> None:
         """Forget that the folder had checkpoints; all are lost, and the run starts again from step 0."""

@@ -5,18 +5,24 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import socket
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
 
 from flax_resnet.config import Config, differences, freeze
 from flax_resnet.errors import ConfigError, WorkdirError, one_line
-from flax_resnet.training.runs.lock import locked
+from flax_resnet.training.processes.exchange import first
+from flax_resnet.training.runs.lock import locked, owner_of, sees_owner
 from flax_resnet.training.runs.metadata import SCHEMA, check_schema
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.txt"
 TIMES = "times.jsonl"
 ANOTHER_WORKDIR = "name another workdir, or resume with --resume=force"
+# Seconds within which a network file system shows a new file to other machines.
+SEEN_WITHIN = 60.0
 RESTORE = "restore the file, or name another workdir"
 # What config.json holds besides the sections of the configuration.
 FACTS = ("schema", "scores_from")
@@ -37,7 +43,17 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | pathlib.Path) -> Self:
-        """Return the folder at a path, which may begin with ~. Nothing is read or created."""
+        """Return the folder at a path, which may begin with ~. Nothing is read or created.
+
+        Raises:
+          WorkdirError: the path is a URL.
+        """
+        if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+            raise WorkdirError(
+                "is a URL, and runs are written to folders",
+                key=path,
+                cure="name a folder, such as one where the bucket is mounted",
+            )
         return cls(pathlib.Path(path).expanduser().resolve())
 
     def __str__(self) -> str:
@@ -86,7 +102,7 @@ class RunFolder:
             # A ConfigError would read as an error of the command's own configuration.
             raise WorkdirError(f"holds {one_line(error)}", key=file, cure=RESTORE) from error
 
-    def claim(self, config: Config, *, resume: str) -> Config | None:
+    def claim(self, config: Config, *, resume: str) -> None:
         """Claim the folder for a run: create it, or check that its configuration matches.
 
         Args:
@@ -94,9 +110,6 @@ class RunFolder:
           resume: "auto" raises if the configurations differ in a setting that changes the result, other than the
             run's length. "force" skips this check; training resumes from the last checkpoint under the new
             configuration.
-
-        Returns:
-          The configuration stored before, or None for a new folder.
 
         Raises:
           WorkdirError: the folder cannot be written, holds other files, or belongs to a different configuration.
@@ -114,14 +127,29 @@ class RunFolder:
             raise self._unwritable(error) from error
         if stored is None:
             self.store_config(config)
-        return stored
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that keeps other processes from training in the folder; see lock.py.
+        """Return a context that keeps other runs from training in the folder; see lock.py.
 
-        Of a run with several processes, process 0 holds the lock.
+        Of a run with several processes, process 0 holds the lock, and the others check that they see it.
+
+        Raises:
+          WorkdirError: another run trains in the folder, the lock cannot be written, or a process sees another one.
         """
-        return contextlib.nullcontext() if jax.process_index() else locked(self.path)
+        return self._locked_by_first() if jax.process_count() > 1 else locked(self.path)
+
+    @contextlib.contextmanager
+    def _locked_by_first(self) -> Iterator[None]:
+        with locked(self.path) if jax.process_index() == 0 else contextlib.nullcontext():
+            owner = first(lambda: owner_of(self.path))
+            if not sees_owner(self.path, owner, SEEN_WITHIN):
+                raise WorkdirError(
+                    f"is not shared: process {jax.process_index()} on {socket.gethostname()} does not see the lock "
+                    f"that process 0 wrote into {self.path.name} on {owner.get('host')}",
+                    key=self.path,
+                    cure="name a folder that all processes see, such as one on a network file system",
+                )
+            yield
 
     def store_config(self, config: Config, *, scores_from: int = 0) -> None:
         """Write config.json atomically.

@@ -69,6 +69,19 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         os.close(file)
 
 
+def owner_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return the owner that the lock of a run folder names, or {} without one."""
+    return _read(workdir / LOCK)
+
+
+def sees_owner(workdir: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
+    """Return whether this machine sees the lock of `owner`, after some seconds at most, as network folders need."""
+    deadline = time.monotonic() + seconds
+    while not (seen := _names(_read(workdir / LOCK), owner)) and time.monotonic() < deadline:
+        time.sleep(RENEWAL / 10)
+    return seen
+
+
 def _take(workdir: pathlib.Path, file: int, host: str) -> bool:
     """Return when the lock is free or stale. Raise WorkdirError if another process holds it.
 

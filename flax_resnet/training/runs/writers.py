@@ -7,31 +7,59 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
 from clu import metric_writers
 from tqdm import tqdm
 
 from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.optim.evaluation_metrics import EMA, shown
+from flax_resnet.training.processes.exchange import check_same, in_turns
 from flax_resnet.training.runs.folder import METRICS, TIMES, RunFolder
 from flax_resnet.training.runs.results_table import ResultsTable
 
 log = logging.getLogger("flax_resnet")
 
 
-class RecordWriter:
-    """Appends records to metrics.jsonl, results.csv and TensorBoard.
+class Records:
+    """The records of a run in memory, as each of its processes has them.
+
+    Args:
+      records: the records up to the start.
+
+    Attributes:
+      records: all records: step, epoch, split, and the values.
+    """
+
+    def __init__(self, records: list[dict[str, Any]]):
+        self.records = records
+
+    def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """Add a record."""
+        self.records.append({"step": step, "epoch": round(epoch, 4), "split": split, **values})
+
+    def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
+        """Do nothing: process 0 writes its times."""
+
+    def close(self) -> None:
+        """Do nothing: there is no file."""
+
+
+class RecordWriter(Records):
+    """Appends records to metrics.jsonl, results.csv and TensorBoard, in process 0.
+
+    results.csv and the TensorBoard files are rewritten from the records up to the start, because TensorBoard's
+    marker of a restart (SessionLog.START) does not hide the events that TensorFlow 2 writes.
 
     Args:
       folder: the run folder.
-      start_step: the step from which training resumes; later records are removed. results.csv and the TensorBoard
-        files are rewritten from the remaining records, because TensorBoard's marker of a restart
-        (SessionLog.START) does not hide the events that TensorFlow 2 writes.
+      records: the records up to the start, which metrics.jsonl holds.
     """
 
-    def __init__(self, folder: RunFolder, start_step: int):
+    def __init__(self, folder: RunFolder, records: list[dict[str, Any]]):
+        super().__init__(records)
         self._folder = folder
-        self.records = folder.cut_records(start_step)
         with self._writing():
             self._file = (folder.path / METRICS).open("a", buffering=1)  # write line by line
             self._table = ResultsTable(folder.path, self.records)
@@ -60,12 +88,11 @@ class RecordWriter:
 
     def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Write one record: step, epoch, split, and the values. Raises WorkdirError."""
-        record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
-        self.records.append(record)
+        super().write(step, epoch, split, values)
         with self._writing():
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(self.records[-1]) + "\n")
             self._table.add(self.records)
-            self._show(record)
+            self._show(self.records[-1])
 
     def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
         """Append the seconds of each stage to times.jsonl. A full disk loses them, and nothing else.
@@ -88,8 +115,24 @@ class RecordWriter:
                 self._file.close()
 
 
+def record_writer(folder: RunFolder, start_step: int) -> Records:
+    """Return the writer of the records; those after the step from which training resumes are removed.
+
+    With several processes, process 0 writes.
+
+    Raises:
+      WorkdirError: the records cannot be read or written.
+    """
+    # The others read what process 0 has left.
+    records = in_turns(
+        lambda: folder.read_records() if jax.process_index() else folder.cut_records(start_step)
+    )
+    check_same(f"the number of records in {folder}", len(records))
+    return Records(records) if jax.process_index() else RecordWriter(folder, records)
+
+
 class Progress:
-    """A tqdm bar if stderr is a terminal, else plain log lines.
+    """A tqdm bar if stderr is a terminal, else plain log lines; in process 0 only.
 
     Args:
       total: steps of the run.
@@ -101,7 +144,7 @@ class Progress:
         self._monitor = monitor
         self._total, self._start, self._began = total, start, time.perf_counter()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and jax.process_index() == 0:
             layout = "{percentage:3.0f}%|{bar}| {n}/{total} steps [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=total, initial=start, bar_format=layout, dynamic_ncols=True)
 
