@@ -29,6 +29,7 @@ from benchmarks.gpu.runner import run_all
 from benchmarks.gpu.stage import Stage
 from benchmarks.input.photographs import make_photographs
 from flax_resnet.errors import ConfigError, one_line, writing
+from flax_resnet.training.processes.launcher import find_launch
 
 PAGE, PHOTOGRAPHS = "report.html", 20_000
 # {option: the modes that accept it}
@@ -44,6 +45,13 @@ OPTIONS = {
 def main() -> int:
     """Run the incomplete stages, and report. Return the exit code: 0 if every stage is good."""
     args = _arguments()
+    if (launch := find_launch()) and not args.read:
+        raise ConfigError(
+            f"measures the GPUs of one machine, in stages of its own, and {launch.launcher} started "
+            f"{launch.num_processes} processes",
+            key="benchmarks.gpu",
+            cure="start one process on one machine, such as srun --ntasks=1 --gpus=8",
+        )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     return _run_and_report(args)

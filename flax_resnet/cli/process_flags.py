@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -160,7 +161,11 @@ def _follows_from_another(error: BaseException | None) -> bool:
     import jax
 
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # jaxlib raises some errors of its runtime as ValueError; their messages begin with a status of absl.
+        of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+            isinstance(error, ValueError) and re.match("[A-Z]+(_[A-Z]+)*: ", str(error))
+        )
+        if of_runtime:
             return recognized(error) is None
         error = error.__cause__ or error.__context__
     return False

@@ -324,3 +324,14 @@ def test_the_rehearsal_runs_from_end_to_end_and_resumes_what_was_killed(tmp_path
     assert [stage.state for stage in stages] == [records.DONE] * 4
     assert all(check.passed for stage in stages for check in stage.checks)
     assert (tmp_path / "report.html").read_text().count("<h2") == 4
+
+
+def test_several_processes_of_a_launcher_are_refused(monkeypatch, capsys):
+    for name, value in {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0",
+                        "JAX_COORDINATOR_ADDRESS": "node1:1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    from benchmarks.gpu import __main__ as command
+
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--quick"])
+    assert command.main() == 2
+    assert "one machine" in capsys.readouterr().err
