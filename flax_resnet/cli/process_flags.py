@@ -162,10 +162,10 @@ def _follows_from_another(error: BaseException | None) -> bool:
 
     while error is not None:
         # jaxlib raises some errors of its runtime as ValueError; their messages begin with a status of absl.
-        of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
-            isinstance(error, ValueError) and re.match("[A-Z]+(_[A-Z]+)*: ", str(error))
-        )
-        if of_runtime:
+        is_status = re.match("[A-Z]+(_[A-Z]+)*: ", str(error))
+        if isinstance(error, jax.errors.JaxRuntimeError) or (
+            isinstance(error, ValueError) and not isinstance(error, UserError) and is_status
+        ):
             return recognized(error) is None
         error = error.__cause__ or error.__context__
     return False
