@@ -19,8 +19,6 @@ from flax_resnet.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-ALL = range(8)
-
 
 def free_port():
     with socket.socket() as server:
@@ -95,7 +93,7 @@ def arguments(tiny):
 
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
-    """A run of six steps by one process."""
+    """A run of four steps by one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     check(Job(1, [*arguments, f"--workdir={workdir}"], flags=lambda number: []))
     return workdir
@@ -186,52 +184,53 @@ def saved_steps(workdir):
     return [int(f.name) for f in (workdir / "checkpoints").glob("*") if f.name.isdigit()]
 
 
-def test_an_error_of_one_process_ends_all(arguments, tmp_path):
-    """Another configuration, found at the start; and a file that only process 1 lacks."""
-    outputs = check(
-        Job(2, arguments, flags=lambda number: [
-            *_flags(number, port), f"--workdir={tmp_path / 'run'}",
-            f"--config.train.seed={number}",
-        ]),
-        LOST,
-    ) if (port := free_port()) else []  # fmt: skip
-    assert "train.seed" in outputs[0]
-    assert not (tmp_path / "run").exists()
+def flags_of(count):
+    """Return the function that makes the flags of a process from its number."""
     port = free_port()
-    weights = tmp_path / "absent.safetensors"
-    job = Job(2, arguments, flags=lambda number: [
-        *_flags(number, port), f"--workdir={tmp_path / 'run'}",
-        f"--data_dir={'/dev/null' if number else tmp_path}", f"--config.model.pretrained={weights}",
-    ])  # fmt: skip
-    codes, outputs = job.end()
-    assert len(set(codes)) == 1
-    assert codes[0] > 0, outputs
-    assert sum(output.count("error:") for output in outputs) >= 1
-    assert not any("Traceback" in output for output in outputs)
-
-
-def _flags(number, port, count=2):
-    return [
+    return lambda number: [
         f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={number}"
     ]  # fmt: skip
 
 
+def test_another_configuration_of_one_process_is_refused(arguments, tmp_path):
+    flags = flags_of(2)
+    options = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    job = Job(2, options, flags=lambda n: [*flags(n), f"--config.train.seed={n}"])
+    assert "train.seed" in check(job, LOST)[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_process_ends_all(arguments, tmp_path):
+    """Process 1 alone cannot read the data, while process 0 waits for it."""
+    flags = flags_of(2)
+    (tmp_path / "file").touch()
+    job = Job(2, [*arguments, f"--workdir={tmp_path / 'run'}"], flags=lambda n: [
+        *flags(n), *([f"--data_dir={tmp_path / 'file'}"] if n else []),
+    ])  # fmt: skip
+    codes, outputs = job.end()
+    assert codes[0] == codes[1] > 0, outputs
+    assert sum(output.count("error:") for output in outputs) >= 1
+    assert not any("Traceback" in output for output in outputs)
+
+
 def test_nobody_to_join(arguments, tmp_path):
-    port = free_port()
     for number in (0, 1):
+        flags = flags_of(2)(number)
         job = Job(1, [*arguments, f"--workdir={tmp_path / 'run'}", "--join_timeout=2"],
-                  flags=lambda _, number=number: _flags(number, port))  # fmt: skip
+                  flags=lambda _, flags=flags: flags)  # fmt: skip
         output = check(job, LOST)[0]
-        assert f"127.0.0.1:{port}" in output
+        assert flags[0].removeprefix("--coordinator=") in output
         assert output.strip().count("\n") == 0, output
-    with socket.socket(socket.AF_INET6) as server:  # a port in use
+
+
+def test_a_port_in_use(arguments, tmp_path):
+    with socket.socket(socket.AF_INET6) as server:
         server.bind(("::", 0))
         server.listen()
-        taken = server.getsockname()[1]
-        job = Job(
-            1, [*arguments, f"--workdir={tmp_path / 'run'}"], flags=lambda _: _flags(0, taken)
-        )
-        assert f"127.0.0.1:{taken}" in check(job, LOST)[0]
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        flags = [f"--coordinator={taken}", "--num_processes=2", "--process_id=0"]
+        options = [*arguments, f"--workdir={tmp_path / 'run'}"]
+        assert taken in check(Job(1, options, flags=lambda _: flags), LOST)[0]
 
 
 @pytest.mark.parametrize(("number", "target", "code"), [
@@ -258,8 +257,7 @@ def test_a_lost_process_ends_the_others(arguments, tmp_path, number, target, cod
         assert "Traceback" not in output
 
 
-def test_evaluate_together(alone, tmp_path, cache_dir):
-    counted = {}
+def test_evaluate_together(alone, cache_dir):
     for count in (1, 3):
         options = [f"--workdir={alone}", f"--compilation_cache={cache_dir}", "--batch_size=90"]
         job = Job(count, ["evaluate", *options], module="flax_resnet",
@@ -272,7 +270,6 @@ def test_evaluate_together(alone, tmp_path, cache_dir):
     assert one["count"] == three["count"] == 360
     assert one["top1"] == three["top1"]
     np.testing.assert_allclose(one["loss"], three["loss"], rtol=1e-6)
-    del counted, tmp_path
 
 
 def test_two_starts_at_once(arguments, tmp_path):
@@ -282,7 +279,7 @@ def test_two_starts_at_once(arguments, tmp_path):
     jobs = [Job(2, options), Job(2, options)]
     codes = sorted(tuple(job.end()[0]) for job in jobs)
     assert codes in ([(0, 0), (5, 5)], [(0, 0), (0, 0)]), codes
-    assert saved(workdir, 6)
+    assert saved(workdir, 4)
 
 
 def test_an_unshared_folder_and_a_url_are_refused(tmp_path, monkeypatch):
