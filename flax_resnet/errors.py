@@ -9,8 +9,9 @@ keeps its traceback. A scheduler can decide by the exit code what to do:
     4    the data are missing, empty, of the wrong kind, or unreadable
     5    the disk is full; or a file, run folder or checkpoint cannot be written, is corrupted or of another run;
          or the outputs of an exported model differ
-    75   a signal interrupted training, and the state was saved: run the same command again to resume
-    128+n  signal n ended the command immediately
+    75   a signal interrupted training or the preparation of data, and nothing is lost: training has saved its
+         state, or had none to save yet; run the same command again to resume
+    128+n  signal n ended the command immediately: the second one of its kind, or one in any other command
 """
 
 import contextlib

@@ -13,6 +13,7 @@ from functools import partial
 from absl import flags
 
 from flax_resnet.cli import app, config_flag
+from flax_resnet.cli.resumable import resumable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,21 +51,22 @@ def _train(command: str, values: flags.FlagValues) -> None:
     config = config_flag.frozen_config(values)
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
-    app.set_up_jax(app.flag(values, "compilation_cache"))
-    from flax_resnet.cli.report_observer import ReportObserver
-    from flax_resnet.cli.tracker_observer import tracked
-    from flax_resnet.training.train import train
+    with resumable() as signals:  # before the imports, which take seconds
+        app.set_up_jax(app.flag(values, "compilation_cache"))
+        from flax_resnet.cli.report_observer import ReportObserver
+        from flax_resnet.cli.tracker_observer import tracked
+        from flax_resnet.training.train import train
 
-    workdir = app.flag(values, "workdir")
-    observers = [ReportObserver(workdir, command)] if app.flag(values, "report") else []
-    with tracked(config.log, workdir) as trackers:
-        train(
-            config,
-            workdir or None,
-            resume=app.flag(values, "resume"),
-            dry_run=app.flag(values, "dry_run"),
-            observers=[*observers, *trackers],  # the trackers store the report
-        )
+        workdir = app.flag(values, "workdir")
+        observers = [ReportObserver(workdir, command)] if app.flag(values, "report") else []
+        with tracked(config.log, workdir) as trackers:
+            train(
+                config,
+                workdir or None,
+                resume=app.flag(values, "resume"),
+                dry_run=app.flag(values, "dry_run"),
+                observers=[signals, *observers, *trackers],  # the trackers store the report
+            )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ def stop_requested() -> Iterator[list[int]]:
 
     def note(number: int, frame: object) -> None:
         del frame
+        if number in received:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
         received.append(number)
-        signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, note)

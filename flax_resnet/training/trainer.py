@@ -79,6 +79,9 @@ class Trainer:
                 for call in _timed(calls):
                     with TraceAnnotation(DISPATCH):
                         state, on_device = programs.train_step(state, programs.data, call)
+                    if step == start.step:
+                        for observer in self.observers:
+                            observer.on_first_update()
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
                     if stop or self._is_evaluated(step) or step % plan.checkpoint_every == 0:
