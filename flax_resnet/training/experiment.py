@@ -1,6 +1,7 @@
 """An experiment: data, plan, network and optimizer of a configuration, before compilation and any writes."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.class_order import same_classes
+from flax_resnet.data.fingerprint import Fingerprint, fingerprint_of
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import Source, Unlabelled, check_labels, read_labelled
 from flax_resnet.data.sampling import EpochSampler
@@ -63,6 +65,11 @@ class Experiment:
     model: Network
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the training split. Raises DataError if the examples cannot be read now."""
+        return fingerprint_of(self.splits.train)
 
     def check(self) -> None:
         """Raise ConfigError for errors that can be found before training starts."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from jax.profiler import TraceAnnotation
 
-from flax_resnet.data.records import names_checksum
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.optimizer import updates_made
@@ -189,7 +188,7 @@ class Trainer:
             class_names=splits.class_names,
             num_classes=self.experiment.plan.num_classes,
             num_examples=len(splits.train),
-            names_checksum=names_checksum(splits.train),
+            fingerprint=self.experiment.fingerprint,
             microbatches=self.programs.microbatches,
             teacher_checksum=self.teacher_checksum,
             bad_images={str(index): found for index, found in self.train_feed.bad.items()},

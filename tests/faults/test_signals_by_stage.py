@@ -72,7 +72,9 @@ def saves(workdir, first=1):
 def test_signals_during_a_save(tiny, tmp_path):
     """Twice at once: the process ends immediately. Once: it saves. Every checkpoint is intact after both."""
     workdir = tmp_path / "run"
-    command = run_of(workdir, tiny, "--config.train.epochs=200", "--config.train.checkpoint_every=0.05")
+    command = run_of(
+        workdir, tiny, "--config.train.epochs=200", "--config.train.checkpoint_every=0.05"
+    )
     process = start(*command)
     wait_until(saves(workdir), process)
     process.send_signal(signal.SIGTERM)
@@ -108,4 +110,5 @@ def test_a_signal_during_packing_keeps_the_finished_files(many, tmp_path):
     code, output = ended(start(*command, module="flax_resnet"))
     assert code == 0, output
     files = {f.stem: os.stat(f).st_ino for f in work.glob("1.0.0/packed-*")}
-    assert finished and finished.items() < files.items()
+    assert finished
+    assert finished.items() < files.items()
