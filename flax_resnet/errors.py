@@ -10,8 +10,10 @@ keeps its traceback. A scheduler can decide by the exit code what to do:
     5    the disk is full; or a file, run folder or checkpoint cannot be written, is corrupted or of another run;
          or the outputs of an exported model differ
     6    processes of a run did not find each other, differ, or one of them is lost: run the same command again
-    75   a signal interrupted training, and the state was saved: run the same command again to resume
-    128+n  signal n ended the command immediately; 134 in a run of several processes: process 0 is lost
+    75   a signal interrupted training or the preparation of data, and nothing is lost: training has saved its
+         state, or had none to save yet; run the same command again to resume
+    128+n  signal n ended the command immediately: the second one of its kind, or one in any other command; 134 in a
+         run of several processes: process 0 is lost
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from flax_resnet.cli import app
+from flax_resnet.cli.resumable import resumable
 from flax_resnet.data.data_section import EVAL_FRACTION
 from flax_resnet.errors import ConfigError
 from flax_resnet.settings import LARGEST_INT
@@ -25,7 +26,7 @@ PACKING = ("path", "max_side", "quality", "eval_fraction", "shard_size", "max_ba
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `argv` without the program's name."""
-    return app.run("flax-resnet prepare", __doc__, _define, _prepare, argv)
+    return app.run("flax-resnet prepare", __doc__, _define, _resumed, argv)
 
 
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
@@ -57,6 +58,11 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
     )
     integer("shard_size", 2048, "largest number of images per file")
     integer("max_bad", 10, "number of unreadable images to skip before packing fails")
+
+
+def _resumed(values: flags.FlagValues) -> None:
+    with resumable():
+        _prepare(values)
 
 
 def _prepare(values: flags.FlagValues) -> None:

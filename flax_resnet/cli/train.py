@@ -13,6 +13,7 @@ from functools import partial
 from absl import flags
 
 from flax_resnet.cli import app, config_flag, process_flags
+from flax_resnet.cli.resumable import SignalObserver, resumable
 from flax_resnet.config import Config
 
 
@@ -52,12 +53,13 @@ def _train(command: str, values: flags.FlagValues) -> None:
     config = config_flag.frozen_config(values)
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
-    app.set_up_jax(app.flag(values, "compilation_cache"))
-    with process_flags.joined(values):
-        _run(command, config, values)
+    with resumable() as signals:  # before the imports, which take seconds
+        app.set_up_jax(app.flag(values, "compilation_cache"))
+        with process_flags.joined(values):
+            _run(command, config, values, signals)
 
 
-def _run(command: str, config: Config, values: flags.FlagValues) -> None:
+def _run(command: str, config: Config, values: flags.FlagValues, signals: SignalObserver) -> None:
     from flax_resnet.cli.report_observer import ReportObserver
     from flax_resnet.cli.tracker_observer import tracked
     from flax_resnet.training.train import train
@@ -70,7 +72,7 @@ def _run(command: str, config: Config, values: flags.FlagValues) -> None:
             workdir or None,
             resume=app.flag(values, "resume"),
             dry_run=app.flag(values, "dry_run"),
-            observers=[*observers, *trackers],  # the trackers store the report
+            observers=[signals, *observers, *trackers],  # the trackers store the report
         )
 
 

@@ -17,6 +17,12 @@ import numpy as np
 
 from flax_resnet.data.array_cache import file_identity, load_array, store_array
 from flax_resnet.data.cache_folder import cache_folder
+from flax_resnet.data.fingerprint import (
+    Fingerprint,
+    array_checksum,
+    file_sizes,
+    texts_checksum,
+)
 from flax_resnet.errors import DataError, one_line
 
 log = logging.getLogger("flax_resnet")
@@ -142,6 +148,21 @@ class ShardedRecords:
             for (path, mine), (same, theirs) in itertools.product(*used)
             if path == same
         )
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of the files: their records, which no format changes, and their sizes in this one.
+
+        Raises DataError if the file system does not answer.
+        """
+        records = [
+            f"{os.path.basename(path).replace(self._kind, '')} {skip} {take} {count}"
+            for path, skip, take, count in self.parts
+        ]
+        sizes = file_sizes("", [path for path, *_ in self.parts])
+        return {
+            "records": texts_checksum(records),
+            f"sizes of {self._kind} files": array_checksum(sizes),
+        }
 
     def _shard(self, number: int) -> Shard:
         shard = self._shards.get(number)

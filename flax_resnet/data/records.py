@@ -1,8 +1,6 @@
 """The interface of every source of examples: a length, and encoded images and labels by index."""
 
 import io
-import pathlib
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self
 
@@ -83,13 +81,6 @@ def read_labelled(source: Source, indices: np.ndarray) -> Records:
     return records
 
 
-def names_checksum(source: Source) -> int:
-    """Return the CRC-32 of the names of at most 64 examples, without their folders: other data have another one."""
-    some = np.linspace(0, len(source) - 1, min(len(source), 64)).astype(np.int64)
-    names = [pathlib.PurePath(source.describe(int(index))).name for index in some]
-    return zlib.crc32("\n".join(names).encode(errors="surrogateescape"))
-
-
 def as_bmp(image: Image.Image) -> bytes:
     """Encode an image of mode RGB as BMP, which is a header followed by the pixels."""
     buffer = io.BytesIO()
@@ -104,29 +95,32 @@ class Relabelled:
       source: the source.
       class_names: the other list.
       order: the number of each class of the source in the other list.
+
+    Attributes:
+      source: as the argument.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str], order: Sequence[int]) -> None:
         self.class_names, self.orientations = tuple(class_names), source.orientations
-        self._source, self._order = source, np.array(order, np.int32)
+        self.source, self._order = source, np.array(order, np.int32)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order. Raise DataError as `check_labels` does."""
-        records = read_labelled(self._source, np.asarray(indices))
+        records = read_labelled(self.source, np.asarray(indices))
         return records._replace(labels=self._order[records.labels])
 
     def labels(self) -> np.ndarray:
         """Return the new label of every example, int32 [n]. Raise DataError as `check_labels` does."""
-        labels = self._source.labels()
-        check_labels(self._source, np.arange(len(labels)), labels)
+        labels = self.source.labels()
+        check_labels(self.source, np.arange(len(labels)), labels)
         return self._order[labels]
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""
-        return self._source.describe(index)
+        return self.source.describe(index)
 
 
 class Unlabelled(Relabelled):
@@ -137,7 +131,7 @@ class Unlabelled(Relabelled):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Records:
         """Read the examples at these indices, in this order."""
-        records = self._source.read(indices)
+        records = self.source.read(indices)
         return records._replace(labels=np.zeros_like(records.labels))
 
     def labels(self) -> np.ndarray:

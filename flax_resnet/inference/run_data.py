@@ -3,10 +3,10 @@
 import logging
 import os
 
+from flax_resnet.data import fingerprint
 from flax_resnet.data.data_section import SOURCES, Data
 from flax_resnet.data.named import DatasetChoice, data_section, source_of
 from flax_resnet.data.open import open_source
-from flax_resnet.data.records import names_checksum
 from flax_resnet.errors import ConfigError, DataError
 from flax_resnet.settings import UNSET
 from flax_resnet.training.runs.load import LoadedRun
@@ -18,7 +18,7 @@ def run_data(run: LoadedRun, dataset: str = "", *, split: str = "", data_dir: st
     """Return the data section of a run, maybe with other images and the same preprocessing.
 
     If `dataset` holds the images that the run was trained on (a training split with the same classes, number of
-    images, and names of images), it keeps the run's splits. Otherwise all images of a folder or file without splits
+    images, and fingerprint), it keeps the run's splits. Otherwise all images of a folder or file without splits
     are for evaluation. A line says which.
 
     Args:
@@ -72,5 +72,5 @@ def _is_training_data(data: Data, run: LoadedRun) -> bool:
     return (
         source.class_names == run.class_names
         and len(source) == known.num_examples
-        and names_checksum(source) == known.names_checksum
+        and not fingerprint.change(known.fingerprint, fingerprint.fingerprint_of(source))
     )

@@ -1,8 +1,10 @@
 """An experiment: data, plan, network and optimizer of a configuration, before compilation and any writes."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -11,12 +13,12 @@ from flax_resnet.config import Config
 from flax_resnet.config.plan import Plan, planned_optimizer
 from flax_resnet.config.plan import plan as make_plan
 from flax_resnet.data.class_order import same_classes
+from flax_resnet.data.fingerprint import Fingerprint, fingerprint_of
 from flax_resnet.data.open import open_source
 from flax_resnet.data.records import (
     Source,
     Unlabelled,
     check_labels,
-    names_checksum,
     read_labelled,
 )
 from flax_resnet.data.sampling import EpochSampler
@@ -70,6 +72,11 @@ class Experiment:
     model: Network
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the training split. Raises DataError if the examples cannot be read now."""
+        return fingerprint_of(self.splits.train)
 
     def check(self) -> None:
         """Raise ConfigError for errors that can be found before training starts."""
@@ -171,11 +178,13 @@ def open_same_splits(
       ProcessError: a process finds other data than process 0.
     """
     splits = in_turns(lambda: open_splits(config, train_source, eval_source))
+    if jax.process_count() == 1:
+        return splits
     for name, source in (("data.train_split", splits.train), ("data.eval_split", splits.eval)):
         facts = {
             "classes": list(source.class_names),
             "number of examples": len(source),
-            "checksum of their names": names_checksum(source),
+            "fingerprint": fingerprint_of(source),
         }
         check_same(name, facts)
     return splits

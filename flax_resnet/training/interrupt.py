@@ -58,7 +58,9 @@ def stop_requested() -> Iterator[Stop]:
 
     def note(number: int, frame: object) -> None:
         del frame
-        signal.signal(number, before[number])
+        if number in stop.received:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
         stop.note(number)
 
     for number in before:

@@ -13,6 +13,9 @@ class Observer:
 
     tracker = ""
 
+    def on_first_update(self) -> None:
+        """Receive the first update of this start: before it, there was nothing to save."""
+
     def on_record(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Receive a record of a run.
 

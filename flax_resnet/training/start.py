@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from typing import Any
 
+from flax_resnet.data import fingerprint
 from flax_resnet.data.class_order import normal_form, same_classes
-from flax_resnet.data.records import Source, names_checksum
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.pretrained import warm_started
@@ -101,7 +101,7 @@ def resumed_start(
     if forced or 0 < step <= scores_from:
         anew = forced or step < scores_from
         return Start(step, state, None, step, anew, metadata.ema_measured)
-    check_data(metadata, experiment.splits.train, folder)
+    check_data(metadata, experiment, folder)
     return Start(step, state, metadata, scores_from, ema_measured=metadata.ema_measured)
 
 
@@ -118,8 +118,9 @@ def check_length(experiment: Experiment, step: int, folder: RunFolder) -> None:
         )
 
 
-def check_data(metadata: RunMetadata, source: Source, folder: RunFolder) -> None:
-    """Raise WorkdirError if a run was trained on other data than `source`."""
+def check_data(metadata: RunMetadata, experiment: Experiment, folder: RunFolder) -> None:
+    """Raise WorkdirError if a run was trained on other data than those of the experiment."""
+    source = experiment.splits.train
     was, now = metadata.class_names, source.class_names
     change = ""
     if not same_classes(was, now):
@@ -129,8 +130,10 @@ def check_data(metadata: RunMetadata, source: Source, folder: RunFolder) -> None
         change = f"{classes}, the first to differ: {odd[0]} -> {odd[1]}"
     elif metadata.num_examples != len(source):
         change = f"images: {metadata.num_examples:,} -> {len(source):,}"
-    elif metadata.names_checksum != names_checksum(source):
-        change = "images: the same number, other names"
+    elif found := fingerprint.change(metadata.fingerprint, experiment.fingerprint):
+        change = f"images: the same number, other {found.aspect}"
+        if found.example is not None:
+            change += f"; the size of {source.describe(found.example)} differs, and no other"
     if change:
         raise WorkdirError(
             f"was trained on other data ({change})", key=folder.path, cure=ANOTHER_WORKDIR

@@ -9,7 +9,6 @@ from typing import Any
 
 from jax.profiler import TraceAnnotation
 
-from flax_resnet.data.records import names_checksum
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.optimizer import updates_made
@@ -80,6 +79,9 @@ class Trainer:
                 for call in _timed(calls):
                     with TraceAnnotation(DISPATCH):
                         state, on_device = programs.train_step(state, programs.data, call)
+                    if step == start.step:
+                        for observer in self.observers:
+                            observer.on_first_update()
                     step = metrics.add(step, on_device)
                     metrics.read(log.note)
                     if (
@@ -191,7 +193,7 @@ class Trainer:
             class_names=splits.class_names,
             num_classes=self.experiment.plan.num_classes,
             num_examples=len(splits.train),
-            names_checksum=names_checksum(splits.train),
+            fingerprint=self.experiment.fingerprint,
             microbatches=self.programs.microbatches,
             teacher_checksum=self.teacher_checksum,
             bad_images={

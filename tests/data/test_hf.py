@@ -15,6 +15,7 @@ import flax_resnet
 from flax_resnet import main
 from flax_resnet.config import freeze
 from flax_resnet.data.data_section import Data
+from flax_resnet.data.fingerprint import change, fingerprint_of
 from flax_resnet.data.named import DatasetChoice, data_section
 from flax_resnet.data.open import open_source
 from flax_resnet.errors import DataError
@@ -61,6 +62,17 @@ def test_images_and_labels_are_those_of_the_files(photographs, tmp_path):
     np.testing.assert_array_equal(train.labels(), [classes[i] == "flower" for i in range(2, 12)])
     assert train.shared(test) == 0
     assert "7" in train.describe(7)
+
+
+def test_the_fingerprint_is_of_labels_and_sizes(photographs, tmp_path):
+    config = written(photographs, tmp_path / "set", train=range(2, 12), test=range(2))
+    before = fingerprint_of(open_source(config, train=True))
+    other = written(photographs, tmp_path / "moved", train=range(2, 12), test=range(2))
+    assert change(before, fingerprint_of(open_source(other, train=True))) is None
+    files, _ = files_of(photographs)
+    files[5].write_bytes(files[5].read_bytes() + b"\0")
+    other = written(photographs, tmp_path / "grown", train=range(2, 12), test=range(2))
+    assert change(before, fingerprint_of(open_source(other, train=True))) == ("sizes", 3)
 
 
 def test_slices_and_sums_of_splits(photographs, tmp_path):

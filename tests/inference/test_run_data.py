@@ -9,7 +9,7 @@ from conftest import saved_run
 from flax_resnet import main
 from flax_resnet.cli import commands
 from flax_resnet.config import freeze
-from flax_resnet.data.records import names_checksum
+from flax_resnet.data.fingerprint import fingerprint_of
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.absolute_paths import with_absolute_paths
 from flax_resnet.training.runs.folder import RunFolder
@@ -27,7 +27,7 @@ def run(photographs, tmp_path):
     from flax_resnet.data.open import open_source
 
     source = open_source(freeze(sections).data, train=True)
-    more = {"num_examples": len(source), "names_checksum": names_checksum(source)}
+    more = {"num_examples": len(source), "fingerprint": fingerprint_of(source)}
     return saved_run(tmp_path / "run", sections, ["china", "flower"], step=3, **more)
 
 

@@ -12,8 +12,8 @@ from conftest import drawn, records_of, refused, saved_run
 from flax_resnet import create_model, main
 from flax_resnet.augment import training_batch
 from flax_resnet.config import freeze
+from flax_resnet.data.fingerprint import fingerprint_of
 from flax_resnet.data.open import open_source
-from flax_resnet.data.records import names_checksum
 from flax_resnet.errors import WeightsError, WorkdirError
 from flax_resnet.optim.distillation import Distill, divergence_sum
 from flax_resnet.optim.losses import loss_sum
@@ -173,8 +173,8 @@ def test_a_run_resumes_only_with_its_first_teacher(tmp_path, data_dir, monkeypat
     assert stored.distill.teacher == str(tmp_path / "teacher")
     teacher_checksum = open_teacher(config, CLASSES, digits).checksum
     student = tmp_path / "student"
-    names = names_checksum(open_source(config.data, train=True))
-    about = {"num_examples": 1437, "names_checksum": names, "teacher_checksum": teacher_checksum}
+    data = fingerprint_of(open_source(config.data, train=True))
+    about = {"num_examples": 1437, "fingerprint": data, "teacher_checksum": teacher_checksum}
     saved_run(student, dataclasses.asdict(stored), digits, **about)
 
     monkeypatch.setattr(RunFolder, "store_config", goes_on)  # all checks come before this call

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from flax_resnet.data.data_section import Data, SourceRow
+from flax_resnet.data.fingerprint import Fingerprint, array_checksum
 from flax_resnet.data.records import Records, as_bmp
 from flax_resnet.errors import DataError
 
@@ -83,6 +84,12 @@ class ArraySource:
     def labels(self) -> np.ndarray:
         """Return the label of every example, int32 [n]."""
         return self._labels
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of all labels and of the pixels of at most 1,000 images, evenly spaced."""
+        some = np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(np.int64)
+        pixels = np.array([array_checksum(self._images[index]) for index in some])
+        return {"labels": array_checksum(self._labels), "pixels": array_checksum(pixels)}
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""

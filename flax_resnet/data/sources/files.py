@@ -14,6 +14,13 @@ from flax_resnet.data.data_section import (
     SourceRow,
     split_setting,
 )
+from flax_resnet.data.fingerprint import (
+    Fingerprint,
+    array_checksum,
+    file_sizes,
+    sizes_fingerprint,
+    texts_checksum,
+)
 from flax_resnet.data.folder_listing import (
     ClassFolders,
     class_folders,
@@ -88,6 +95,22 @@ class FileSource:
     def file_names(self) -> list[str]:
         """Return the name of each example's file, without its folder."""
         return [os.path.basename(file) for file in self._files]
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of the names, labels and sizes; names are relative to the folder of all files.
+
+        Raises DataError if the file system does not answer.
+        """
+        # The common prefix of all is that of the first and the last one. (commonpath refuses a table with both
+        # absolute and relative paths.)
+        ends = [min(self._files), max(self._files)]
+        shared = os.path.commonprefix(ends).rpartition("/")[0]  # noqa: RUF071
+        names = (file[len(shared) :].lstrip("/") for file in self._files)
+        return {
+            "names": texts_checksum(names),
+            "labels": array_checksum(self._labels),
+            **sizes_fingerprint(file_sizes(self._root, self._files)),
+        }
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example: its file, in letters that can be printed."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from flax_resnet.data.class_order import in_order, normal_form
 from flax_resnet.data.data_section import Data, SourceRow, split_setting
+from flax_resnet.data.fingerprint import Fingerprint, array_checksum, sizes_fingerprint
 from flax_resnet.data.images import orientation
 from flax_resnet.data.records import Records
 from flax_resnet.errors import ConfigError, DataError, one_line
@@ -77,6 +78,17 @@ class HfSource:
             for theirs, begin, end in other._ranges
             if name == theirs
         )
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of labels and sizes. Only the table's offsets are read, not the images."""
+        import pyarrow.compute
+
+        encoded = pyarrow.compute.struct_field(self._images.data.column(self._image), "bytes")
+        sizes = pyarrow.compute.fill_null(pyarrow.compute.binary_length(encoded), -1)
+        return {
+            "labels": array_checksum(self._labels),
+            **sizes_fingerprint(np.asarray(sizes, np.int64)),
+        }
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
+from flax_resnet.data.fingerprint import Fingerprint, texts_checksum
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.record_texts import texts_of
 from flax_resnet.data.records import Records
@@ -52,7 +53,7 @@ class TfdsSource:
         self._has_names = "file_name" in features
         self._records: _Split
         self._parse: Callable[[Any], tuple[bytes, int]]
-        self._folder = pathlib.Path(builder.data_path)
+        self._folder, self._full_name = pathlib.Path(builder.data_path), builder.info.full_name
         if builder.data_path.exists():
             self._records, self._parse = _open_split(builder, config, split), self._parsed
         else:  # raises DataError, unless tfds.testing.mock_data replaces the files
@@ -95,6 +96,12 @@ class TfdsSource:
         if not (self._has_names and isinstance(self._records, ShardedRecords)):
             return []
         return texts_of(self._records, "file_name")
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of the files' names and lengths, the same for all formats, and of their sizes."""
+        if not isinstance(self._records, ShardedRecords):
+            return {}
+        return {"names": texts_checksum([self._full_name]), **self._records.fingerprint()}
 
     def describe(self, index: int) -> str:
         """Return a readable name of an example."""

@@ -13,8 +13,8 @@ import jax
 from jax._src import distributed  # the store has no public name
 
 from flax_resnet.errors import ProcessError
+from flax_resnet.training.processes.watch import PREFIX
 
-PREFIX = "flax_resnet"
 # Milliseconds of one wait for a value: Python handles signals between two waits.
 WAIT = 1000
 

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flax_resnet.errors import LOST, one_line
-from flax_resnet.training.processes.exchange import PREFIX
 
+PREFIX = "flax_resnet"  # of all our keys in the store
 PERIOD = 0.5  # seconds
 # A process whose main thread stands still while others go on is lost after this many times the usual time.
 PATIENCE = 10

@@ -28,7 +28,7 @@ class RunMetadata:
       class_names: names of the classes, in the order of the logits.
       num_classes: number of logits; may be larger than the number of class names.
       num_examples: number of images of the training split.
-      names_checksum: the checksum of the names of these images (data/records.py).
+      fingerprint: the fingerprint of these images (data/fingerprint.py).
       microbatches: number of microbatches per batch.
       teacher_checksum: CRC-32 of the teacher (`Teacher.checksum`); None without a teacher.
       bad_images: {index of an unreadable image, as text: step at which it was found}.
@@ -45,7 +45,7 @@ class RunMetadata:
     class_names: tuple[str, ...]
     num_classes: int
     num_examples: int = 0
-    names_checksum: int = 0
+    fingerprint: dict[str, int] = dataclasses.field(default_factory=dict)
     microbatches: int = 1
     teacher_checksum: int | None = None
     bad_images: dict[str, int] = dataclasses.field(default_factory=dict)
