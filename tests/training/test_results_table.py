@@ -8,7 +8,7 @@ import pytest
 from flax_resnet.errors import WorkdirError
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.results_table import RESULTS
-from flax_resnet.training.runs.writers import RecordWriter
+from flax_resnet.training.runs.writers import record_writer
 
 VALUES = {"loss": 1 / 3, "top1": 0.5}
 
@@ -29,7 +29,7 @@ def stored(folder):
 
 
 def test_the_table_holds_every_record_with_all_columns(tmp_path):
-    writer = RecordWriter(RunFolder.at(tmp_path), 0)
+    writer = record_writer(RunFolder.at(tmp_path), 0)
     writer.write(1, 0.5, "train", {**VALUES, "learning_rate": 0.1})
     writer.write(2, 1.0, 'held, "out"', {**VALUES, "count": 7, "ema_top1": 0.25})
     before = (tmp_path / RESULTS).stat()
@@ -43,13 +43,13 @@ def test_the_table_holds_every_record_with_all_columns(tmp_path):
 
 
 def test_a_resumed_run_keeps_one_coherent_table(tmp_path):
-    writer = RecordWriter(RunFolder.at(tmp_path), 0)
+    writer = record_writer(RunFolder.at(tmp_path), 0)
     for step in range(1, 6):
         writer.write(step, step / 2, "train", VALUES)
     writer.close()
     with (tmp_path / RESULTS).open("a") as file:
         file.write("6,3.0,tr")  # a process was killed while it wrote
-    writer = RecordWriter(RunFolder.at(tmp_path), 3)
+    writer = record_writer(RunFolder.at(tmp_path), 3)
     assert [int(row["step"]) for row in rows(tmp_path)] == [1, 2, 3]
     writer.write(4, 2.0, "train", {**VALUES, "grad_norm": 2.0})
     writer.close()
@@ -60,4 +60,4 @@ def test_a_resumed_run_keeps_one_coherent_table(tmp_path):
 def test_a_table_that_cannot_be_written_is_an_error_of_the_run_folder(tmp_path):
     (tmp_path / RESULTS).mkdir()
     with pytest.raises(WorkdirError):
-        RecordWriter(RunFolder.at(tmp_path), 0)
+        record_writer(RunFolder.at(tmp_path), 0)

@@ -16,7 +16,7 @@ from flax_resnet.training import sharding
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import CONFIG, METRICS, RunFolder
 from flax_resnet.training.runs.metadata import SCHEMA, RunMetadata
-from flax_resnet.training.runs.writers import RecordWriter
+from flax_resnet.training.runs.writers import record_writer
 
 SHAPE = {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"}
 RECORDS = [
@@ -105,7 +105,7 @@ def test_a_file_in_place_of_the_checkpoints_is_refused_before_training(run):
 
 
 def test_records_that_cannot_be_written_are_one_line(run, monkeypatch):
-    writer = RecordWriter(RunFolder.at(run), 0)
+    writer = record_writer(RunFolder.at(run), 0)
     writer._file.close()
     monkeypatch.setattr(writer, "_file", open("/dev/full", "w", buffering=1))  # noqa: SIM115
     with refused(run, kind=WorkdirError) as error:
@@ -116,7 +116,7 @@ def test_records_that_cannot_be_written_are_one_line(run, monkeypatch):
 
 
 def test_an_event_file_that_cannot_be_written_is_one_line(run, monkeypatch):
-    writer = RecordWriter(RunFolder.at(run), 0)
+    writer = record_writer(RunFolder.at(run), 0)
 
     def fail():
         raise tf.errors.OutOfRangeError(None, None, "File too large\n\tFailed to flush 4 events")
