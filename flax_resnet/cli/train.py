@@ -13,6 +13,7 @@ from functools import partial
 from absl import flags
 
 from flax_resnet.cli import app, config_flag
+from flax_resnet.cli.command_start import taken_start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +54,10 @@ def _train(command: str, values: flags.FlagValues) -> None:
     app.set_up_jax(app.flag(values, "compilation_cache"))
     from flax_resnet.cli.report_observer import ReportObserver
     from flax_resnet.cli.tracker_observer import tracked
+    from flax_resnet.training.ledger import Ledger
     from flax_resnet.training.train import train
 
-    workdir = app.flag(values, "workdir")
+    ledger, workdir = Ledger(taken_start()), app.flag(values, "workdir")
     observers = [ReportObserver(workdir, command)] if app.flag(values, "report") else []
     with tracked(config.log, workdir) as trackers:
         train(
@@ -64,6 +66,7 @@ def _train(command: str, values: flags.FlagValues) -> None:
             resume=app.flag(values, "resume"),
             dry_run=app.flag(values, "dry_run"),
             observers=[*observers, *trackers],  # the trackers store the report
+            ledger=ledger,
         )
 
 

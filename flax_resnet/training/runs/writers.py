@@ -3,18 +3,18 @@
 import contextlib
 import json
 import logging
-import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from clu import metric_writers
 from tqdm import tqdm
 
 from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.optim.evaluation_metrics import EMA, shown
-from flax_resnet.training.runs.folder import METRICS, TIMES, RunFolder
+from flax_resnet.training.runs.folder import METRICS, RunFolder
 from flax_resnet.training.runs.results_table import ResultsTable
+from flax_resnet.training.runs.time_account import clock
 
 log = logging.getLogger("flax_resnet")
 
@@ -66,18 +66,6 @@ class RecordWriter:
             self._file.write(json.dumps(record) + "\n")
             self._table.add(self.records)
             self._show(record)
-
-    def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
-        """Append the seconds of each stage to times.jsonl. A full disk loses them, and nothing else.
-
-        Args:
-          steps: number of steps of this start; nothing is written for 0.
-          spent: {stage: seconds}.
-        """
-        if steps:
-            seconds = {stage: round(value, 3) for stage, value in spent.items()}
-            with contextlib.suppress(WorkdirError):
-                self._folder.append_record(TIMES, {"steps": steps, "seconds": seconds})
 
     def close(self) -> None:
         """Flush buffered records, and close the file. Raises WorkdirError."""
@@ -134,10 +122,3 @@ class Progress:
         """Close the bar; it stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
