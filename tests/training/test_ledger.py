@@ -294,8 +294,8 @@ def steps_of(workdir):
 def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path):
     workdir = tmp_path / "run"
     options = [
-        *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=2",
-        "--config.train.eval_every=2", "--config.train.epochs=40", f"--workdir={workdir}",
+        *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=5",
+        "--config.train.eval_every=5", "--config.train.epochs=20", f"--workdir={workdir}",
     ]  # fmt: skip
     began, process = time.monotonic(), launch(options)
     deadline = began + 120
@@ -320,7 +320,7 @@ def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path):
     account = read_account(RunFolder.at(workdir))
     assert account.starts[0] == before.starts[0]
     assert account.starts[1].first_step == resumed < account.starts[0].last_step
-    assert account.starts[1].last_step == 40 * (1437 // 24)
+    assert account.starts[1].last_step == 20 * (1437 // 24)
     # The end of the interpreter is outside.
     assert account.total == pytest.approx(first + second, rel=0.05, abs=1.5)
     assert sum(account.shares.values()) == pytest.approx(1)

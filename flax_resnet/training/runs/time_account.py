@@ -153,7 +153,7 @@ class AccountWriter:
 
     def account(self) -> TimeAccount:
         """Return the account of all starts, with this one up to now."""
-        seconds = {stage: round(value, 3) for stage, value in self._ledger.seconds().items()}
+        seconds = {stage: round(value, 6) for stage, value in self._ledger.seconds().items()}
         this = StartTimes(self._began, self._first_step, self._ledger.step, seconds)
         return TimeAccount((*self._earlier, this))
 
