@@ -18,7 +18,6 @@ from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.time_account import AccountWriter
-from flax_resnet.training.stages import OTHER
 from flax_resnet.training.start import Start, check_teacher, fresh_start, resumed_start
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher
@@ -114,7 +113,6 @@ def train(
                 experiment, start, folder, checkpoints, teacher, observers
             )
             records = trainer.run(start, ledger)
-            ledger.switch(OTHER)
             result = report(records, experiment, folder, start, writer.account())
     del trainer, start, teacher, weights  # their memory is free for what observers compute
     _tell_end(observers, folder)

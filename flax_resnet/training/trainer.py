@@ -22,7 +22,7 @@ from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.runs.writers import Progress, RecordWriter
-from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT, STEPPING
+from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT, OTHER, STEPPING
 from flax_resnet.training.start import Start
 from flax_resnet.training.state import TrainState, variables_by_prefix
 from flax_resnet.training.step.eval_step import evaluate
@@ -72,8 +72,9 @@ class Trainer:
         progress = Progress(plan.total_steps, step, config.train.monitor)
         writer = RecordWriter(self.folder, step)
         log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)
+        ledger.switch(STEPPING)
         try:
-            with ledger.stage(STEPPING), stop_requested() as stop, self._explained():
+            with stop_requested() as stop, self._explained():
                 ends = False
                 if start.replaces or (self._is_evaluated(step) and step not in log.scores()):
                     state, ends = self._settle(state, step, log, stop, replaces=start.replaces)
@@ -91,6 +92,7 @@ class Trainer:
                 with ledger.span(CHECKPOINT):
                     self.checkpoints.wait()
         finally:
+            ledger.switch(OTHER)
             log.close()
         return log.records
 
