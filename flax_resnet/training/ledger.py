@@ -38,9 +38,8 @@ class Ledger:
         self._seconds = dict.fromkeys(LEDGER_STAGES, 0.0)  # before `_since`
         self._stage = PREPARING
         self._since = clock() if began is None else began
-        # Of the time since `_since`: disjoint spans of compilation in order, and their sum.
-        self._compilations: list[tuple[float, float]] = []
-        self._compiled = 0.0
+        self._compiled = 0.0  # of the time since `_since`
+        self._compilations: list[tuple[float, float]] = []  # their spans: disjoint, and in order
 
     def switch(self, stage: str) -> str:
         """Begin a stage, and return the stage that it ends."""
@@ -51,7 +50,6 @@ class Ledger:
                 self._seconds[before] += now - self._since - self._compiled
                 self._seconds[COMPILING] += self._compiled
                 self._stage, self._since, self._compiled = stage, now, 0.0
-                self._compilations.clear()
         return before
 
     def stage(self, stage: str) -> "_Stage":

@@ -34,10 +34,12 @@ from flax_resnet.training.stages import (
     LOST,
     OTHER,
     PREPARING,
+    RECORDS,
     SAVING,
     STEPPING,
     WAITING,
 )
+from flax_resnet.training.step_metrics import StepMetrics
 
 
 class Clock:
@@ -138,6 +140,27 @@ def test_jax_compiling_is_counted_in_the_thread_of_the_ledger_only():
             assert ledger.seconds()[COMPILING] == counted
         compile_in(0.08)
         assert ledger.seconds()[COMPILING] == counted
+
+
+def test_the_speed_of_a_record_is_that_of_training(ledger, clock):
+    """Evaluations, checkpoints and compilation are left out."""
+    ledger.switch(STEPPING)
+    metrics, read = StepMetrics(0, 10, ledger), []
+    clock.move(2)
+    with ledger.span(INPUT):
+        clock.move(1)
+    clock.move(40)
+    ledger.compiled(40)
+    with ledger.span(EVALUATION):
+        clock.move(100)
+    with ledger.span(CHECKPOINT):
+        clock.move(50)
+    with ledger.span(RECORDS):
+        clock.move(1)
+    assert metrics.add(0, {"loss": jnp.ones(2)}) == 2
+    metrics.read(read.append, all_calls=True)
+    assert read == [1, 2]
+    assert metrics.means() == {"loss": 1, "images_per_second": 2 * 10 / 4}
 
 
 def start(first, last, **seconds):
