@@ -298,11 +298,22 @@ sys.exit(main())
 """
 
 
-def launch(arguments):
-    """Start a real run that writes its account five times a second."""
+@pytest.fixture
+def launch():
+    """A function that starts a real run that writes its account five times a second."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-c", QUICK, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    with contextlib.ExitStack() as stack:
+
+        def launched(arguments):
+            command = [sys.executable, "-c", QUICK, *arguments]
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield launched
 
 
 def steps_of(workdir):
@@ -314,14 +325,14 @@ def steps_of(workdir):
 
 
 @pytest.mark.slow
-def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path):
+def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path, launch):
     workdir = tmp_path / "run"
     options = [
         *tiny, "--config.train.batch_size=24", "--config.train.checkpoint_every=5",
         "--config.train.eval_every=5", "--config.train.epochs=20", f"--workdir={workdir}",
     ]  # fmt: skip
     began, process = time.monotonic(), launch(options)
-    deadline = began + 120
+    deadline = began + 300
     while True:  # until steps are done after a checkpoint
         reached, checkpoint = steps_of(workdir)
         if checkpoint and reached > checkpoint + 20:
@@ -336,7 +347,7 @@ def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path):
     assert before.total == pytest.approx(first, rel=0.05, abs=0.5)
 
     began, again = time.monotonic(), launch(options)
-    err = again.communicate(timeout=180)[1]
+    err = again.communicate(timeout=300)[1]
     second = time.monotonic() - began
     assert again.returncode == 0, err
     resumed = int(re.search(r"going on from checkpoint (\d+)", err)[1])
