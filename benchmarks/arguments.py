@@ -29,6 +29,11 @@ def duration(text: str) -> float:
     return _positive(text, 3600, "seconds, above 0 and at most 3600")
 
 
+def minutes(text: str) -> float:
+    """Read a time in minutes, above 0 and at most 1440."""
+    return _positive(text, 1440, "minutes, above 0 and at most 1440")
+
+
 def seed(text: str) -> int:
     """Read a seed, 0 to 2**31 - 1."""
     if not text.isdecimal() or int(text) >= 2**31:

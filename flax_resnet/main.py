@@ -2,10 +2,12 @@
 
 import sys
 
+from flax_resnet.cli.command_start import note_start
 from flax_resnet.cli.interrupts import exit_at_interrupt
 
-if __name__ == "__main__":
-    exit_at_interrupt()  # before the imports, which take seconds
+if __name__ == "__main__":  # before the imports, which take seconds
+    note_start()
+    exit_at_interrupt()
 
 from flax_resnet.cli.train import main
 

@@ -13,6 +13,7 @@ from functools import partial
 from absl import flags
 
 from flax_resnet.cli import app, config_flag, process_flags
+from flax_resnet.cli.command_start import taken_start
 from flax_resnet.cli.resumable import SignalObserver, resumable
 from flax_resnet.config import Config
 
@@ -62,9 +63,10 @@ def _train(command: str, values: flags.FlagValues) -> None:
 def _run(command: str, config: Config, values: flags.FlagValues, signals: SignalObserver) -> None:
     from flax_resnet.cli.report_observer import ReportObserver
     from flax_resnet.cli.tracker_observer import tracked
+    from flax_resnet.training.ledger import Ledger
     from flax_resnet.training.train import train
 
-    workdir = app.flag(values, "workdir")
+    ledger, workdir = Ledger(taken_start()), app.flag(values, "workdir")
     observers = [ReportObserver(workdir, command)] if app.flag(values, "report") else []
     with tracked(config.log, workdir) as trackers:
         train(
@@ -73,6 +75,7 @@ def _run(command: str, config: Config, values: flags.FlagValues, signals: Signal
             resume=app.flag(values, "resume"),
             dry_run=app.flag(values, "dry_run"),
             observers=[signals, *observers, *trackers],  # the trackers store the report
+            ledger=ledger,
         )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 
 import jax
 
@@ -11,6 +10,7 @@ from flax_resnet.optim.evaluation_metrics import has_stalled, monitored, shown
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.runs.folder import METRICS, RunFolder
 from flax_resnet.training.runs.scores import Records, best_step, evaluations, scores
+from flax_resnet.training.runs.time_account import TimeAccount
 from flax_resnet.training.start import Start
 
 log = logging.getLogger("flax_resnet")
@@ -97,7 +97,11 @@ def finished_result(experiment: Experiment, start: Start, folder: RunFolder) -> 
 
 
 def report(
-    records: Records, experiment: Experiment, folder: RunFolder, start: Start, began: float
+    records: Records,
+    experiment: Experiment,
+    folder: RunFolder,
+    start: Start,
+    account: TimeAccount,
 ) -> Result:
     """Write summary.txt, print it, and return the result.
 
@@ -106,10 +110,8 @@ def report(
       experiment: the experiment.
       folder: the run folder.
       start: the start of this process.
-      began: the value of `time.perf_counter()` when this process started the run.
+      account: the wall time of the run.
     """
-    from flax_resnet.training.runs.writers import clock
-
     config, plan = experiment.config, experiment.plan
     train, end = config.train, max(r["step"] for r in records)
     result = result_of(records, config, end, start.scores_from)
@@ -126,7 +128,7 @@ def report(
         f"final top-1 {result.final_top1:.2%} on {config.data.eval_split} "
         f"({plan.num_eval} images) after {end / plan.steps_per_epoch:.4g} epochs{early}; "
         f"best {result.best_top1:.2%} at step {result.best_step}{by}\n"
-        f"time {clock(time.perf_counter() - began)} since this start, which trained {end - start.step} steps\n"
+        f"time {account}\n"
         f"checkpoints {folder.path / 'checkpoints'}\n"
         f"records     {folder.path / METRICS}; TensorBoard: tensorboard --logdir {folder}\n"
         f'in Python   flax_resnet.load("{folder}").predict(images)\n'

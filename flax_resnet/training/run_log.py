@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jax.profiler import TraceAnnotation
-
 from flax_resnet.config.plan import planned_learning_rate
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.observer import Observer
@@ -30,7 +28,7 @@ class RunLog:
         self.metrics = metrics
         self._experiment, self._observers = experiment, observers
         self._writer, self._progress = writer, progress
-        self._scores_from, self._steps = scores_from, 0
+        self._scores_from = scores_from
         self._learning_rate = planned_learning_rate(experiment.config, experiment.plan)
 
     @property
@@ -60,7 +58,6 @@ class RunLog:
 
     def note(self, step: int) -> None:
         """Advance the progress bar by a step, and write the training record when it is due."""
-        self._steps += 1
         self._progress.advance(self.metrics.means())
         config, plan = self._experiment.config, self._experiment.plan
         if step % config.train.log_every == 0 or step == plan.total_steps:
@@ -69,13 +66,12 @@ class RunLog:
     def write(self, step: int) -> None:
         """Write a record of the training steps since the last record, if there are any."""
         if values := self.metrics.means():
-            with TraceAnnotation(RECORDS):
+            with self.metrics.ledger.span(RECORDS):
                 rate = float(self._learning_rate(max(0, self.metrics.updates - 1)))
                 self.record(step, "train", {**values, "learning_rate": rate})
                 self.metrics.clear()
 
     def close(self) -> None:
-        """Close the progress bar, write the times of this start, and flush buffered records."""
+        """Close the progress bar, and flush buffered records."""
         self._progress.close()
-        self._writer.write_times(self._steps, self.metrics.spent)
         self._writer.close()

@@ -1,16 +1,15 @@
 """Metrics of training steps: read from the device with a delay, checked, and averaged into records."""
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.profiler import TraceAnnotation
 
 from flax_resnet.errors import DivergedError
+from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.stages import STEP
 from flax_resnet.training.step import loss_scale
 
@@ -21,16 +20,23 @@ class StepMetrics:
     Args:
       updates: number of updates made before this start; below the number of steps if float16 skipped some updates.
       batch_size: images per step.
+      ledger: the clock; the duration of steps excludes evaluations, checkpoints and compilation.
       unrecorded: the value of `unrecorded` when the run was saved, to continue its record; {} for none.
 
     Attributes:
       updates: number of updates made so far.
-      spent: {stage: seconds of this start}; the stage "step" holds all that is no other stage.
+      ledger: the clock.
     """
 
-    def __init__(self, updates: int, batch_size: int, unrecorded: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        updates: int,
+        batch_size: int,
+        ledger: Ledger,
+        unrecorded: Mapping[str, Any] | None = None,
+    ):
         self.updates = updates
-        self.spent: dict[str, float] = {}
+        self.ledger = ledger
         self._batch_size = batch_size
         before = unrecorded or {}
         self._overflows: int = before.get("overflows", 0)  # in a row, at the smallest loss scale
@@ -38,7 +44,7 @@ class StepMetrics:
         self._sums: dict[str, float] = dict(before.get("sums", {}))  # their metrics
         self._seconds: float = before.get("seconds", 0.0)  # their duration
         self._unread: deque[tuple[int, dict[str, Any]]] = deque()  # (first step, metrics) of calls
-        self._read_at = time.perf_counter()
+        self._read_at = ledger.training_seconds()
         # Calls that may still run when the next one is dispatched. On CPU none: otherwise, memory would hold the
         # temporaries of both calls (memory.py).
         self._running = 0 if jax.default_backend() == "cpu" else 1
@@ -60,11 +66,10 @@ class StepMetrics:
         """
         while len(self._unread) > (0 if all_calls else self._running):
             step, on_device = self._unread.popleft()
-            with TraceAnnotation(STEP):
+            with self.ledger.span(STEP):
                 arrays = {k: np.atleast_1d(v.addressable_data(0)) for k, v in on_device.items()}
-            now = time.perf_counter()
+            now = self.ledger.training_seconds()
             spent, self._read_at = now - self._read_at, now
-            self.spent[STEP] = self.spent.get(STEP, 0.0) + spent
             count = len(arrays["loss"])
             for number in range(count):
                 values = {k: float(v[number]) for k, v in arrays.items()}
@@ -110,8 +115,3 @@ class StepMetrics:
     def clear(self) -> None:
         """Start a new record."""
         self._count, self._sums, self._seconds = 0, {}, 0.0
-
-    def skip_time(self, stage: str, seconds: float) -> None:
-        """Exclude the time of a stage, such as an evaluation or a checkpoint, from the duration of steps."""
-        self._read_at += seconds
-        self.spent[stage] = self.spent.get(stage, 0.0) + seconds

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from flax_resnet.data.records import Source
 from flax_resnet.errors import ConfigError
 from flax_resnet.training.absolute_paths import with_absolute_paths
 from flax_resnet.training.experiment import Experiment, build_experiment, open_same_splits
+from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
@@ -21,6 +21,7 @@ from flax_resnet.training.processes.exchange import check_same, first, in_turns
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.time_account import AccountWriter
 from flax_resnet.training.start import Start, check_teacher, fresh_start, resumed_start
 from flax_resnet.training.state import build_model
 from flax_resnet.training.teacher import Teacher, open_teacher
@@ -37,6 +38,7 @@ def train(
     train_source: Source | None = None,
     eval_source: Source | None = None,
     observers: Sequence[Observer] = (),
+    ledger: Ledger | None = None,
 ) -> Result | None:
     """Train a network, or resume its training. A finished run returns its result at once.
 
@@ -50,6 +52,7 @@ def train(
       eval_source: the evaluation examples; only with ``data.source='python'``.
       observers: what else receives records, evaluations and the end. `log.trackers` needs those of
         `flax_resnet.cli.tracker_observer.tracked`.
+      ledger: the clock of this start's wall time; None for one that begins now.
 
     Returns:
       The result, or None after a dry run.
@@ -58,7 +61,7 @@ def train(
       UserError: see errors.py. Saved files are unchanged.
       Interrupted: the process received SIGINT, SIGTERM or SIGUSR1; the state was saved.
     """
-    began = time.perf_counter()
+    ledger = ledger or Ledger()
     _check_arguments(config, workdir, dry_run, observers)
     config = with_absolute_paths(config)
     check_same("the configuration", dataclasses.asdict(config))
@@ -86,6 +89,7 @@ def train(
     with (
         folder.locked(),
         contextlib.closing(Checkpoints(folder.path)) as checkpoints,
+        ledger.counting_compilation(),
         matmul_precision(config),
     ):
         start = resumed_start(experiment, checkpoints, folder, forced=resume == "force")
@@ -108,8 +112,12 @@ def train(
                 log.info("no checkpoint: starting from step 0; earlier records are removed")
         from flax_resnet.training.trainer import build_trainer  # slow: imports TensorFlow
 
-        trainer, start = build_trainer(experiment, start, folder, checkpoints, teacher, observers)
-        result = report(trainer.run(start), experiment, folder, start, began)
+        with AccountWriter(folder, ledger, start.step) as writer:
+            trainer, start = build_trainer(
+                experiment, start, folder, checkpoints, teacher, observers
+            )
+            records = trainer.run(start, ledger)
+            result = report(records, experiment, folder, start, writer.account())
     del trainer, start, teacher, weights  # their memory is free for what observers compute
     _tell_end(observers, folder)
     return result

@@ -2,12 +2,9 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from jax.profiler import TraceAnnotation
 
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
@@ -17,6 +14,7 @@ from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
 from flax_resnet.training.input.unreadable import all_unreadable
 from flax_resnet.training.interrupt import Stop, Stopped, stop_requested, until_stopped
+from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.run_log import RunLog
@@ -24,7 +22,7 @@ from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
 from flax_resnet.training.runs.writers import Progress, record_writer
-from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT
+from flax_resnet.training.stages import CHECKPOINT, DISPATCH, EVALUATION, INPUT, OTHER, STEPPING
 from flax_resnet.training.start import Start
 from flax_resnet.training.state import TrainState, variables_by_prefix
 from flax_resnet.training.step.eval_step import evaluate
@@ -56,8 +54,12 @@ class Trainer:
     teacher_checksum: int | None
     observers: Sequence[Observer]
 
-    def run(self, start: Start) -> list[dict[str, Any]]:
+    def run(self, start: Start, ledger: Ledger) -> list[dict[str, Any]]:
         """Train from `start` to the last step or an early stop, and return all records of the run.
+
+        Args:
+          start: the start of the run.
+          ledger: the clock of this start.
 
         Raises:
           Interrupted: the process received a signal; the state was saved.
@@ -66,23 +68,24 @@ class Trainer:
         config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
         updates = updates_made(state.opt_state)
-        metrics = StepMetrics(updates, config.train.batch_size, start.unrecorded)
+        metrics = StepMetrics(updates, config.train.batch_size, ledger, start.unrecorded)
         progress = Progress(plan.total_steps, step, config.train.monitor)
         writer = record_writer(self.folder, step)
         log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)
+        ledger.switch(STEPPING)
         try:
             with stop_requested() as stop, self._explained():
                 ends = False
                 if start.replaces or (self._is_evaluated(step) and step not in log.scores()):
                     state, ends = self._settle(state, step, log, stop, replaces=start.replaces)
                 calls = iter(()) if ends else self.train_feed.training(step, plan.total_steps)
-                for call in _timed(calls):
-                    with TraceAnnotation(DISPATCH):
+                for call in _timed(calls, ledger):
+                    with ledger.span(DISPATCH):
                         state, on_device = programs.train_step(state, programs.data, call)
                     if step == start.step:
                         for observer in self.observers:
                             observer.on_first_update()
-                    step = metrics.add(step, on_device)
+                    ledger.step = step = metrics.add(step, on_device)
                     metrics.read(log.note)
                     if (
                         stop.requested()
@@ -93,8 +96,10 @@ class Trainer:
                         state, ends = self._settle(state, step, log, stop)
                         if ends:
                             break
-                self.checkpoints.wait()
+                with ledger.span(CHECKPOINT):
+                    self.checkpoints.wait()
         finally:
+            ledger.switch(OTHER)
             log.close()
         return log.records
 
@@ -128,11 +133,11 @@ class Trainer:
           Interrupted: a signal was received, before or meanwhile. The state is saved at once, without a score; the
             resumed run evaluates it first.
         """
-        ends = improves = False
+        ends, improves, ledger = False, False, log.metrics.ledger
         try:
             if stop.requested():
                 raise Stopped
-            measured = self._with_measured_statistics(state, log.metrics, stop)
+            measured = self._with_measured_statistics(state, ledger, stop)
             if self._is_evaluated(step):
                 if step not in log.scores():
                     self._evaluate(measured, step, log, stop)
@@ -141,7 +146,8 @@ class Trainer:
         except Stopped:
             if step not in self.checkpoints.steps():
                 self._save(state, step, log, measured=False)
-            self.checkpoints.wait()
+            with ledger.span(CHECKPOINT):
+                self.checkpoints.wait()
             raise Interrupted(
                 f"interrupted after step {step}, which is saved: run the same command again to resume"
             ) from None
@@ -153,12 +159,12 @@ class Trainer:
         return measured, ends
 
     def _with_measured_statistics(
-        self, state: TrainState, metrics: StepMetrics, stop: Stop
+        self, state: TrainState, ledger: Ledger, stop: Stop
     ) -> TrainState:
         """Measure the moving average's batch statistics, always on the first batches of the run."""
         if not self.programs.measure_statistics:
             return state
-        with _left_out(metrics, EVALUATION):
+        with ledger.span(EVALUATION):
             count = min(self.experiment.config.ema.bn_batches, self.experiment.plan.total_steps)
             calls = until_stopped(self.train_feed.training(0, count), stop)
             batch_stats = self.programs.measure_statistics(
@@ -167,7 +173,7 @@ class Trainer:
         return dataclasses.replace(state, ema={**state.ema, "batch_stats": batch_stats})
 
     def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: Stop) -> None:
-        with _left_out(log.metrics, EVALUATION):
+        with log.metrics.ledger.span(EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
             variables = variables_by_prefix(state)
             values = evaluate(
@@ -202,7 +208,7 @@ class Trainer:
             unrecorded=log.metrics.unrecorded,
             ema_measured=measured or not self.programs.measure_statistics,
         )
-        with _left_out(log.metrics, CHECKPOINT):
+        with log.metrics.ledger.span(CHECKPOINT):
             try:
                 self.checkpoints.save(step, state, metadata, best=log.best_step())
             except DivergedError as error:
@@ -229,20 +235,11 @@ class Trainer:
             ) from error
 
 
-@contextmanager
-def _left_out(metrics: StepMetrics, stage: str) -> Iterator[None]:
-    """Record a stage as a span of the profile, and exclude its time from the duration of steps."""
-    began = time.perf_counter()
-    with TraceAnnotation(stage):
-        yield
-    metrics.skip_time(stage, time.perf_counter() - began)
-
-
-def _timed(calls: Iterable[Any]) -> Iterator[Any]:
-    """Yield the calls of a feed, and record each wait for a call as a span of the profile."""
+def _timed(calls: Iterable[Any], ledger: Ledger) -> Iterator[Any]:
+    """Yield the calls of a feed, and count each wait for a call as input."""
     calls, nothing = iter(calls), object()
     while True:
-        with TraceAnnotation(INPUT):
+        with ledger.span(INPUT):
             call = next(calls, nothing)
         if call is nothing:
             return

@@ -21,6 +21,7 @@ from flax_resnet.data import images
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.open import open_source
 from flax_resnet.errors import ConfigError
+from flax_resnet.training.runs.time_account import StartTimes
 
 SHAPE = {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"}
 NAMES = ("<b>&\"cat'", "ü <script>alert(1)")  # names of folders, in their order
@@ -75,8 +76,11 @@ def run(tmp_path, photographs):
     folder = saved_run(tmp_path / "run", {"data": data, "model": SHAPE}, NAMES, step=3)
     lines = "".join(json.dumps(record) + "\n" for record in records())
     (folder / "metrics.jsonl").write_text(lines)
-    seconds = {"step": 60.0, "evaluation": 20.0}
-    times = json.dumps({"steps": 4, "seconds": seconds}) + "\n"
+    starts = (
+        StartTimes("2026-01-01T00:00:00", 0, 4, {"stepping": 60.0, "evaluating": 20.0}),
+        StartTimes("2026-01-01T01:00:00", 3, 4, {"stepping": 15.0, "compiling": 5.0}),
+    )
+    times = "".join(json.dumps(start._asdict()) + "\n" for start in starts)
     (folder / "times.jsonl").write_text(times + '{"torn')
     return folder, Data(**data)
 
@@ -107,8 +111,13 @@ def test_a_report_is_one_page_a_table_and_a_picture(run, cache_dir, capsys):
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert page.tags.count("script") == 1
     text = "".join(page.texts)
-    for name in (*NAMES, "3.jpg", "held out", "learning rate", "1:00 (75.0 %)", "0:20 (25.0 %)"):
+    for name in (*NAMES, "3.jpg", "held out", "learning rate"):
         assert name in text
+    # A quarter of the steps of the first start was done again.
+    for stage, share, time in (
+        ("stepping", "60.0 %", "1:00"), ("evaluating", "20.0 %", "0:20"), ("lost to restarts", "15.0 %", "0:15"),
+    ):  # fmt: skip
+        assert f"{stage}{share}{time}" in text
     source = files[0].read_text(encoding="utf-8")
     assert not re.search(r"https?://(?!www\.w3\.org/)", source)
     assert source.count("<script") == 1

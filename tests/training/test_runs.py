@@ -16,6 +16,7 @@ from flax_resnet.config import default_config, freeze
 from flax_resnet.errors import ConfigError
 from flax_resnet.training import programs
 from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.stages import LEDGER_STAGES
 from flax_resnet.training.step_metrics import StepMetrics
 
 
@@ -49,8 +50,8 @@ def test_the_contents_of_a_run_folder(finished):
     assert RunFolder.at(workdir).read_config().model.widths == (4, 8, 16, 32)
     assert saved(workdir, 10)["versions"]["jax"]
     (times,) = map(json.loads, (workdir / "times.jsonl").read_text().splitlines())
-    assert times["steps"] == 10
-    assert times["seconds"].keys() == {"step", "evaluation", "checkpoint"}
+    assert (times["first_step"], times["last_step"]) == (0, 10)
+    assert times["seconds"].keys() == set(LEDGER_STAGES)
     assert min(times["seconds"].values()) > 0
 
 

@@ -25,11 +25,29 @@ from flax_resnet.inference.split_statistics import (
     confusion_matrix,
 )
 from flax_resnet.training.runs.folder import SUMMARY
-from flax_resnet.training.runs.writers import clock
-from flax_resnet.training.stages import CHECKPOINT, EVALUATION, STEP
+from flax_resnet.training.runs.time_account import clock
+from flax_resnet.training.stages import (
+    COMPILING,
+    EVALUATING,
+    LOST,
+    OTHER,
+    PREPARING,
+    SAVING,
+    STEPPING,
+    WAITING,
+)
 
 MATRIX = 60  # largest number of classes of a confusion matrix
-STAGE_NAMES = {STEP: "training steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints"}
+STAGE_WORDS = {
+    STEPPING: "training steps, and the wait for their results",
+    COMPILING: "tracing and compiling programs, or reading them from the cache",
+    WAITING: "waiting for batches",
+    EVALUATING: "evaluations",
+    SAVING: "checkpoints: copies, checksums, and the wait for earlier ones",
+    PREPARING: "start-up: imports, opening the data, reading a checkpoint",
+    LOST: "steps that a later start did again, because a process ended after its last checkpoint",
+    OTHER: "records and all else",
+}
 ROWS = 1000  # largest number of rows of the table of classes
 
 
@@ -70,6 +88,7 @@ def render(report: RunReport, cases: Cases, scores: ClassScores, calibration: Ca
         sure=SURE,
         searched=len(split.kept),
         time=_time(report),
+        speed=_speed(report),
         summary=report.texts[SUMMARY].strip(),
         commands=report.texts[COMMAND].strip(),
         changed=_changed(config),
@@ -164,21 +183,22 @@ def _class_rows(names: Sequence[str], scores: ClassScores) -> list[dict[str, Any
     ]
 
 
-def _time(report: RunReport) -> list[tuple[str, str]]:
-    """Return (name, value) of the time that the run took: of each stage over all starts, and the speed."""
-    starts, size = report.times, report.classifier.config.train.batch_size
-    steps = sum(start["steps"] for start in starts)
-    spent = {
-        stage: sum(start["seconds"].get(stage, 0.0) for start in starts) for stage in STAGE_NAMES
-    }
-    total = sum(spent.values())
-    rows = [
-        (name, f"{clock(spent[stage])} ({percent(spent[stage] / total)})")
-        for stage, name in STAGE_NAMES.items()
-        if spent[stage]
+def _time(report: RunReport) -> dict[str, Any]:
+    """Return the total and the stages of the wall time of all starts; {} if none is known."""
+    account = report.account
+    if not account.total:
+        return {}
+    seconds, shares = account.seconds, account.shares
+    stages = [
+        {"name": stage, "time": clock(seconds[stage]), "share": shares[stage], "words": words}
+        for stage, words in STAGE_WORDS.items()
     ]
-    if len(starts) > 1:
-        rows.append(("starts", f"{len(starts)}, with {steps:,} steps in all"))
+    return {"total": clock(account.total), "starts": len(account.starts), "stages": stages}
+
+
+def _speed(report: RunReport) -> list[tuple[str, str]]:
+    """Return (name, value) of the speed of training and of the images seen."""
+    rows, size = [], report.classifier.config.train.batch_size
     speeds = [r["images_per_second"] for r in report.records if "images_per_second" in r]
     if speeds:
         rows.append(("speed", f"{np.median(speeds):,.0f} images/s (median of the records)"))

@@ -1,14 +1,14 @@
 """What a report shows of a run: its records, and the predictions for a split."""
 
-import contextlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 from flax_resnet.data.records import Source
 from flax_resnet.inference.classifier import Classifier
 from flax_resnet.inference.judged_split import JudgedSplit
+from flax_resnet.training.runs.folder import SUMMARY, RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
+from flax_resnet.training.runs.time_account import TimeAccount, read_account
 
 COMMAND = "command.txt"  # in the run folder: the command of each start
 
@@ -37,22 +37,12 @@ class RunReport(NamedTuple):
     @property
     def texts(self) -> dict[str, str]:
         """The texts of summary.txt and command.txt; "" for a missing file."""
-        from flax_resnet.training.runs.folder import SUMMARY
-
         return {name: _text(self.workdir / name) for name in (SUMMARY, COMMAND)}
 
     @property
-    def times(self) -> list[dict[str, Any]]:
-        """The lines of times.jsonl, one per start; without lines that cannot be read."""
-        from flax_resnet.training.runs.folder import TIMES
-
-        found = []
-        for line in _text(self.workdir / TIMES).splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                values = json.loads(line)
-                seconds = {str(stage): float(spent) for stage, spent in values["seconds"].items()}
-                found.append({"steps": int(values["steps"]), "seconds": seconds})
-        return found
+    def account(self) -> TimeAccount:
+        """The wall time of the run, by times.jsonl."""
+        return read_account(RunFolder.at(self.workdir))
 
 
 def _text(file: pathlib.Path) -> str:
@@ -72,7 +62,6 @@ def gather(workdir: pathlib.Path, *, dataset: str = "", data_dir: str = "") -> R
     from flax_resnet.inference.classifier import classifier_of
     from flax_resnet.inference.judged_split import judge_split
     from flax_resnet.inference.run_data import run_data
-    from flax_resnet.training.runs.folder import RunFolder
     from flax_resnet.training.runs.load import load_run
 
     run = load_run(workdir)

@@ -234,6 +234,17 @@ class RunFolder:
         """Write summary.txt, which marks a finished run. Raises WorkdirError."""
         self._replace(SUMMARY, text)
 
+    def read_times(self) -> str:
+        """Return the text of times.jsonl; "" if it is missing or cannot be read."""
+        try:
+            return (self.path / TIMES).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    def write_times(self, text: str) -> None:
+        """Write times.jsonl. Raises WorkdirError."""
+        self._replace(TIMES, text)
+
     def _replace(self, name: str, text: str) -> None:
         unfinished = self.path / f".{name}.part"
         try:

@@ -3,10 +3,9 @@
 import contextlib
 import json
 import logging
-import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,8 +15,9 @@ from tqdm import tqdm
 from flax_resnet.errors import WorkdirError, one_line
 from flax_resnet.optim.evaluation_metrics import EMA, shown
 from flax_resnet.training.processes.exchange import check_same, in_turns
-from flax_resnet.training.runs.folder import METRICS, TIMES, RunFolder
+from flax_resnet.training.runs.folder import METRICS, RunFolder
 from flax_resnet.training.runs.results_table import ResultsTable
+from flax_resnet.training.runs.time_account import clock
 
 log = logging.getLogger("flax_resnet")
 
@@ -38,9 +38,6 @@ class Records:
     def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """Add a record."""
         self.records.append({"step": step, "epoch": round(epoch, 4), "split": split, **values})
-
-    def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
-        """Do nothing: process 0 writes its times."""
 
     def close(self) -> None:
         """Do nothing: there is no file."""
@@ -93,18 +90,6 @@ class RecordWriter(Records):
             self._file.write(json.dumps(self.records[-1]) + "\n")
             self._table.add(self.records)
             self._show(self.records[-1])
-
-    def write_times(self, steps: int, spent: Mapping[str, float]) -> None:
-        """Append the seconds of each stage to times.jsonl. A full disk loses them, and nothing else.
-
-        Args:
-          steps: number of steps of this start; nothing is written for 0.
-          spent: {stage: seconds}.
-        """
-        if steps:
-            seconds = {stage: round(value, 3) for stage, value in spent.items()}
-            with contextlib.suppress(WorkdirError):
-                self._folder.append_record(TIMES, {"steps": steps, "seconds": seconds})
 
     def close(self) -> None:
         """Flush buffered records, and close the file. Raises WorkdirError."""
@@ -177,10 +162,3 @@ class Progress:
         """Close the bar; it stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
