@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for rule in reversed(WARNINGS):
             item.add_marker(pytest.mark.filterwarnings(rule), append=False)
-        is_heavy = item.get_closest_marker("slow") or item.get_closest_marker("parity")
+        is_heavy = any(map(item.get_closest_marker, ("slow", "faults", "parity")))
         if item.nodeid.removeprefix("tests/").startswith(QUICK) and not is_heavy:
             item.add_marker("quick")
 

@@ -117,7 +117,7 @@ def test_files_and_functions_stay_small():
 
 def test_tests_are_in_folders_like_the_packages():
     rooms = {room for room in PLACE if (PACKAGE / room).is_dir()}
-    beside = {"benchmarks", "configs", "golden", "parity"}
+    beside = {"benchmarks", "configs", "faults", "golden", "parity"}
     folders = {f.name for f in (ROOT / "tests").iterdir() if f.is_dir()} - {"__pycache__"}
     assert folders - rooms <= beside
     assert rooms - folders <= {"settings"}  # tested by what declares settings
