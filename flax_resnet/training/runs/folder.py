@@ -231,10 +231,10 @@ def _unreadable(file: pathlib.Path, error: Exception) -> WorkdirError:
 
 def _is_record(value: Any) -> bool:
     """Return whether the value of a line of metrics.jsonl has the form that `RecordWriter` writes."""
-    if (
-        not isinstance(value, dict)
-        or not {"step", "epoch", "split", "loss", "top1"} <= value.keys()
-    ):
+    if not isinstance(value, dict) or not {"step", "epoch", "split"} <= value.keys():
+        return False
+    # Only skipped steps have no loss.
+    if not {"loss", "top1"} <= value.keys() and "skipped" not in value:
         return False
     numbers = [number for key, number in value.items() if key != "split"]
     return (
