@@ -92,7 +92,7 @@ class Train(Section):
     )
     prefetch: int = setting(
         2,
-        at_least(1),
+        within(1, 1000),
         "number of calls of the compiled step whose batches are placed on the device in advance",
         changes_result=False,
     )

@@ -72,6 +72,8 @@ class RunFolder:
                         cure="name a new folder",
                     )
                 return None
+            if not file.is_file():  # a device or a pipe may never end
+                raise WorkdirError("is no file", key=file, cure=RESTORE)
             values = json.loads(file.read_text(encoding="utf-8"))
         except WorkdirError:
             raise
@@ -157,6 +159,8 @@ class RunFolder:
           WorkdirError: the file cannot be read, or another line holds no record.
         """
         file = self.path / METRICS
+        if file.exists() and not file.is_file():
+            raise WorkdirError("is no file", key=file, cure=RESTORE)
         try:
             lines = file.read_bytes().splitlines() if file.exists() else []
         except OSError as error:
