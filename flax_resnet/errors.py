@@ -142,6 +142,10 @@ def recognized(error: Exception) -> UserError | None:
     text = one_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ConfigError("is too long for a path", key=f"{str(error.filename)[:60]}...")
+    if isinstance(error, ValueError) and text.startswith("embedded null"):
+        return ConfigError("a path holds a zero byte")
     if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
         return ConfigError("a path begins with ~ and the name of an unknown user")
     if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):

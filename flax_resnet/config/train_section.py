@@ -61,6 +61,20 @@ class Train(Section):
         MICROBATCH,
         "images per forward and backward pass: whole is the batch, auto is the largest size that fits in memory",
     )
+    on_nonfinite: str = setting(
+        "stop",
+        one_of("stop", "skip"),
+        "a step whose loss, gradient or update is not finite: stop ends the run with an error, after which the "
+        "last checkpoint is good; skip leaves weights, statistics, optimizer and moving average as they are",
+        changes_result=False,
+    )
+    most_skipped: int = setting(
+        10,
+        at_least(1),
+        "number of skipped steps in a row that ends the run with an error",
+        needs=all_of(on_nonfinite="skip"),
+        changes_result=False,
+    )
     log_every: int = setting(
         10, at_least(1), "steps between training records", changes_result=False
     )
@@ -78,7 +92,7 @@ class Train(Section):
     )
     prefetch: int = setting(
         2,
-        at_least(1),
+        within(1, 1000),
         "number of calls of the compiled step whose batches are placed on the device in advance",
         changes_result=False,
     )

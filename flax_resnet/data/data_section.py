@@ -181,7 +181,7 @@ class Data(Section):
         changes_result=False,
     )
     threads: int = setting(
-        0, at_least(0), "decoding threads; 0 for one per core", changes_result=False
+        0, within(0, 1024), "decoding threads; 0 for one per core", changes_result=False
     )
 
     @property

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flax_resnet.settings.regex_cost import SAFE, is_safe
+
 # The types of settings, in words.
 TYPES = {
     bool: "True or False",
@@ -84,9 +86,7 @@ def _are_rules(pairs: tuple) -> bool:
             return False
         if not isinstance(pair[1], int | float) or not math.isfinite(pair[1]) or pair[1] < 0:
             return False
-        try:
-            re.compile(pair[0])
-        except re.error:
+        if not is_safe(pair[0]):
             return False
     return True
 
@@ -125,7 +125,7 @@ MICROBATCH = Rule(
     "'whole', 'auto', or a number from 1 to 999,999,999",
 )
 PARAMETER_RULES = Rule(
-    _are_rules, "(regex, number) pairs with numbers of at least 0", numbers=False
+    _are_rules, f"(regex, number) pairs with {SAFE}, and numbers of at least 0", numbers=False
 )
 
 

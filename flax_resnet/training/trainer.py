@@ -68,7 +68,7 @@ class Trainer:
         config, plan, programs = self.experiment.config, self.experiment.plan, self.programs
         state, step = start.state, start.step
         updates = updates_made(state.opt_state)
-        metrics = StepMetrics(updates, config.train.batch_size, ledger, start.unrecorded)
+        metrics = StepMetrics(updates, config.train, ledger, start.unrecorded)
         progress = Progress(plan.total_steps, step, config.train.monitor)
         writer = record_writer(self.folder, step)
         log = RunLog(self.experiment, self.observers, writer, progress, metrics, start.scores_from)

@@ -147,7 +147,7 @@ def _configs_beside(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(
                 f"should describe the weights next to it, but cannot be read: {one_line(error)}",
                 key=file,

@@ -19,6 +19,7 @@ from flax_resnet.weights.checkpoint_contents import (
     network_tensors,
     variables_as_tensors,
 )
+from flax_resnet.weights.npz_files import read_npz
 
 # Below it, torch.load(weights_only=True) could run code of a file (CVE-2025-32434, CVE-2026-24747).
 TORCH = (2, 10)
@@ -186,7 +187,10 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             raise WeightsError(
                 f"tensor {name} is of dtype {entry['dtype']}", key=path, allowed=DTYPES
             )
-        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        except ValueError as error:  # an empty array with a huge side
+            raise _damaged(path, "a safetensors file", error) from error
         if entry["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
@@ -255,12 +259,8 @@ def _from_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _from_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("a single array")
-        with archive:
-            tensors = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        tensors = read_npz(path)
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, "an npz file of numbers", error) from error
     return network_tensors(path, tensors) if tensors else {}
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
+from flax_resnet.config.train_section import Train
 from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.time_account import (
@@ -145,7 +146,7 @@ def test_jax_compiling_is_counted_in_the_thread_of_the_ledger_only():
 def test_the_speed_of_a_record_is_that_of_training(ledger, clock):
     """Evaluations, checkpoints and compilation are left out."""
     ledger.switch(STEPPING)
-    metrics, read = StepMetrics(0, 10, ledger), []
+    metrics, read = StepMetrics(0, Train(batch_size=10), ledger), []
     clock.move(2)
     with ledger.span(INPUT):
         clock.move(1)

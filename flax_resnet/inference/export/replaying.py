@@ -14,6 +14,8 @@ from PIL import Image
 from flax_resnet.errors import ConfigError, ExportError, UserError, one_line
 from flax_resnet.inference.export.format_row import FORMATS, FormatRow
 from flax_resnet.inference.export.signature import Signature
+from flax_resnet.training.runs.file_checksums import is_inside
+from flax_resnet.weights.npz_files import read_npz
 
 SCHEMA = 1  # of the key "export" in config.json
 CONFIG, CHECK, EXPECTED = "config.json", "check", "expected.npz"
@@ -97,11 +99,15 @@ def read_export(folder: str | pathlib.Path) -> ExportFolder:
         checksums = dict(about["files"])
         if unknown := files.keys() - FORMATS.keys():
             raise ValueError(f"unknown format {unknown.pop()!r}")
+        names = [known["file"] for known in about["formats"].values()]
+        for name in (*names, *checksums, f"{CHECK}/{EXPECTED}"):
+            if not is_inside(path, name):
+                raise ValueError(f"{name!r} is no file of the folder")
     except ExportError:
         raise
     except UserError as error:
         raise ExportError(f"is damaged: {error}", key=file) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise ExportError(f"is damaged, or of another version: {what}", key=file) from error
     _check_files(path, files, checksums)
@@ -142,13 +148,13 @@ def _expected(folder: pathlib.Path, signature: Signature) -> tuple[list[np.ndarr
     """Return the inputs and outputs of the test images."""
     file = folder / EXPECTED
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            outputs = arrays["outputs"]
-            if signature.preprocessing == "resize":
-                pictures = sorted(folder.glob("*.png"))
-                inputs = [np.asarray(Image.open(p).convert("RGB"))[None] for p in pictures]
-            else:
-                inputs = [array[None] for array in arrays["inputs"]]
+        arrays = read_npz(file)
+        outputs = arrays["outputs"]
+        if signature.preprocessing == "resize":
+            pictures = sorted(folder.glob("*.png"))
+            inputs = [np.asarray(Image.open(p).convert("RGB"))[None] for p in pictures]
+        else:
+            inputs = [array[None] for array in arrays["inputs"]]
     except Exception as error:  # NumPy, zipfile and Pillow raise many types for damaged files
         raise ExportError(f"cannot be read: {one_line(error)}", key=file) from error
     size = signature.image_size

@@ -32,11 +32,13 @@ def proof_of_damage(folder: pathlib.Path) -> str:
         listed = json.loads((folder / FILES).read_text())
     except FileNotFoundError:
         return f"{FILES} is missing" if folder.is_dir() else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{FILES} is truncated or changed"
     if not isinstance(listed, dict):
         return f"{FILES} is truncated or changed"
     for name, known in listed.items():
+        if not is_inside(folder, name):
+            return f"{name} in {FILES} is no file of the checkpoint"
         try:
             found = _size_and_checksum(folder / name)
         except FileNotFoundError:
@@ -44,6 +46,19 @@ def proof_of_damage(folder: pathlib.Path) -> str:
         if found != known:
             return f"{name} is truncated or changed"
     return ""
+
+
+def is_inside(folder: pathlib.Path, name: str) -> bool:
+    """Return whether a name means a file or folder inside a folder, or nothing; links are followed.
+
+    A name that someone else wrote may mean any file of this machine, or one that never ends, such as /dev/zero.
+    """
+    try:
+        path = (folder / name).resolve()
+        known = path.is_file() or path.is_dir() or not path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or a loop of links
+        return False
+    return known and path.is_relative_to(folder.resolve())
 
 
 def _size_and_checksum(file: pathlib.Path) -> list[int]:

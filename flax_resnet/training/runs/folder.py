@@ -88,6 +88,8 @@ class RunFolder:
                         cure="name a new folder",
                     )
                 return None
+            if not file.is_file():  # a device or a pipe may never end
+                raise WorkdirError("is no file", key=file, cure=RESTORE)
             values = json.loads(file.read_text(encoding="utf-8"))
         except WorkdirError:
             raise
@@ -185,6 +187,8 @@ class RunFolder:
           WorkdirError: the file cannot be read, or another line holds no record.
         """
         file = self.path / METRICS
+        if file.exists() and not file.is_file():
+            raise WorkdirError("is no file", key=file, cure=RESTORE)
         try:
             lines = file.read_bytes().splitlines() if file.exists() else []
         except OSError as error:
@@ -270,10 +274,10 @@ def _unreadable(file: pathlib.Path, error: Exception) -> WorkdirError:
 
 def _is_record(value: Any) -> bool:
     """Return whether the value of a line of metrics.jsonl has the form that `RecordWriter` writes."""
-    if (
-        not isinstance(value, dict)
-        or not {"step", "epoch", "split", "loss", "top1"} <= value.keys()
-    ):
+    if not isinstance(value, dict) or not {"step", "epoch", "split"} <= value.keys():
+        return False
+    # Only skipped steps have no loss.
+    if not {"loss", "top1"} <= value.keys() and "skipped" not in value:
         return False
     numbers = [number for key, number in value.items() if key != "split"]
     return (

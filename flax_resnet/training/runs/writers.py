@@ -154,6 +154,8 @@ class Progress:
         parts = [shown(values, only=("loss", "top1", self._monitor))]
         if averaged := shown(values, EMA, only=("top1", self._monitor)):
             parts.append(f"averaged {averaged}")
+        if share := values.get("skipped"):
+            parts.append(f"{share:.0%} of the steps skipped")
         if "images_per_second" in values:
             parts.append(f"{values['images_per_second']:.0f} images/s")
         return ", ".join(parts)

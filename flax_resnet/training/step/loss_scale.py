@@ -2,7 +2,7 @@
 
 The loss is multiplied by a factor before differentiation, and the gradient is divided by the factor.
 
-- If the gradient is not finite, the update is skipped and the factor is halved.
+- If the loss is finite and the gradient is not, the update is skipped (nonfinite.py) and the factor is halved.
 - After GROWTH_STEPS finite steps in a row, the factor is doubled.
 - After PATIENCE overflows in a row at the smallest factor, the run ends with an error.
 
@@ -51,30 +51,14 @@ def unscaled(grads: Any, scale: Scale) -> Any:
     return jax.tree.map(lambda leaf: leaf / scale["factor"], grads) if scale else grads
 
 
-def is_finite(grads: Any) -> jax.Array:
-    """Return whether all elements of a gradient are finite, bool []."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
-
-
-def advance(old: Any, new: Any, finite: jax.Array) -> Any:
-    """Return the state after a step: `new` if the gradient is finite, else `old` with the step of `new`.
-
-    Both get the new loss scale.
+def adjusted(scale: Scale, finite: jax.Array) -> Scale:
+    """Return the state after a step whose loss is finite.
 
     Args:
-      old: training state before the update.
-      new: training state after the update.
-      finite: whether the gradient of the update is finite, bool [].
+      scale: the state before the step.
+      finite: whether the gradient is finite, bool [].
     """
-    scale = old.loss_scale
     steps = jnp.where(finite, scale["steps"] + 1, 0)
     grows = steps == GROWTH_STEPS
     moved = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5) * scale["factor"]
-    state = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-    return state.replace(
-        step=new.step,
-        loss_scale={
-            "factor": jnp.clip(moved, LEAST, MOST),
-            "steps": jnp.where(grows, 0, steps),
-        },
-    )
+    return {"factor": jnp.clip(moved, LEAST, MOST), "steps": jnp.where(grows, 0, steps)}

@@ -19,7 +19,7 @@ from flax_resnet.optim.optimizer import parameter_average
 from flax_resnet.optim.schedules import constant
 from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState
-from flax_resnet.training.step import loss_scale
+from flax_resnet.training.step import loss_scale, nonfinite
 from flax_resnet.training.step.gradient import make_gradient
 from flax_resnet.training.step.loops import several_steps
 from flax_resnet.training.step.training_loss import LossInputs, Metrics
@@ -85,8 +85,8 @@ def make_train_step(
       **gradient_options: `microbatches` and `teacher` of `make_gradient`.
 
     Returns:
-      A `JittedStep`. Its metrics are `loss` and `top1`; with float16 also `loss_scale`, and `skipped`, which is 1
-      if the gradient was not finite. Each is float32 [], or [steps] with several steps per call.
+      A `JittedStep`. Its metrics are `loss` and `top1`; if `nonfinite.skips`, also `skipped`, which is 1 if the
+      update was skipped; with float16 also `loss_scale`. Each is float32 [], or [steps] with several steps a call.
     """
     gradient = make_gradient(config, model, mesh, class_weights=class_weights, **gradient_options)
 
@@ -109,13 +109,21 @@ def make_train_step(
         new_state = dataclasses.replace(
             state, step=step, opt_state=opt_state, ema=averaged, **variables
         )
+        if nonfinite.skips(config):
+            finite = nonfinite.is_finite(metrics["loss"], grads, new_state)
+            metrics |= {"skipped": 1 - jnp.float32(finite)}
+            new_state = nonfinite.unless_finite(state, new_state, finite)
         if state.loss_scale:
-            finite = loss_scale.is_finite(grads)
-            metrics |= {
-                "loss_scale": jnp.asarray(inputs.loss_scale),
-                "skipped": 1 - jnp.float32(finite),
-            }
-            new_state = loss_scale.advance(state, new_state, finite)
+            metrics |= {"loss_scale": jnp.asarray(inputs.loss_scale)}
+            has_loss = nonfinite.is_finite(metrics["loss"])
+            new_state = dataclasses.replace(
+                new_state,
+                loss_scale=jax.tree.map(
+                    lambda after, before: jnp.where(has_loss, after, before),
+                    loss_scale.adjusted(state.loss_scale, finite),
+                    state.loss_scale,
+                ),
+            )
         return new_state, metrics
 
     if config.train.steps_per_call > 1:
