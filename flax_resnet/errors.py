@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
+# Libraries in C++ raise errors of many types with these texts.
+FULL = "|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
 class UserError(ValueError):
@@ -133,6 +135,8 @@ def recognized(error: Exception) -> UserError | None:
     text = one_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
+    if not isinstance(error, OSError) and re.search(FULL, text):
+        return OutputError(f"a file cannot be written: {text}", key="disk")
     if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
         return ConfigError("a path begins with ~ and the name of an unknown user")
     if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):

@@ -1,4 +1,4 @@
-"""Time the listing of a folder of images and its fingerprint, and their memory: python -m benchmarks.lab.listing_speed
+"""Time the listing of a folder of images, its fingerprint, and the memory: python -m benchmarks.lab.listing_speed
 
 Makes a tree of empty files, opens both splits of it as a run does, in a process of its own, and deletes the tree.
 """

@@ -7,6 +7,7 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), `
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import shutil
 import time
@@ -70,6 +71,7 @@ class Checkpoints:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
                 ) from error
+        self._place = self._identity()
         with without_remarks():
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -85,6 +87,14 @@ class Checkpoints:
                     ),
                 ),
             )
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Return what tells the folder of checkpoints from another one at its place; None if there is none."""
+        try:
+            status = os.stat(self._folder)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _keep_unreplaced(self) -> None:
         """Put a checkpoint back whose replacement was not completed."""
@@ -118,8 +128,12 @@ class Checkpoints:
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
           CheckpointError: this write or the previous one failed.
+          WorkdirError: the folder was removed or replaced since it was opened. (Orbax would make it anew, and the
+            run would end in a folder without its start.)
         """
         self.wait()
+        if self._identity() != self._place:
+            raise WorkdirError("was removed or replaced during the run", key=self._folder)
         sums = checksums(state, must_be_finite=True)
         metadata = dataclasses.replace(
             metadata, shapes=shapes(state), checksums=sums, versions=versions()
