@@ -23,8 +23,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
-# Libraries in C++ raise errors of many types with these texts.
-FULL = "|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+# A disk that is full or read-only. Libraries in C++ raise errors of many types with these texts.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+UNWRITABLE_TEXTS = "|".join(map(os.strerror, UNWRITABLE))
 
 
 class UserError(ValueError):
@@ -133,9 +134,9 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def recognized(error: Exception) -> UserError | None:
     """Return the UserError for a library's exception, or None if the exception may be a bug in flax_resnet."""
     text = one_line(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
-    if not isinstance(error, OSError) and re.search(FULL, text):
+    if not isinstance(error, OSError) and re.search(UNWRITABLE_TEXTS, text):
         return OutputError(f"a file cannot be written: {text}", key="disk")
     if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
         return ConfigError("a path begins with ~ and the name of an unknown user")

@@ -26,6 +26,15 @@ class SmallDisk:
         if done.returncode:
             pytest.skip(f"mounting a tmpfs is not allowed here: {done.stderr.strip()}")
 
+    def protect(self) -> None:
+        """Make it read-only for files that are opened from now on, by a read-only mount of the folder over itself."""
+        for options in (["--bind"], ["-o", "remount,bind,ro"]):
+            subprocess.run(["mount", *options, str(self.path), str(self.path)], check=True)
+
+    def release(self) -> None:
+        """Make it writable again."""
+        subprocess.run(["umount", "-l", str(self.path)], check=True)
+
     def fill(self) -> None:
         """Take all space that is left."""
         with contextlib.suppress(OSError), open(self._filler, "ab", buffering=0) as file:

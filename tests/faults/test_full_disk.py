@@ -52,22 +52,10 @@ def command(tiny, workdir):
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_fails_during_a_run_keeps_its_checkpoints(tiny, disk, capfd, fault):
-    workdir, cure = disk.path / "run", disk.empty
-    if fault == "full":
-        fail = disk.fill
-    else:
-
-        def fail():
-            while True:  # the mount is busy while a file is being written
-                try:
-                    disk.mount("ro")
-                except pytest.skip.Exception:
-                    continue
-                return
-
-        def cure():
-            disk.mount("rw")
-
+    workdir = disk.path / "run"
+    fail, cure = disk.fill, disk.empty
+    if fault == "read-only":
+        fail, cure = disk.protect, disk.release
     thread = when_saved(workdir, fail)
     assert main.main(command(tiny, workdir)) == 5
     thread.join(10)

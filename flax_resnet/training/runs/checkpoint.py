@@ -133,7 +133,8 @@ class Checkpoints:
         """
         self.wait()
         if self._identity() != self._place:
-            raise WorkdirError("was removed or replaced during the run", key=self._folder)
+            problem = "was removed or replaced during the run, or cannot be reached"
+            raise WorkdirError(problem, key=self._folder)
         sums = checksums(state, must_be_finite=True)
         metadata = dataclasses.replace(
             metadata, shapes=shapes(state), checksums=sums, versions=versions()
