@@ -27,7 +27,7 @@ class SmallDisk:
             pytest.skip(f"mounting a tmpfs is not allowed here: {done.stderr.strip()}")
 
     def protect(self) -> None:
-        """Make it read-only for files that are opened from now on, by a read-only mount of the folder over itself."""
+        """Make it read-only for files that are opened from now on: mount the folder read-only over itself."""
         for options in (["--bind"], ["-o", "remount,bind,ro"]):
             subprocess.run(["mount", *options, str(self.path), str(self.path)], check=True)
 
