@@ -26,6 +26,9 @@ from typing import Any
 
 INTERRUPTED = 75  # EX_TEMPFAIL of <sysexits.h>
 LOST = 6
+# A disk that is full or read-only. Libraries in C++ raise errors of many types with these texts.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+UNWRITABLE_TEXTS = "|".join(map(os.strerror, UNWRITABLE))
 
 
 class UserError(ValueError):
@@ -140,12 +143,14 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def recognized(error: Exception) -> UserError | None:
     """Return the UserError for a library's exception, or None if the exception may be a bug in flax_resnet."""
     text = one_line(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return ConfigError("is too long for a path", key=f"{str(error.filename)[:60]}...")
     if isinstance(error, ValueError) and text.startswith("embedded null"):
         return ConfigError("a path holds a zero byte")
+    if not isinstance(error, OSError) and re.search(UNWRITABLE_TEXTS, text):
+        return OutputError(f"a file cannot be written: {text}", key="disk")
     if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
         return ConfigError("a path begins with ~ and the name of an unknown user")
     if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from flax_resnet.data.preparation import prepare
 from flax_resnet.data.sources.tfds import find_builder, not_prepared
-from flax_resnet.errors import DataError, OutputError, one_line
+from flax_resnet.errors import DataError, OutputError, UserError, one_line
 
 # One record per chunk, so that a read decodes only one record. No compression: JPEGs do not become smaller, and
 # records (27 kB on average) are read 1.19 times as fast in random order as with the default (zstd): 58,000 instead
@@ -31,11 +32,13 @@ def prepare_dataset(name: str, data_dir: str = "", *, threads: int = 0) -> str:
 
     Raises:
       DataError: the dataset is unknown or cannot be downloaded, or the user must first download archives.
-      OutputError: the dataset's folder cannot be created, or the converted files cannot be written.
+      OutputError: the disk is full, or the dataset's folder cannot be written.
     """
     builder = find_builder(name, data_dir)
     try:
-        builder.download_and_prepare()
+        prepare(builder)
+    except UserError:
+        raise
     except AssertionError as error:  # TFDS raises it if archives are missing
         raise not_prepared(builder, name, data_dir) from error
     except Exception as error:  # the network or the dataset's script may raise any type
@@ -43,6 +46,7 @@ def prepare_dataset(name: str, data_dir: str = "", *, threads: int = 0) -> str:
             f"cannot be prepared: {one_line(error)}", key="data.name", value=name
         ) from error
     folder = pathlib.Path(builder.data_path)
+    builder = find_builder(name, data_dir)  # another process may have prepared it
     if {f.value for f in builder.info.available_file_formats()} == {"tfrecord"}:
         convert_to_array_record(folder, threads=threads)
     return str(folder)

@@ -14,6 +14,7 @@ from flax_resnet.config import freeze
 from flax_resnet.config.plan import plan
 from flax_resnet.errors import CheckpointError, ConfigError, recognized
 from flax_resnet.training.runs.checkpoint import Checkpoints
+from flax_resnet.training.runs.load import chosen_step
 
 SHAPE = {"name": "resnet18", "widths": (4, 8), "depths": (1, 1), "stem": "cifar"}
 
@@ -130,7 +131,7 @@ def test_a_prediction_needs_a_batch_size_that_exists(run):
 @pytest.mark.parametrize("name", ["²", "٣", "03", "", "3" * 5000])
 def test_the_name_of_a_checkpoint_must_equal_its_folder(run, name):
     with refused("checkpoint", name, CheckpointError):
-        Checkpoints(run, read_only=True).resolve(name)
+        chosen_step(Checkpoints(run, read_only=True), name)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "$x", "a\nb"])

@@ -17,7 +17,7 @@ from flax_resnet.training import experiment, sharding
 from flax_resnet.training.runs.array_checksums import checksums
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
-from flax_resnet.training.runs.load import load_run
+from flax_resnet.training.runs.load import chosen_step, load_run
 from flax_resnet.training.runs.metadata import SCHEMA, RunMetadata
 
 
@@ -52,10 +52,10 @@ def workdir(tmp_path):
 def test_the_last_two_and_the_best_are_kept(workdir):
     checkpoints = Checkpoints(workdir, read_only=True)
     assert checkpoints.steps() == [2, 4, 5]
-    assert [checkpoints.resolve(name, 2) for name in ("last", "best", 4, "4")] == [5, 2, 4, 4]
-    assert checkpoints.resolve("best") == 5  # nothing was evaluated
+    assert [chosen_step(checkpoints, name, 2) for name in ("last", "best", 4, "4")] == [5, 2, 4, 4]
+    assert chosen_step(checkpoints, "best") == 5  # nothing was evaluated
     with refused("checkpoint", "1", CheckpointError) as error:
-        checkpoints.resolve("1")
+        chosen_step(checkpoints, "1")
     assert set(error.value.allowed) == {"2", "4", "5", "best", "last"}
     restored = checkpoints.restore(2, abstract())
     jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))

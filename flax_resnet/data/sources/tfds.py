@@ -12,6 +12,7 @@ import numpy as np
 
 from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
 from flax_resnet.data.fingerprint import Fingerprint, texts_checksum
+from flax_resnet.data.preparation import prepare
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.record_texts import texts_of
 from flax_resnet.data.records import Records
@@ -280,11 +281,10 @@ def find_builder(name: str, data_dir: str) -> Any:
             builder = Builder(data_dir=where)
             if builder.data_path.exists():
                 return _with_alternatives(builder)
-            builder = Builder(**as_array_record)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
-            return builder
+                prepare(Builder(**as_array_record))
+            return _with_alternatives(Builder(data_dir=where))
         builder = tfds.builder(name, data_dir=where)
         if builder.data_path.exists():
             return _with_alternatives(builder)

@@ -7,6 +7,7 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), `
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import shutil
 import time
@@ -53,13 +54,16 @@ class Checkpoints:
     Args:
       workdir: the run folder.
       read_only: do not create or move any files.
+
+    Attributes:
+      folder: the folder ``checkpoints``.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
-        self._folder = workdir.resolve() / "checkpoints"
-        self._bad = self._folder.with_name("checkpoints.bad")
-        self._replaced = Replaced(self._folder)
-        self._marker = self._folder.with_name(MARKER)
+        self.folder = workdir.resolve() / "checkpoints"
+        self._bad = self.folder.with_name("checkpoints.bad")
+        self._replaced = Replaced(self.folder)
+        self._marker = self.folder.with_name(MARKER)
         self._read_only = read_only
         self._kept = Kept()
         self._pending: int | None = None
@@ -68,9 +72,10 @@ class Checkpoints:
     def _open(self) -> None:
         if not self._read_only:
             first(self._make_folder)
+        self._place = self._identity()
         with without_remarks():
             self._manager = ocp.CheckpointManager(
-                self._folder,
+                self.folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._kept,
                     create=not self._read_only,
@@ -86,14 +91,22 @@ class Checkpoints:
 
     def _make_folder(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._replaced.put_back()
         except OSError as error:
-            raise WorkdirError(f"cannot be written: {one_line(error)}", key=self._folder) from error
+            raise WorkdirError(f"cannot be written: {one_line(error)}", key=self.folder) from error
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Return what tells the folder of checkpoints from another one at its place; None if there is none."""
+        try:
+            status = os.stat(self.folder)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _write_file_checksums(self) -> None:
         """Write the checksums of the pending checkpoint's files before Orbax renames its folder to STEP."""
-        for folder in self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
+        for folder in self.folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
             write_file_checksums(folder)
 
     def steps(self) -> list[int]:
@@ -115,8 +128,13 @@ class Checkpoints:
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
           CheckpointError: this write or the previous one failed.
+          WorkdirError: the folder was removed or replaced since it was opened. (Orbax would make it anew, and the
+            run would end in a folder without its start.)
         """
         self.wait()
+        if self._identity() != self._place:
+            problem = "was removed or replaced during the run, or cannot be reached"
+            raise WorkdirError(problem, key=self.folder)
         sums = checksums(state, must_be_finite=True)
         metadata = dataclasses.replace(
             metadata, shapes=shapes(state), checksums=sums, versions=versions()
@@ -256,7 +274,7 @@ class Checkpoints:
         )
 
     def _path(self, step: int) -> pathlib.Path:
-        return self._folder / str(step)
+        return self.folder / str(step)
 
     def _unwritable(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"cannot be written: {reason(error)}", key=self._path(step))
@@ -278,7 +296,7 @@ class Checkpoints:
             checkpoints, and none is left.
         """
         while steps := self.steps():
-            check_same(f"the newest checkpoint in {self._folder}", steps[-1])
+            check_same(f"the newest checkpoint in {self.folder}", steps[-1])
             # With several processes, process 0 looks for damage before Orbax makes them wait for each other.
             path = self._path(steps[-1])
             problem = jax.process_count() > 1 and first(partial(self._damage, steps[-1], path))
@@ -295,7 +313,7 @@ class Checkpoints:
             broken = f"; broken ones are in {self._bad}" if self._bad.is_dir() else ""
             raise CheckpointError(
                 f"no intact checkpoint is left{broken}",
-                key=self._folder,
+                key=self.folder,
                 cure="restore one from a backup, or start again from step 0 with --resume=force",
             )
         return None
@@ -310,32 +328,6 @@ class Checkpoints:
     def start_over(self) -> None:
         """Forget that the folder had checkpoints; all are lost, and the run starts again from step 0."""
         self._marker.unlink(missing_ok=True)
-
-    def resolve(self, checkpoint: str | int, best: int | None = None) -> int:
-        """Return the saved step that "last", "best" or a step means.
-
-        Args:
-          checkpoint: "last", "best", or a saved step.
-          best: the best saved step; None means the last one.
-
-        Raises:
-          CheckpointError: there is no such checkpoint.
-        """
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError("holds no checkpoint", key=self._folder)
-        if checkpoint == "last":
-            return steps[-1]
-        if checkpoint == "best":
-            return steps[-1] if best is None else best
-        if str(checkpoint) in map(str, steps):
-            return int(checkpoint)
-        raise CheckpointError(
-            f"is not in {self._folder}",
-            key="checkpoint",
-            value=checkpoint,
-            allowed=("last", "best", *map(str, steps)),
-        )
 
     def close(self) -> None:
         """Wait for the last write, and close Orbax's manager. Raises CheckpointError if the write fails."""

@@ -69,7 +69,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         best = best_saved_step(RunFolder(folder), checkpoints) if checkpoint == "best" else None
-        step = checkpoints.resolve(checkpoint, best)
+        step = chosen_step(checkpoints, checkpoint, best)
         metadata = checkpoints.metadata(step)
         config = metadata.frozen_config
         model = build_model(config, metadata.num_classes)
@@ -87,6 +87,34 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
         )
     ema = state.pop("ema")
     return LoadedRun(config, model, metadata.class_names, state, ema, step, metadata)
+
+
+def chosen_step(checkpoints: Checkpoints, checkpoint: str | int, best: int | None = None) -> int:
+    """Return the saved step that "last", "best" or a step means.
+
+    Args:
+      checkpoints: the checkpoints of a run.
+      checkpoint: "last", "best", or a saved step.
+      best: the best saved step; None means the last one.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError("holds no checkpoint", key=checkpoints.folder)
+    if checkpoint == "last":
+        return steps[-1]
+    if checkpoint == "best":
+        return steps[-1] if best is None else best
+    if str(checkpoint) in map(str, steps):
+        return int(checkpoint)
+    raise CheckpointError(
+        f"is not in {checkpoints.folder}",
+        key="checkpoint",
+        value=checkpoint,
+        allowed=("last", "best", *map(str, steps)),
+    )
 
 
 def best_saved_step(folder: RunFolder, checkpoints: Checkpoints) -> int | None:
