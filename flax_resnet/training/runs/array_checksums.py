@@ -81,12 +81,13 @@ def _read(leaf: Any) -> _Leaf:
         A A A B B B
         A A A B B B
     """
+    parts: tuple[Any, ...]
     if isinstance(leaf, jax.Array):
         # Of replicas, one is read.
-        parts = {str(shard.index): shard for shard in leaf.addressable_shards}.values()
+        parts = tuple({str(shard.index): shard for shard in leaf.addressable_shards}.values())
         width = leaf.sharding.shard_shape(leaf.shape)
     else:
-        parts = [types.SimpleNamespace(index=(), data=leaf)]
+        parts = (types.SimpleNamespace(index=(), data=leaf),)
         width = np.shape(leaf)
     split = [axis for axis, size in enumerate(width) if size != leaf.shape[axis]]
     last = split[-1] if split else 0  # a run begins at this axis
@@ -98,7 +99,9 @@ def _read(leaf: Any) -> _Leaf:
         is_finite &= bool(np.isfinite(array).all())
         runs = array.reshape(-1).view(np.uint8).reshape(math.prod(width[:last]), length)
         place = (*part.index[:last], (part.index[last].start or 0) // width[last]) if split else ()
-        crcs[place] = np.array([zlib.crc32(run) for run in runs], np.uint32).reshape(width[:last])
+        crcs[place] = np.array([zlib.crc32(run.data) for run in runs], np.uint32).reshape(
+            width[:last]
+        )
     return _Leaf(length, np.array([not is_finite, *crcs.flat], np.uint32))
 
 
