@@ -41,8 +41,8 @@ def trained(experiment: Experiment, steps: int) -> dict:
     """Train for some steps, and evaluate.
 
     Returns:
-      "indices": the examples of each step; "losses": the loss of each step before its update; "evaluation": the sums
-      over the evaluation split, such as the number of images whose class is right.
+      "indices": the examples of each step; "losses": the loss of each step before its update; "evaluation": the
+      sums over the evaluation split, such as the number of images whose class is right.
     """
     config, splits, mesh = experiment.config, experiment.splits, experiment.mesh
     crops, plan = (config.data.train_crop, config.data.eval_crop), experiment.plan
