@@ -37,8 +37,8 @@ def in_float64(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, model=model, optimizer=optimizer, abstract_state=shapes)
 
 
-def trained(experiment: Experiment, steps: int) -> dict:
-    """Train for some steps, and evaluate.
+def trained(experiment: Experiment, steps: int, *, evaluates: bool) -> dict:
+    """Train for some steps, and evaluate if asked to.
 
     Returns:
       "indices": the examples of each step; "losses": the loss of each step before its update; "evaluation": the
@@ -62,14 +62,14 @@ def trained(experiment: Experiment, steps: int) -> dict:
         indices.append(read_indices(train_feed.data, call).tolist())
         state, metrics = programs.train_step(state, programs.data, call)
         losses.append(float(metrics["loss"]))
-    batches = eval_feed.evaluation(plan.eval_batch_size)
     variables = sharding.gathered(variables_by_prefix(state), mesh)
-    sums = total(programs.eval_step, variables, eval_feed.data, batches)
+    batches = eval_feed.evaluation(plan.eval_batch_size) if evaluates else ()
+    sums = total(programs.eval_step, variables, eval_feed.data, batches) or {}
     evaluation = {
         f"{prefix}{name}": float(value)
         for prefix, of_prefix in sums.items()
         for name, value in of_prefix.items()
-        if getattr(value, "ndim", 0) == 0
+        if value.ndim == 0
     }
     return {"indices": indices, "losses": losses, "evaluation": evaluation}
 
@@ -82,8 +82,9 @@ def main() -> None:
     args = parser.parse_args()
     config = freeze(args.sections)
     experiment = build_experiment(config, open_splits(config))
-    found = {"devices": jax.device_count(), "float32": trained(experiment, 1)}
-    print(json.dumps({**found, "float64": trained(in_float64(experiment), args.steps)}))
+    found = {"devices": jax.device_count(), "float32": trained(experiment, 1, evaluates=False)}
+    found["float64"] = trained(in_float64(experiment), args.steps, evaluates=True)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

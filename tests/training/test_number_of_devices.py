@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT
 
 WORKER = pathlib.Path(__file__).with_name("losses_worker.py")
-COUNTS = (1, 2, 4, 8)
 
 
 def sections(data_dir):
@@ -46,18 +45,18 @@ def started(data_dir, count, **more):
 
 
 def result(process):
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate()
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_devices(data_dir):
-    """Also with the optimizer state in shares (the last run)."""
-    processes = [started(data_dir, count) for count in COUNTS]
+    """Eight devices also hold the optimizer state in shares."""
+    processes = [started(data_dir, count) for count in (1, 2, 4)]
     processes.append(started(data_dir, 8, sharding="optimizer"))
     alone, *others = map(result, processes)
-    assert [alone["devices"], *(x["devices"] for x in others)] == [*COUNTS, 8]
+    assert [alone["devices"], *(other["devices"] for other in others)] == [1, 2, 4, 8]
     assert len(alone["float64"]["losses"]) == 20
     assert len({tuple(step) for step in alone["float64"]["indices"]}) == 20
     for other in others:
