@@ -80,7 +80,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     own = "weights" if sources["model"] else "checkpoint"
     given = ("dataset", "split", "data_dir", "batch_size", "image_size", "real_labels", own)
     options = {name: app.flag(values, name) for name in given}
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"), joins=True)
     with process_flags.joined(values) as process:
         from flax_resnet.inference.evaluation import evaluate_model, evaluate_run
 

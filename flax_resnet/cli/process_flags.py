@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from flax_resnet.cli import app
+from flax_resnet.cli import app, device
 from flax_resnet.cli.exit_codes import exit_code
 from flax_resnet.errors import ConfigError, Interrupted, UserError, one_line, recognized
 from flax_resnet.training.processes.launcher import Launch, find_launch
@@ -62,6 +62,7 @@ def joined(values: flags.FlagValues) -> Iterator[int]:
     """
     launch = _launch(values)
     if launch is None:
+        device.check(app.flag(values, "device"))
         yield 0
         return
     from flax_resnet.training.processes import join
@@ -75,6 +76,7 @@ def joined(values: flags.FlagValues) -> Iterator[int]:
         logging.getLogger("flax_resnet").addFilter(_Filter(launch))
     interrupted = None
     try:
+        device.check(app.flag(values, "device"))
         join.check_devices()
         yield launch.process_id
     except Interrupted as error:  # agreed: it is raised in all processes

@@ -55,7 +55,9 @@ def _train(command: str, values: flags.FlagValues) -> None:
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
     with resumable() as signals:  # before the imports, which take seconds
-        app.set_up_jax(app.flag(values, "compilation_cache"))
+        app.set_up_jax(
+            app.flag(values, "compilation_cache"), app.flag(values, "device"), joins=True
+        )
         with process_flags.joined(values):
             _run(command, config, values, signals)
 

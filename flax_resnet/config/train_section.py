@@ -75,6 +75,13 @@ class Train(Section):
         needs=all_of(on_nonfinite="skip"),
         changes_result=False,
     )
+    sharding: str = setting(
+        "replicated",
+        one_of("replicated", "optimizer"),
+        "state on each device: all of it (replicated); or the weights, and a share of the optimizer state and of "
+        "their moving average, which takes less memory (optimizer)",
+        changes_result=False,
+    )
     log_every: int = setting(
         10, at_least(1), "steps between training records", changes_result=False
     )

@@ -9,6 +9,7 @@ from typing import Any
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.optimizer import updates_made
+from flax_resnet.training import sharding
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
@@ -16,6 +17,7 @@ from flax_resnet.training.input.unreadable import all_unreadable
 from flax_resnet.training.interrupt import Stop, Stopped, stop_requested, until_stopped
 from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.observer import Observer
+from flax_resnet.training.out_of_memory import evaluation_memory, step_memory
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.run_log import RunLog
 from flax_resnet.training.runs.checkpoint import Checkpoints
@@ -175,13 +177,14 @@ class Trainer:
     def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: Stop) -> None:
         with log.metrics.ledger.span(EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
-            variables = variables_by_prefix(state)
-            values = evaluate(
-                self.programs.eval_step,
-                variables,
-                self.eval_feed.data,
-                until_stopped(batches, stop),
-            )
+            variables = sharding.gathered(variables_by_prefix(state), self.experiment.mesh)
+            with evaluation_memory(self.experiment.plan.eval_batch_size):
+                values = evaluate(
+                    self.programs.eval_step,
+                    variables,
+                    self.eval_feed.data,
+                    until_stopped(batches, stop),
+                )
             if not math.isfinite(values["loss"]):
                 raise DivergedError(
                     f"not finite in the evaluation at step {step}",
@@ -216,9 +219,11 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add the last good checkpoint and the usual cures to a DivergedError."""
+        """Add the last good checkpoint and the usual cures to a DivergedError; explain a full memory."""
+        its, compile_step = self.experiment, self.programs.compile_largest
         try:
-            yield
+            with step_memory(its.config, its.mesh, its.abstract_state, compile_step):
+                yield
         except DivergedError as error:
             saved, config = self.checkpoints.steps(), self.experiment.config
             last = f"checkpoint {max(saved, default=0)} in {self.folder} is the last good one"
