@@ -1,4 +1,4 @@
-"""Train in a process of its own, and print what must not depend on the number of devices, as JSON.
+"""Train in processes of their own, and print what must not depend on the number of processes and devices, as JSON.
 
     python losses_worker.py '{"data": {...}, "train": {...}}' [--steps=20]
 
@@ -7,7 +7,8 @@ for `--steps` in float64, where another order of sums hardly changes the losses.
 
     {"devices": 8, "float32": RESULT, "float64": RESULT}
 
-with the result of `trained`. XLA_FLAGS and JAX_PLATFORMS of the environment choose the devices.
+with the result of `trained`. XLA_FLAGS and JAX_PLATFORMS of the environment choose the devices, and JAX's variables
+the processes, of which the first one prints.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.training import sharding
 from flax_resnet.training.experiment import Experiment, build_experiment, open_splits
 from flax_resnet.training.input.feeds import make_feed
+from flax_resnet.training.processes.join import join, leave
+from flax_resnet.training.processes.launcher import find_launch
 from flax_resnet.training.programs import make_programs
 from flax_resnet.training.state import abstract_state, initial_state, variables_by_prefix
 from flax_resnet.training.step.eval_step import total
@@ -80,11 +83,16 @@ def main() -> None:
     parser.add_argument("sections", type=json.loads)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
+    launch = find_launch()
+    watch = join(launch, timeout=300, lost_after=300) if launch else None
     config = freeze(args.sections)
     experiment = build_experiment(config, open_splits(config))
     found = {"devices": jax.device_count(), "float32": trained(experiment, 1, evaluates=False)}
     found["float64"] = trained(in_float64(experiment), args.steps, evaluates=True)
-    print(json.dumps(found))
+    if jax.process_index() == 0:
+        print(json.dumps(found))
+    if watch:
+        leave(watch)
 
 
 if __name__ == "__main__":
