@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, records_of, refused, saved
+from PIL import Image
 
 from flax_resnet.errors import INTERRUPTED, LOST
 from flax_resnet.training.runs import folder as run_folder
@@ -255,6 +257,46 @@ def test_a_lost_process_ends_the_others(arguments, tmp_path, number, target, cod
         assert len(errors) == 1, output
         assert f"process {target}" in errors[0]
         assert "Traceback" not in output
+
+
+def test_all_fall_back_from_a_damaged_checkpoint(arguments, alone, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    assert sorted(saved_steps(workdir)) == [2, 4]
+    array = max(
+        (workdir / "checkpoints" / "4" / "state").rglob("*"), key=lambda f: f.stat().st_size
+    )
+    array.write_bytes(array.read_bytes()[:-10])
+    outputs = check(Job(2, [*arguments, f"--workdir={workdir}"]))
+    assert "moved to" in outputs[0]
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-4)
+    assert len(list((workdir / "checkpoints.bad").iterdir())) == 1
+
+
+def test_unreadable_images_are_known_to_all(tmp_path, cache_dir):
+    """Each process reads half of each batch, and finds other broken images than the other one."""
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(24):
+            file = tmp_path / "images" / name / f"{number}.png"
+            Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+            if number in (3, 7, 20):
+                file.write_bytes(file.read_bytes()[:60])
+    found = {}
+    for count in (1, 2):
+        workdir = tmp_path / f"by_{count}"
+        arguments = [
+            "--config=resnet18", "--noreport", "--config.model.widths=(4,8,16,32)",
+            "--config.model.depths=(1,1,1,1)", "--config.data.source=folder",
+            f"--config.data.path={tmp_path / 'images'}", "--config.data.image_size=8",
+            "--config.train.batch_size=8", "--config.train.epochs=2", "--config.train.feed=streaming",
+            "--config.schedule.warmup=0", f"--compilation_cache={cache_dir}", f"--workdir={workdir}",
+        ]  # fmt: skip
+        check(Job(count, arguments, flags=None if count > 1 else lambda number: []))
+        found[count] = saved(workdir, max(saved_steps(workdir)))["bad_images"]
+    assert len(found[1]) >= 4
+    assert found[1] == found[2]
 
 
 def test_evaluate_together(alone, cache_dir):
