@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -198,7 +198,7 @@ def _value(draw: np.random.Generator, field: dataclasses.Field, place: pathlib.P
     if allowed and draw.random() < 0.7:
         return str(allowed[int(draw.integers(len(allowed)))])
     pools = {int: NUMBERS, float: NUMBERS, tuple: TUPLES, bool: ("True", "False", "2", "maybe")}
-    own: Sequence[str] = pools.get(field.type, TEXTS)  # type: ignore[call-overload]
+    own: Sequence[str] = pools.get(cast(type, field.type), TEXTS)
     pool = own if draw.random() < 0.8 else (*NUMBERS, *TEXTS, *TUPLES)
     value = str(pool[int(draw.integers(len(pool)))])
     if draw.random() < 0.05:

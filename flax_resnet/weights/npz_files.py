@@ -2,6 +2,7 @@
 
 import pathlib
 import zipfile
+from typing import IO
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return array.T if fortran else array
 
 
-def _header(member: zipfile.ZipExtFile, name: str) -> tuple[tuple, bool, np.dtype]:
+def _header(member: IO[bytes], name: str) -> tuple[tuple, bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(member)
         if version == (1, 0):

@@ -116,12 +116,13 @@ def make_train_step(
         if state.loss_scale:
             metrics |= {"loss_scale": jnp.asarray(inputs.loss_scale)}
             has_loss = nonfinite.is_finite(metrics["loss"])
-            new_state = new_state.replace(
+            new_state = dataclasses.replace(
+                new_state,
                 loss_scale=jax.tree.map(
                     lambda after, before: jnp.where(has_loss, after, before),
                     loss_scale.adjusted(state.loss_scale, finite),
                     state.loss_scale,
-                )
+                ),
             )
         return new_state, metrics
 
