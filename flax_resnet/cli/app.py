@@ -178,11 +178,16 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: Sequence[str],
 def _readable(error: Exception, argv: list[str]) -> UserError:
     """Convert an exception of ml_collections to an error that names the key, its value and the allowed values."""
     # ml_collections wraps an exception of get_config() in another one, whose message holds the traceback.
-    cause = error.__context__
+    cause: BaseException | None = error
+    own = None
     while cause:
-        if isinstance(cause, UserError) and "Traceback" not in str(cause):
-            return cause
+        if "Traceback" not in str(cause):
+            if isinstance(cause, UserError):
+                return cause
+            own = own or cause
         cause = cause.__context__
+    if own and own is not error and "Traceback" in str(error):
+        return ConfigError(f"get_config: {type(own).__name__}: {one_line(own)}", key="--config")
     known = settings()
     for position, argument in enumerate(argv):
         if argument.startswith("--config."):

@@ -244,3 +244,10 @@ def test_an_intact_checkpoint_of_another_network_is_not_moved(refuse, tiny, tmp_
     # A split that the finished run was not evaluated on is evaluated now.
     assert main.main([*arguments, "--resume=force", "--config.data.eval_split=train[:100]"]) == 0
     assert "on train[:100]" in capsys.readouterr().err
+
+
+def test_an_exception_of_a_configuration_file_is_named(refuse, tmp_path):
+    """Not the traceback, which ml_collections puts into its message."""
+    file = tmp_path / "recipe.py"
+    file.write_text("def get_config():\n    return {}['absent']\n")
+    refuse([f"--config={file}", "--dry_run"], "--config", "KeyError", "absent")
