@@ -7,7 +7,6 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), `
 import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
 import shutil
 import time
@@ -29,7 +28,7 @@ from flax_resnet.training.runs.array_checksums import (
 )
 from flax_resnet.training.runs.file_checksums import proof_of_damage, write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata, versions
-from flax_resnet.training.runs.orbax_behaviour import Kept, reason, without_remarks
+from flax_resnet.training.runs.orbax_behaviour import Kept, identity, reason, without_remarks
 
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
 
@@ -71,7 +70,7 @@ class Checkpoints:
                 raise WorkdirError(
                     f"cannot be written: {one_line(error)}", key=self._folder
                 ) from error
-        self._place = self._identity()
+        self._place = identity(self._folder)
         with without_remarks():
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -87,14 +86,6 @@ class Checkpoints:
                     ),
                 ),
             )
-
-    def _identity(self) -> tuple[int, int] | None:
-        """Return what tells the folder of checkpoints from another one at its place; None if there is none."""
-        try:
-            status = os.stat(self._folder)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
     def _keep_unreplaced(self) -> None:
         """Put a checkpoint back whose replacement was not completed."""
@@ -132,7 +123,7 @@ class Checkpoints:
             run would end in a folder without its start.)
         """
         self.wait()
-        if self._identity() != self._place:
+        if identity(self._folder) != self._place:
             problem = "was removed or replaced during the run, or cannot be reached"
             raise WorkdirError(problem, key=self._folder)
         sums = checksums(state, must_be_finite=True)
@@ -173,7 +164,10 @@ class Checkpoints:
             self._pending = None
         if step not in self._manager.all_steps():
             raise CheckpointError("is missing after its save", key=self._path(step))
-        self._marker.touch()
+        try:
+            self._marker.touch()
+        except OSError as error:
+            raise self._unwritable(step, error) from error
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def metadata(self, step: int) -> RunMetadata:
