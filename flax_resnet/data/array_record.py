@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from flax_resnet.data.preparation import prepare
-from flax_resnet.data.sources.tfds import find_builder, not_prepared
+from flax_resnet.data.preparation import not_prepared, prepare
+from flax_resnet.data.sources.tfds import find_builder
 from flax_resnet.errors import DataError, OutputError, UserError, one_line
 
 # One record per chunk, so that a read decodes only one record. No compression: JPEGs do not become smaller, and

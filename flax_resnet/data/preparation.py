@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from flax_resnet.errors import recognized
+from flax_resnet.errors import DataError, recognized
 
 log = logging.getLogger("flax_resnet")
 
@@ -56,3 +56,20 @@ def _alone(folder: pathlib.Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
+
+
+def preparation(name: str, data_dir: str) -> str:
+    """Return the command that prepares a dataset."""
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    return f"python -m flax_resnet prepare --name={name}{where}"
+
+
+def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
+    """Return the error for a dataset that is not prepared; it names the folder searched and the command to run."""
+    cure = f"run: {preparation(name, data_dir)}"
+    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        folder = builder.data_path.parents[1] / "downloads" / "manual"
+        cure = f"put the archives into {folder} ({' '.join(manual.split())}), then {cure}"
+    return DataError(
+        f"is not prepared: looked in {builder.data_path}", key="data.name", value=name, cure=cure
+    )

@@ -22,18 +22,18 @@ def start(*arguments, module="flax_resnet.main", **options):
     )
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=400):
     """Wait until a condition holds. The process must still run then, and is killed if it takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if condition():
             return
-        time.sleep(0.002)
+        time.sleep(0.005)
     process.kill()
     raise AssertionError(process.communicate()[0])
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=400):
     """Wait for the end of a process; return its exit code and its output."""
     output = process.communicate(timeout=seconds)[0]
     assert "Traceback" not in output, output

@@ -106,12 +106,12 @@ def test_preparation_goes_on_when_space_is_back(tmp_path, capfd, size):
 
 
 def test_packing_goes_on_when_space_is_back(photographs, tmp_path, capfd):
-    with small_disk(tmp_path / "small", "70k") as disk:
+    with small_disk(tmp_path / "small", "140k") as disk:
         call = [
             "--pack=packed",
             f"--path={photographs}",
             f"--data_dir={disk.path}",
-            "--shard_size=3",
+            "--shard_size=2",
         ]
         assert prepare.main(call) == 5
         assert str(disk.path) in error_of(capfd)

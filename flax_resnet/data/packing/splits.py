@@ -11,9 +11,10 @@ import numpy as np
 from flax_resnet.data import sampling
 from flax_resnet.data.data_section import Data
 from flax_resnet.data.open import open_source
+from flax_resnet.data.preparation import not_prepared
 from flax_resnet.data.records import Source
 from flax_resnet.data.sources.files import FileSource, splits_of
-from flax_resnet.data.sources.tfds import find_builder, not_prepared
+from flax_resnet.data.sources.tfds import find_builder
 from flax_resnet.data.split_names import EVALUATION, TRAINING
 from flax_resnet.errors import DataError
 

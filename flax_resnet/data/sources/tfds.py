@@ -12,12 +12,12 @@ import numpy as np
 
 from flax_resnet.data.data_section import NOT_TFDS, Data, SourceRow, split_setting
 from flax_resnet.data.fingerprint import Fingerprint, texts_checksum
-from flax_resnet.data.preparation import prepare
+from flax_resnet.data.preparation import not_prepared, preparation, prepare
 from flax_resnet.data.record_files import FORMATS, ShardedRecords
 from flax_resnet.data.record_texts import texts_of
 from flax_resnet.data.records import Records
 from flax_resnet.data.stored_labels import stored_labels
-from flax_resnet.errors import DataError, OutputError, one_line, suggestion
+from flax_resnet.errors import DataError, OutputError, UserError, one_line, suggestion
 
 EMBEDDED = ("digits",)  # builders inside the package, prepared on first use without a network
 
@@ -253,12 +253,6 @@ def evaluation_split(config: Data) -> str:
     return "test" if "test" in splits and "validation" not in splits else "validation"
 
 
-def preparation(name: str, data_dir: str) -> str:
-    """Return the command that prepares a dataset."""
-    where = f" --data_dir={data_dir}" if data_dir else ""
-    return f"python -m flax_resnet prepare --name={name}{where}"
-
-
 def find_builder(name: str, data_dir: str) -> Any:
     """Return the TFDS builder of a dataset; prepare an embedded dataset at its first use.
 
@@ -289,6 +283,8 @@ def find_builder(name: str, data_dir: str) -> Any:
         if builder.data_path.exists():
             return _with_alternatives(builder)
         return tfds.builder(name, **as_array_record)
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError as error:
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         hint = suggestion(name, known)
@@ -317,17 +313,6 @@ def _with_alternatives(builder: Any) -> Any:
     if builder.info.as_proto.alternative_file_formats:
         return tfds.builder_from_directory(builder.data_path)
     return builder
-
-
-def not_prepared(builder: Any, name: str, data_dir: str) -> DataError:
-    """Return the error for a dataset that is not prepared; it names the folder searched and the command to run."""
-    cure = f"run: {preparation(name, data_dir)}"
-    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        folder = builder.data_path.parents[1] / "downloads" / "manual"
-        cure = f"put the archives into {folder} ({' '.join(manual.split())}), then {cure}"
-    return DataError(
-        f"is not prepared: looked in {builder.data_path}", key="data.name", value=name, cure=cure
-    )
 
 
 def _is_name(text: str) -> bool:

@@ -7,7 +7,6 @@ Only this file uses Orbax. ``checkpoints/STEP/`` holds ``state`` (the arrays), `
 import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
 import shutil
 import time
@@ -32,7 +31,7 @@ from flax_resnet.training.runs.array_checksums import (
 )
 from flax_resnet.training.runs.file_checksums import proof_of_damage, write_file_checksums
 from flax_resnet.training.runs.metadata import RunMetadata, versions
-from flax_resnet.training.runs.orbax_behaviour import Kept, reason, without_remarks
+from flax_resnet.training.runs.orbax_behaviour import Kept, identity, reason, without_remarks
 from flax_resnet.training.runs.replaced import Replaced
 
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
@@ -72,7 +71,7 @@ class Checkpoints:
     def _open(self) -> None:
         if not self._read_only:
             first(self._make_folder)
-        self._place = self._identity()
+        self._place = identity(self.folder)
         with without_remarks():
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -95,14 +94,6 @@ class Checkpoints:
             self._replaced.put_back()
         except OSError as error:
             raise WorkdirError(f"cannot be written: {one_line(error)}", key=self.folder) from error
-
-    def _identity(self) -> tuple[int, int] | None:
-        """Return what tells the folder of checkpoints from another one at its place; None if there is none."""
-        try:
-            status = os.stat(self.folder)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
     def _write_file_checksums(self) -> None:
         """Write the checksums of the pending checkpoint's files before Orbax renames its folder to STEP."""
@@ -132,7 +123,7 @@ class Checkpoints:
             run would end in a folder without its start.)
         """
         self.wait()
-        if self._identity() != self._place:
+        if identity(self.folder) != self._place:
             problem = "was removed or replaced during the run, or cannot be reached"
             raise WorkdirError(problem, key=self.folder)
         sums = checksums(state, must_be_finite=True)
@@ -173,7 +164,10 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             raise CheckpointError("is missing after its save", key=self._path(step))
         if jax.process_index() == 0:
-            self._marker.touch()
+            try:
+                self._marker.touch()
+            except OSError as error:
+                raise self._unwritable(step, error) from error
             self._replaced.forget()
 
     def metadata(self, step: int) -> RunMetadata:
