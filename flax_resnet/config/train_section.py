@@ -61,6 +61,13 @@ class Train(Section):
         MICROBATCH,
         "images per forward and backward pass: whole is the batch, auto is the largest size that fits in memory",
     )
+    sharding: str = setting(
+        "replicated",
+        one_of("replicated", "optimizer"),
+        "state on each device: all of it (replicated); or the weights, and a share of the optimizer state and of "
+        "their moving average, which takes less memory (optimizer)",
+        changes_result=False,
+    )
     log_every: int = setting(
         10, at_least(1), "steps between training records", changes_result=False
     )

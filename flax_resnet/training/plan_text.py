@@ -12,6 +12,7 @@ from flax_resnet.optim.losses import LOSSES, Loss
 from flax_resnet.optim.optimizer_section import OPTIMIZERS, Optimizer
 from flax_resnet.optim.schedules import DROP_RATES
 from flax_resnet.settings import UNSET, switch_terms, terms
+from flax_resnet.training import sharding
 from flax_resnet.training.state import TrainState, compute_dtype
 
 
@@ -54,6 +55,10 @@ def describe(config: Config, plan: Plan, shapes: TrainState, *, resident: bool) 
             f"{plan.total_steps:,} of {config.train.batch_size} images: "
             f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of "
             f"{plan.steps_per_epoch:,}{_microbatch_words(config, shapes)}"
+        ),
+        "state": (
+            f"{sharding.bytes_per_device(shapes) / 2**20:,.1f} MiB on each device"
+            f"{(config.train.sharding == 'optimizer' and ', with a share of optimizer and ema') or ''}"
         ),
         "loss": ", ".join(loss_terms(config.loss, config.distill)),
         "optimizer": ", ".join(optimizer_terms(config.optimizer)),

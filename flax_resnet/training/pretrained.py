@@ -232,4 +232,5 @@ def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> Tr
     own = {"params": state.params, "batch_stats": state.batch_stats}
     filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}
     mean = jax.tree.map(jnp.copy, filled) if state.ema else {}
-    return dataclasses.replace(state, ema=mean, **filled)
+    where = jax.tree.map(lambda leaf: leaf.sharding, state.ema)
+    return dataclasses.replace(state, ema=jax.device_put(mean, where), **filled)

@@ -13,6 +13,7 @@ from flax_resnet.data.records import names_checksum
 from flax_resnet.data.sampling import EpochSampler
 from flax_resnet.errors import DivergedError, Interrupted
 from flax_resnet.optim.optimizer import updates_made
+from flax_resnet.training import sharding
 from flax_resnet.training.data_initialization import initialize_from_data
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
@@ -162,7 +163,7 @@ class Trainer:
     def _evaluate(self, state: TrainState, step: int, log: RunLog, stop: list[int]) -> None:
         with _left_out(log.metrics, EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
-            variables = variables_by_prefix(state)
+            variables = sharding.gathered(variables_by_prefix(state), self.experiment.mesh)
             values = evaluate(
                 self.programs.eval_step,
                 variables,

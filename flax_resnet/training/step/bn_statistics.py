@@ -70,6 +70,7 @@ def make_statistics_measurement(
 
     def measure(variables: Any, data: Any, calls: Iterable[Any], step: jax.Array | int) -> Any:
         total, number = None, 0
+        variables = sharding.gathered(variables, mesh)
         for call in calls:
             several = config.train.steps_per_call > 1
             count = len(jax.tree.leaves(call)[0]) if several else 1

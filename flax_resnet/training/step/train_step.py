@@ -91,6 +91,7 @@ def make_train_step(
     gradient = make_gradient(config, model, mesh, class_weights=class_weights, **gradient_options)
 
     average = parameter_average(config.optimizer, model)
+    everywhere = sharding.replicated(mesh)
 
     def train_step(state: TrainState, data: Any, call: Any) -> tuple[TrainState, Metrics]:
         batch = fetch(data, call)
@@ -98,6 +99,8 @@ def make_train_step(
         inputs = inputs._replace(teacher_variables=data.get("teacher"))
         grads, (metrics, batch_stats) = gradient(state.params, inputs)
         grads = loss_scale.unscaled(grads, state.loss_scale)
+        if config.train.sharding == "optimizer":  # each device needs only its share of the sum
+            grads = jax.lax.with_sharding_constraint(grads, sharding.split_parameters(mesh, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -116,16 +119,15 @@ def make_train_step(
                 "skipped": 1 - jnp.float32(finite),
             }
             new_state = loss_scale.advance(state, new_state, finite)
-        return new_state, metrics
+        return sharding.constrained(new_state, mesh, config.train.sharding), metrics
 
     if config.train.steps_per_call > 1:
         train_step = several_steps(train_step, mesh)
-    everywhere = sharding.replicated(mesh)
     return jax.jit(
         train_step,
-        # None: batches keep the sharding that the feed gave them.
-        in_shardings=(everywhere, everywhere, None),
-        out_shardings=(everywhere, everywhere),
+        # None: the state and the batches keep the shardings that they have.
+        in_shardings=(None, everywhere, None),
+        out_shardings=(None, everywhere),
         donate_argnums=0,
         compiler_options=dispatch.compiler_options(),
     )
