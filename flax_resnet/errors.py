@@ -134,13 +134,20 @@ def recognized(error: Exception) -> UserError | None:
         return OutputError(f"cannot be written: {text}", key=error.filename or "standard output")
     if isinstance(error, RuntimeError) and "home directory" in text:  # pathlib's error for ~nobody
         return ConfigError("a path begins with ~ and the name of an unknown user")
-    if isinstance(error, MemoryError) or re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", text):
+    if is_out_of_memory(error):
         return ConfigError(
             f"is too small: {text}",
             key="memory",
-            cure="decrease the batch size or the image size, or train with train.microbatch_size='auto'",
+            cure="decrease the batch size or the image size; for training, also train.microbatch_size=auto, "
+            "model.remat=block, or train.sharding=optimizer on several devices",
         )
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that the memory of the host or of a device is full."""
+    full = re.search(r"RESOURCE_EXHAUSTED|\bOOM\b", str(error))
+    return isinstance(error, MemoryError) or full is not None
 
 
 def _shown(key: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config
-from flax_resnet.errors import ConfigError
+from flax_resnet.errors import ConfigError, is_out_of_memory
 from flax_resnet.training import memory
 
 log = logging.getLogger("flax_resnet")
@@ -84,7 +84,7 @@ def choose_microbatches(config: Config, mesh: Mesh, lower: Callable[[int], Any])
     """
     count, size, limit = 1, config.train.batch_size, USABLE * -_most(-available_memory())
     while True:
-        need = _most(_need(lower(count)) * (len(mesh.local_devices) if _shared() else 1))
+        need = _most(_need(lower(count)) * sharing_devices(mesh))
         usage = f"{need / 2**30:.1f} GiB of {limit / 2**30:.1f}"
         if need <= limit:
             log.info("microbatch: %d images, %s", size // count, usage)
@@ -113,7 +113,7 @@ def _need(lowered: Any) -> float:
         return needed_memory(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
         # Compilation runs trial kernels, which may not fit in memory.
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return math.inf
 
@@ -131,6 +131,11 @@ def needed_memory(compiled: Any) -> int:
 
 def _shared() -> bool:
     return jax.default_backend() == "cpu"  # all CPU devices share the machine's memory
+
+
+def sharing_devices(mesh: Mesh) -> int:
+    """Return the number of devices that share one memory, the one of `available_memory`."""
+    return len(mesh.local_devices) if _shared() else 1
 
 
 def available_memory() -> int:

@@ -12,6 +12,7 @@ from flax_resnet.training import sharding
 from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed
 from flax_resnet.training.microbatch_size import choose_microbatches, microbatches_of
+from flax_resnet.training.out_of_memory import step_memory
 from flax_resnet.training.step.bn_statistics import make_statistics_measurement
 from flax_resnet.training.step.eval_step import EvalStep, make_eval_step
 from flax_resnet.training.step.train_step import TrainStep, compiled_ahead, make_train_step
@@ -30,6 +31,7 @@ class Programs:
       measure_statistics: the result of `make_statistics_measurement`, or None if `ema.bn_batches` is 0.
       microbatches: number of microbatches per batch.
       data: the training step's `data` argument: the feed's data, and the teacher's variables.
+      compile_largest: a function that compiles the training step ahead of time, for the call with the most data.
     """
 
     train_step: TrainStep
@@ -37,6 +39,7 @@ class Programs:
     measure_statistics: Callable[..., Any] | None
     microbatches: int
     data: dict[str, Any]
+    compile_largest: Callable[[], Any]
 
 
 def make_programs(
@@ -86,17 +89,24 @@ def make_programs(
 
     calls = train_feed.calls(start_step, experiment.plan.total_steps)
     arguments = (experiment.abstract_state, data)
+
+    def largest_in(microbatches: int) -> Any:
+        largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
+        return step_in(microbatches).lower(*arguments, largest)
+
     microbatches = microbatches_of(config, mesh, resumed=microbatches)
     if microbatches is None and calls:
-        largest = max(calls, key=lambda call: sum(leaf.size for leaf in jax.tree.leaves(call)))
-        microbatches = choose_microbatches(
-            config, mesh, lambda count: step_in(count).lower(*arguments, largest)
-        )
+        microbatches = choose_microbatches(config, mesh, largest_in)
     microbatches = microbatches or 1
     train_step = step_in(microbatches)
+
+    def compile_largest() -> Any:
+        return largest_in(microbatches).compile()
+
     if len(calls) > 1:
         log.info("compiling for %d sizes of image or numbers of steps a call", len(calls))
-        train_step = compiled_ahead(train_step, *arguments, calls)
+        with step_memory(config, mesh, experiment.abstract_state, compile_largest):
+            train_step = compiled_ahead(train_step, *arguments, calls)
     measure = None
     if config.ema.bn_batches:
         measure = make_statistics_measurement(
@@ -108,4 +118,5 @@ def make_programs(
         measure,
         microbatches,
         data,
+        compile_largest,
     )

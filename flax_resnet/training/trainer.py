@@ -19,6 +19,7 @@ from flax_resnet.training.experiment import Experiment
 from flax_resnet.training.input.feeds import Feed, make_feed
 from flax_resnet.training.interrupt import Stopped, stop_requested, until_stopped
 from flax_resnet.training.observer import Observer
+from flax_resnet.training.out_of_memory import evaluation_memory, step_memory
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.run_log import RunLog
 from flax_resnet.training.runs.checkpoint import Checkpoints
@@ -164,12 +165,13 @@ class Trainer:
         with _left_out(log.metrics, EVALUATION):
             batches = self.eval_feed.evaluation(self.experiment.plan.eval_batch_size)
             variables = sharding.gathered(variables_by_prefix(state), self.experiment.mesh)
-            values = evaluate(
-                self.programs.eval_step,
-                variables,
-                self.eval_feed.data,
-                until_stopped(batches, stop),
-            )
+            with evaluation_memory(self.experiment.plan.eval_batch_size):
+                values = evaluate(
+                    self.programs.eval_step,
+                    variables,
+                    self.eval_feed.data,
+                    until_stopped(batches, stop),
+                )
             if not math.isfinite(values["loss"]):
                 raise DivergedError(
                     f"not finite in the evaluation at step {step}",
@@ -202,9 +204,11 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Add the last good checkpoint and the usual cures to a DivergedError."""
+        """Add the last good checkpoint and the usual cures to a DivergedError; explain a full memory."""
+        its, compile_step = self.experiment, self.programs.compile_largest
         try:
-            yield
+            with step_memory(its.config, its.mesh, its.abstract_state, compile_step):
+                yield
         except DivergedError as error:
             saved, config = self.checkpoints.steps(), self.experiment.config
             last = f"checkpoint {max(saved, default=0)} in {self.folder} is the last good one"
