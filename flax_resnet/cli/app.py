@@ -13,6 +13,7 @@ from typing import Any, cast
 from absl import flags
 from tqdm import tqdm
 
+from flax_resnet.cli import device as devices
 from flax_resnet.cli.exit_codes import exit_code
 from flax_resnet.cli.library_output import quiet_libraries
 from flax_resnet.config import settings
@@ -281,16 +282,21 @@ def picture(path: str | pathlib.Path, flag: str = "--output") -> pathlib.Path:
     return path
 
 
-def set_up_jax(compilation_cache: str) -> None:
-    """Turn the persistent compilation cache on (a folder) or off ("off"); on CPU, call `memory.prepare_cpu`.
+def set_up_jax(compilation_cache: str, device: str = "auto") -> None:
+    """Turn the persistent compilation cache on or off, and choose the device; on CPU, call `memory.prepare_cpu`.
+
+    Args:
+      compilation_cache: a folder, or "off".
+      device: the value of --device.
 
     Raises:
-      ConfigError: `compilation_cache` is a file.
+      ConfigError: `compilation_cache` is a file, or `device` is "gpu" and there is no usable GPU.
     """
     folder = os.path.expanduser(compilation_cache)
     if os.path.isfile(folder):
         key = "--compilation_cache"
         raise ConfigError("is a file", key=key, value=compilation_cache, allowed="a folder, or off")
+    devices.choose(device)
     if memory.computes_on_cpu():
         memory.prepare_cpu()
     import jax
@@ -298,6 +304,7 @@ def set_up_jax(compilation_cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", None if compilation_cache == "off" else folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    devices.check(device)
 
 
 def define_data_dir(values: flags.FlagValues) -> None:
@@ -314,6 +321,7 @@ def define_common(values: flags.FlagValues) -> None:
     """Define the flags of every command that runs a network."""
     define_data_dir(values)
     define_compilation_cache(values)
+    devices.define(values)
 
 
 def define_compilation_cache(values: flags.FlagValues) -> None:

@@ -77,7 +77,7 @@ def _compare(values: flags.FlagValues) -> None:
         )
     output = app.flag(values, "output")
     picture = app.picture(output) if output else None
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.inference.comparison import (
         compare,
         differing_settings,

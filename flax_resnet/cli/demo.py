@@ -82,7 +82,7 @@ def _demo(values: flags.FlagValues) -> None:
     check_packages()
     host, port = app.flag(values, "host"), app.flag(values, "port")
     port = free_port(host, port)
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     answers, title, about = _answers(values, source)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stopped_by_signals())

@@ -73,7 +73,7 @@ def _evaluate(values: flags.FlagValues) -> None:
     own = "weights" if sources["model"] else "checkpoint"
     given = ("dataset", "split", "data_dir", "batch_size", "image_size", "real_labels", own)
     options = {name: app.flag(values, name) for name in given}
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.inference.evaluation import MOST_CLASSES, evaluate_model, evaluate_run
     from flax_resnet.inference.intervals import proportion_interval
     from flax_resnet.optim.evaluation_metrics import EMA, monitored, shown

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flax_resnet.cli import app, network_flags
+from flax_resnet.cli import app, device, network_flags
 from flax_resnet.errors import ConfigError
 from flax_resnet.inference.export.format_row import FORMATS
 from flax_resnet.inference.export.signature import LARGEST_BATCH, PRECISIONS, PREPROCESSING
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_compilation_cache(values)
+    device.define(values)
     network_flags.define(values)
     formats = "; ".join(f"{row.name}: {row.help}" for row in FORMATS.values())
     images = "; ".join(f"{name}: {help}" for name, help in PREPROCESSING.items())
@@ -72,7 +73,7 @@ def _export(values: flags.FlagValues) -> None:
     output = app.flag(values, "output")
     if not output:
         raise app.needed("--output", "the folder to write")
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.inference.export import export
     from flax_resnet.inference.network_choice import NetworkChoice
 
@@ -104,7 +105,7 @@ def _check(values: flags.FlagValues, folder: str) -> None:
                 value=app.flag(values, name),
                 cure="leave it out",
             )
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.inference.export.replaying import refuse_differences, replay
 
     results = replay(folder)

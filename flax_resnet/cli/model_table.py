@@ -38,7 +38,7 @@ def evaluate(values: flags.FlagValues) -> None:
         evaluated; the last after all others have a row.
     """
     output, append, kind = _output(values)
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.data.data_section import Data
     from flax_resnet.data.named import DatasetChoice
     from flax_resnet.inference import several_models

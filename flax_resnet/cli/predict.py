@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from flax_resnet.cli import app, network_flags
+from flax_resnet.cli import app, device, network_flags
 from flax_resnet.cli.continued_output import Written, after, written_rows
 from flax_resnet.cli.row_writers import FORMATS, array_writer, format_of, row_writer
 from flax_resnet.errors import ConfigError, DataError, printable
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues, argv: list[str]) -> None:
     del argv
     app.define_compilation_cache(values)
+    device.define(values)
     network_flags.define(values)
     network_flags.define_batch_size(values)
     flags.DEFINE_multi_string(
@@ -82,7 +83,7 @@ def _predict(values: flags.FlagValues) -> None:
     if append and (not output or as_array):
         raise ConfigError("needs --output, a .csv or .jsonl file", key="--append")
     _check_output(output, photos)
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.data.image_paths import check_named, image_paths
     from flax_resnet.inference.evaluation import all_class_names
     from flax_resnet.inference.file_predictions import predict_files

@@ -38,7 +38,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 def _preview(values: flags.FlagValues) -> None:
     config = config_flag.frozen_config(values)
     output = app.picture(app.flag(values, "output"))
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     with writing(output):
         draw(config, output, step=app.flag(values, "step"))
     print(output)

@@ -52,7 +52,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _probe(values: flags.FlagValues) -> None:
     network_flags.check(values, purpose="probe", model_only=("weights",))
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.data.named import DatasetChoice
     from flax_resnet.inference.network_choice import NetworkChoice
     from flax_resnet.inference.probes import probe

@@ -56,7 +56,7 @@ def _report(values: flags.FlagValues) -> None:
     output = pathlib.Path(app.flag(values, "output") or workdir).expanduser()
     if output.exists() and not output.is_dir():
         raise ConfigError("is a file", key="--output", value=output, allowed="a folder")
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.cli.page.run_report import gather
 
     dataset, data_dir = (app.flag(values, name) for name in ("dataset", "data_dir"))

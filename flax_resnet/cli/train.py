@@ -50,7 +50,7 @@ def _train(command: str, values: flags.FlagValues) -> None:
     config = config_flag.frozen_config(values)
     if not app.flag(values, "workdir") and not app.flag(values, "dry_run"):
         raise app.needed("--workdir", "the folder that the run is written to")
-    app.set_up_jax(app.flag(values, "compilation_cache"))
+    app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"))
     from flax_resnet.cli.report_observer import ReportObserver
     from flax_resnet.cli.tracker_observer import tracked
     from flax_resnet.training.train import train
