@@ -89,7 +89,7 @@ class RunFolder:
                     )
                 return None
             if not file.is_file():  # a device or a pipe may never end
-                raise WorkdirError("is no file", key=file, cure=RESTORE)
+                raise WorkdirError("cannot be read: it is no file", key=file, cure=RESTORE)
             values = json.loads(file.read_text(encoding="utf-8"))
         except WorkdirError:
             raise
@@ -188,7 +188,7 @@ class RunFolder:
         """
         file = self.path / METRICS
         if file.exists() and not file.is_file():
-            raise WorkdirError("is no file", key=file, cure=RESTORE)
+            raise WorkdirError("cannot be read: it is no file", key=file, cure=RESTORE)
         try:
             lines = file.read_bytes().splitlines() if file.exists() else []
         except OSError as error:
