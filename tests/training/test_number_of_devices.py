@@ -34,7 +34,9 @@ def started(data_dir, devices, processes=1, **more):
     """Start the worker in several processes, each with `devices` virtual devices."""
     config = sections(data_dir)
     config["train"] |= more
-    flags = f"--xla_force_host_platform_device_count={devices} {os.environ['TEST_COMPILER']}"
+    # On a busy machine, XLA would abort a process whose devices meet more than 40 s late in a sum.
+    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    flags += f" --xla_force_host_platform_device_count={devices} {os.environ['TEST_COMPILER']}"
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
