@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import types
 import zlib
 
 import jax
@@ -14,6 +15,7 @@ from flax_resnet.cli import commands
 from flax_resnet.config import Config, plan
 from flax_resnet.errors import CheckpointError, DivergedError, WorkdirError
 from flax_resnet.training import experiment, sharding
+from flax_resnet.training.runs import checkpoint
 from flax_resnet.training.runs.array_checksums import checksums
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
@@ -302,3 +304,22 @@ def test_a_run_is_loaded_without_building_its_optimizer(tmp_path, monkeypatch, n
     del weights["step"]
     assert checksums({**found.variables, "ema": found.ema}) == weights
     jax.tree.map(np.testing.assert_array_equal, flax_resnet.load(folder).variables, found.ema)
+
+
+def test_old_checkpoints_are_deleted_as_a_whole(tmp_path, monkeypatch):
+    """A process that is killed while it deletes leaves no part of a checkpoint where checkpoints are."""
+    with monkeypatch.context() as killed:
+        killed.setattr(checkpoint, "shutil", types.SimpleNamespace(rmtree=lambda *_, **__: None))
+        checkpoints = Checkpoints(tmp_path)
+        for step in (1, 2, 3):
+            checkpoints.save(step, state_of(step), described())
+        checkpoints.close()
+    place = tmp_path / "checkpoints"
+    assert sorted(f.name for f in place.iterdir()) == ["2", "3", "deleted"]
+    assert [f.name for f in (place / "deleted").iterdir()] == ["1"]
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2, 3]
+    checkpoints = Checkpoints(tmp_path)
+    assert sorted(f.name for f in place.iterdir()) == ["2", "3"]
+    checkpoints.save(4, state_of(4), described())
+    checkpoints.close()
+    assert sorted(f.name for f in place.iterdir()) == ["3", "4"]

@@ -35,6 +35,7 @@ from flax_resnet.training.runs.orbax_behaviour import Kept, identity, reason, wi
 from flax_resnet.training.runs.replaced import Replaced
 
 MARKER = ".has_checkpoints"  # an empty file that tells a folder whose checkpoints were lost from a new one
+DELETED = "deleted"  # the subfolder that old checkpoints are moved to before they are deleted
 
 log = logging.getLogger("flax_resnet")
 
@@ -79,6 +80,8 @@ class Checkpoints:
                     preservation_policy=self._kept,
                     create=not self._read_only,
                     read_only=self._read_only,
+                    # Otherwise, a process that is killed while it deletes a checkpoint leaves a part of it.
+                    todelete_subdir=None if self._read_only else DELETED,
                     # Otherwise, threads that wait for a folder that cannot be made keep the process alive for
                     # minutes.
                     async_options=ocp.AsyncOptions(
@@ -92,6 +95,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._replaced.put_back()
+            shutil.rmtree(self.folder / DELETED, ignore_errors=True)
         except OSError as error:
             raise WorkdirError(f"cannot be written: {one_line(error)}", key=self.folder) from error
 
@@ -169,6 +173,7 @@ class Checkpoints:
             except OSError as error:
                 raise self._unwritable(step, error) from error
             self._replaced.forget()
+            shutil.rmtree(self.folder / DELETED, ignore_errors=True)
 
     def metadata(self, step: int) -> RunMetadata:
         """Read the metadata of a checkpoint.
