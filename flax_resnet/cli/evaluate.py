@@ -83,7 +83,10 @@ def _evaluate(values: flags.FlagValues) -> None:
     app.set_up_jax(app.flag(values, "compilation_cache"), app.flag(values, "device"), joins=True)
     with process_flags.joined(values) as process:
         from flax_resnet.inference.evaluation import evaluate_model, evaluate_run
+        from flax_resnet.training.processes.exchange import check_same
+        from flax_resnet.training.runs.metadata import versions
 
+        check_same("the command", {**sources, **options, "versions": versions()})
         run = evaluate_model if sources["model"] else evaluate_run
         evaluation = run(sources["model"] or sources["workdir"], **options)
         if process == 0:

@@ -30,7 +30,8 @@ def exit_code() -> Iterator[Exit]:
     except UserError as error:
         ended.code = _print_error(error)
     except Interrupted as error:
-        print(one_line(error), file=sys.stderr)
+        if str(error):  # of several processes, one says it
+            print(one_line(error), file=sys.stderr)
         ended.code = INTERRUPTED
     except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)

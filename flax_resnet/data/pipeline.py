@@ -70,7 +70,7 @@ def training_indices(
 ) -> np.ndarray:
     """Return the example indices of some rows of a step's global batch, int32; known bad examples are replaced."""
     indices = sampler.batch(np, step, batch_size)[rows]
-    known = frozenset(i for i, found in bad.items() if found <= step)
+    known = frozenset(i for i, found in dict(bad).items() if found <= step)
     if known:
         indices = [sampler.substitute(int(i), known) for i in indices]
     return np.asarray(indices, np.int32)

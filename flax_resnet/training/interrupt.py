@@ -47,10 +47,13 @@ class Stop:
 def stop_requested() -> Iterator[Stop]:
     """Yield an object that receives the first signal of each kind; a second one of a kind acts as usual.
 
-    Outside the main thread, no signal is caught.
+    Outside the main thread, no signal is caught; nor in one of several processes that have no watch to agree by.
     """
+    import jax  # slow, and commands import this module first
+
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    unwatched = jax.process_count() > 1 and watch.current() is None
+    if unwatched or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]

@@ -17,10 +17,12 @@ from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.matmul_precision import matmul_precision
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.pretrained import adopted, open_pretrained, read_pretrained
-from flax_resnet.training.processes.exchange import check_same, first, in_turns
+from flax_resnet.training.processes.exchange import check_same, first, gather, in_turns
 from flax_resnet.training.result import Result, finished_result, report
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
+from flax_resnet.training.runs.load import is_run
+from flax_resnet.training.runs.metadata import versions
 from flax_resnet.training.runs.time_account import AccountWriter
 from flax_resnet.training.start import Start, check_teacher, fresh_start, resumed_start
 from flax_resnet.training.state import build_model
@@ -64,7 +66,7 @@ def train(
     ledger = ledger or Ledger()
     _check_arguments(config, workdir, dry_run, observers)
     config = with_absolute_paths(config)
-    check_same("the configuration", dataclasses.asdict(config))
+    _check_same_command(config, resume=resume, dry_run=dry_run)
     folder = RunFolder.at(workdir or ".")  # a dry run writes nothing
 
     # Check everything that can be checked before anything is compiled or written.
@@ -72,8 +74,7 @@ def train(
     if config.model.name:
         build_model(config, config.model.num_classes or 1)
     splits = open_same_splits(config, train_source, eval_source)
-    wants_weights = config.model.pretrained and not stored
-    pretrained = in_turns(lambda: open_pretrained(config)) if wants_weights else None
+    pretrained = _open_weights(config) if config.model.pretrained and not stored else None
     if known := stored or (pretrained and pretrained.about):
         config = adopted(config, known)
     experiment = build_experiment(config, splits)
@@ -99,6 +100,7 @@ def train(
         if start:
             check_teacher(start, teacher, config.distill.teacher, folder)
         # Only after all checks: a command that fails one of them keeps the stored configuration.
+        gather(None)  # all have read what process 0 changes now
         first(partial(_keep_until, start, folder, config))
         log.info("%s", experiment.summary())
         if start:
@@ -143,6 +145,12 @@ def _check_arguments(
         )
 
 
+def _check_same_command(config: Config, **arguments: Any) -> None:
+    """Raise ProcessError if the processes were started with different arguments, configurations or versions."""
+    everything = {**arguments, "config": dataclasses.asdict(config), "versions": versions()}
+    check_same("the command", everything)
+
+
 def _stored_config(folder: RunFolder) -> Config | None:
     """Return the configuration in the run folder, as process 0 reads it, or None for a new folder."""
 
@@ -152,6 +160,13 @@ def _stored_config(folder: RunFolder) -> Config | None:
 
     values = first(read)
     return freeze(values) if values else None
+
+
+def _open_weights(config: Config) -> Any:
+    """Open pretrained weights: all processes together read a checkpoint; in turns, what may be downloaded."""
+    if is_run(config.model.pretrained):
+        return open_pretrained(config)
+    return in_turns(lambda: open_pretrained(config))
 
 
 def _keep_until(start: Start | None, folder: RunFolder, config: Config) -> None:

@@ -18,6 +18,7 @@ from flax_resnet.training.interrupt import Stop, Stopped, stop_requested, until_
 from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.observer import Observer
 from flax_resnet.training.out_of_memory import evaluation_memory, step_memory
+from flax_resnet.training.processes.exchange import gather
 from flax_resnet.training.programs import Programs, make_programs
 from flax_resnet.training.run_log import RunLog
 from flax_resnet.training.runs.checkpoint import Checkpoints
@@ -100,6 +101,7 @@ class Trainer:
                             break
                 with ledger.span(CHECKPOINT):
                     self.checkpoints.wait()
+                gather(None)  # a signal stops all of the processes or none
         finally:
             ledger.switch(OTHER)
             log.close()

@@ -333,3 +333,9 @@ def test_an_unshared_folder_and_a_url_are_refused(tmp_path, monkeypatch):
         pass
     with refused("gs://bucket/run"):
         RunFolder.at("gs://bucket/run")
+
+
+def test_weights_of_a_run_are_read_together(arguments, alone, tmp_path):
+    """A checkpoint is read by all processes at once; what a hub holds, in turns."""
+    options = [*arguments, f"--workdir={tmp_path / 'run'}", f"--config.model.pretrained={alone}"]
+    check(Job(2, [*options, "--config.train.steps=1"]))

@@ -306,7 +306,7 @@ def _load(host: HostBatches, used: np.ndarray, size: int, crop: str) -> dict[str
     }
     batch_size = min(LOADING_BATCH, count)
     batches = host.evaluation(used, batch_size=batch_size, rows=slice(0, batch_size), crop=crop)
-    shown = sys.stderr.isatty()
+    shown = sys.stderr.isatty() and jax.process_index() == 0
     with tqdm(total=count, unit="img", desc="decoding", leave=False, disable=not shown) as bar:
         for batch in batches:
             mask = batch["mask"]

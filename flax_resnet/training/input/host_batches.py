@@ -125,9 +125,10 @@ class HostBatches:
         Raises:
           DataError: they are more than `data.max_bad_images`.
         """
-        self.bad.clear()
+        # Nothing is removed: the threads that read ahead use this dict.
         for index, step in sorted(bad.items(), key=lambda found: found[1]):
-            self._check_limit(index)
+            if index not in self.bad:
+                self._check_limit(index)
             self.bad[index] = step
 
     def _note_bad(self, found: list[int], step: int) -> None:

@@ -63,7 +63,9 @@ class Watch:
         self._was_told = False  # this process has told its number of boundaries
         self._stop_at: int | None = None  # boundaries that all pass before they stop
         self._failure: dict[str, Any] | None = None
+        self._was_reported = False
         self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._spoke = time.monotonic()  # time of the last exchange with the store
         self._beats: dict[int, tuple[int, int]] = {}  # {process: (beat, passed)}
         self._silent: dict[int, float] = {}  # {process: seconds without a new beat}
@@ -74,11 +76,16 @@ class Watch:
     def start(self) -> None:
         """Start the threads."""
         for action in (self._talk, self._judge):
-            threading.Thread(target=action, name=f"watch {action.__name__}", daemon=True).start()
+            thread = threading.Thread(target=action, name="watch", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self) -> None:
-        """End the threads."""
+        """End the threads, which use the store."""
         self._closed.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(10 * PERIOD)
 
     def request_stop(self) -> None:
         """Ask all processes to stop at the next boundary that all can reach. Safe in a signal handler."""
@@ -224,7 +231,9 @@ class Watch:
 
     def report(self, failure: dict[str, Any]) -> None:
         """Print a failure of another process, in process 0 only: its own process prints it too, if it can."""
-        if self._process == 0:
+        with self._state:
+            is_first, self._was_reported = not self._was_reported, True
+        if is_first and self._process == 0:
             own = failure["code"] == LOST
             line = failure["line"] if own else f"process {failure['process']}: {failure['line']}"
             print(f"error: {line}", file=sys.stderr, flush=True)

@@ -260,8 +260,8 @@ class Checkpoints:
         return f"is damaged: {damage}" if damage else ""
 
     def _check_files(self, step: int, path: pathlib.Path) -> None:
-        """Raise BrokenCheckpointError if a file is damaged, and CheckpointError as `_damage`."""
-        if damage := self._damage(step, path):
+        """Raise BrokenCheckpointError if a file is damaged, and CheckpointError as `_damage`; in process 0."""
+        if jax.process_index() == 0 and (damage := self._damage(step, path)):
             raise BrokenCheckpointError(damage, key=path)
 
     def _unreadable(self, path: pathlib.Path, error: BaseException) -> CheckpointError:

@@ -11,6 +11,7 @@ from flax_resnet.config import Config
 from flax_resnet.errors import CheckpointError
 from flax_resnet.models.network import Network
 from flax_resnet.training import sharding
+from flax_resnet.training.processes.exchange import first
 from flax_resnet.training.runs.checkpoint import Checkpoints
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.runs.metadata import RunMetadata
@@ -69,7 +70,7 @@ def load_run(path: str | pathlib.Path, checkpoint: str | int = "last") -> Loaded
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         best = best_saved_step(RunFolder(folder), checkpoints) if checkpoint == "best" else None
-        step = chosen_step(checkpoints, checkpoint, best)
+        step = first(lambda: chosen_step(checkpoints, checkpoint, best))
         metadata = checkpoints.metadata(step)
         config = metadata.frozen_config
         model = build_model(config, metadata.num_classes)

@@ -71,7 +71,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def owner_of(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the owner that the lock of a run folder names, or {} without one."""
-    return _read(workdir / LOCK)
+    found = _read(workdir / LOCK)
+    return {key: value for key, value in found.items() if key != "renewal"}
 
 
 def sees_owner(workdir: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
