@@ -52,7 +52,6 @@ def test_a_sample_sees_memory_threads_and_files(tmp_path):
     assert after.mib > before.mib + 32
     assert after.files == before.files + 1
     del held
-    assert soak.sample(os.getpid(), 2.0).mib < after.mib - 32
     with pytest.raises((OSError, KeyError)):
         soak.sample(2**22 + 1, 0.0)
 

@@ -172,7 +172,7 @@ def test_too_little_memory_is_one_line_with_remedies(error, capsys):
     assert app.run("test", "", lambda values, argv: None, fail, []) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: memory: is too small: ")
-    assert "train.microbatch_size='auto'" in line
+    assert "train.microbatch_size=auto" in line
 
 
 def test_other_errors_are_bugs_and_not_recognized():

@@ -17,6 +17,7 @@ from flax_resnet.optim.optimizer import updates_made
 from flax_resnet.optim.optimizer_section import OPTIMIZERS
 from flax_resnet.training import sharding
 from flax_resnet.training.experiment import Experiment
+from flax_resnet.training.ledger import Ledger
 from flax_resnet.training.programs import Programs
 from flax_resnet.training.runs.folder import RunFolder
 from flax_resnet.training.start import Start
@@ -153,14 +154,16 @@ def overflowing(folder, factors):
         ),
         splits=None, plan=made, mesh=None, model=None, optimizer=None, abstract_state=None,
     )  # fmt: skip
-    programs = Programs(step, eval_step=None, measure_statistics=None, microbatches=1, data={})
+    programs = Programs(
+        step, eval_step=None, measure_statistics=None, microbatches=1, data={}, compile_largest=None
+    )
     trainer = Trainer(
         experiment, programs, Numbers(), eval_feed=None, folder=RunFolder.at(folder), checkpoints=Checkpoints(),
         teacher_checksum=None, observers=(),
     )  # fmt: skip
     state = TrainState(jnp.int32(0), {}, {}, optax.ScaleByScheduleState(jnp.int32(0)), {})
     with pytest.raises((DivergedError, IndexError)) as error:
-        trainer.run(Start(0, state))
+        trainer.run(Start(0, state), Ledger())
     return error.value, records_of(folder, "train")
 
 

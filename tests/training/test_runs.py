@@ -94,8 +94,8 @@ def test_another_configuration_needs_a_forced_resume(copy, capsys):
 def test_another_seed_changes_the_run_but_compiles_nothing(tiny, own_cache, tmp_path, monkeypatch):
     set_up = app.set_up_jax
 
-    def keep_all(*settings):
-        set_up(*settings)
+    def keep_all(*settings, **more):
+        set_up(*settings, **more)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     monkeypatch.setattr(app, "set_up_jax", keep_all)

@@ -72,7 +72,8 @@ def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path, lau
     assert process.wait() == -signal.SIGKILL
     first = time.monotonic() - began
     before = read_account(RunFolder.at(workdir))
-    assert before.total == pytest.approx(first, rel=0.05, abs=0.5)
+    # The start and the end of the interpreter, and what follows the last line, are outside: long on a busy machine.
+    assert 0.6 * first < before.total < first
 
     began, again = time.monotonic(), launch(options)
     err = again.communicate(timeout=300)[1]
@@ -83,8 +84,7 @@ def test_a_killed_and_resumed_run_accounts_for_its_wall_time(tiny, tmp_path, lau
     assert account.starts[0] == before.starts[0]
     assert account.starts[1].first_step == resumed < account.starts[0].last_step
     assert account.starts[1].last_step == 20 * (1437 // 24)
-    # The end of the interpreter is outside.
-    assert account.total == pytest.approx(first + second, rel=0.05, abs=1.5)
+    assert 0.6 * (first + second) < account.total < first + second
     assert sum(account.shares.values()) == pytest.approx(1)
     shares = account.shares
     assert all(shares[stage] > 0 for stage in (*LEDGER_STAGES, LOST))
