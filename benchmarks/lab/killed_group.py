@@ -113,6 +113,9 @@ def _joined(count: int, port: int, number: int) -> list[str]:
         f"--coordinator=127.0.0.1:{port}",
         f"--num_processes={count}",
         f"--process_id={number}",
+        # The others notice a killed process, or one that never comes, after these seconds.
+        "--lost_after=10",
+        "--join_timeout=60",
     ]
 
 
