@@ -118,8 +118,8 @@ class Checkpoints:
 
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
-          CheckpointError: this write or the previous one failed; or the folder was removed or replaced. (Orbax would
-            make it anew, and the run would end in a folder without its start.)
+          CheckpointError: this write or the previous one failed; or the folder was removed or replaced. Orbax
+            would make it anew, and the run would end in a folder without its start.
         """
         self.wait()
         if identity(self._folder) != self._place:
