@@ -122,14 +122,13 @@ class Checkpoints:
 
         Raises:
           DivergedError: a leaf is not finite; nothing is written.
-          CheckpointError: this write or the previous one failed.
-          WorkdirError: the folder was removed or replaced since it was opened. (Orbax would make it anew, and the
-            run would end in a folder without its start.)
+          CheckpointError: this write or the previous one failed; or the folder was removed or replaced. Orbax
+            would make it anew, and the run would end in a folder without its start.
         """
         self.wait()
-        if identity(self.folder) != self._place:
-            problem = "was removed or replaced during the run, or cannot be reached"
-            raise WorkdirError(problem, key=self.folder)
+        if jax.process_index() == 0 and identity(self.folder) != self._place:
+            problem = "cannot be written: its folder was removed or replaced, or cannot be reached"
+            raise CheckpointError(problem, key=self._path(step))
         sums = checksums(state, must_be_finite=True)
         metadata = dataclasses.replace(
             metadata, shapes=shapes(state), checksums=sums, versions=versions()
