@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from flax_resnet.config import Config, freeze
@@ -222,8 +223,16 @@ def read_pretrained(
     return {**variables, "params": {**params, model.head: head}}
 
 
-def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> TrainState:
-    """Copy weights into a fresh state; leaves given only as shapes keep their fresh initialization."""
+def warm_started(
+    state: TrainState,
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """Copy weights into a fresh state; leaves given only as shapes keep their fresh initialization.
+
+    The optimizer starts from these weights, too: Schedule-Free SGD keeps a copy of them.
+    """
 
     def chosen(new: Any, fresh: jax.Array) -> jax.Array:
         return fresh if isinstance(new, jax.ShapeDtypeStruct) else sharding.replicate(new, mesh)
@@ -231,5 +240,9 @@ def warm_started(state: TrainState, variables: dict[str, Any], mesh: Mesh) -> Tr
     own = {"params": state.params, "batch_stats": state.batch_stats}
     filled = {name: jax.tree.map(chosen, variables[name], own[name]) for name in own}
     mean = jax.tree.map(jnp.copy, filled) if state.ema else {}
-    where = jax.tree.map(lambda leaf: leaf.sharding, state.ema)
-    return dataclasses.replace(state, ema=jax.device_put(mean, where), **filled)
+    where = jax.tree.map(
+        lambda leaf: leaf.sharding, {"ema": state.ema, "opt_state": state.opt_state}
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=where["opt_state"])(filled["params"])
+    average = jax.device_put(mean, where["ema"])
+    return dataclasses.replace(state, ema=average, opt_state=opt_state, **filled)

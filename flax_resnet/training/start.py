@@ -70,7 +70,7 @@ def fresh_start(experiment: Experiment, weights: dict[str, Any] | None) -> Start
         experiment.config, experiment.model, experiment.optimizer, experiment.mesh
     )
     if weights is not None:
-        state = warm_started(state, weights, experiment.mesh)
+        state = warm_started(state, weights, experiment.optimizer, experiment.mesh)
     return Start(0, state)
 
 

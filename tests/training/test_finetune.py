@@ -14,8 +14,11 @@ from flax_resnet import create_model, main
 from flax_resnet.cli import preview
 from flax_resnet.cli.convert import export_run
 from flax_resnet.config import freeze
-from flax_resnet.config.plan import plan, planned_optimizer
+from flax_resnet.config.plan import Plan, plan, planned_optimizer
 from flax_resnet.errors import ConfigError
+from flax_resnet.training import sharding
+from flax_resnet.training.pretrained import warm_started
+from flax_resnet.training.state import build_model, initial_state
 
 PRETRAINED = {
     "widths": [4, 8, 16, 32],
@@ -224,3 +227,19 @@ def test_a_parameter_starts_to_learn_at_its_unfreeze_step(name):
     if name == "lars":  # momentum over updates; this is the first update
         norms = np.linalg.norm(trail[2]["conv1"]["kernel"]) / np.linalg.norm(grad)
         np.testing.assert_allclose(moved, -0.1 * 0.001 * norms * grad, rtol=1e-3, atol=1e-7)
+
+
+def test_the_optimizer_starts_from_pretrained_weights():
+    """Schedule-Free SGD keeps the iterate z, which is the weights at the start."""
+    sections = {
+        "model": {"name": "resnet20", "depths": (1, 1, 1)},
+        "optimizer": {"name": "schedule_free_sgd"},
+    }
+    config = freeze(sections)
+    model, mesh = build_model(config, 10), sharding.make_mesh()
+    optimizer = planned_optimizer(config, Plan.nominal(10), model)
+    state = initial_state(config, model, optimizer, mesh)
+    weights = {name: drawn(getattr(state, name), seed=1) for name in ("params", "batch_stats")}
+    start = warm_started(state, weights, optimizer, mesh)
+    jax.tree.map(np.testing.assert_array_equal, start.params, weights["params"])
+    jax.tree.map(np.testing.assert_array_equal, start.opt_state.z, start.params)
