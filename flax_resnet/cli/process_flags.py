@@ -65,6 +65,8 @@ def joined(values: flags.FlagValues) -> Iterator[int]:
         device.check(app.flag(values, "device"))
         yield 0
         return
+    # Before the watch starts: loading TensorFlow from a network file system may hold Python's lock for long.
+    import flax_resnet.training.trainer  # noqa: F401
     from flax_resnet.training.processes import join
 
     watch = join.join(
