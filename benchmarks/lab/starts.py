@@ -88,7 +88,7 @@ def start(place: pathlib.Path, processes: int) -> dict[str, Any]:
         )
         for number in range(processes)
     ]
-    outputs = [process.communicate(timeout=MOST_SECONDS)[0] for process in started]
+    outputs = [_output(process, began + MOST_SECONDS) for process in started]
     codes = [process.returncode for process in started]
     problem = "" if any(codes) else _problem(workdir)
     result: dict[str, Any] = {
@@ -99,6 +99,15 @@ def start(place: pathlib.Path, processes: int) -> dict[str, Any]:
     if not result["good"]:
         result["problem"] = problem or [text[-500:] for text in outputs]
     return result
+
+
+def _output(process: subprocess.Popen, deadline: float) -> str:
+    """Return the output of a process at its end. After the deadline, it is killed, and so has an exit code."""
+    try:
+        return process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return f"killed after {MOST_SECONDS} s: {process.communicate()[0]}"
 
 
 def _problem(workdir: pathlib.Path) -> str:
