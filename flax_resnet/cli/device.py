@@ -51,9 +51,8 @@ def choose(device: str) -> None:
     _reports.device = device
     logging.getLogger("jax._src.xla_bridge").addFilter(_reports)  # adds it once
     if device == CPU:
-        os.environ["JAX_PLATFORMS"] = (
-            "cpu"  # for `memory.computes_on_cpu`, and for JAX if it is imported later
-        )
+        # For `memory.computes_on_cpu`, and for JAX if it is imported later.
+        os.environ["JAX_PLATFORMS"] = "cpu"
         if "jax" in sys.modules:
             import jax
 

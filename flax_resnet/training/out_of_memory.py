@@ -19,10 +19,9 @@ from flax_resnet.training.microbatch_size import (
 from flax_resnet.training.state import TrainState
 
 
-@contextlib.contextmanager
 def step_memory(
     config: Config, mesh: Mesh, shapes: TrainState, compile_step: Callable[[], Any]
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Convert an error of XLA for a full memory, inside this block of training steps, to a ConfigError.
 
     Args:
@@ -31,33 +30,41 @@ def step_memory(
       shapes: the training state, as shapes with shardings.
       compile_step: a function that returns the compiled step, whose needs the error names.
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"the training step {_needs(mesh, shapes, compile_step)}: {one_line(error)}",
+
+    def explained(reason: str) -> ConfigError:
+        return ConfigError(
+            f"the training step {_needs(mesh, shapes, compile_step)}: {reason}",
             key="train.batch_size",
             value=config.train.batch_size,
             cure="; ".join(smaller_settings(config)),
-        ) from error
+        )
+
+    return _converted(explained)
+
+
+def evaluation_memory(batch_size: int) -> contextlib.AbstractContextManager[None]:
+    """Convert an error of XLA for a full memory, inside this block of an evaluation, to a ConfigError."""
+
+    def explained(reason: str) -> ConfigError:
+        return ConfigError(
+            f"the evaluation does not fit in memory: {reason}",
+            key="train.eval_batch_size",
+            value=batch_size,
+            cure="decrease it",
+        )
+
+    return _converted(explained)
 
 
 @contextlib.contextmanager
-def evaluation_memory(batch_size: int) -> Iterator[None]:
-    """Convert an error of XLA for a full memory, inside this block of an evaluation, to a ConfigError."""
+def _converted(explained: Callable[[str], ConfigError]) -> Iterator[None]:
+    """Raise the error that `explained` returns for XLA's message, if memory is full inside this block."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(
-            f"the evaluation does not fit in memory: {one_line(error)}",
-            key="train.eval_batch_size",
-            value=batch_size,
-            cure="decrease it",
-        ) from error
+        raise explained(one_line(error)) from error
 
 
 def smaller_settings(config: Config) -> list[str]:

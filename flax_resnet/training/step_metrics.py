@@ -41,9 +41,8 @@ class StepMetrics:
         self.ledger = ledger
         self._section = section
         before = unrecorded or {}
-        self._in_a_row: int = before.get(
-            "in_a_row", 0
-        )  # skipped steps, without the search for a loss scale
+        # Skipped steps, without those of the search for a loss scale.
+        self._in_a_row: int = before.get("in_a_row", 0)
         self._count: int = before.get("count", 0)  # steps since the last record
         # {metric: [sum, number of steps that have it]}
         self._sums: dict[str, list[float]] = {k: [*v] for k, v in before.get("sums", {}).items()}
