@@ -32,7 +32,7 @@ def define(values: flags.FlagValues) -> None:
         "num_processes", None, "number of processes; all run the same command", flag_values=values
     )
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", flag_values=values)
-    flags.DEFINE_float(
+    flags.DEFINE_integer(  # a float may be NaN, which no bound refuses
         "join_timeout",
         300,
         "seconds to wait for the other processes at the start",
@@ -40,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
         upper_bound=24 * 3600,
         flag_values=values,
     )
-    flags.DEFINE_float(
+    flags.DEFINE_integer(
         "lost_after",
         60,
         "seconds without a sign of life after which a process counts as lost, and all others end",
@@ -74,8 +74,9 @@ def joined(values: flags.FlagValues) -> Iterator[int]:
         timeout=app.flag(values, "join_timeout"),
         lost_after=app.flag(values, "lost_after"),
     )
+    log, only_warnings = logging.getLogger("flax_resnet"), _Filter(launch)
     if launch.process_id:
-        logging.getLogger("flax_resnet").addFilter(_Filter(launch))
+        log.addFilter(only_warnings)
     interrupted = None
     try:
         device.check(app.flag(values, "device"))
@@ -86,6 +87,7 @@ def joined(values: flags.FlagValues) -> Iterator[int]:
     except BaseException as error:
         _end(watch, launch, error)
     join.leave(watch)
+    log.removeFilter(only_warnings)
     if interrupted:
         if launch.process_id == 0:
             raise interrupted
