@@ -3,6 +3,7 @@
 import pytest
 from conftest import refused
 
+from flax_resnet import main
 from flax_resnet.training.processes.launcher import Launch, find_launch, first_host
 
 # As `srun --nodes=2 --ntasks-per-node=2` sets them in the last task.
@@ -118,3 +119,10 @@ def test_wrong_variables():
 ])  # fmt: skip
 def test_first_host(nodes, first):
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize("flag", ["--lost_after=nan", "--lost_after=1", "--join_timeout=inf"])
+def test_wrong_time_limits_are_one_line(flag, capsys):
+    assert main.main(["--config=resnet18", "--dry_run", flag]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag}")
