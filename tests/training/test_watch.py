@@ -1,5 +1,6 @@
 """The watch over other processes, with several watches in one process that share a store."""
 
+import io
 import random
 import threading
 import time
@@ -53,6 +54,11 @@ def watches(monkeypatch):
     yield make
     for one in made:
         one.stop()
+    # On a busy machine `stop` may give up first: a thread must not print into the next test's output.
+    for thread in threading.enumerate():
+        if thread.name == "watch":
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def wait_until(condition, seconds=30.0):
@@ -149,3 +155,13 @@ def test_process_0_that_does_not_answer_is_lost(watches, capfd):
     store.silent = True
     wait_until(lambda: codes.get(1) == LOST)
     assert "process 0" in capfd.readouterr().err
+
+
+def test_a_lost_process_ends_although_standard_error_is_closed(watches, monkeypatch):
+    store, made, codes = watches(2, lost_after=0.3)
+    wait_until(lambda: made[1]._beats)
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    store.silent = True
+    wait_until(lambda: codes.get(1) == LOST)

@@ -14,6 +14,7 @@ same boundaries in the same order, but not at the same moment. At a signal, each
 passed, and waits at the next one. They then go on to the largest of these numbers, and stop there.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -134,7 +135,7 @@ class Watch:
         try:
             self._store.key_value_set(f"{PREFIX}/watch/{name}", value, allow_overwrite=True)
         except Exception as error:  # process 0 is gone
-            print(f"warning: cannot tell the other processes: {one_line(error)}", file=sys.stderr)
+            _say(f"warning: cannot tell the other processes: {one_line(error)}")
 
     def _read(self) -> list[tuple[str, str]]:
         """Return what the processes wrote: (name, value) pairs."""
@@ -236,7 +237,7 @@ class Watch:
         if is_first and self._process == 0:
             own = failure["code"] == LOST
             line = failure["line"] if own else f"process {failure['process']}: {failure['line']}"
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            _say(f"error: {line}")
 
     def _judge(self) -> None:
         """End this process if the store, which process 0 serves, does not answer. This thread never calls it."""
@@ -244,9 +245,15 @@ class Watch:
         while not self._closed.wait(PERIOD):
             silent, spoke = (silent + PERIOD if spoke == self._spoke else 0.0), self._spoke
             if silent > self._lost_after:
-                problem = f"process 0 has not answered for {self._lost_after:.0f} s"
-                print(f"error: {problem}: {CURE}", file=sys.stderr, flush=True)
+                _say(f"error: process 0 has not answered for {self._lost_after:.0f} s: {CURE}")
                 self._end(LOST)
+                return
+
+
+def _say(line: str) -> None:
+    """Print to standard error. If that is closed or full, the line is lost: a lost run must end nevertheless."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 _current: Watch | None = None
