@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from flax_resnet.models.layers.convolution import Array
+
 
 class BlockSpec(NamedTuple):
     """The shape of one block.
@@ -40,6 +42,8 @@ class Parts:
       conv: convolution module, called with (features, size, ..., name=).
       norm: normalisation module that includes the activation unless act=None; called with `train`.
       act: the activation.
+      act_of_sum: the activation of the sum of branch and shortcut: the same function.
+      norm_takes_products: whether `norm` can compute the convolution before it together with itself, in training.
       attention: channel attention module, called with (channels, name=); None for none.
       anti_alias: low-pass filter, called with (x, stride=) after a 3x3 to apply its stride; None for none.
       shortcut: name of the shortcut's row.
@@ -53,6 +57,8 @@ class Parts:
     conv: Any
     norm: Any
     act: Any
+    act_of_sum: Any = None
+    norm_takes_products: bool = False
     attention: Any = None
     anti_alias: Any = None
     shortcut: str = "projection"
@@ -61,6 +67,39 @@ class Parts:
     stride_first: bool = False
     dropout: float = 0.0
     zero_init_last: bool = False
+
+    def conv_norm(
+        self,
+        x: Array,
+        train: bool,
+        conv: tuple[str, int],
+        norm: str,
+        *,
+        stride: int = 1,
+        pools: bool = False,
+        **options: Any,
+    ) -> tuple[Array, Array | None]:
+        """Apply a 1x1 convolution and its normalisation, as one product where that is faster.
+
+        Args:
+          x: [N, H, W, C].
+          train: whether to use the statistics of the batch.
+          conv: name and features of the convolution.
+          norm: name of the normalisation.
+          stride: step of the convolution.
+          pools: whether the caller needs the mean of each image.
+          **options: options of the normalisation.
+
+        Returns:
+          The result, and the means of its images [N, features] if `pools`; None if they are not known.
+        """
+        name, features = conv
+        lazy = train and self.norm_takes_products
+        product = self.conv(features, 1, stride=stride, name=name)(x, lazy=lazy)
+        layer = self.norm(name=norm, **options)
+        if lazy and pools:
+            return layer(product, train=train, pools=True)
+        return layer(product, train=train), None
 
     @property
     def last(self) -> dict[str, Any]:

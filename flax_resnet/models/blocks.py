@@ -73,11 +73,16 @@ class Block(nn.Module):
         x = parts.norm(name=f"bn{number}")(x, train=train)
         return parts.anti_alias(x, stride=spec.stride) if filtered else x
 
-    def _attended(self, y: Array) -> Array:
-        """Apply channel attention to the residual branch y. Source: Hu et al. 2018, figure 3."""
+    def _attended(self, y: Array, means: Array | None = None) -> Array:
+        """Apply channel attention to the residual branch y. Source: Hu et al. 2018, figure 3.
+
+        Args:
+          y: [N, H, W, C].
+          means: its means over H and W, [N, C], if they are known.
+        """
         if not self.parts.attention:
             return y
-        return self.parts.attention(self.spec.nominal, name="se")(y)
+        return self.parts.attention(self.spec.nominal, name="se")(y, means)
 
     def _sum(self, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
         """Add the residual branch y, dropped at random for some examples, to the shortcut x."""
@@ -123,17 +128,26 @@ class Bottleneck(Block):
         groups = self.parts.cardinality
         y = self._strided_3x3(y, middle, 2, train, stride=strides[1], groups=groups)
         y = self._dropped(y, train, dropout)
-        y = self.parts.conv(features, 1, name="conv3")(y)
-        y = self.parts.norm(name="bn3", **self.parts.last)(y, train=train)
-        return _activated_sum(self, x, y, train, drop_path)
+        pools = bool(self.parts.attention)
+        y, means = self.parts.conv_norm(
+            y, train, ("conv3", features), "bn3", pools=pools, **self.parts.last
+        )
+        return _activated_sum(self, x, y, train, drop_path, means)
 
 
-def _activated_sum(block: Block, x: Array, y: Array, train: bool, drop_path: Array | None) -> Array:
+def _activated_sum(
+    block: Block,
+    x: Array,
+    y: Array,
+    train: bool,
+    drop_path: Array | None,
+    means: Array | None = None,
+) -> Array:
     """Apply attention to the branch y, add the shortcut, and activate the sum."""
-    y = block._attended(y)
+    y = block._attended(y, means)
     shortcut = SHORTCUTS[block.parts.shortcut]
     x = shortcut.apply(block.spec, block.parts, x, train) if block.spec.project else x
-    return block.parts.act(block._sum(x, y, train, drop_path))
+    return block.parts.act_of_sum(block._sum(x, y, train, drop_path))
 
 
 class PreactBasic(Block):

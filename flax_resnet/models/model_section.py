@@ -102,6 +102,13 @@ class Model(Section):
         "number of groups of the global batch",
         needs=all_of(norm_scope="ghost"),
     )
+    collapse: str = setting(
+        UNSET,
+        one_of("auto", "on", "off"),
+        "when training computes a 1x1 convolution and the batch normalisation behind it as one product: auto is in "
+        "bfloat16 on GPU, where that moves fewer bytes; on is wherever there are more outputs than inputs; if not "
+        "set, auto",
+    )
     norm_momentum: float = setting(
         UNSET,
         within(0, 1),

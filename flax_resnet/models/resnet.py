@@ -52,6 +52,8 @@ class ResNet(nn.Module):
       norm_momentum: momentum of `BatchNorm`, in torch's sense.
       norm_epsilon: epsilon of the normalisation.
       norm_groups: groups of `BatchNorm`; 1 for statistics of the global batch.
+      collapse: when a 1x1 convolution and the `BatchNorm` behind it are one product, in training: "auto", "on",
+        "off"; see `ops.collapsed.collapses`.
       act: a row of `ACTIVATIONS`.
       standardize: epsilon of weight standardisation of the convolutions; None for none.
       dropout: rate of dropout, before the head or within the blocks.
@@ -92,6 +94,7 @@ class ResNet(nn.Module):
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     norm_groups: int = 1
+    collapse: str = "auto"
     act: str = "relu"
     standardize: float | None = None
     dropout: float = 0.0
@@ -138,6 +141,8 @@ class ResNet(nn.Module):
             conv=partial(Conv, dtype=self.dtype, standardize=self.standardize),
             norm=norm_layer(self, act),
             act=act,
+            act_of_sum=ACTIVATIONS[self.act].of_sum or act,
+            norm_takes_products=self.measures_batches,
             attention=attention_layer(self),
             anti_alias=ANTI_ALIAS[self.anti_alias].filter,
             shortcut=self.shortcut,

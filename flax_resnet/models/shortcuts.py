@@ -49,7 +49,10 @@ def _averaged(spec: BlockSpec, x: Array) -> Array:
 def _projection(spec: BlockSpec, parts: Parts, x: Array, train: bool) -> Array:
     """Project by a convolution at the block's stride, and normalise: option B, torchvision's `downsample`."""
     size = parts.shortcut_size if spec.stride > 1 or spec.dilation > 1 else 1
-    dilation = spec.first_dilation if size > 1 else 1
+    if size == 1:
+        conv = "downsample_0", spec.channels[-1]
+        return parts.conv_norm(x, train, conv, "downsample_1", stride=spec.stride, act=None)[0]
+    dilation = spec.first_dilation
     y = parts.conv(
         spec.channels[-1], size, stride=spec.stride, dilation=dilation, name="downsample_0"
     )(x)
@@ -67,9 +70,8 @@ def _average_projection(spec: BlockSpec, parts: Parts, x: Array, train: bool) ->
 
     Source: He et al. 2019, "Bag of tricks", figure 2c.
     """
-    y = _averaged(spec, x)
-    y = parts.conv(spec.channels[-1], 1, name="downsample_1")(y)
-    return parts.norm(name="downsample_2", act=None)(y, train=train)
+    conv = "downsample_1", spec.channels[-1]
+    return parts.conv_norm(_averaged(spec, x), train, conv, "downsample_2", act=None)[0]
 
 
 def _preact_average_projection(spec: BlockSpec, parts: Parts, x: Array, activated: Array) -> Array:

@@ -30,6 +30,7 @@ Limits of our operations ("plain" has none of them):
 import contextlib
 import contextvars
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AxisType
 
 from flax_resnet.errors import ConfigError
 
@@ -137,6 +139,17 @@ def pinned(x: Array) -> Array:
     # NumPy arrays can be passed outside of jit.
     layout = Layout(tuple(range(x.ndim)))
     return with_layout_constraint(jnp.asarray(x), layout) if pins_layout() else x
+
+
+def batch_shards() -> int:
+    """Return the number of devices that the batch of the ambient mesh is split over; 1 without a mesh.
+
+    The ambient mesh is that of `jax.sharding.use_abstract_mesh`. Within `jax.shard_map` the result is 1, because
+    arrays there are one device's own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = zip(mesh.axis_sizes, mesh.axis_types or (), strict=False)
+    return math.prod(size for size, kind in sizes if kind == AxisType.Auto)
 
 
 def fusion_barrier(x: Array) -> Array:

@@ -45,6 +45,7 @@ SEPARATE = (
     "norm_scope",
     "norm_groups",
     "norm_momentum",
+    "collapse",
 )
 
 

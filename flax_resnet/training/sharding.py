@@ -5,8 +5,9 @@ share of the optimizer state and of the moving average of the weights. Parameter
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,20 @@ from flax_resnet.errors import ConfigError
 def make_mesh() -> Mesh:
     """Return the mesh over all devices of all processes."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """Return the function, traced with `mesh` as the ambient mesh.
+
+    Operations ask for it (`dispatch.batch_shards`) to keep sums over the images of each device apart.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.models.layers.convolution import at_least_float32
+from flax_resnet.ops.relu import relu_of_sum
 from flax_resnet.settings import Registry, Row
 
 Array = jax.Array
@@ -21,9 +22,11 @@ class ActivationRow(Row):
 
     Attributes:
       apply: the function, from an array to an array of the same shape and dtype.
+      of_sum: the same function for the sum at the end of a block, if another form of it is faster there.
     """
 
     apply: Callable[[Array], Array]
+    of_sum: Callable[[Array], Array] | None = None
 
 
 ACTIVATIONS: Registry[ActivationRow] = Registry(__name__)
@@ -63,7 +66,7 @@ gelu.defjvps(_gelu_tangent)
 
 
 ROWS = (
-    ActivationRow(name="relu", help="max(x, 0)", apply=nn.relu),
+    ActivationRow(name="relu", help="max(x, 0)", apply=nn.relu, of_sum=relu_of_sum),
     ActivationRow(name="silu", help="x sigmoid(x), also called swish", apply=nn.silu),
     ActivationRow(name="gelu", help="x P(X <= x) for a standard normal X", apply=gelu),
     ActivationRow(name="leaky_relu", help="max(x, 0.01 x)", apply=nn.leaky_relu),

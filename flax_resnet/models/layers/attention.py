@@ -65,9 +65,9 @@ class SqueezeExcitation(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Scale each channel of [N, H, W, C]."""
-        y = x.mean(axis=(1, 2)).astype(self.dtype)
+    def __call__(self, x: Array, means: Array | None = None) -> Array:
+        """Scale each channel of [N, H, W, C]; `means` are its means over H and W, if they are known."""
+        y = (x.mean(axis=(1, 2)) if means is None else means).astype(self.dtype)
         y = nn.relu(Linear(divisible(self.channels * self.ratio), self.dtype, name="fc1")(y))
         y = Linear(x.shape[-1], self.dtype, name="fc2")(y)
         return x * jax.nn.sigmoid(y)[:, None, None, :]
@@ -88,11 +88,12 @@ class EfficientChannelAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Scale each channel of [N, H, W, C]."""
+    def __call__(self, x: Array, means: Array | None = None) -> Array:
+        """Scale each channel of [N, H, W, C]; `means` are its means over H and W, if they are known."""
+        means = x.mean(axis=(1, 2)) if means is None else means
         steps = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(steps if steps % 2 else steps + 1, 3)
-        gate = ChannelConv(size, self.dtype, name="conv")(x.mean(axis=(1, 2)))
+        gate = ChannelConv(size, self.dtype, name="conv")(means)
         return x * jax.nn.sigmoid(gate)[:, None, None, :]
 
 

@@ -5,7 +5,7 @@ than torch, so weights trained in torch would give different outputs.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,23 @@ def convolution(
     return convolve(Geometry(stride, padding, dilation, groups), x, kernel)
 
 
+class Product(NamedTuple):
+    """A 1x1 convolution that is not computed yet, so that `BatchNorm` can compute it together with itself.
+
+    Attributes:
+      x: [N, H, W, I], the pixels that the convolution reads; it has the compute dtype.
+      kernel: [1, 1, I, O], at least float32.
+    """
+
+    x: Array
+    kernel: Array
+
+
+def computed(x: Array | Product) -> Array:
+    """Return [N, H, W, O]: the map itself, or the result of a convolution that is not computed yet."""
+    return convolution(x.x, x.kernel.astype(x.x.dtype)) if isinstance(x, Product) else x
+
+
 def standardized(kernel: Array, epsilon: float) -> Array:
     """Standardize every output channel of a kernel [KH, KW, I, O] to zero mean and unit (biased) variance.
 
@@ -105,14 +122,16 @@ class Conv(nn.Module):
     kernel_init: Callable = he_normal_fan_out
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Map [N, H, W, I] to [N, H', W', features]."""
+    def __call__(self, x: Array, *, lazy: bool = False) -> Any:
+        """Map [N, H, W, I] to [N, H', W', features]; with `lazy`, return a 1x1 without bias as a `Product`."""
         dtype = at_least_float32(self.dtype)
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         if self.standardize is not None:
             kernel = standardized(kernel, self.standardize)
         padding = self.dilation * (self.size - 1) // 2 if self.padding is None else self.padding
+        if lazy and self.size == self.groups == 1 and not padding and not self.bias:
+            return Product(x.astype(self.dtype)[:, :: self.stride, :: self.stride], kernel)
         y = convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -16,8 +16,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.errors import ConfigError
-from flax_resnet.models.layers.convolution import Array, Dtype, at_least_float32
+from flax_resnet.models.layers.convolution import (
+    Array,
+    Dtype,
+    Product,
+    at_least_float32,
+    computed,
+)
+from flax_resnet.ops import dispatch
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
+from flax_resnet.ops.collapsed import collapsed_batch_norm, collapses
 from flax_resnet.settings import UNSET, Registry, Row
 
 
@@ -39,7 +47,12 @@ class NormRow(Row):
 
 NORMS: Registry[NormRow] = Registry(__name__)
 # {field of a network: the field of its layers that it sets}. `norm_scope` is no field: it sets `norm_groups`.
-FIELDS = {"norm_momentum": "momentum", "norm_epsilon": "epsilon", "norm_groups": "groups"}
+FIELDS = {
+    "norm_momentum": "momentum",
+    "norm_epsilon": "epsilon",
+    "norm_groups": "groups",
+    "collapse": "collapse",
+}
 
 
 def norm_layer(net: Any, act: Callable) -> Callable[..., nn.Module]:
@@ -74,6 +87,8 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       groups: number of groups, a divisor of the batch.
       frozen: whether to use the running statistics in training too, without updating them.
+      collapse: when to compute a 1x1 convolution before it together with it: "auto" where that is faster, "on"
+        where possible, "off" never.
       act: activation of the result, or None.
       dtype: dtype of the result.
       scale_init: initialiser of `scale`.
@@ -88,55 +103,84 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     groups: int = 1
     frozen: bool = False
+    collapse: str = "off"
     act: Callable | None = None
     dtype: Dtype = jnp.float32
     scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalise [N, H, W, C] over N, H, W (of each group)."""
-        stats_dtype = at_least_float32(self.dtype)
-        channels = x.shape[-1]
+    def __call__(self, x: Array | Product, *, train: bool, pools: bool = False) -> Any:
+        """Normalise [N, H, W, C] over N, H, W (of each group).
+
+        Args:
+          x: a map, or a 1x1 convolution that is not computed yet.
+          train: whether to use the statistics of the batch.
+          pools: whether to return a pair: the result, and the means [N, C] of its images, or None if they cost no
+            less than computing them from the result.
+        """
         if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
             return self._folded(x, train)
+        channels = x.kernel.shape[-1] if isinstance(x, Product) else x.shape[-1]
+        stats_dtype = at_least_float32(self.dtype)
         scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), stats_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), stats_dtype)
 
-        batch, height, width, _ = x.shape
-        groups = self.groups if train and not self.frozen else 1
-        if batch % groups:
-            raise ConfigError(
-                key="model.norm_groups",
-                value=groups,
-                allowed=f"a divisor of the batch of {batch} images that BatchNorm receives",
-            )
-        shape = (groups, batch // groups, height, width, channels)
-        # Without groups, keep four axes: XLA on GPU fuses less around an axis of length 1.
-        grouped = x.reshape(shape if groups > 1 else shape[1:])
-        if train and not self.frozen:
-            y, mean, var = batch_normalize(
-                grouped, scale, bias, running_mean.value, self.epsilon, self.act, self.dtype
-            )
-            if not self.is_initializing():
-                count = x.size // (groups * channels)
-                if count < 2:
-                    raise ConfigError(
-                        "BatchNorm receives one value per channel, which has no variance",
-                        key="train.batch_size",
-                        cure="use a larger train.batch_size, larger images or fewer model.norm_groups",
-                    )
-                mean, var = (leaf.reshape(-1, channels).mean(axis=0) for leaf in (mean, var))
-                keep = 1 - self.momentum
-                unbiased = var * (count / (count - 1))
-                running_mean.value = keep * running_mean.value + self.momentum * mean
-                running_var.value = keep * running_var.value + self.momentum * unbiased
-        else:
-            wide = grouped.astype(stats_dtype)
+        if self.frozen or not train:
+            wide = computed(x).astype(stats_dtype)
             mean, var = (along_channels(leaf.value, wide) for leaf in (running_mean, running_var))
             y = normalize(wide, mean, var, scale, bias, self.epsilon, self.act, self.dtype)
-        return y.reshape(x.shape)
+            return (y, None) if pools else y
+        y, mean, var, means = self._by_batch(x, scale, bias, running_mean.value, pools)
+        if not self.is_initializing():
+            count = y.size // (self.groups * channels)
+            if count < 2:
+                raise ConfigError(
+                    "BatchNorm receives one value per channel, which has no variance",
+                    key="train.batch_size",
+                    cure="use a larger train.batch_size, larger images or fewer model.norm_groups",
+                )
+            mean, var = (leaf.reshape(-1, channels).mean(axis=0) for leaf in (mean, var))
+            keep = 1 - self.momentum
+            unbiased = var * (count / (count - 1))
+            running_mean.value = keep * running_mean.value + self.momentum * mean
+            running_var.value = keep * running_var.value + self.momentum * unbiased
+        return (y, means) if pools else y
+
+    def _by_batch(
+        self, x: Array | Product, scale: Array, bias: Array, about: Array, pools: bool
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Return the normalised map, mean and variance [groups, ..., C], and the means of its images or None."""
+        source = x.x if isinstance(x, Product) else x
+        batch, height, width, _ = source.shape
+        if batch % self.groups:
+            raise ConfigError(
+                key="model.norm_groups",
+                value=self.groups,
+                allowed=f"a divisor of the batch of {batch} images that BatchNorm receives",
+            )
+        if isinstance(x, Product) and collapses(self.collapse, x.x, len(scale), self.groups):
+            y, mean, var, means = collapsed_batch_norm(
+                x.x,
+                x.kernel[0, 0],
+                scale,
+                bias,
+                about,
+                self.epsilon,
+                self.groups,
+                dispatch.batch_shards(),
+                pools and not self.act,
+            )
+            return self.act(y) if self.act else y, mean, var, means
+        x = computed(x)
+        shape = (self.groups, batch // self.groups, height, width, len(scale))
+        # Without groups, keep four axes: XLA on GPU fuses less around an axis of length 1.
+        grouped = x.reshape(shape if self.groups > 1 else shape[1:])
+        y, mean, var = batch_normalize(
+            grouped, scale, bias, about, self.epsilon, self.act, self.dtype
+        )
+        return y.reshape(x.shape), mean, var, None
 
     def _folded(self, x: Array, train: bool) -> Array:
         """Add the bias, the only parameter that `folding.fold_batch_norm` keeps."""
@@ -254,7 +298,7 @@ ROWS = (
     NormRow(
         name="batch",
         help="batch normalisation",
-        uses=dict.fromkeys(("norm_momentum", "norm_epsilon", "norm_scope", "norm_groups"), UNSET),
+        uses=dict.fromkeys(("norm_momentum", "norm_epsilon", "norm_scope", "norm_groups", "collapse"), UNSET),
         layer=BatchNorm,
         measures_batches=True,
     ),

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from flax_resnet.config import Config
 from flax_resnet.models.network import Network
+from flax_resnet.training import sharding
 from flax_resnet.training.step.by_device import by_device
 from flax_resnet.training.step.loss_scale import scaled
 from flax_resnet.training.step.microbatches import microbatched
@@ -44,6 +45,8 @@ def make_gradient(
     elif groups > 1:  # the groups of the batch are divided among the microbatches
         own_model = model.clone(norm_groups=groups // microbatches)
     loss_fn = make_loss(config, own_model, teacher, class_weights)
+    if not local:
+        loss_fn = sharding.on_mesh(loss_fn, mesh)
     if config.model.dtype == "float16":
         loss_fn = scaled(loss_fn)
     gradient = jax.grad(loss_fn, has_aux=True)
