@@ -60,9 +60,21 @@ def normalize(
     dtype: Dtype,
 ) -> Array:
     """Normalise [..., N, H, W, C], at least float32; cast to `dtype` and apply the activation."""
-    factor = lax.rsqrt(var + epsilon) * along_channels(scale, x)
-    y = ((x - mean) * factor + along_channels(bias, x)).astype(dtype)
+    y = scaled(
+        x, mean, lax.rsqrt(var + epsilon) * along_channels(scale, x), along_channels(bias, x), dtype
+    )
     return act(y) if act else y
+
+
+def scaled(x: Array, mean: Array, factor: Array, bias: Array, dtype: Dtype) -> Array:
+    """Return ``(x - mean) factor + bias`` of a map that is at least float32, cast to `dtype`.
+
+    For a narrow dtype, the mean and the bias become one vector. Its rounding error, 6e-8 times the distance of the
+    mean from 0 in deviations, is far below that of the dtype.
+    """
+    if jnp.dtype(dtype).itemsize < 4 and dispatch.has_own_form(x, "gpu"):
+        return (x * factor + (bias - mean * factor)).astype(dtype)
+    return ((x - mean) * factor + bias).astype(dtype)
 
 
 def along_channels(vector: Array, x: Array) -> Array:
@@ -124,11 +136,11 @@ def _own_backward(
 
     def parts(x: Array, dy: Array) -> tuple[Array, Array]:
         """Return the centred x, and the gradient with respect to the activation's input."""
-        centred = x.astype(scale.dtype) - mean
+        wide = x.astype(scale.dtype)
         if act:
-            y = (centred * factor + along_channels(bias, x)).astype(dtype)
+            y = scaled(wide, mean, factor, along_channels(bias, x), dtype)
             (dy,) = jax.vjp(act, y)[1](dy)
-        return centred, dy.astype(scale.dtype)
+        return wide - mean, dy.astype(scale.dtype)
 
     centred, before = parts(x, dy)
     on_gpu = dispatch.has_own_form(x, "gpu")

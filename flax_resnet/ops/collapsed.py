@@ -49,6 +49,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from flax_resnet.ops import dispatch
 from flax_resnet.ops.conv import Geometry, convolve
@@ -89,12 +90,12 @@ class _Saved(NamedTuple):
 
     Attributes:
       x: [N, H, W, K].
-      kernel: rounded kernel [K, C].
+      kernel: [K, C], of x's dtype.
       factor: [G, C], scale / deviation.
-      folded: rounded ``kernel * factor``, [G, K, C], of x's dtype.
+      folded: [G, K, C], ``kernel * factor`` of x's dtype.
       mu: [G, Q, K].
-      covariance: [G, Q, K, K].
-      mean: [G, C].
+      spread: [G, Q, K, C], covariance times kernel.
+      distance: [G, Q, C], mean of a part minus mean of its group; None for one part.
       deviation: [G, C], 1 / sqrt(var + epsilon).
       is_exact: [G, C], False where the variance met its floor.
     """
@@ -104,8 +105,8 @@ class _Saved(NamedTuple):
     factor: Array
     folded: Array
     mu: Array
-    covariance: Array
-    mean: Array
+    spread: Array
+    distance: Array | None
     deviation: Array
     is_exact: Array
 
@@ -139,10 +140,15 @@ def collapsed_batch_norm(
       The normalised map [N, H, W, C] of x's dtype; mean and biased variance [groups, C]; and the means of the images
       [N, C] of the moments' dtype, or None.
     """
-    return _forward(x, kernel, scale, bias, about, epsilon, groups, shards, pools)[0]
+    return _collapsed(x, kernel, scale, bias, about, epsilon, groups, shards, pools)[0]
 
 
-def _forward(
+def _forward(*arguments: Any) -> tuple[tuple[Array, Array, Array, Array | None], _Saved]:
+    # With symbolic zeros, differentiable arguments come as pairs of a value and whether it is perturbed.
+    return _collapsed(*(getattr(argument, "value", argument) for argument in arguments))
+
+
+def _collapsed(
     x: Array,
     kernel: Array,
     scale: Array,
@@ -156,31 +162,44 @@ def _forward(
     wide, (inputs, outputs) = scale.dtype, kernel.shape
     parts = _in_parts(x, groups, shards)  # [G, Q, M, K]
     per_part, pixels = parts.shape[1:3]
-    kernel = kernel.astype(x.dtype).astype(wide)
+    narrow = kernel.astype(x.dtype)
+    kernel = narrow.astype(wide)
     mu = parts.sum(axis=2, dtype=wide) / pixels
+    # XLA computes this sum in the kernel that writes x. Without the barrier, it would also store x before its
+    # activation, and compute the activation again in each product.
+    x = lax.optimization_barrier(x)
+    parts = _in_parts(x, groups, shards)
     gram = _sum_of_products(parts, parts, max(GRAM_CHUNK, 8 * inputs), wide) / pixels
     covariance = gram - mu[..., :, None] * mu[..., None, :]
-    powers = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    var = (kernel * _times(covariance, kernel)).sum(axis=-2)  # [G, Q, C], of each part
-    mean = _times(mu.mean(axis=1), kernel)
+    spread = jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)
+    var = (kernel * spread).sum(axis=-2)  # [G, Q, C], of each part
+    group_mu = mu.mean(axis=1)
+    mean = _down(group_mu, kernel)
+    distance = None
     if per_part == 1:
         var = var[:, 0]
     else:
-        var = (var + jnp.square(_times(mu, kernel) - about)).mean(axis=1)
-        var -= jnp.square(mean - about)
-    least = FLOOR * (_times(powers.mean(axis=1), jnp.square(kernel)) + jnp.square(mean))
+        own_mean = _down(mu, kernel)
+        distance = own_mean - mean[:, None]
+        var = (var + jnp.square(own_mean - about)).mean(axis=1) - jnp.square(mean - about)
+    powers = (gram * jnp.eye(inputs, dtype=wide)).sum(
+        axis=-1
+    )  # of the pixels; a gather takes one kernel more
+    least = FLOOR * (_down(powers.mean(axis=1), jnp.square(kernel)) + jnp.square(mean))
     is_exact = var >= least
     var = jnp.maximum(var, least)
     deviation = lax.rsqrt(var + epsilon)
     factor = scale * deviation
     folded = (kernel * factor[:, None, :]).astype(x.dtype)
-    shift = bias - _times(mu.mean(axis=1)[:, None, :], folded.astype(wide))  # [G, 1, C]
+    shift = bias - _down(group_mu, folded.astype(wide))  # [G, C]
     z = _per_group(x, folded) + _along_images(shift.astype(x.dtype), x)
     pooled = None
     if pools:
         means = x.mean(axis=(1, 2), dtype=wide).reshape(groups, -1, inputs)
-        pooled = (_times(means, folded.astype(wide)) + shift).reshape(-1, outputs)
-    saved = _Saved(x, kernel, factor, folded, mu, covariance, mean, deviation, is_exact)
+        wide_folded = folded.astype(wide)
+        product = jnp.matmul(means, wide_folded, precision=lax.Precision.HIGHEST)
+        pooled = (product + shift[:, None]).reshape(-1, outputs)
+    saved = _Saved(x, narrow, factor, folded, mu, spread, distance, deviation, is_exact)
     return (z, mean, var, pooled), saved
 
 
@@ -188,43 +207,46 @@ def _backward(
     epsilon: float, groups: int, shards: int, pools: bool, saved: _Saved, cotangents: tuple
 ) -> tuple:
     del epsilon
-    g, dmean, dvar, dpooled = cotangents
-    x, kernel, wide = saved.x, saved.kernel, saved.kernel.dtype
-    if pools:
+    # The cotangents of mean and variance are zero in training. XLA would compute their products.
+    g, dmean, dvar, dpooled = (None if isinstance(c, SymbolicZero) else c for c in cotangents)
+    x, factor, deviation, wide = saved.x, saved.factor, saved.deviation, saved.factor.dtype
+    g = jnp.zeros((*x.shape[:3], saved.folded.shape[-1]), x.dtype) if g is None else g
+    if dpooled is not None:
         spread = dpooled[:, None, None, :] / math.prod(x.shape[1:3])
         g = (g.astype(wide) + spread).astype(g.dtype)
-    parts = _in_parts(x, groups, shards)
+    parts, slopes = _in_parts(x, groups, shards), _in_parts(g, groups, shards)
     per_part, pixels = parts.shape[1:3]
     count = per_part * pixels
-    own_mean = _times(saved.mu, kernel)  # [G, Q, C]
-    distance = own_mean - saved.mean[:, None]
+    kernel, folded = saved.kernel.astype(wide), saved.folded.astype(wide)
 
-    slopes = _in_parts(g, groups, shards)
-    own_total = slopes.sum(axis=2, dtype=wide)  # [G, Q, C]
+    total = slopes.sum(axis=2, dtype=wide)  # [G, Q, C]
     cross = _sum_of_products(parts, slopes, CROSS_CHUNK, wide)  # [G, Q, K, C]
-    centred = cross - saved.mu[..., :, None] * own_total[..., None, :]
-    dbias = own_total.sum(axis=1)  # [G, C]
-    dscale = ((kernel * centred).sum(axis=-2) + distance * own_total).sum(axis=1) * saved.deviation
+    cross -= saved.mu[..., :, None] * total[..., None, :]
+    product = (kernel * cross).sum(axis=-2)
+    if saved.distance is not None:
+        product += saved.distance * total
+    dscale, dbias = product.sum(axis=1) * deviation, total.sum(axis=1)  # [G, C]
+    slope = factor * dscale * deviation - (0 if dvar is None else 2 * dvar)
+    slope = jnp.where(saved.is_exact, slope, 0) / count
 
-    # d and the shares of the mean in the gradient of each pixel of y, [G, C]
-    d = saved.factor * dscale * saved.deviation - 2 * dvar
-    d = jnp.where(saved.is_exact, d, 0) / count
-    share = saved.factor * dbias - dmean
-
-    back = jnp.swapaxes(saved.folded, -1, -2)  # [G, C, K]
-    inner = _times(kernel * d[:, None, :], kernel.T).astype(x.dtype)  # [G, K, K]
-    constant = _times(saved.mu, inner.astype(wide))  # [G, Q, K]
-    constant -= _times(distance * d[:, None], kernel.T)
-    whole = _times(saved.folded.astype(wide), dbias[..., None])[..., 0] - _times(dmean, kernel.T)
-    constant -= whole[:, None] / count
-    dx = _per_group(g, back) + (
-        _per_group(x, -inner) + _along_images(constant.astype(x.dtype), x)
+    # [G, K, K], of x's dtype
+    back = (kernel * -slope[:, None, :]).astype(x.dtype)
+    inner = jnp.matmul(back, saved.kernel.T, precision=lax.Precision.HIGHEST)
+    constant = (
+        -_down(saved.mu, inner.astype(wide)[:, None]) - _along(folded, dbias)[:, None] / count
     )
+    dkernel = factor[:, None, None] * cross - pixels * slope[:, None, None] * saved.spread
+    if dmean is not None:
+        constant += _along(kernel, dmean)[:, None] / count
+        dkernel += saved.mu[..., :, None] * dmean[:, None, None] / per_part
+    if saved.distance is not None:
+        far = slope[:, None] * saved.distance  # [G, Q, C]
+        own = factor[:, None] * (total - dbias[:, None] / per_part) - pixels * far
+        constant -= _along(kernel, far)
+        dkernel += saved.mu[..., :, None] * own[..., None, :]
+    (through,) = jax.vjp(lambda x: _per_group(x, saved.folded), x)[1](g)
+    dx = _per_group(x, inner) + _along_images(constant.astype(x.dtype), x) + through
 
-    own_share = saved.factor[:, None] * own_total - share[:, None] / per_part  # [G, Q, C]
-    dkernel = centred * saved.factor[:, None, None]
-    dkernel -= pixels * _times(saved.covariance, kernel) * d[:, None, None]
-    dkernel += saved.mu[..., None] * (own_share - pixels * distance * d[:, None])[..., None, :]
     if per_part > 1:  # cross the devices in the dtype in which the gradients of other kernels do
         dkernel = dkernel.astype(x.dtype)
         dkernel = lax.reduce(dkernel, jnp.zeros((), x.dtype), lax.add, (0, 1)).astype(wide)
@@ -233,7 +255,7 @@ def _backward(
     return dx, dkernel, dscale.sum(axis=0), dbias.sum(axis=0), jnp.zeros_like(dscale[0])
 
 
-collapsed_batch_norm.defvjp(_forward, _backward)
+collapsed_batch_norm.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _in_parts(x: Array, groups: int, shards: int) -> Array:
@@ -253,9 +275,14 @@ def _sum_of_products(a: Array, b: Array, chunk: int, wide: Any) -> Array:
     return sums.sum(axis=2)
 
 
-def _times(a: Array, b: Array) -> Array:
-    """Multiply small matrices in full precision; the default would round float32 on a GPU."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+def _down(vector: Array, matrix: Array) -> Array:
+    """Return ``vector matrix`` of [..., A] and [..., A, B]. As a sum, XLA joins several in one kernel."""
+    return (vector[..., :, None] * matrix).sum(axis=-2)
+
+
+def _along(matrix: Array, vector: Array) -> Array:
+    """Return ``matrix vector`` of [..., A, B] and [..., B]."""
+    return (matrix * vector[..., None, :]).sum(axis=-1)
 
 
 def _per_group(x: Array, kernels: Array) -> Array:

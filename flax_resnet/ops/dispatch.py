@@ -152,6 +152,17 @@ def batch_shards() -> int:
     return math.prod(size for size, kind in sizes if kind == AxisType.Auto)
 
 
+def pinned_on_gpu(x: Array) -> Array:
+    """Pin an array that every device holds whole to the default layout, on GPU; else return it unchanged.
+
+    Gradients of kernels have the layout in which cuDNN computes them. Without the pins, XLA computes the optimizer
+    in that layout and copies the new parameters and momenta back: 105 kernels in a step of ResNet-50.
+    """
+    if not has_own_form(x, "gpu"):
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def fusion_barrier(x: Array) -> Array:
     """Pin an array, and keep XLA from fusing it into its consumers.
 

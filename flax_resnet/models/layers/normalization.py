@@ -298,7 +298,9 @@ ROWS = (
     NormRow(
         name="batch",
         help="batch normalisation",
-        uses=dict.fromkeys(("norm_momentum", "norm_epsilon", "norm_scope", "norm_groups", "collapse"), UNSET),
+        uses=dict.fromkeys(
+            ("norm_momentum", "norm_epsilon", "norm_scope", "norm_groups", "collapse"), UNSET
+        ),
         layer=BatchNorm,
         measures_batches=True,
     ),
