@@ -38,8 +38,8 @@ In exact arithmetic this is the usual form. In bfloat16, five details keep its d
 In float32 the form loses digits that the usual one keeps: 6e-5 of the variance if the mean of x is 10 deviations,
 in place of 2e-7. So by default it is taken only for bfloat16 (`collapses`).
 
-On several devices, each keeps its own sums over pixels; only vectors cross. The variance joins as in Chan, Golub and
-LeVeque 1983, "Algorithms for computing the sample variance", section 3.
+On several devices, each keeps its own sums over pixels; only vectors cross. The variances are joined as in Chan,
+Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3.
 """
 
 import math
@@ -59,8 +59,8 @@ Array = jax.Array
 # The relative rounding error of the variance before it is a difference of equal numbers. Networks that we looked at
 # have variances above 0.16 of the same quantity, so they never meet the floor.
 FLOOR = 2.0**-17
-# Pixels whose products are summed before float32 sums. The sums of x^T x are written once per chunk: with 8 K pixels
-# they are a quarter of x.
+# Pixels whose products a tensor core sums. x^T x has at least 8 K, because its sum is written once per chunk: it
+# then takes at most a quarter of the bytes of x.
 GRAM_CHUNK, CROSS_CHUNK = 1024, 16384
 POINTWISE = Geometry(stride=1, padding=0, dilation=1, groups=1)
 
@@ -69,8 +69,8 @@ def collapses(choice: str, x: Array, outputs: int, groups: int) -> bool:
     """Return whether to compute a 1x1 convolution in the collapsed form.
 
     Args:
-      choice: "auto": in bfloat16 on a GPU, where the form moves fewer bytes; "on": wherever the convolution has more
-        outputs than inputs; "off": never.
+      choice: "auto": in bfloat16 on a GPU, where the form moves fewer bytes; "on": wherever the convolution has
+        more outputs than inputs; "off": never.
       x: [N, H, W, K], the input of the convolution.
       outputs: its output channels.
       groups: groups of images with statistics of their own.
@@ -85,30 +85,44 @@ def collapses(choice: str, x: Array, outputs: int, groups: int) -> bool:
     return x.dtype == jnp.bfloat16 and narrow and dispatch.has_own_form(x, "gpu")
 
 
+class _Moments(NamedTuple):
+    """The moments of y = x W in G groups of images, each of Q parts on different devices.
+
+    Attributes:
+      mean: [G, C].
+      var: [G, C], biased.
+      is_exact: [G, C], False where the variance met its floor.
+      distance: [G, Q, C], the mean of a part minus the mean of its group; None for one part.
+      mu: [G, Q, K], the mean of x.
+      spread: [G, Q, K, C], the covariance of x times W.
+    """
+
+    mean: Array
+    var: Array
+    is_exact: Array
+    distance: Array | None
+    mu: Array
+    spread: Array
+
+
 class _Saved(NamedTuple):
-    """What the gradient needs. G groups of statistics, each of Q parts on different devices.
+    """What the gradient needs.
 
     Attributes:
       x: [N, H, W, K].
-      kernel: [K, C], of x's dtype.
+      kernel: W, rounded, [K, C], of x's dtype.
+      folded: [G, K, C], ``W diag(factor)`` of x's dtype.
       factor: [G, C], scale / deviation.
-      folded: [G, K, C], ``kernel * factor`` of x's dtype.
-      mu: [G, Q, K].
-      spread: [G, Q, K, C], covariance times kernel.
-      distance: [G, Q, C], mean of a part minus mean of its group; None for one part.
-      deviation: [G, C], 1 / sqrt(var + epsilon).
-      is_exact: [G, C], False where the variance met its floor.
+      inverse: [G, C], 1 / sqrt(var + epsilon).
+      moments: of y.
     """
 
     x: Array
     kernel: Array
-    factor: Array
     folded: Array
-    mu: Array
-    spread: Array
-    distance: Array | None
-    deviation: Array
-    is_exact: Array
+    factor: Array
+    inverse: Array
+    moments: _Moments
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
@@ -137,8 +151,8 @@ def collapsed_batch_norm(
       pools: whether to return the mean of each image of the result, too.
 
     Returns:
-      The normalised map [N, H, W, C] of x's dtype; mean and biased variance [groups, C]; and the means of the images
-      [N, C] of the moments' dtype, or None.
+      The normalised map [N, H, W, C] of x's dtype; mean and biased variance [groups, C]; and the means of the
+      images [N, C] of the moments' dtype, or None.
     """
     return _collapsed(x, kernel, scale, bias, about, epsilon, groups, shards, pools)[0]
 
@@ -159,95 +173,106 @@ def _collapsed(
     shards: int,
     pools: bool,
 ) -> tuple[tuple[Array, Array, Array, Array | None], _Saved]:
-    wide, (inputs, outputs) = scale.dtype, kernel.shape
-    parts = _in_parts(x, groups, shards)  # [G, Q, M, K]
-    per_part, pixels = parts.shape[1:3]
+    wide = scale.dtype
     narrow = kernel.astype(x.dtype)
     kernel = narrow.astype(wide)
-    mu = parts.sum(axis=2, dtype=wide) / pixels
     # XLA computes this sum in the kernel that writes x. Without the barrier, it would also store x before its
     # activation, and compute the activation again in each product.
+    total = _in_parts(x, groups, shards).sum(axis=2, dtype=wide)
     x = lax.optimization_barrier(x)
-    parts = _in_parts(x, groups, shards)
-    gram = _sum_of_products(parts, parts, max(GRAM_CHUNK, 8 * inputs), wide) / pixels
-    covariance = gram - mu[..., :, None] * mu[..., None, :]
-    spread = jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)
-    var = (kernel * spread).sum(axis=-2)  # [G, Q, C], of each part
-    group_mu = mu.mean(axis=1)
-    mean = _down(group_mu, kernel)
-    distance = None
-    if per_part == 1:
-        var = var[:, 0]
-    else:
-        own_mean = _down(mu, kernel)
-        distance = own_mean - mean[:, None]
-        var = (var + jnp.square(own_mean - about)).mean(axis=1) - jnp.square(mean - about)
-    powers = (gram * jnp.eye(inputs, dtype=wide)).sum(
-        axis=-1
-    )  # of the pixels; a gather takes one kernel more
-    least = FLOOR * (_down(powers.mean(axis=1), jnp.square(kernel)) + jnp.square(mean))
-    is_exact = var >= least
-    var = jnp.maximum(var, least)
-    deviation = lax.rsqrt(var + epsilon)
-    factor = scale * deviation
-    folded = (kernel * factor[:, None, :]).astype(x.dtype)
-    shift = bias - _down(group_mu, folded.astype(wide))  # [G, C]
+    moments = _moments(_in_parts(x, groups, shards), total, kernel, about)
+    inverse = lax.rsqrt(moments.var + epsilon)
+    factor = scale[None] * inverse
+    folded = (kernel[None] * factor[:, None, :]).astype(x.dtype)
+    shift = bias[None] - _down(moments.mu.mean(axis=1), folded.astype(wide))  # [G, C]
     z = _per_group(x, folded) + _along_images(shift.astype(x.dtype), x)
     pooled = None
     if pools:
-        means = x.mean(axis=(1, 2), dtype=wide).reshape(groups, -1, inputs)
-        wide_folded = folded.astype(wide)
-        product = jnp.matmul(means, wide_folded, precision=lax.Precision.HIGHEST)
-        pooled = (product + shift[:, None]).reshape(-1, outputs)
-    saved = _Saved(x, narrow, factor, folded, mu, spread, distance, deviation, is_exact)
-    return (z, mean, var, pooled), saved
+        means = x.mean(axis=(1, 2), dtype=wide).reshape(groups, -1, x.shape[-1])
+        pooled = jnp.matmul(means, folded.astype(wide), precision=lax.Precision.HIGHEST)
+        pooled = (pooled + shift[:, None]).reshape(len(x), -1)
+    saved = _Saved(x, narrow, folded, factor, inverse, moments)
+    return (z, moments.mean, moments.var, pooled), saved
+
+
+def _moments(parts: Array, total: Array, kernel: Array, about: Array) -> _Moments:
+    """Return the moments of x W for x in parts, [G, Q, M, K], with their sums over M."""
+    inputs, wide = len(kernel), kernel.dtype
+    _, per_group, pixels, _ = parts.shape
+    mu = total / pixels
+    gram = _sum_of_products(parts, parts, max(GRAM_CHUNK, 8 * inputs), wide) / pixels
+    covariance = gram - mu[..., :, None] * mu[..., None, :]
+    spread = jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)
+    var = (kernel[None, None] * spread).sum(axis=-2)  # [G, Q, C], of each part
+    mean = _down(mu.mean(axis=1), kernel[None])
+    if per_group == 1:
+        var, distance = var[:, 0], None
+    else:
+        own_mean = _down(mu, kernel[None, None])
+        distance = own_mean - mean[:, None]
+        var = (var + jnp.square(own_mean - about[None, None])).mean(axis=1)
+        var -= jnp.square(mean - about[None])
+    # A sum, because XLA computes it with the covariance; `jnp.diagonal` takes a kernel of its own.
+    powers = (gram * jnp.eye(inputs, dtype=wide)[None, None]).sum(axis=-1).mean(axis=1)
+    least = FLOOR * (_down(powers, jnp.square(kernel)[None]) + jnp.square(mean))
+    return _Moments(mean, jnp.maximum(var, least), var >= least, distance, mu, spread)
 
 
 def _backward(
     epsilon: float, groups: int, shards: int, pools: bool, saved: _Saved, cotangents: tuple
 ) -> tuple:
-    del epsilon
+    del epsilon, pools
+    x, factor, moments, wide = saved.x, saved.factor, saved.moments, saved.factor.dtype
     # The cotangents of mean and variance are zero in training. XLA would compute their products.
     g, dmean, dvar, dpooled = (None if isinstance(c, SymbolicZero) else c for c in cotangents)
-    x, factor, deviation, wide = saved.x, saved.factor, saved.deviation, saved.factor.dtype
     g = jnp.zeros((*x.shape[:3], saved.folded.shape[-1]), x.dtype) if g is None else g
     if dpooled is not None:
         spread = dpooled[:, None, None, :] / math.prod(x.shape[1:3])
         g = (g.astype(wide) + spread).astype(g.dtype)
     parts, slopes = _in_parts(x, groups, shards), _in_parts(g, groups, shards)
-    per_part, pixels = parts.shape[1:3]
-    count = per_part * pixels
-    kernel, folded = saved.kernel.astype(wide), saved.folded.astype(wide)
+    _, per_group, pixels, _ = parts.shape
+    count = per_group * pixels
+    kernel, folded, distance = (
+        saved.kernel.astype(wide),
+        saved.folded.astype(wide),
+        moments.distance,
+    )
 
     total = slopes.sum(axis=2, dtype=wide)  # [G, Q, C]
     cross = _sum_of_products(parts, slopes, CROSS_CHUNK, wide)  # [G, Q, K, C]
-    cross -= saved.mu[..., :, None] * total[..., None, :]
-    product = (kernel * cross).sum(axis=-2)
-    if saved.distance is not None:
-        product += saved.distance * total
-    dscale, dbias = product.sum(axis=1) * deviation, total.sum(axis=1)  # [G, C]
-    slope = factor * dscale * deviation - (0 if dvar is None else 2 * dvar)
-    slope = jnp.where(saved.is_exact, slope, 0) / count
+    cross -= moments.mu[..., :, None] * total[..., None, :]
+    product = (kernel[None, None] * cross).sum(axis=-2)
+    if distance is not None:
+        product += distance * total
+    dscale, dbias = product.sum(axis=1) * saved.inverse, total.sum(axis=1)  # [G, C]
+    slope = factor * dscale * saved.inverse - (0 if dvar is None else 2 * dvar)
+    slope = jnp.where(moments.is_exact, slope, 0) / count
 
     # [G, K, K], of x's dtype
-    back = (kernel * -slope[:, None, :]).astype(x.dtype)
+    back = (kernel[None] * -slope[:, None, :]).astype(x.dtype)
     inner = jnp.matmul(back, saved.kernel.T, precision=lax.Precision.HIGHEST)
     constant = (
-        -_down(saved.mu, inner.astype(wide)[:, None]) - _along(folded, dbias)[:, None] / count
+        -_down(moments.mu, inner.astype(wide)[:, None]) - _along(folded, dbias)[:, None] / count
     )
-    dkernel = factor[:, None, None] * cross - pixels * slope[:, None, None] * saved.spread
+    dkernel = factor[:, None, None] * cross - pixels * slope[:, None, None] * moments.spread
     if dmean is not None:
-        constant += _along(kernel, dmean)[:, None] / count
-        dkernel += saved.mu[..., :, None] * dmean[:, None, None] / per_part
-    if saved.distance is not None:
-        far = slope[:, None] * saved.distance  # [G, Q, C]
-        own = factor[:, None] * (total - dbias[:, None] / per_part) - pixels * far
-        constant -= _along(kernel, far)
-        dkernel += saved.mu[..., :, None] * own[..., None, :]
+        constant += _along(kernel[None], dmean)[:, None] / count
+        dkernel += moments.mu[..., :, None] * dmean[:, None, None] / per_group
+    if distance is not None:
+        far = slope[:, None] * distance  # [G, Q, C]
+        own = factor[:, None] * (total - dbias[:, None] / per_group) - pixels * far
+        constant -= _along(kernel[None, None], far)
+        dkernel += moments.mu[..., :, None] * own[..., None, :]
     (through,) = jax.vjp(lambda x: _per_group(x, saved.folded), x)[1](g)
-    dx = _per_group(x, inner) + _along_images(constant.astype(x.dtype), x) + through
+    # The constant cancels the mean of the first product, so it is added before that is rounded. Its own rounding
+    # error has the same sign for all pixels, and is added to the second product. With one rounding per product, as
+    # by cuDNN, dx is 2.8e-3 off where g has a mean of 3 deviations; with the constant as one number in the second
+    # product, 1.1e-2.
+    high = constant.astype(x.dtype)
+    low = (constant - high.astype(wide)).astype(x.dtype)
+    dx = _per_group(x, inner) + _along_images(low, x) + (through + _along_images(high, x))
 
-    if per_part > 1:  # cross the devices in the dtype in which the gradients of other kernels do
+    if per_group > 1:  # cross the devices in the dtype in which the gradients of other kernels do
         dkernel = dkernel.astype(x.dtype)
         dkernel = lax.reduce(dkernel, jnp.zeros((), x.dtype), lax.add, (0, 1)).astype(wide)
     else:
