@@ -52,7 +52,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from flax_resnet.ops import dispatch
-from flax_resnet.ops.conv import Geometry, convolve
+from flax_resnet.ops.conv import convolve
+from flax_resnet.ops.conv_algorithms import EVERY_PIXEL
 
 Array = jax.Array
 
@@ -62,7 +63,6 @@ FLOOR = 2.0**-17
 # Pixels whose products a tensor core sums. x^T x has at least 8 K, because its sum is written once per chunk: it
 # then takes at most a quarter of the bytes of x.
 GRAM_CHUNK, CROSS_CHUNK = 1024, 16384
-POINTWISE = Geometry(stride=1, padding=0, dilation=1, groups=1)
 
 
 def collapses(choice: str, x: Array, outputs: int, groups: int) -> bool:
@@ -83,6 +83,22 @@ def collapses(choice: str, x: Array, outputs: int, groups: int) -> bool:
     pixels = math.prod(x.shape[:3]) // max(groups, shards)  # of one sum
     narrow = outputs >= 2 * inputs and pixels >= 8 * inputs
     return x.dtype == jnp.bfloat16 and narrow and dispatch.has_own_form(x, "gpu")
+
+
+class Scope(NamedTuple):
+    """What is normalised together, and how.
+
+    Attributes:
+      epsilon: added to the variance.
+      groups: runs of consecutive images with statistics of their own; must divide N.
+      shards: devices over which N is split; `groups` must divide it or be a multiple of it.
+      pools: whether to return the mean of each image of the result, too.
+    """
+
+    epsilon: float
+    groups: int = 1
+    shards: int = 1
+    pools: bool = False
 
 
 class _Moments(NamedTuple):
@@ -125,17 +141,9 @@ class _Saved(NamedTuple):
     moments: _Moments
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def collapsed_batch_norm(
-    x: Array,
-    kernel: Array,
-    scale: Array,
-    bias: Array,
-    about: Array,
-    epsilon: float,
-    groups: int = 1,
-    shards: int = 1,
-    pools: bool = False,
+    x: Array, kernel: Array, scale: Array, bias: Array, about: Array, scope: Scope
 ) -> tuple[Array, Array, Array, Array | None]:
     """Convolve 1x1 and normalise by the moments of the result, without computing it.
 
@@ -145,16 +153,13 @@ def collapsed_batch_norm(
       scale: [C], of the kernel's dtype, which is the dtype of the moments.
       bias: [C].
       about: [C], an estimate of the mean, as in `batch_normalize`; used if there are several shards.
-      epsilon: added to the variance.
-      groups: runs of consecutive images with statistics of their own; must divide N.
-      shards: devices over which N is split; `groups` must divide it or be a multiple of it.
-      pools: whether to return the mean of each image of the result, too.
+      scope: what is normalised together.
 
     Returns:
       The normalised map [N, H, W, C] of x's dtype; mean and biased variance [groups, C]; and the means of the
       images [N, C] of the moments' dtype, or None.
     """
-    return _collapsed(x, kernel, scale, bias, about, epsilon, groups, shards, pools)[0]
+    return _collapsed(x, kernel, scale, bias, about, scope)[0]
 
 
 def _forward(*arguments: Any) -> tuple[tuple[Array, Array, Array, Array | None], _Saved]:
@@ -163,32 +168,24 @@ def _forward(*arguments: Any) -> tuple[tuple[Array, Array, Array, Array | None],
 
 
 def _collapsed(
-    x: Array,
-    kernel: Array,
-    scale: Array,
-    bias: Array,
-    about: Array,
-    epsilon: float,
-    groups: int,
-    shards: int,
-    pools: bool,
+    x: Array, kernel: Array, scale: Array, bias: Array, about: Array, scope: Scope
 ) -> tuple[tuple[Array, Array, Array, Array | None], _Saved]:
     wide = scale.dtype
     narrow = kernel.astype(x.dtype)
     kernel = narrow.astype(wide)
     # XLA computes this sum in the kernel that writes x. Without the barrier, it would also store x before its
     # activation, and compute the activation again in each product.
-    total = _in_parts(x, groups, shards).sum(axis=2, dtype=wide)
+    total = _in_parts(x, scope).sum(axis=2, dtype=wide)
     x = lax.optimization_barrier(x)
-    moments = _moments(_in_parts(x, groups, shards), total, kernel, about)
-    inverse = lax.rsqrt(moments.var + epsilon)
+    moments = _moments(_in_parts(x, scope), total, kernel, about)
+    inverse = lax.rsqrt(moments.var + scope.epsilon)
     factor = scale[None] * inverse
     folded = (kernel[None] * factor[:, None, :]).astype(x.dtype)
     shift = bias[None] - _down(moments.mu.mean(axis=1), folded.astype(wide))  # [G, C]
     z = _per_group(x, folded) + _along_images(shift.astype(x.dtype), x)
     pooled = None
-    if pools:
-        means = x.mean(axis=(1, 2), dtype=wide).reshape(groups, -1, x.shape[-1])
+    if scope.pools:
+        means = x.mean(axis=(1, 2), dtype=wide).reshape(scope.groups, -1, x.shape[-1])
         pooled = jnp.matmul(means, folded.astype(wide), precision=lax.Precision.HIGHEST)
         pooled = (pooled + shift[:, None]).reshape(len(x), -1)
     saved = _Saved(x, narrow, folded, factor, inverse, moments)
@@ -218,10 +215,7 @@ def _moments(parts: Array, total: Array, kernel: Array, about: Array) -> _Moment
     return _Moments(mean, jnp.maximum(var, least), var >= least, distance, mu, spread)
 
 
-def _backward(
-    epsilon: float, groups: int, shards: int, pools: bool, saved: _Saved, cotangents: tuple
-) -> tuple:
-    del epsilon, pools
+def _backward(scope: Scope, saved: _Saved, cotangents: tuple) -> tuple:
     x, factor, moments, wide = saved.x, saved.factor, saved.moments, saved.factor.dtype
     # The cotangents of mean and variance are zero in training. XLA would compute their products.
     g, dmean, dvar, dpooled = (None if isinstance(c, SymbolicZero) else c for c in cotangents)
@@ -229,7 +223,7 @@ def _backward(
     if dpooled is not None:
         spread = dpooled[:, None, None, :] / math.prod(x.shape[1:3])
         g = (g.astype(wide) + spread).astype(g.dtype)
-    parts, slopes = _in_parts(x, groups, shards), _in_parts(g, groups, shards)
+    parts, slopes = _in_parts(x, scope), _in_parts(g, scope)
     _, per_group, pixels, _ = parts.shape
     count = per_group * pixels
     kernel, folded, distance = (
@@ -283,10 +277,10 @@ def _backward(
 collapsed_batch_norm.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _in_parts(x: Array, groups: int, shards: int) -> Array:
+def _in_parts(x: Array, scope: Scope) -> Array:
     """Reshape [N, H, W, C] to [groups, Q, M, C]: Q parts of a group, each on one device, of M pixels."""
-    per_group = max(1, shards // groups)
-    return x.reshape(groups, per_group, -1, x.shape[-1])
+    per_group = max(1, scope.shards // scope.groups)
+    return x.reshape(scope.groups, per_group, -1, x.shape[-1])
 
 
 def _sum_of_products(a: Array, b: Array, chunk: int, wide: Any) -> Array:
@@ -313,7 +307,9 @@ def _along(matrix: Array, vector: Array) -> Array:
 def _per_group(x: Array, kernels: Array) -> Array:
     """Multiply the pixels [N, H, W, A] of each group by its own kernel [groups, A, B]."""
     if len(kernels) == 1:
-        return convolve(POINTWISE, x, kernels[:, None])
+        if dispatch.gpu_form("product", x) == "dot":
+            return jnp.einsum("nhwa,ab->nhwb", x, kernels[0])
+        return convolve(EVERY_PIXEL, x, kernels[:, None])
     y = jnp.matmul(x.reshape(len(kernels), -1, x.shape[-1]), kernels)
     return y.reshape(*x.shape[:3], -1)
 

@@ -4,9 +4,10 @@
   `compiler_options`. `python -m benchmarks.speed.vs_torch` compares whole networks.
 - GPU: cuDNN computes the convolutions; strided stems are reshaped to a form in which it is fast
   (space_to_depth.py).
-- CPU and GPU: the gradients in batch_norm.py and max_pool.py reduce the memory traffic between convolutions. A
-  plain ResNet-50 moves 102 GB in a training step on a GPU (batch 256, bfloat16); ours moves 95 GB
-  (`benchmarks.lab.gpu_program`).
+- CPU and GPU: the gradients in batch_norm.py and max_pool.py reduce the memory traffic between convolutions.
+- GPU: collapsed.py computes a 1x1 convolution and the batch normalisation behind it as one product, and relu.py the
+  sum of branch and shortcut in the convolution's kernel. A plain ResNet-50 moves 102 GB in a training step (batch
+  256, bfloat16); ours moves 74 GB (`benchmarks.lab.gpu_program`).
 - TPU: XLA's own operations.
 
 On a single CPU device, arrays are pinned to the default layout, last axis contiguous. Without the pins, XLA chooses
@@ -20,6 +21,9 @@ The environment variable FLAX_RESNET_OPS selects the operations:
 - "cpu": the CPU operations on every platform, also with several devices.
 - "gpu": the GPU operations on every platform.
 The variable is read when a function is traced or a program is built; a compiled `jit` function does not change.
+
+FLAX_RESNET_GPU_FORMS selects other forms of single operations on GPU, to compare them: "product=dot,relu_mask=sum".
+`GPU_FORMS` lists them.
 
 Limits of our operations ("plain" has none of them):
 - They have gradients (on CPU, of any order), but no forward mode (`jax.jvp`).
@@ -54,6 +58,13 @@ CPU_COMPILER = {
 
 SWITCH = "FLAX_RESNET_OPS"
 CHOICES = ("auto", "plain", "cpu", "gpu")
+# {operation: its forms on GPU}. The first one is the default.
+GPU_FORMS = {
+    "relu_mask": ("output", "sum"),  # from which the gradient of relu.py computes its mask
+    "product": ("convolution", "dot"),  # the products of collapsed.py with activations
+    "input_gradient": ("convolution", "dot"),  # of a 1x1 convolution with fewer outputs than inputs
+}
+FORMS_SWITCH = "FLAX_RESNET_GPU_FORMS"
 _selected: contextvars.ContextVar[str] = contextvars.ContextVar("selected", default="")
 
 
@@ -91,6 +102,23 @@ def has_own_form(x: Array, *platforms: str) -> bool:
     if not all(isinstance(side, int) for side in x.shape):
         return False
     return choice in platforms or (choice == "auto" and backend()[0] in platforms)
+
+
+def gpu_form(operation: str, x: Array) -> str:
+    """Return the form of an operation on x on GPU: that of FLAX_RESNET_GPU_FORMS, or the default; "" elsewhere.
+
+    Raises:
+      ConfigError: FLAX_RESNET_GPU_FORMS names an operation or a form that does not exist.
+    """
+    if not has_own_form(x, "gpu"):
+        return ""
+    given = os.environ.get(FORMS_SWITCH, "")
+    chosen = dict(part.partition("=")[::2] for part in given.split(",") if part)
+    for name, form in chosen.items():
+        if form not in GPU_FORMS.get(name, ()):
+            allowed = ", ".join(f"{key}={'|'.join(forms)}" for key, forms in GPU_FORMS.items())
+            raise ConfigError(key=FORMS_SWITCH, value=given, allowed=f"a list of {allowed}")
+    return chosen.get(operation, GPU_FORMS[operation][0])
 
 
 def pins_layout() -> bool:

@@ -16,7 +16,7 @@ def relu_of_sum(x: Array) -> Array:
     turn ``max(x, 0) > 0`` into ``x > 0``, store the sum as well, and not compute sum and rectifier in the kernel of
     the convolution before them.
     """
-    return _masked_by_output(x) if dispatch.has_own_form(x, "gpu") else jax.nn.relu(x)
+    return _masked_by_output(x) if dispatch.gpu_form("relu_mask", x) == "output" else jax.nn.relu(x)
 
 
 @jax.custom_vjp

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from operation_results import farthest, normal
 
 from flax_resnet.ops import collapsed
-from flax_resnet.ops.collapsed import collapsed_batch_norm, collapses
+from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm, collapses
 from flax_resnet.ops.dispatch import operations
 
 EPSILON = 1e-5
@@ -60,8 +60,8 @@ def compared(ratio=0.5, dtype="float64", groups=1, shards=1, slope_mean=0.0, sta
         about = jnp.zeros(OUTPUTS, jnp.promote_types(dtype, jnp.float32))
 
         def ours(x, kernel, scale, bias):
-            static = EPSILON, groups, shards, True
-            return collapsed_batch_norm(x, kernel, scale, bias, about, *static)
+            scope = Scope(EPSILON, groups, shards, pools=True)
+            return collapsed_batch_norm(x, kernel, scale, bias, about, scope)
 
         given = cotangents(groups, slope_mean, statistics)
         got = outcome(ours, inputs(ratio, dtype), given)
@@ -114,17 +114,17 @@ def test_gradients_with_a_mean():
 def test_the_mean_of_each_channel_is_the_bias():
     """It is, because the bias of the product is computed from the rounded product."""
     x, kernel, scale, bias = inputs(1.0, "bfloat16")
-    *_, pooled = collapsed_batch_norm(x, kernel, scale, bias, bias, EPSILON, 1, 1, True)
+    *_, pooled = collapsed_batch_norm(x, kernel, scale, bias, bias, Scope(EPSILON, pools=True))
     np.testing.assert_allclose(pooled.mean(axis=0), bias, atol=1e-5)
 
 
 def test_zero_scales_give_zeros_and_constant_channels_are_finite():
     x, kernel, scale, bias = inputs(1.0, "bfloat16")
-    z, *_ = collapsed_batch_norm(x, kernel, 0 * scale, 0 * bias, bias, EPSILON)
+    z, *_ = collapsed_batch_norm(x, kernel, 0 * scale, 0 * bias, bias, Scope(EPSILON))
     assert not z.any()
     for constant in (0.0, 3.0):
         given = jnp.full_like(x, constant), kernel, scale, bias
-        y, pull = jax.vjp(lambda *a: collapsed_batch_norm(*a, bias, EPSILON)[0], *given)
+        y, pull = jax.vjp(lambda *a: collapsed_batch_norm(*a, bias, Scope(EPSILON))[0], *given)
         assert all(jnp.isfinite(leaf).all() for leaf in (y, *pull(jnp.ones_like(y))))
 
 
@@ -137,7 +137,7 @@ def test_the_variance_has_a_floor():
     share = (direction @ kernel) / (direction @ direction)
     kernel -= direction[:, None] * share[None]
     ones = jnp.ones(OUTPUTS)
-    z, *_ = collapsed_batch_norm(x, kernel, ones, 0 * ones, ones, 1e-12)
+    z, *_ = collapsed_batch_norm(x, kernel, ones, 0 * ones, ones, Scope(1e-12))
     assert z.astype("float32").std(axis=(0, 1, 2)).max() < 3
 
 
@@ -163,7 +163,7 @@ def test_each_device_keeps_its_sums_over_pixels():
 
     def slopes(shards):
         def loss(x, kernel, scale, bias):
-            z, *_ = collapsed_batch_norm(x, kernel, scale, bias, bias, EPSILON, 1, shards)
+            z, *_ = collapsed_batch_norm(x, kernel, scale, bias, bias, Scope(EPSILON, 1, shards))
             return (z**3).sum()
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))

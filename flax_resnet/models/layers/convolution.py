@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.errors import ConfigError
-from flax_resnet.ops.conv import Geometry, convolve
+from flax_resnet.ops.conv import convolve
+from flax_resnet.ops.conv_algorithms import Geometry
 
 Array = jax.Array
 Dtype = Any

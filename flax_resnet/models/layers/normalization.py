@@ -25,7 +25,7 @@ from flax_resnet.models.layers.convolution import (
 )
 from flax_resnet.ops import dispatch
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
-from flax_resnet.ops.collapsed import collapsed_batch_norm, collapses
+from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm, collapses
 from flax_resnet.settings import UNSET, Registry, Row
 
 
@@ -119,7 +119,7 @@ class BatchNorm(nn.Module):
             less than computing them from the result.
         """
         if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
-            return self._folded(x, train)
+            return self._folded(computed(x), train)
         channels = x.kernel.shape[-1] if isinstance(x, Product) else x.shape[-1]
         stats_dtype = at_least_float32(self.dtype)
         scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
@@ -161,17 +161,10 @@ class BatchNorm(nn.Module):
                 allowed=f"a divisor of the batch of {batch} images that BatchNorm receives",
             )
         if isinstance(x, Product) and collapses(self.collapse, x.x, len(scale), self.groups):
-            y, mean, var, means = collapsed_batch_norm(
-                x.x,
-                x.kernel[0, 0],
-                scale,
-                bias,
-                about,
-                self.epsilon,
-                self.groups,
-                dispatch.batch_shards(),
-                pools and not self.act,
-            )
+            pools = pools and not self.act
+            scope = Scope(self.epsilon, self.groups, dispatch.batch_shards(), pools)
+            kernel = x.kernel[0, 0]
+            y, mean, var, means = collapsed_batch_norm(x.x, kernel, scale, bias, about, scope)
             return self.act(y) if self.act else y, mean, var, means
         x = computed(x)
         shape = (self.groups, batch // self.groups, height, width, len(scale))
