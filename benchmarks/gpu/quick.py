@@ -26,13 +26,14 @@ def _stage(
 
 
 STAGES = (
-    _stage("gradients", "Are gradients and batch statistics right?", 90, SHARED),
-    _stage("augmentation", "Does the device augment to the same bits as the CPU?", 25),
+    _stage("gradients", "Are gradients and batch statistics right?", 95, SHARED),
+    _stage("collapsed_sums", "Are long sums over pixels right?", 15),
+    _stage("augmentation", "Does the device augment to the same bits as the CPU?", 20),
     _stage("resume", "Does a killed and resumed run end with the same bits?", 60),
-    _stage("step", "How fast is ResNet-50's step, compared with torch.compile?", 95, SHARED),
+    _stage("step", "How fast is ResNet-50's step, compared with torch.compile?", 100, SHARED),
     _stage("profile", "Where do the step's milliseconds go?", 35),
     _stage("variants", "What do switches and XLA's options change?", 105, CHOSEN_ANEW),
-    _stage("networks", "How fast are other networks and inference?", 70),
+    _stage("networks", "How fast are other networks and inference?", 50),
     _stage(
         "resume_main", "Does the main command resume with the same bits?", 90, packages=PIPELINE
     ),

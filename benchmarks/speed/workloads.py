@@ -118,15 +118,18 @@ def network(work: Work, settings: Iterable[str] = ()) -> Network:
     return Network(config, model, optimizer, mesh, state)
 
 
-def ours(work: Work) -> Program:
-    """Return this package's training step with normalisation of the images, or its folded inference."""
+def ours(work: Work, settings: Iterable[str] = ()) -> Program:
+    """Return this package's training step with normalisation of the images, or its folded inference.
+
+    `settings` are those of `network`.
+    """
     import jax
 
     from flax_resnet.models.folding import fold_batch_norm
     from flax_resnet.ops import dispatch
 
     if not work.train:
-        _, model, _, _, state = network(work)
+        _, model, _, _, state = network(work, settings)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         variables = jax.jit(lambda variables: fold_batch_norm(model, variables))(variables)
         infer = jax.jit(
@@ -135,7 +138,7 @@ def ours(work: Work) -> Program:
         )
         images = jax.device_put(normalized(batch(work)["image"]))
         return lambda: infer(variables, images)
-    step, state, data, steps = training(work)
+    step, state, data, steps = training(work, settings)
     held = [state]
 
     def one() -> Any:
@@ -145,13 +148,13 @@ def ours(work: Work) -> Program:
     return one
 
 
-def training(work: Work) -> tuple[Any, ...]:
+def training(work: Work, settings: Iterable[str] = ()) -> tuple[Any, ...]:
     """Return the jitted training step of a workload and its arguments: state, data of the feed, a batch."""
     import jax
 
     from flax_resnet.training.step.train_step import make_train_step
 
-    config, model, optimizer, mesh, state = network(work)
+    config, model, optimizer, mesh, state = network(work, settings)
     images = jax.device_put(batch(work))
     return make_train_step(config, model, optimizer, mesh), state, {"seed": 0}, images
 

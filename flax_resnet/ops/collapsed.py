@@ -197,7 +197,7 @@ def _moments(parts: Array, total: Array, kernel: Array, about: Array) -> _Moment
     inputs, wide = len(kernel), kernel.dtype
     _, per_group, pixels, _ = parts.shape
     mu = total / pixels
-    gram = _sum_of_products(parts, parts, max(GRAM_CHUNK, 8 * inputs), wide) / pixels
+    gram = sum_of_products(parts, parts, max(GRAM_CHUNK, 8 * inputs), wide) / pixels
     covariance = gram - mu[..., :, None] * mu[..., None, :]
     spread = jnp.matmul(covariance, kernel, precision=lax.Precision.HIGHEST)
     var = (kernel[None, None] * spread).sum(axis=-2)  # [G, Q, C], of each part
@@ -233,7 +233,7 @@ def _backward(scope: Scope, saved: _Saved, cotangents: tuple) -> tuple:
     )
 
     total = slopes.sum(axis=2, dtype=wide)  # [G, Q, C]
-    cross = _sum_of_products(parts, slopes, CROSS_CHUNK, wide)  # [G, Q, K, C]
+    cross = sum_of_products(parts, slopes, CROSS_CHUNK, wide)  # [G, Q, K, C]
     cross -= moments.mu[..., :, None] * total[..., None, :]
     product = (kernel[None, None] * cross).sum(axis=-2)
     if distance is not None:
@@ -283,7 +283,7 @@ def _in_parts(x: Array, scope: Scope) -> Array:
     return x.reshape(scope.groups, per_group, -1, x.shape[-1])
 
 
-def _sum_of_products(a: Array, b: Array, chunk: int, wide: Any) -> Array:
+def sum_of_products(a: Array, b: Array, chunk: int, wide: Any) -> Array:
     """Return ``a^T b`` over M of [G, Q, M, A] and [G, Q, M, B], as float32 sums of chunks of pixels."""
     pixels = a.shape[2]
     count = next(n for n in range(max(1, pixels // chunk), 0, -1) if pixels % n == 0)

@@ -1,8 +1,10 @@
 """Are the gradients right on this device? Compares one network of each structure with float64 on the CPU.
 
-Every network is differentiated five times for the same weights and images: in float64 with XLA's own operations on
-the CPU (the reference), and in float32 and bfloat16 on the device, each in the usual form (XLA's own operations)
-and in the package's form. The package's form may be only a little further from the reference than the usual form.
+Every network is differentiated up to six times for the same weights and images: in float64 with XLA's own
+operations on the CPU (the reference), and in float32 and bfloat16 on the device, each in the usual form (XLA's own
+operations) and in the package's form. In bfloat16, networks with 1x1 convolutions that can be collapsed are
+differentiated with all of them collapsed, too; by default, only those of large maps are. The package's forms may be
+only a little further from the reference than the usual form.
 No distance is 0, because rounding flips some ReLUs and maxima.
 """
 
@@ -20,6 +22,7 @@ from benchmarks.gpu.record import Recorder
 CLASSES = 10
 # Limit of the package's distance to float64 / the usual form's distance. A larger ratio is a bug, not rounding.
 ALLOWED_RATIO = {"float32": 3.0, "bfloat16": 1.5}
+COLLAPSED = "bfloat16, collapsed"
 # Distances below this are rounding, whatever their ratio.
 ROUNDING = {
     "statistics": {"float32": 1e-5, "bfloat16": 1e-3},
@@ -118,7 +121,8 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
     from flax_resnet.training.step.training_loss import LossInputs, make_loss
 
     os.environ["FLAX_RESNET_OPS"] = "plain" if form == "usual" else "auto"
-    model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **case.options)
+    options = case.options | {"collapse": "on"} if form == "collapsed" else case.options
+    model = create_model(case.model, num_classes=CLASSES, dtype=dtype, **options)
     config = configured(case.model, case.image_size, case.batch_size, dtype="float32")
     loss = make_loss(config, model)
 
@@ -145,6 +149,7 @@ def compare(case: Case) -> Distances:
     import jax
 
     from flax_resnet.models import create_model
+    from flax_resnet.models.registry import takes
 
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     model = create_model(case.model, num_classes=CLASSES, **case.options)
@@ -158,7 +163,9 @@ def compare(case: Case) -> Distances:
             for dtype in ALLOWED_RATIO
             for form in ("usual", "ours")
         }
-    with concurrent.futures.ThreadPoolExecutor(5) as threads:  # XLA compiles in parallel
+        if takes(case.model, "collapse") and getattr(model, "norm", "") == "batch":
+            programs[COLLAPSED] = traced(case, "bfloat16", "collapsed", device, variables)
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:  # XLA compiles in parallel
         compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))
     with jax.enable_x64(True):
         exact = [jax.device_get(compiled[0](*draw)) for draw in reference[1]]
@@ -200,14 +207,17 @@ def measure(recorder: Recorder, tiny: bool) -> None:
 
 
 def report(recorder: Recorder, name: str, distances: Distances) -> None:
-    """Record the checks of a case; the gradient in bfloat16 comes last."""
+    """Record the checks of a case; the gradient in bfloat16 comes last, in all forms."""
     for what, found in (("statistics", distances.statistics), ("gradient", distances.gradient)):
-        for dtype, ratio in ALLOWED_RATIO.items() if found else ():
+        for form in found:
+            dtype, _, kind = form.partition(", ")
+            if kind == "usual":
+                continue
             usual = found[f"{dtype}, usual"]
             recorder.check(
-                f"{name}: {what} in {dtype}",
-                found[f"{dtype}, ours"],
-                max(ROUNDING[what][dtype], ratio * usual),
+                f"{name}: {what} in {dtype}" + (", collapsed" if form == COLLAPSED else ""),
+                found[form],
+                max(ROUNDING[what][dtype], ALLOWED_RATIO[dtype] * usual),
                 f"relative distance to float64; XLA's own operations have {usual:.2g}",
             )
 

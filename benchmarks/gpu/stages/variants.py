@@ -13,6 +13,7 @@ from benchmarks.gpu.measuring import rates
 from benchmarks.gpu.process import run_stage, training_dtype
 from benchmarks.gpu.record import Recorder
 from benchmarks.speed.workloads import Work, batch, network
+from flax_resnet.ops.dispatch import FORMS_SWITCH
 from flax_resnet.training.step.train_step import make_train_step
 
 
@@ -23,6 +24,7 @@ class Variant:
     Attributes:
       batch_size: images per step; 0 for the default of the stage.
       form: which operations to use: a value of FLAX_RESNET_OPS.
+      forms: a value of FLAX_RESNET_GPU_FORMS.
       settings: settings to change, such as "model.remat=block".
       steps: steps per call.
       compiler: options of XLA.
@@ -30,6 +32,7 @@ class Variant:
 
     batch_size: int = 0
     form: str = "auto"
+    forms: str = ""
     settings: tuple[str, ...] = ()
     steps: int = 1
     compiler: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -38,7 +41,12 @@ class Variant:
 # The most useful ones come first, because the time may run out.
 VARIANTS = {
     "as it is": Variant(),
+    "1x1 convolutions not collapsed": Variant(settings=("model.collapse=off",)),
     "XLA's own operations": Variant(form="plain"),
+    "products as dots": Variant(forms="product=dot"),
+    "input gradients as dots": Variant(forms="input_gradient=dot"),
+    "both as dots": Variant(forms="product=dot,input_gradient=dot"),
+    "masks from the sums": Variant(forms="relu_mask=sum"),
     "512 images": Variant(batch_size=512),
     "latency hiding": Variant(compiler={"xla_gpu_enable_latency_hiding_scheduler": True}),
     "deterministic operations": Variant(compiler={"xla_gpu_deterministic_ops": True}),
@@ -55,7 +63,7 @@ TINY_VARIANTS = ("as it is", "XLA's own operations", "latency hiding", "4 steps 
 
 def step_of(work: Work, variant: Variant) -> tuple[Callable[[], Any], int]:
     """Compile a variant; return a function that runs it once, and the number of images per run."""
-    os.environ["FLAX_RESNET_OPS"] = variant.form
+    os.environ["FLAX_RESNET_OPS"], os.environ[FORMS_SWITCH] = variant.form, variant.forms
     work = work._replace(batch_size=variant.batch_size or work.batch_size)
     settings = (*variant.settings, f"train.steps_per_call={variant.steps}")
     config, model, optimizer, mesh, state = network(work, settings)
