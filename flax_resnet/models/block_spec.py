@@ -43,7 +43,8 @@ class Parts:
       norm: normalisation module that includes the activation unless act=None; called with `train`.
       act: the activation.
       act_of_sum: the activation of the sum of branch and shortcut: the same function.
-      norm_takes_products: whether `norm` can compute the convolution before it together with itself, in training.
+      collapses: (map, output channels, stride=) -> whether training computes a 1x1 convolution of the map and the
+        normalisation behind it as one product; None for never.
       attention: channel attention module, called with (channels, name=); None for none.
       anti_alias: low-pass filter, called with (x, stride=) after a 3x3 to apply its stride; None for none.
       shortcut: name of the shortcut's row.
@@ -58,7 +59,7 @@ class Parts:
     norm: Any
     act: Any
     act_of_sum: Any = None
-    norm_takes_products: bool = False
+    collapses: Any = None
     attention: Any = None
     anti_alias: Any = None
     shortcut: str = "projection"
@@ -94,7 +95,7 @@ class Parts:
           The result, and the means of its images [N, features] if `pools`; None if they are not known.
         """
         name, features = conv
-        lazy = train and self.norm_takes_products
+        lazy = bool(train and self.collapses and self.collapses(x, features, stride=stride))
         product = self.conv(features, 1, stride=stride, name=name)(x, lazy=lazy)
         layer = self.norm(name=norm, **options)
         if lazy and pools:

@@ -20,6 +20,7 @@ from flax_resnet.models.layers.normalization import NORMS, norm_layer
 from flax_resnet.models.layers.pooling import ANTI_ALIAS, GLOBAL_POOLS
 from flax_resnet.models.network import Stages
 from flax_resnet.models.stems import STEM_POOLS, STEMS, StemPoolRow, apply_stem
+from flax_resnet.ops.collapsed import collapses
 
 
 class ResNet(nn.Module):
@@ -142,7 +143,8 @@ class ResNet(nn.Module):
             norm=norm_layer(self, act),
             act=act,
             act_of_sum=ACTIVATIONS[self.act].of_sum or act,
-            norm_takes_products=self.measures_batches,
+            collapses=self.measures_batches
+            and partial(collapses, self.collapse, groups=self.norm_groups),
             attention=attention_layer(self),
             anti_alias=ANTI_ALIAS[self.anti_alias].filter,
             shortcut=self.shortcut,

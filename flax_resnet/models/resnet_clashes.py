@@ -46,6 +46,12 @@ def _filters(n: ResNet) -> bool:
     return ANTI_ALIAS[n.anti_alias].filter is not None
 
 
+def _has_expanding_1x1(n: ResNet) -> bool:
+    """Return whether a normalisation follows the last 1x1 of the blocks, or a projection."""
+    projects = SHORTCUTS[n.shortcut].has_kernel or n.shortcut == "average"
+    return not n.is_preact and (projects or any(b.starts_with_1x1 for b in n.blocks))
+
+
 def _fixed_by_pruning(key: str) -> Clash:
     return _clash(
         lambda n: bool(n.block_widths) and _changed(n, key),
@@ -94,6 +100,11 @@ BLOCK_OPTIONS = (
         lambda n: n.stride_first and not all(b.starts_with_1x1 for b in n.blocks),
         *("stride_first", "block"),
         reason=f"{_only(lambda b: b.starts_with_1x1)} have a 1x1 before the 3x3",
+    ),
+    _clash(
+        lambda n: n.collapse == "on" and not _has_expanding_1x1(n),
+        *("collapse", "block", "shortcut"),
+        reason="no 1x1 convolution stands before a batch normalisation",
     ),
     _clash(
         lambda n: _filters(n) and not all(b.takes_filter for b in n.blocks),

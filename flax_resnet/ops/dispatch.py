@@ -34,7 +34,6 @@ Limits of our operations ("plain" has none of them):
 import contextlib
 import contextvars
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,6 +103,11 @@ def has_own_form(x: Array, *platforms: str) -> bool:
     return choice in platforms or (choice == "auto" and backend()[0] in platforms)
 
 
+def is_plain() -> bool:
+    """Return whether only XLA's own operations are to be used."""
+    return _choice() == "plain"
+
+
 def gpu_form(operation: str, x: Array) -> str:
     """Return the form of an operation on x on GPU: that of FLAX_RESNET_GPU_FORMS, or the default; "" elsewhere.
 
@@ -170,21 +174,27 @@ def pinned(x: Array) -> Array:
 
 
 def batch_shards() -> int:
-    """Return the number of devices that the batch of the ambient mesh is split over; 1 without a mesh.
+    """Return the number of devices that the batch is split over: the axis `data` of the ambient mesh.
 
-    The ambient mesh is that of `jax.sharding.use_abstract_mesh`. Within `jax.shard_map` the result is 1, because
-    arrays there are one device's own.
+    The ambient mesh is that of `jax.sharding.use_abstract_mesh`, which training sets. Within `jax.shard_map` the
+    result is 1, because arrays there are one device's own. The result is 0 if it cannot be known: several devices
+    but no ambient mesh, or a mesh with explicit axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = zip(mesh.axis_sizes, mesh.axis_types or (), strict=False)
-    return math.prod(size for size, kind in sizes if kind == AxisType.Auto)
+    if mesh.empty:
+        return 1 if backend()[1] <= 1 else 0
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if AxisType.Explicit in kinds.values():
+        return 0
+    return mesh.shape["data"] if kinds.get("data") == AxisType.Auto else 1
 
 
 def pinned_on_gpu(x: Array) -> Array:
     """Pin an array that every device holds whole to the default layout, on GPU; else return it unchanged.
 
     Gradients of kernels have the layout in which cuDNN computes them. Without the pins, XLA computes the optimizer
-    in that layout and copies the new parameters and momenta back: 105 kernels in a step of ResNet-50.
+    in that layout and copies the new parameters and momenta back. Pins save 48 of 1,194 kernels in a step of
+    ResNet-50. A pin makes XLA gather a gradient of which each device needs only a share.
     """
     if not has_own_form(x, "gpu"):
         return x

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import refused
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
 from flax_resnet import create_model
 from flax_resnet.models.layers import normalization
@@ -45,7 +47,7 @@ NEVER = {
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The shapes (inputs, outputs) of the layers that were collapsed."""
+    """The shapes (inputs, outputs) of the layers that were collapsed, once per trace."""
     shapes, real = [], normalization.collapsed_batch_norm
 
     def recorded(x, kernel, *args):
@@ -85,6 +87,11 @@ def started(model):
     )
 
 
+def one_device():
+    """As on one GPU; the tests have eight devices."""
+    return use_abstract_mesh(AbstractMesh((1,), ("data",), (AxisType.Auto,)))
+
+
 def relative(got, wanted):
     return max(
         float(jnp.linalg.norm((a - b).ravel()) / (jnp.linalg.norm(b.ravel()) + 1e-9))
@@ -101,7 +108,6 @@ def test_loss_gradient_and_statistics_are_those_of_the_usual_form(family, taken)
         usual = step(made(**options, collapse="off"), variables)
         assert not taken
         collapsed = step(made(**options, collapse="on"), variables)
-        # A block that is traced twice counts once.
         scanned = "scan_blocks" in options
         assert len(taken) >= count - scanned, taken
         assert relative(collapsed, usual) < 1e-8
@@ -113,9 +119,16 @@ def test_networks_without_such_a_layer(family, taken):
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 3)), train=False)
     )
-    with operations("gpu"):
+    with operations("gpu"), one_device():
         jax.eval_shape(lambda v: step(model, v), variables)
     assert not taken
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "resnet20"])
+def test_networks_without_such_a_layer_refuse_it(name):
+    with refused("model.collapse", "on"):
+        create_model(name, collapse="on")
+    create_model(name, collapse="off")
 
 
 def test_auto_is_for_wide_layers_in_bfloat16_on_a_gpu(taken):
@@ -125,13 +138,13 @@ def test_auto_is_for_wide_layers_in_bfloat16_on_a_gpu(taken):
     )
     jax.eval_shape(lambda v: step(model, v), variables)
     assert not taken
-    with operations("gpu"):
+    with operations("gpu"), one_device():
         jax.eval_shape(lambda v: step(model, v), variables)
     # The last stage has 8 x 6 x 6 pixels, too few for 512 channels.
     assert (12, 48) in taken
     assert (512, 2048) not in taken
     taken.clear()
-    with operations("gpu"):
+    with operations("gpu"), one_device():
         jax.eval_shape(lambda v: step(model.clone(dtype=jnp.dtype("float32")), v), variables)
     assert not taken
 

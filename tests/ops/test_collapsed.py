@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 from operation_results import farthest, normal
 
-from flax_resnet.ops import collapsed
+from flax_resnet.ops import collapsed, dispatch
 from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm, collapses
 from flax_resnet.ops.dispatch import operations
 
@@ -102,8 +109,8 @@ def test_rounding_errors(dtype, groups):
 def test_inputs_far_from_zero(ratio):
     """The usual form rounds y, whose mean is far from zero, and is then 1.6 % and 4.9 % off in z."""
     distances = compared(ratio, "bfloat16", statistics=False)
-    assert distances["z"] < 2e-3 * ratio
-    assert distances["var"] < 1e-4 * ratio
+    assert distances["z"] < 2e-3 * ratio  # no worse than the usual form
+    assert distances["var"] < 1e-5 * ratio
     assert distances["dx"] < 5e-3
 
 
@@ -192,10 +199,14 @@ def crossing(program):
     }
 
 
+def one_device():
+    return use_abstract_mesh(AbstractMesh((1,), ("data",), (AxisType.Auto,)))
+
+
 def test_where_it_is_taken():
     x = jnp.zeros((8, 16, 16, 64), jnp.bfloat16)
     assert not collapses("auto", x, 256, 1)  # on CPU
-    with operations("gpu"):
+    with operations("gpu"), one_device():
         assert collapses("auto", x, 256, 1)
         assert not collapses("off", x, 256, 1)
         assert not collapses("auto", x.astype("float32"), 256, 1)
@@ -204,6 +215,25 @@ def test_where_it_is_taken():
         assert not collapses("auto", x, 256, 8)  # too few pixels for each sum
     assert collapses("on", x.astype("float32"), 65, 8)
     assert not collapses("on", x, 64, 1)
-    mesh = jax.sharding.AbstractMesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    with jax.sharding.use_abstract_mesh(mesh):
+    with operations("plain"):
+        assert not collapses("on", x, 256, 1)
+    with ambient(AxisType.Auto):
         assert not collapses("on", x, 256, 3)  # groups that no number of whole devices makes
+        assert not collapses("on", x[:4], 256, 1)  # images that the devices do not divide
+
+
+def ambient(kind):
+    return use_abstract_mesh(AbstractMesh((8,), ("data",), (kind,)))
+
+
+def test_without_a_known_number_of_devices_it_is_not_taken_by_itself(monkeypatch):
+    """XLA would gather the whole map for sums of which it does not know that they stay on a device."""
+    x = jnp.zeros((8, 64, 64, 64), jnp.bfloat16)
+    with operations("gpu"):
+        assert not collapses("auto", x, 256, 1)
+        with ambient(AxisType.Auto):
+            assert collapses("auto", x, 256, 1)
+        with ambient(AxisType.Explicit):
+            assert not collapses("auto", x, 256, 1)
+        monkeypatch.setattr(dispatch, "backend", lambda: ("gpu", 1))
+        assert collapses("auto", x, 256, 1)

@@ -144,12 +144,23 @@ def traced(case: Case, dtype: str, form: str, device: Any, variables: Any) -> tu
     return jax.jit(gradient).lower(*draws[0]), draws
 
 
+def _can_collapse(case: Case) -> bool:
+    """Return whether the network has 1x1 convolutions that can be collapsed."""
+    from flax_resnet.errors import ConfigError
+    from flax_resnet.models import create_model
+
+    try:
+        create_model(case.model, **case.options, collapse="on")
+    except ConfigError:
+        return False
+    return True
+
+
 def compare(case: Case) -> Distances:
     """Differentiate a case in every dtype and form, and return the distances to float64."""
     import jax
 
     from flax_resnet.models import create_model
-    from flax_resnet.models.registry import takes
 
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     model = create_model(case.model, num_classes=CLASSES, **case.options)
@@ -163,7 +174,7 @@ def compare(case: Case) -> Distances:
             for dtype in ALLOWED_RATIO
             for form in ("usual", "ours")
         }
-        if takes(case.model, "collapse") and getattr(model, "norm", "") == "batch":
+        if _can_collapse(case):
             programs[COLLAPSED] = traced(case, "bfloat16", "collapsed", device, variables)
     with concurrent.futures.ThreadPoolExecutor(6) as threads:  # XLA compiles in parallel
         compiled = list(threads.map(lambda one: one[0].compile(), [reference, *programs.values()]))

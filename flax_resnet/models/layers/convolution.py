@@ -68,7 +68,7 @@ def convolution(
 
 
 class Product(NamedTuple):
-    """A 1x1 convolution that is not computed yet, so that `BatchNorm` can compute it together with itself.
+    """A 1x1 convolution that is not computed yet, because `BatchNorm` computes it and itself as one product.
 
     Attributes:
       x: [N, H, W, I], the pixels that the convolution reads; it has the compute dtype.

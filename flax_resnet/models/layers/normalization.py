@@ -25,7 +25,7 @@ from flax_resnet.models.layers.convolution import (
 )
 from flax_resnet.ops import dispatch
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
-from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm, collapses
+from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm
 from flax_resnet.settings import UNSET, Registry, Row
 
 
@@ -51,7 +51,6 @@ FIELDS = {
     "norm_momentum": "momentum",
     "norm_epsilon": "epsilon",
     "norm_groups": "groups",
-    "collapse": "collapse",
 }
 
 
@@ -87,8 +86,6 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       groups: number of groups, a divisor of the batch.
       frozen: whether to use the running statistics in training too, without updating them.
-      collapse: when to compute a 1x1 convolution before it together with it: "auto" where that is faster, "on"
-        where possible, "off" never.
       act: activation of the result, or None.
       dtype: dtype of the result.
       scale_init: initialiser of `scale`.
@@ -103,7 +100,6 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     groups: int = 1
     frozen: bool = False
-    collapse: str = "off"
     act: Callable | None = None
     dtype: Dtype = jnp.float32
     scale_init: Callable = nn.initializers.ones
@@ -113,10 +109,10 @@ class BatchNorm(nn.Module):
         """Normalise [N, H, W, C] over N, H, W (of each group).
 
         Args:
-          x: a map, or a 1x1 convolution that is not computed yet.
+          x: a map; or, in training, a 1x1 convolution that is not computed yet (see `Product`).
           train: whether to use the statistics of the batch.
-          pools: whether to return a pair: the result, and the means [N, C] of its images, or None if they cost no
-            less than computing them from the result.
+          pools: whether to return a pair: the result, and the means [N, C] of its images, or None where only the
+            result can give them.
         """
         if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
             return self._folded(computed(x), train)
@@ -160,13 +156,12 @@ class BatchNorm(nn.Module):
                 value=self.groups,
                 allowed=f"a divisor of the batch of {batch} images that BatchNorm receives",
             )
-        if isinstance(x, Product) and collapses(self.collapse, x.x, len(scale), self.groups):
+        if isinstance(x, Product):
             pools = pools and not self.act
-            scope = Scope(self.epsilon, self.groups, dispatch.batch_shards(), pools)
+            scope = Scope(self.epsilon, self.groups, dispatch.batch_shards() or 1, pools)
             kernel = x.kernel[0, 0]
             y, mean, var, means = collapsed_batch_norm(x.x, kernel, scale, bias, about, scope)
             return self.act(y) if self.act else y, mean, var, means
-        x = computed(x)
         shape = (self.groups, batch // self.groups, height, width, len(scale))
         # Without groups, keep four axes: XLA on GPU fuses less around an axis of length 1.
         grouped = x.reshape(shape if self.groups > 1 else shape[1:])

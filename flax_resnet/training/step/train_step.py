@@ -99,9 +99,10 @@ def make_train_step(
         inputs = inputs._replace(teacher_variables=data.get("teacher"))
         grads, (metrics, batch_stats) = gradient(state.params, inputs)
         grads = loss_scale.unscaled(grads, state.loss_scale)
-        grads = jax.tree.map(dispatch.pinned_on_gpu, grads)
         if config.train.sharding == "optimizer":  # each device needs only its share of the sum
             grads = jax.lax.with_sharding_constraint(grads, sharding.split_parameters(mesh, grads))
+        else:
+            grads = jax.tree.map(dispatch.pinned_on_gpu, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
