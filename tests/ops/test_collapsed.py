@@ -107,9 +107,9 @@ def test_rounding_errors(dtype, groups):
 
 @pytest.mark.parametrize("ratio", [10, 30])
 def test_inputs_far_from_zero(ratio):
-    """The usual form rounds y, whose mean is far from zero, and is then 1.6 % and 4.9 % off in z."""
+    """The usual form rounds y, whose mean is far from zero; it is 1.1 and 3.1 % off in z, 0.2 and 0.6 % in var."""
     distances = compared(ratio, "bfloat16", statistics=False)
-    assert distances["z"] < 2e-3 * ratio  # no worse than the usual form
+    assert distances["z"] < 2e-3 * ratio  # limited by the bias, which is one bfloat16
     assert distances["var"] < 1e-5 * ratio
     assert distances["dx"] < 5e-3
 
