@@ -60,6 +60,7 @@ CHOICES = ("auto", "plain", "cpu", "gpu")
 # {operation: its forms on GPU}. The first one is the default.
 GPU_FORMS = {
     "relu_mask": ("output", "sum"),  # from which the gradient of relu.py computes its mask
+    "relu_slope": ("comparison", "sign"),  # of relu.py within batch_norm.py
     "product": ("convolution", "dot"),  # the products of collapsed.py with activations
     "input_gradient": ("convolution", "dot"),  # of a 1x1 convolution with fewer outputs than inputs
 }

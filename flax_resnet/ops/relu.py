@@ -1,4 +1,4 @@
-"""The rectifier of a sum, with a gradient that reads its output instead of the sum."""
+"""The rectifier, with gradients that move few bytes on a GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,24 @@ from jax import lax
 from flax_resnet.ops import dispatch
 
 Array = jax.Array
+
+
+def relu(x: Array) -> Array:
+    """Return ``max(x, 0)``.
+
+    On GPU with the form relu_slope=sign, the gradient multiplies by the sign of x, 0 or 1. For a comparison, XLA
+    stores its result as one byte per value and reads it again in the sums of batch normalisation's gradient. With
+    the sign, it computes it there: 103 MB instead of 206 for a map of [256, 28, 28, 128] in bfloat16.
+    """
+    return _by_sign(x) if dispatch.gpu_form("relu_slope", x) == "sign" else jax.nn.relu(x)
+
+
+@jax.custom_jvp
+def _by_sign(x: Array) -> Array:
+    return jax.nn.relu(x)
+
+
+_by_sign.defjvps(lambda tangent, _, x: tangent * jnp.maximum(jnp.sign(x), 0))
 
 
 def relu_of_sum(x: Array) -> Array:

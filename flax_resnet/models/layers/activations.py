@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.models.layers.convolution import at_least_float32
-from flax_resnet.ops.relu import relu_of_sum
+from flax_resnet.ops.relu import relu, relu_of_sum
 from flax_resnet.settings import Registry, Row
 
 Array = jax.Array
@@ -66,7 +66,7 @@ gelu.defjvps(_gelu_tangent)
 
 
 ROWS = (
-    ActivationRow(name="relu", help="max(x, 0)", apply=nn.relu, of_sum=relu_of_sum),
+    ActivationRow(name="relu", help="max(x, 0)", apply=relu, of_sum=relu_of_sum),
     ActivationRow(name="silu", help="x sigmoid(x), also called swish", apply=nn.silu),
     ActivationRow(name="gelu", help="x P(X <= x) for a standard normal X", apply=gelu),
     ActivationRow(name="leaky_relu", help="max(x, 0.01 x)", apply=nn.leaky_relu),
