@@ -179,7 +179,7 @@ def batch_shards() -> int:
 
     The ambient mesh is that of `jax.sharding.use_abstract_mesh`, which training sets. Within `jax.shard_map` the
     result is 1, because arrays there are one device's own. The result is 0 if it cannot be known: several devices
-    but no ambient mesh, or a mesh with explicit axes.
+    but no ambient mesh, or a mesh with explicit axes or other names.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -187,7 +187,9 @@ def batch_shards() -> int:
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     if AxisType.Explicit in kinds.values():
         return 0
-    return mesh.shape["data"] if kinds.get("data") == AxisType.Auto else 1
+    if "data" in kinds:
+        return mesh.shape["data"] if kinds["data"] == AxisType.Auto else 1
+    return 0 if AxisType.Auto in kinds.values() else 1
 
 
 def pinned_on_gpu(x: Array) -> Array:

@@ -222,8 +222,8 @@ def test_where_it_is_taken():
         assert not collapses("on", x[:4], 256, 1)  # images that the devices do not divide
 
 
-def ambient(kind):
-    return use_abstract_mesh(AbstractMesh((8,), ("data",), (kind,)))
+def ambient(kind, axis="data"):
+    return use_abstract_mesh(AbstractMesh((8,), (axis,), (kind,)))
 
 
 def test_without_a_known_number_of_devices_it_is_not_taken_by_itself(monkeypatch):
@@ -234,6 +234,8 @@ def test_without_a_known_number_of_devices_it_is_not_taken_by_itself(monkeypatch
         with ambient(AxisType.Auto):
             assert collapses("auto", x, 256, 1)
         with ambient(AxisType.Explicit):
+            assert not collapses("auto", x, 256, 1)
+        with ambient(AxisType.Auto, "batch"):
             assert not collapses("auto", x, 256, 1)
         monkeypatch.setattr(dispatch, "backend", lambda: ("gpu", 1))
         assert collapses("auto", x, 256, 1)
