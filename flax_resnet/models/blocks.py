@@ -14,6 +14,7 @@ from flax_resnet.models.block_spec import BlockSpec, Parts
 from flax_resnet.models.layers.convolution import Array
 from flax_resnet.models.layers.dropout import Dropout, drop
 from flax_resnet.models.shortcuts import SHORTCUTS
+from flax_resnet.ops.dispatch import gradient_barrier_on_gpu
 from flax_resnet.settings import Registry, Row
 
 
@@ -52,6 +53,10 @@ class Block(nn.Module):
 
     spec: BlockSpec
     parts: Parts
+
+    def _branch_input(self, x: Array) -> Array:
+        """Return x for the residual branch; see `gradient_barrier_on_gpu`."""
+        return gradient_barrier_on_gpu(x) if self.spec.project and self.spec.stride > 1 else x
 
     def _dropped(self, x: Array, train: bool, rate: Array | None) -> Array:
         return Dropout(self.parts.dropout)(x, train, rate)
@@ -103,7 +108,8 @@ class BasicBlock(Block):
     ) -> Array:
         """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, features = self.spec.channels
-        y = self._strided_3x3(x, first, 1, train, stride=self.spec.stride)
+        y = self._branch_input(x)
+        y = self._strided_3x3(y, first, 1, train, stride=self.spec.stride)
         y = self._dropped(y, train, dropout)
         y = self.parts.conv(features, 3, dilation=self.spec.dilation, name="conv2")(y)
         y = self.parts.norm(name="bn2", **self.parts.last)(y, train=train)
@@ -123,7 +129,8 @@ class Bottleneck(Block):
         """Map [N, H, W, C] to [N, H / stride, W / stride, channels]."""
         first, middle, features = self.spec.channels
         strides = (self.spec.stride, 1) if self.parts.stride_first else (1, self.spec.stride)
-        y = self.parts.conv(first, 1, stride=strides[0], name="conv1")(x)
+        y = self._branch_input(x)
+        y = self.parts.conv(first, 1, stride=strides[0], name="conv1")(y)
         y = self.parts.norm(name="bn1")(y, train=train)
         groups = self.parts.cardinality
         y = self._strided_3x3(y, middle, 2, train, stride=strides[1], groups=groups)

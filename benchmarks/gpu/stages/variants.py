@@ -46,7 +46,7 @@ VARIANTS = {
     "products as dots": Variant(forms="product=dot"),
     "input gradients as dots": Variant(forms="input_gradient=dot"),
     "both as dots": Variant(forms="product=dot,input_gradient=dot"),
-    "slopes from signs": Variant(forms="relu_slope=sign"),
+    "slopes from comparisons": Variant(forms="relu_slope=comparison"),
     "masks from the sums": Variant(forms="relu_mask=sum"),
     "512 images": Variant(batch_size=512),
     "latency hiding": Variant(compiler={"xla_gpu_enable_latency_hiding_scheduler": True}),
