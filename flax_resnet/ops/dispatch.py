@@ -7,7 +7,7 @@
 - CPU and GPU: the gradients in batch_norm.py and max_pool.py reduce the memory traffic between convolutions.
 - GPU: collapsed.py computes a 1x1 convolution and the batch normalisation behind it as one product, and relu.py the
   sum of branch and shortcut in the convolution's kernel. A plain ResNet-50 moves 102 GB in a training step (batch
-  256, bfloat16); ours moves 74 GB (`benchmarks.lab.gpu_program`).
+  256, bfloat16); ours moves 72 GB (`benchmarks.lab.gpu_program`).
 - TPU: XLA's own operations.
 
 On a single CPU device, arrays are pinned to the default layout, last axis contiguous. Without the pins, XLA chooses
