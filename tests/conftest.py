@@ -142,6 +142,13 @@ def drawn(shapes, seed=0):
     return jax.tree.map(fill, shapes)
 
 
+def farthest_leaf(got, wanted):
+    """Return the largest relative distance |a - b| / |b| of the leaves of two trees, with the Euclidean norm."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    norms = ((np.linalg.norm(np.subtract(a, b)), np.linalg.norm(b)) for a, b in pairs)
+    return max(difference / (norm + 1e-9) for difference, norm in norms)
+
+
 def saved_run(folder, sections, class_names, *, step=0, **more):
     """Write a run folder with a checkpoint at `step` and random weights, without training or compiling."""
     from flax_resnet.config import freeze

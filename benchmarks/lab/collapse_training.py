@@ -70,24 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         losses = {name: _losses(options, pathlib.Path(place) / name, RUNS[name]) for name in RUNS}
-    per_epoch = len(losses["usual"]) // options.epochs
+    by_epoch = {name: run.reshape(options.epochs, -1) for name, run in losses.items()}
     distances = {
-        name: [
-            float(np.abs(own - usual).mean())
-            for own, usual in zip(
-                np.split(run[: per_epoch * options.epochs], options.epochs),
-                np.split(losses["usual"][: per_epoch * options.epochs], options.epochs),
-                strict=True,
-            )
-        ]
-        for name, run in losses.items()
+        name: np.abs(run - by_epoch["usual"]).mean(axis=1).tolist()
+        for name, run in by_epoch.items()
     }
     print(
         f"{'distance of losses':20}" + "".join(f"epoch {n + 1:<5}" for n in range(options.epochs))
     )
     for name, values in distances.items():
         print(f"{name:20}" + "".join(f"{value:<11.4f}" for value in values))
-    last = {name: float(run[-per_epoch:].mean()) for name, run in losses.items()}
+    last = {name: float(run[-1].mean()) for name, run in by_epoch.items()}
     print("mean loss of the last epoch: " + ", ".join(f"{k} {v:.4f}" for k, v in last.items()))
     write_record(
         options.output,
@@ -112,9 +105,7 @@ def _losses(
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(
-            f"a run ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}"
-        )
+        raise UserError(f"a run ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return np.array([record["loss"] for record in records if record["split"] == "train"])
 

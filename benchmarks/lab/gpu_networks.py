@@ -1,27 +1,23 @@
 """Compile the training steps of networks for an H100 without having one: python -m benchmarks.lab.gpu_networks
 
-    --names resnet18 resnet50 --output networks.csv
+    --names resnet18 resnet50 --output networks.json
 
 A row holds the bytes that a step in bfloat16 moves, its temporaries and kernels, with this package's operations and
 with XLA's own (the textbook form, as with FLAX_RESNET_OPS=plain), and the least bytes that its layers need: each
 output of a convolution or linear layer is written once and read once in the forward pass, and as often for each of
-the two gradients. The same command again continues an interrupted file. All networks take half an hour on two
-cores. What gpu_program.py says of its figures holds here, too.
+the two gradients. All networks take half an hour. gpu_program.py says what the figures mean, and what they need.
 """
 
-import csv
 import math
-import pathlib
 import sys
 import time
 
-import jax
-
 from benchmarks import app
 from benchmarks.arguments import output
+from benchmarks.lab.gpu_program import LABEL, prepare
 from benchmarks.lab.program_figures import Case, figures
+from benchmarks.record import write_record
 from benchmarks.speed import roofline
-from flax_resnet.errors import writing
 from flax_resnet.models import create_model
 from flax_resnet.models.summary import summarize
 from flax_resnet.ops.dispatch import operations
@@ -44,10 +40,6 @@ NETWORKS: dict[str, int] = {
     "wrn28_10": 128,
     "resnet20": 1024,
 }
-FIELDS = (
-    "name", "images", "image_size", "least_gb", "gb", "gb_not_collapsed", "gb_plain", "temporaries_gb",
-    "temporaries_gb_plain", "kernels", "kernels_plain", "float32_convolutions", "activation_copies", "seconds",
-)  # fmt: skip
 
 
 @app.command
@@ -55,23 +47,14 @@ def main() -> int:
     """Compile, and print and write each row as soon as it is there."""
     parser = app.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--names", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--output", type=output, help="CSV file")
+    parser.add_argument("--output", type=output, help="file for the result as JSON")
     options = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
-    file = pathlib.Path(options.output or "/dev/stdout")
-    there = []
-    if options.output and file.exists():
-        with file.open(newline="") as opened:
-            there = [row["name"] for row in csv.DictReader(opened)]
-    with writing(file), file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, FIELDS, lineterminator="\n")
-        if not there:
-            writer.writeheader()
-        for name in options.names:
-            if name not in there:
-                writer.writerow(row(name))
-                opened.flush()
+    prepare()
+    rows = []
+    for name in options.names:
+        rows.append(row(name))
+        print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        write_record(options.output, {"what": LABEL, "networks": rows})
     return 0
 
 
@@ -82,9 +65,8 @@ def row(name: str) -> dict[str, str | int | float]:
     summary = summarize(name, batch_size=images, dtype="bfloat16")
     endless = roofline.Limits(flops=math.inf, bandwidth=1.0)
     usual = ("model.collapse=off",) if create_model(name).measures_batches else ()
-    with operations("gpu"):
-        ours = figures(Case(name, batch_size=images))
-        not_collapsed = figures(Case(name, batch_size=images, settings=usual))
+    ours = figures(Case(name, batch_size=images))
+    not_collapsed = figures(Case(name, batch_size=images, settings=usual))
     with operations("plain"):
         plain = figures(Case(name, batch_size=images))
     return {

@@ -33,6 +33,7 @@ from benchmarks.speed.plain_flax import PLAIN_FLAX
 from benchmarks.speed.workloads import configured
 from flax_resnet.errors import ConfigError, one_line, writing
 from flax_resnet.models.summary import summarize
+from flax_resnet.ops import dispatch
 
 EXPECTED = pathlib.Path(__file__).parents[1] / "expected" / "gpu_program.json"
 LABEL = "The compiler's program, not measured time."
@@ -203,6 +204,19 @@ def main() -> int:
     parser.add_argument("--store", action="store_true", help="store as the expected figures")
     parser.add_argument("--output", type=output, help="file for the result as JSON")
     args = parser.parse_args()
+    prepare()
+    if args.check:
+        return 1 if check(expected_of(args.models)) else 0
+    run(args)
+    return 0
+
+
+def prepare() -> None:
+    """Let this process compile for GPUs, with the package's operations for GPUs.
+
+    Raises:
+      ConfigError: XLA's compiler for GPUs is not installed.
+    """
     if absent("jax_cuda12_plugin"):
         version = jax.__version__
         raise ConfigError(
@@ -212,13 +226,8 @@ def main() -> int:
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    os.environ["FLAX_RESNET_OPS"] = (
-        "gpu"  # otherwise, the backend (CPU) would choose the operations
-    )
-    if args.check:
-        return 1 if check(expected_of(args.models)) else 0
-    run(args)
-    return 0
+    # Otherwise, the backend (CPU) would choose the operations.
+    os.environ[dispatch.SWITCH] = "gpu"
 
 
 def run(args: argparse.Namespace) -> None:

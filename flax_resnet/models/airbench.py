@@ -71,7 +71,8 @@ class Whitening(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (outputs,), dtype)
         y = convolution(x.astype(self.dtype), kernel.value.astype(self.dtype))
-        return dispatch.gradient_fusion_barrier(y + bias.astype(self.dtype).reshape(1, 1, 1, -1))
+        y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return dispatch.gradient_fusion_barrier(y, "cpu")
 
 
 def patch_moments(images: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ class Parts:
     conv: Any
     norm: Any
     act: Any
-    act_of_sum: Any = None
+    act_of_sum: Any
     collapses: Any = None
     attention: Any = None
     anti_alias: Any = None

@@ -14,7 +14,7 @@ from flax_resnet.models.block_spec import BlockSpec, Parts
 from flax_resnet.models.layers.convolution import Array
 from flax_resnet.models.layers.dropout import Dropout, drop
 from flax_resnet.models.shortcuts import SHORTCUTS
-from flax_resnet.ops.dispatch import gradient_barrier_on_gpu
+from flax_resnet.ops.dispatch import gradient_fusion_barrier
 from flax_resnet.settings import Registry, Row
 
 
@@ -55,8 +55,9 @@ class Block(nn.Module):
     parts: Parts
 
     def _branch_input(self, x: Array) -> Array:
-        """Return x for the residual branch; see `gradient_barrier_on_gpu`."""
-        return gradient_barrier_on_gpu(x) if self.spec.project and self.spec.stride > 1 else x
+        """Return x for the residual branch. Its gradient is added to that of a strided projection of x."""
+        strided = self.spec.project and self.spec.stride > 1
+        return gradient_fusion_barrier(x, "gpu") if strided else x
 
     def _dropped(self, x: Array, train: bool, rate: Array | None) -> Array:
         return Dropout(self.parts.dropout)(x, train, rate)

@@ -143,8 +143,9 @@ class ResNet(nn.Module):
             norm=norm_layer(self, act),
             act=act,
             act_of_sum=ACTIVATIONS[self.act].of_sum or act,
-            collapses=self.measures_batches
-            and partial(collapses, self.collapse, groups=self.norm_groups),
+            collapses=partial(collapses, self.collapse, groups=self.norm_groups)
+            if self.measures_batches
+            else None,
             attention=attention_layer(self),
             anti_alias=ANTI_ALIAS[self.anti_alias].filter,
             shortcut=self.shortcut,

@@ -232,11 +232,8 @@ def _backward(scope: Scope, saved: _Saved, cotangents: tuple) -> tuple:
     parts, slopes = _in_parts(x, scope), _in_parts(g, scope)
     _, per_group, pixels, _ = parts.shape
     count = per_group * pixels
-    kernel, folded, distance = (
-        saved.kernel.astype(wide),
-        saved.folded.astype(wide),
-        moments.distance,
-    )
+    kernel, folded = saved.kernel.astype(wide), saved.folded.astype(wide)
+    distance = moments.distance
 
     total = slopes.sum(axis=2, dtype=wide)  # [G, Q, C]
     cross = sum_of_products(parts, slopes, CROSS_CHUNK, wide)  # [G, Q, K, C]
@@ -273,10 +270,8 @@ def _backward(scope: Scope, saved: _Saved, cotangents: tuple) -> tuple:
     dx = _per_group(x, inner) + _along_images(low, x) + (through + _along_images(high, x))
 
     dkernel = dkernel.reshape(scope.shards, -1, *dkernel.shape[2:]).sum(axis=1)  # of each device
-    if (
-        scope.shards > 1
-    ):  # cross the devices in the dtype in which the gradients of other kernels do
-        dkernel = dkernel.astype(x.dtype)
+    # The gradients of other kernels cross devices in x's dtype, too.
+    dkernel = dkernel.astype(x.dtype) if scope.shards > 1 else dkernel
     dkernel = lax.reduce(dkernel, jnp.zeros((), dkernel.dtype), lax.add, (0,)).astype(wide)
     return dx, dkernel, dscale.sum(axis=0), dbias.sum(axis=0), jnp.zeros_like(dscale[0])
 

@@ -115,15 +115,13 @@ def gpu_form(operation: str, x: Array) -> str:
     Raises:
       ConfigError: FLAX_RESNET_GPU_FORMS names an operation or a form that does not exist.
     """
-    if not has_own_form(x, "gpu"):
-        return ""
     given = os.environ.get(FORMS_SWITCH, "")
     chosen = dict(part.partition("=")[::2] for part in given.split(",") if part)
     for name, form in chosen.items():
         if form not in GPU_FORMS.get(name, ()):
             allowed = ", ".join(f"{key}={'|'.join(forms)}" for key, forms in GPU_FORMS.items())
             raise ConfigError(key=FORMS_SWITCH, value=given, allowed=f"a list of {allowed}")
-    return chosen.get(operation, GPU_FORMS[operation][0])
+    return chosen.get(operation, GPU_FORMS[operation][0]) if has_own_form(x, "gpu") else ""
 
 
 def pins_layout() -> bool:
@@ -169,9 +167,12 @@ def backend() -> tuple[str, int]:
 
 def pinned(x: Array) -> Array:
     """Pin an array to the default layout, last axis contiguous, if `pins_layout()`; else return it unchanged."""
+    return _in_default_layout(x) if pins_layout() else x
+
+
+def _in_default_layout(x: Array) -> Array:
     # NumPy arrays can be passed outside of jit.
-    layout = Layout(tuple(range(x.ndim)))
-    return with_layout_constraint(jnp.asarray(x), layout) if pins_layout() else x
+    return with_layout_constraint(jnp.asarray(x), Layout(tuple(range(x.ndim))))
 
 
 def batch_shards() -> int:
@@ -199,9 +200,7 @@ def pinned_on_gpu(x: Array) -> Array:
     in that layout and copies the new parameters and momenta back. Pins save 48 of 1,194 kernels in a step of
     ResNet-50. A pin makes XLA gather a gradient of which each device needs only a share.
     """
-    if not has_own_form(x, "gpu"):
-        return x
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return _in_default_layout(x) if has_own_form(x, "gpu") else x
 
 
 def fusion_barrier(x: Array) -> Array:
@@ -212,40 +211,29 @@ def fusion_barrier(x: Array) -> Array:
     return lax.optimization_barrier(pinned(x))
 
 
-def gradient_fusion_barrier(x: Array) -> Array:
-    """Return x; on CPU, keep XLA from fusing its gradient into the gradient's consumers.
+def gradient_fusion_barrier(x: Array, platform: str) -> Array:
+    """Return x; on this platform, "cpu" or "gpu", keep XLA from fusing its gradient into the gradient's consumers.
 
-    Otherwise YNNPACK computes a sum over the gradient together with everything that the gradient is computed from.
-    With the slope of a GELU, this costs a tenth of a step: 613 ms instead of 560 (500 maps of 31x31x24, two cores
-    of an Intel Xeon).
+    - CPU: otherwise, YNNPACK computes a sum over the gradient together with everything that the gradient is
+      computed from. With the slope of a GELU, this costs a tenth of a step: 613 ms instead of 560 (500 maps of
+      31x31x24, two cores of an Intel Xeon).
+    - GPU: otherwise, the convolution that computes the gradient also adds other gradients of x, and XLA writes them
+      to memory first. For that, it pads the gradient of a strided projection with zeros. With the barrier, this
+      gradient stays small: a step of ResNet-50 (batch 256, bfloat16) moves 72.3 GB instead of 73.7.
     """
-    return _gradient_fusion_barrier(x) if has_own_form(x, "cpu") else x
+    return _gradient_fusion_barrier(x, platform) if has_own_form(x, platform) else x
 
 
-@jax.custom_vjp
-def _gradient_fusion_barrier(x: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gradient_fusion_barrier(x: Array, platform: str) -> Array:
     return x
 
 
-_gradient_fusion_barrier.defvjp(lambda x: (x, None), lambda _, dx: (fusion_barrier_on_cpu(dx),))
+def _behind_barrier(platform: str, _: None, dx: Array) -> tuple[Array]:
+    return (fusion_barrier_on_cpu(dx) if platform == "cpu" else lax.optimization_barrier(dx),)
 
 
-def gradient_barrier_on_gpu(x: Array) -> Array:
-    """Return x; on GPU, keep XLA from adding other gradients of x in the kernel that computes this one.
-
-    Otherwise XLA pads the gradient of a strided projection with zeros to the whole map, writes it, and reads it in
-    the convolution that computes the branch's gradient. With the barrier, the kernel that adds both reads the small
-    map: a step of ResNet-50 (batch 256, bfloat16) moves 72.3 GB instead of 73.7.
-    """
-    return _gradient_barrier(x) if has_own_form(x, "gpu") else x
-
-
-@jax.custom_vjp
-def _gradient_barrier(x: Array) -> Array:
-    return x
-
-
-_gradient_barrier.defvjp(lambda x: (x, None), lambda _, dx: (lax.optimization_barrier(dx),))
+_gradient_fusion_barrier.defvjp(lambda x, platform: (x, None), _behind_barrier)
 
 
 def fusion_barrier_on_cpu(x: Array) -> Array:

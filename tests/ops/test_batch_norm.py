@@ -82,3 +82,20 @@ def test_second_derivatives_of_batch_normalisation_on_cpu(monkeypatch):
         return jax.jit(jax.grad(lambda x: jnp.sin(jax.grad(value)(x)).sum()))(x)
 
     assert farthest([curvature("cpu")], [curvature("plain")]) < 1e-4
+
+
+def test_bfloat16_rounds_once_for_any_mean(monkeypatch):
+    """On GPU, mean and bias are one vector in bfloat16; that must not cost digits."""
+    monkeypatch.setenv(dispatch.SWITCH, "gpu")
+    layer = BatchNorm(act=ACTIVATIONS["relu"].apply, dtype=jnp.bfloat16)
+    x = (30 + normal((8, 6, 6, 16), "float32")).astype(jnp.bfloat16)
+    variables = {
+        "params": {"scale": normal((16,), "float32", 1), "bias": normal((16,), "float32", 2)},
+        "batch_stats": {"mean": jnp.full(16, 30.0), "var": jnp.ones(16)},
+    }
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    wide = np.asarray(x, np.float64)
+    scale, bias = (np.asarray(variables["params"][name], np.float64) for name in ("scale", "bias"))
+    exact = (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + layer.epsilon)
+    exact = np.maximum(exact * scale + bias, 0)
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import one_device
+from conftest import farthest_leaf, one_device
 
 from flax_resnet.augment import training_batch
 from flax_resnet.augment.augment_section import Augment
@@ -191,3 +191,18 @@ def test_the_step_trains_on_the_augmented_images_and_labels(machinery):
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(top1)
     assert (np.argmax(targets, 1) != batch["label"]).any()
+
+
+@pytest.mark.slow
+def test_the_step_with_the_operations_for_gpus_is_that_with_plain_ones(machinery):
+    model, optimizer, state = machinery
+
+    def after(operations):
+        with dispatch.operations(operations):
+            step = make_train_step(CONFIG, model, optimizer, one_device())
+            return step(state(), {"seed": 0}, batch_of(16))
+
+    (got, metrics), (wanted, plain) = after("gpu"), after("plain")
+    assert float(metrics["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-5)
+    assert farthest_leaf(got.params, wanted.params) < 1e-4
+    assert farthest_leaf(got.batch_stats, wanted.batch_stats) < 1e-4

@@ -68,20 +68,15 @@ def convolution(
 
 
 class Product(NamedTuple):
-    """A 1x1 convolution that is not computed yet, because `BatchNorm` computes it and itself as one product.
+    """The operands of a 1x1 convolution that `BatchNorm` computes together with its normalisation.
 
     Attributes:
-      x: [N, H, W, I], the pixels that the convolution reads; it has the compute dtype.
+      x: [N, H, W, I], the pixels that the convolution reads, in the compute dtype.
       kernel: [1, 1, I, O], at least float32.
     """
 
     x: Array
     kernel: Array
-
-
-def computed(x: Array | Product) -> Array:
-    """Return [N, H, W, O]: the map itself, or the result of a convolution that is not computed yet."""
-    return convolution(x.x, x.kernel.astype(x.x.dtype)) if isinstance(x, Product) else x
 
 
 def standardized(kernel: Array, epsilon: float) -> Array:
@@ -124,14 +119,14 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, lazy: bool = False) -> Any:
-        """Map [N, H, W, I] to [N, H', W', features]; with `lazy`, return a 1x1 without bias as a `Product`."""
+        """Map [N, H, W, I] to [N, H', W', features]; with `lazy`, return the `Product` of a 1x1 without bias."""
         dtype = at_least_float32(self.dtype)
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         if self.standardize is not None:
             kernel = standardized(kernel, self.standardize)
         padding = self.dilation * (self.size - 1) // 2 if self.padding is None else self.padding
-        if lazy and self.size == self.groups == 1 and not padding and not self.bias:
+        if lazy:
             return Product(x.astype(self.dtype)[:, :: self.stride, :: self.stride], kernel)
         y = convolution(
             x.astype(self.dtype),

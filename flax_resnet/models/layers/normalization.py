@@ -16,13 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_resnet.errors import ConfigError
-from flax_resnet.models.layers.convolution import (
-    Array,
-    Dtype,
-    Product,
-    at_least_float32,
-    computed,
-)
+from flax_resnet.models.layers.convolution import Array, Dtype, Product, at_least_float32
 from flax_resnet.ops import dispatch
 from flax_resnet.ops.batch_norm import along_channels, batch_normalize, normalize
 from flax_resnet.ops.collapsed import Scope, collapsed_batch_norm
@@ -47,11 +41,7 @@ class NormRow(Row):
 
 NORMS: Registry[NormRow] = Registry(__name__)
 # {field of a network: the field of its layers that it sets}. `norm_scope` is no field: it sets `norm_groups`.
-FIELDS = {
-    "norm_momentum": "momentum",
-    "norm_epsilon": "epsilon",
-    "norm_groups": "groups",
-}
+FIELDS = {"norm_momentum": "momentum", "norm_epsilon": "epsilon", "norm_groups": "groups"}
 
 
 def norm_layer(net: Any, act: Callable) -> Callable[..., nn.Module]:
@@ -105,17 +95,17 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: Array | Product, *, train: bool, pools: bool = False) -> Any:
+    def __call__(self, x: Any, *, train: bool, pools: bool = False) -> Any:
         """Normalise [N, H, W, C] over N, H, W (of each group).
 
         Args:
-          x: a map; or, in training, a 1x1 convolution that is not computed yet (see `Product`).
+          x: the map; or, in training, the `Product` of the convolution that would compute it.
           train: whether to use the statistics of the batch.
-          pools: whether to return a pair: the result, and the means [N, C] of its images, or None where only the
-            result can give them.
+          pools: whether to return a pair: the result, and the mean of each of its images [N, C]. For a map, the
+            second element is None.
         """
         if self.has_variable("params", "bias") and not self.has_variable("params", "scale"):
-            return self._folded(computed(x), train)
+            return self._folded(x, train)
         channels = x.kernel.shape[-1] if isinstance(x, Product) else x.shape[-1]
         stats_dtype = at_least_float32(self.dtype)
         scale = self.param("scale", self.scale_init, (channels,), stats_dtype)
@@ -124,7 +114,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), stats_dtype)
 
         if self.frozen or not train:
-            wide = computed(x).astype(stats_dtype)
+            wide = x.astype(stats_dtype)
             mean, var = (along_channels(leaf.value, wide) for leaf in (running_mean, running_var))
             y = normalize(wide, mean, var, scale, bias, self.epsilon, self.act, self.dtype)
             return (y, None) if pools else y
@@ -148,8 +138,7 @@ class BatchNorm(nn.Module):
         self, x: Array | Product, scale: Array, bias: Array, about: Array, pools: bool
     ) -> tuple[Array, Array, Array, Array | None]:
         """Return the normalised map, mean and variance [groups, ..., C], and the means of its images or None."""
-        source = x.x if isinstance(x, Product) else x
-        batch, height, width, _ = source.shape
+        batch, height, width, _ = (x.x if isinstance(x, Product) else x).shape
         if batch % self.groups:
             raise ConfigError(
                 key="model.norm_groups",
@@ -170,7 +159,7 @@ class BatchNorm(nn.Module):
         )
         return y.reshape(x.shape), mean, var, None
 
-    def _folded(self, x: Array, train: bool) -> Array:
+    def _folded(self, x: Any, train: bool) -> Array:
         """Add the bias, the only parameter that `folding.fold_batch_norm` keeps."""
         if train:
             raise ConfigError(
