@@ -105,7 +105,8 @@ def _losses(
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"a run ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        lines = done.stderr.strip().splitlines()
+        raise UserError(f"a run ended with {done.returncode}: {lines[-1] if lines else ''}")
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return np.array([record["loss"] for record in records if record["split"] == "train"])
 
