@@ -106,8 +106,8 @@ class Model(Section):
         UNSET,
         one_of("auto", "on", "off"),
         "whether training computes a 1x1 convolution and the batch normalisation behind it as one product: auto "
-        "for bfloat16 on GPU, if that moves fewer bytes; on if the convolution has more outputs than inputs; if not "
-        "set, auto",
+        "for bfloat16 on GPU, if that moves fewer bytes; on if the convolution has more outputs than inputs; if "
+        "not set, auto",
     )
     norm_momentum: float = setting(
         UNSET,
